@@ -1,0 +1,63 @@
+"""What every benchmark shares: where data lies, what machine this is, and how results are written."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jaxtempl import files
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "benchmarks"
+
+
+def data() -> Path:
+    """The folder named by JAXTEMPL_DATA, with `star/`, `sgd/` and so on in it (bench/data/README.md makes it)."""
+    folder = os.environ.get("JAXTEMPL_DATA")
+    if not folder or not Path(folder).is_dir():
+        raise SystemExit("JAXTEMPL_DATA names no folder; set it to the data folder (bench/data/README.md makes one)")
+    return Path(folder)
+
+
+def machine(packages: Sequence[str]) -> dict[str, Any]:
+    """Processor, cores, memory, system, and the versions of Python and of `packages`."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def described(machine: dict[str, Any]) -> str:
+    """The machine as one sentence of Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"Measured on {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory, "
+        f"{machine['system']}, Python {machine['python']} ({versions}); load {machine['load_before']} before the run."
+    )
+
+
+def write(name: str, results: dict[str, Any], markdown: str) -> None:
+    """Writes `docs/benchmarks/<name>.json` and the page beside it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    files.write_json(RESULTS / f"{name}.json", results)
+    with files.atomic_file(RESULTS / f"{name}.md") as temporary:
+        temporary.write_text(markdown)
+    print(markdown)

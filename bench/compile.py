@@ -1,0 +1,104 @@
+"""Compile time of one training step at 6 and at 24 layers of the 70m width: `python -m bench.compile`.
+
+The blocks run in a scan, so depth must not show. Compilations of both depths take turns in one process, each from
+nothing: caches are cleared before each and no cache on disk is used.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from bench import common
+from jaxtempl import config, optim, run, tasks
+from jaxtempl.models.neox import Architecture
+
+DEPTHS = (6, 24)
+ROUNDS = 5
+ROWS, LENGTH = 4, 512
+LIMIT = 1.2  # greatest ratio of the medians
+
+Seconds = dict[int, list[float]]
+
+
+def training_step(architecture: Architecture) -> Callable[..., Any]:
+    """Loss, gradient and AdamW update of the causal language model, as one function of arrays."""
+    task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
+    optimizer = _optimizer()
+
+    def step(params: PyTree, moments: PyTree, batch: dict[str, Array]) -> tuple[PyTree, PyTree, Array]:
+        (loss, sums), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
+        mean = jax.tree.map(lambda g: g / sums["weight"], gradient)
+        changes, moments = optimizer.update(mean, moments, params)
+        return optax.apply_updates(params, changes), moments, loss
+
+    return step
+
+
+def _optimizer() -> optax.GradientTransformation:
+    return optim.adamw(config.AdaptConfig(rate=1e-3, warmup=0.01, decay=0.01), 1000)
+
+
+def seconds_to_compile(architecture: Architecture) -> float:
+    """Traces, lowers and compiles one step from nothing; arrays are shapes only."""
+    params = run.abstract_params(architecture, architecture.vocabulary)
+    moments = jax.eval_shape(_optimizer().init, params)
+    row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
+    step = training_step(architecture)
+    jax.clear_caches()
+    start = time.perf_counter()
+    jax.jit(step, donate_argnums=(0, 1)).lower(params, moments, {"tokens": row, "segments": row}).compile()
+    return time.perf_counter() - start
+
+
+def measure() -> Seconds:
+    """Seconds of each compilation by depth; the first of each is thrown away, for it also loads the compiler."""
+    base = Architecture(**config.size("70m")["architecture"])
+    times: Seconds = {depth: [] for depth in DEPTHS}
+    for _ in range(ROUNDS + 1):
+        for depth in DEPTHS:
+            times[depth].append(seconds_to_compile(dataclasses.replace(base, layers=depth)))
+    return {depth: values[1:] for depth, values in times.items()}
+
+
+def page(times: Seconds, ratio: float, machine: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [f"| {d} | {statistics.median(t):.2f} | {', '.join(f'{s:.2f}' for s in t)} |" for d, t in times.items()]
+    return "\n".join(
+        [
+            "# Compile time against depth",
+            "",
+            f"One training step (loss, gradient, AdamW) of the 70m width, {ROWS} x {LENGTH} tokens, float32, traced,",
+            f"lowered and compiled from nothing {ROUNDS} times at each depth, by turns in one process.",
+            "",
+            "| layers | median seconds | each |",
+            "|---|---|---|",
+            *lines,
+            "",
+            f"Ratio of the medians: **{ratio:.2f}** (at most {LIMIT} is wanted). `python -m bench.compile` repeats it.",
+            "",
+            common.described(machine),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measures and writes docs/benchmarks/compile.json and its page."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    machine = common.machine(["jax", "jaxlib", "flax", "optax"])
+    times = measure()
+    few, many = (statistics.median(times[depth]) for depth in DEPTHS)
+    ratio = many / few
+    results = {"machine": machine, "seconds": {str(d): t for d, t in times.items()}, "ratio": ratio, "limit": LIMIT}
+    common.write("compile", results, page(times, ratio, machine))
+
+
+if __name__ == "__main__":
+    main()

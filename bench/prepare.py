@@ -1,0 +1,158 @@
+"""`prepare` against the tokenizers library's own batch rate on the same text, and its memory as the corpus grows.
+
+    JAXTEMPL_DATA=data python -m bench.prepare
+
+The ratio compares whole runs of `prepare` (reading, validating, splitting, tokenizing, packing, writing) with
+`encode_batch` alone on the texts that the rows hold, already in memory. Both are run in turn, in one process.
+Memory is the peak resident size of a process that prepares star's training side once and ten times over.
+"""
+
+import argparse
+import contextlib
+import gzip
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from bench import common
+from jaxtempl import prepare
+from jaxtempl.config import PrepareConfig, tokenizer_path
+from jaxtempl.dataset import Dataset
+from jaxtempl.text import document
+
+SETS = ("star/train", "sgd/train", "taskmaster4/train", "multidogo/train")  # those of them that are there
+PACKAGES = ("tokenizers", "tensorflow-datasets", "array-record", "numpy")
+BATCHES = (1024, 1 << 30)  # texts a call of the library; the faster of the two is compared
+GROWTH = (1, 10)
+
+# VmHWM, for the peak that getrusage tells of a child starts at its parent's.
+CHILD = """
+import re, sys
+from pathlib import Path
+from jaxtempl import prepare
+from jaxtempl.config import PrepareConfig
+prepare.run(PrepareConfig(train=(sys.argv[1],), out=Path(sys.argv[2])))
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+"""
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def encode(texts: list[str], batch: int) -> float:
+    """Seconds that the library takes; a new tokenizer each time, so its cache starts as empty as `prepare`'s."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_path("")))
+    starts = range(0, len(texts), batch)
+    return seconds(lambda: [len(tokenizer.encode_batch(texts[i : i + batch])) for i in starts])
+
+
+def speed(paths: tuple[str, ...], folder: Path, repeats: int) -> dict[str, Any]:
+    """Seconds of each, run in turn, and the ratio of the medians."""
+    config = PrepareConfig(train=paths, out=folder / "data", overwrite=True)
+    prepare.run(config)  # fills the page cache and says what is in it
+    dataset = Dataset(config.out)
+    texts = [document(case.messages) for split in ("train", "validation") for case in dataset.cases(split)]
+    whole: list[float] = []
+    library: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    for _ in range(repeats):
+        with contextlib.redirect_stdout(io.StringIO()):
+            whole.append(seconds(lambda: prepare.run(config)))
+        for batch, taken in library.items():
+            taken.append(encode(texts, batch))
+    best = min(library.values(), key=statistics.median)
+    size = sum(len(text.encode()) for text in texts)
+    return {
+        "cases": len(texts),
+        "text_mb": size / 1e6,
+        "tokens": sum(dataset.manifest["counts"]["tokens"].values()),
+        "prepare_seconds": whole,
+        "encode_batch_seconds": best,
+        "prepare_mb_a_second": size / 1e6 / statistics.median(whole),
+        "encode_batch_mb_a_second": size / 1e6 / statistics.median(best),
+        "ratio": statistics.median(best) / statistics.median(whole),
+        "ratios": [b / w for b, w in zip(best, whole, strict=True)],
+    }
+
+
+def grown(source: Path, times: int) -> Iterator[str]:
+    """The lines of star's training side, `times` over, each copy with its own case_ids and first messages."""
+    for copy in range(times):
+        with gzip.open(source, "rt") as lines:
+            for line in lines:
+                record = json.loads(line)
+                record["case_id"] += f"-{copy}"
+                record["messages"][0]["text"] += f" ({copy})"
+                yield json.dumps(record) + "\n"
+
+
+def memory(source: Path, folder: Path) -> list[dict[str, Any]]:
+    """Peak resident MB of a process of its own for each size."""
+    rows: list[dict[str, Any]] = []
+    for times in GROWTH:
+        path, out = folder / f"x{times}.jsonl", folder / f"x{times}"
+        with path.open("w") as file:
+            cases = sum(file.write(line) > 0 for line in grown(source, times))
+        command = [sys.executable, "-c", CHILD, str(path), str(out)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=common.ROOT)
+        peak = float(done.stdout.splitlines()[-1])
+        rows.append({"times": times, "cases": cases, "input_mb": path.stat().st_size / 1e6, "peak_mb": peak})
+    return rows
+
+
+def page(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    quick, rows = results["speed"], results["memory"]
+    sizes = "\n".join(f"| {r['times']} | {r['cases']:,} | {r['input_mb']:.0f} | {r['peak_mb']:.0f} |" for r in rows)
+    return f"""# prepare
+
+{common.described(results["machine"])}
+
+Whole runs of `prepare` on {", ".join(results["sets"])} ({quick["cases"]:,} cases, {quick["text_mb"]:.1f} MB of text,
+{quick["tokens"] / 1e6:.1f} M tokens) against the tokenizers library's `encode_batch` on the same text in memory,
+run in turn, medians of {results["repeats"]}.
+
+| | MB of text a second |
+|---|---|
+| `prepare`, all of it | {quick["prepare_mb_a_second"]:.2f} |
+| `encode_batch` alone | {quick["encode_batch_mb_a_second"]:.2f} |
+| ratio | {quick["ratio"]:.2f} ({min(quick["ratios"]):.2f} to {max(quick["ratios"]):.2f}) |
+
+Peak memory of a process that prepares star's training side, once and ten times over:
+
+| times | cases | input, MB | peak memory, MB |
+|---|---|---|---|
+{sizes}
+
+Again: `JAXTEMPL_DATA=FOLDER python -m bench.prepare`.
+"""
+
+
+def main() -> None:
+    """Measures and writes docs/benchmarks/prepare.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    data, machine = common.data(), common.machine(PACKAGES)
+    sets = [name for name in SETS if (data / f"{name}.jsonl.gz").exists()]
+    with tempfile.TemporaryDirectory() as folder:
+        quick = speed(tuple(str(data / name) for name in sets), Path(folder), repeats)
+        rows = memory(data / "star" / "train.jsonl.gz", Path(folder))
+    results: dict[str, Any] = {"machine": machine, "repeats": repeats, "sets": sets, "speed": quick, "memory": rows}
+    common.write("prepare", results, page(results))
+
+
+if __name__ == "__main__":
+    main()

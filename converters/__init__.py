@@ -1,0 +1,1 @@
+"""From a run to formats that other software loads."""

@@ -1,0 +1,97 @@
+"""Phase 1: further causal language modelling on packed rows of transcripts (paper section 4.2)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxtempl import batches, config, launch, run, start, tasks
+from jaxtempl.batches import Batch
+from jaxtempl.config import AdaptConfig
+from jaxtempl.dataset import Dataset
+from jaxtempl.errors import UsageError, UserError
+from jaxtempl.precision import compute_dtype
+from jaxtempl.tokenizer import Tokenizer
+
+VALIDATION_ROWS = (
+    256  # of the first dataset: enough to tell losses apart by 0.01, cheap enough for every tenth of a run
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """`bin/adapt`."""
+    adapt(config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given)))
+
+
+def adapt(asked: AdaptConfig) -> run.Run:
+    """Trains a language model and leaves a run.
+
+    Raises:
+        UserError: anything about data, weights or flags that the user can mend.
+    """
+    dtype = compute_dtype(asked.precision)
+    datasets = [(Dataset(folder), weight) for folder, weight in mixture(asked.data)]
+    begin = start.point(asked)
+    tokenizer = Tokenizer(begin.tokenizer)
+    length = _row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
+    sources = [(dataset.rows(tokenizer, "train"), weight) for dataset, weight in datasets]
+    total = sum(len(rows) for rows, _ in sources)
+    steps = batches.steps_in(asked.epochs, total, asked.batch)
+    settings = launch.resolved(asked, "adapt", steps, saves=10)
+    launch.show(settings, f"{total:,} rows of {length} tokens, {settings.batch * length:,} tokens an update")
+    validation = datasets[0][0].rows(tokenizer, "validation")
+    return launch.train_run(
+        settings,
+        begin,
+        launch.Work(
+            phase="adapt",
+            task=tasks.causal_lm(run.graphdef(begin.architecture, begin.architecture.vocabulary, dtype)),
+            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed),
+            validation=lambda: _validation(validation, settings.batch // settings.accumulate),
+            templates=[],
+            facts={"length": length, "datasets": {str(d.folder): d.fingerprint for d, _ in datasets}},
+        ),
+    )
+
+
+def mixture(data: str) -> list[tuple[Path, float | None]]:
+    """`DIR[:WEIGHT],...` as folders and weights; None where no weight is given.
+
+    Raises:
+        UsageError: a weight that is no positive number, or weights on some and not on others.
+    """
+    parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in data.split(",") if part]
+    pairs = [(Path(folder), _weight(weight, data) if colon else None) for folder, colon, weight in parts]
+    if not pairs or len({weight is None for _, weight in pairs}) > 1:
+        raise UsageError(f"--data={data!r}: name folders as DIR,DIR or all with weights as DIR:WEIGHT,DIR:WEIGHT")
+    return pairs
+
+
+def _weight(text: str, data: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not weight > 0:
+        raise UsageError(f"--data={data!r}: weight {text!r} is not a number above 0")
+    return weight
+
+
+def _row_length(datasets: Sequence[Dataset], positions: int) -> int:
+    lengths = {dataset.manifest["length"] for dataset in datasets}
+    if len(lengths) > 1 or max(lengths) > positions:
+        raise UserError(
+            f"the rows of --data are {', '.join(map(str, sorted(lengths)))} tokens long; they must be of one length, "
+            f"at most the model's {positions} positions: prepare them again with one --length"
+        )
+    return lengths.pop()
+
+
+def _validation(rows: Sequence[batches.Microbatch], size: int) -> Iterator[Batch]:
+    """The first rows of the held-out part, the last microbatch filled up with rows that are all padding."""
+    count = min(len(rows), VALIDATION_ROWS)
+    for first in range(0, count, size):
+        part = [rows[i] for i in range(first, min(first + size, count))]
+        empty = {key: np.zeros_like(value) for key, value in part[0].items()}
+        part += [empty] * (size - len(part))
+        yield [{key: np.stack([row[key] for row in part]) for key in empty}]

@@ -1,0 +1,191 @@
+"""`batch_at(step)`: a pure function of (seed, step), for packed rows, labelled contexts and weighted mixtures.
+
+A batch is a list of microbatches, each a dict of arrays of one of a few fixed shapes; the gradient of a batch is
+that of its rows together, however they are cut. An epoch is a seeded permutation, so any host can make any part
+of any step, and resuming is asking for a later step.
+
+Dims: B rows, L length.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int32, Integer
+
+from jaxtempl import text
+from jaxtempl.cases import Case, Message
+from jaxtempl.dataset import Dataset, Labels
+from jaxtempl.errors import UserError
+from jaxtempl.tokenizer import Tokenizer
+
+LENGTHS = (64, 128, 256, 512)  # buckets of a labelled context; a window longer than the last is its own bucket
+WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+Microbatch = Mapping[str, Integer[np.ndarray, "..."]]
+Batch = list[Microbatch]
+
+
+class Context(NamedTuple):
+    """One labelled context, read: the window's ids and the slot to predict (-1: the template is no class)."""
+
+    tokens: list[int]
+    slot: int
+
+
+class Contexts:
+    """Labelled contexts of one split at random; made and tokenized when read.
+
+    Args:
+        dataset: where the cases and labels are.
+        split: side of the dataset.
+        tokenizer: the model's.
+        limit: tokens of the window.
+        role_tags: keep the phase-1 tags.
+        chosen: indices of the labels to serve (default: all of the split).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        tokenizer: Tokenizer,
+        limit: int = text.WINDOW,
+        role_tags: bool = False,
+        chosen: Integer[np.ndarray, " n"] | None = None,
+    ) -> None:
+        self.cases = dataset.cases(split)
+        labels = dataset.labels(split)
+        self.labels = labels if chosen is None else Labels(*(column[chosen] for column in labels))
+        self.limit = limit
+        # A case's messages come back in the context of each of its labels, so what they encode to is remembered.
+        self._encode = functools.lru_cache(2**16)(lambda piece: tokenizer.encode([piece])[0])
+        self._pieces = functools.partial(text.pieces, role_tags=role_tags)
+
+    def __len__(self) -> int:
+        return len(self.labels.slot)
+
+    def __getitem__(self, index: int) -> Context:
+        case: Case = self.cases[int(self.labels.case[index])]
+        return Context(self.window(case.messages[: self.labels.message[index]]), int(self.labels.slot[index]))
+
+    def window(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the newest whole messages that fit."""
+        return text.window([self._encode(piece) for piece in self._pieces(messages)], self.limit)
+
+
+def nested(total: int, count: int, seed: int) -> Integer[np.ndarray, " count"]:
+    """The first `count` indices of one seeded permutation of `total`, so that smaller subsets lie inside larger ones.
+
+    Raises:
+        UserError: there are fewer than `count`.
+    """
+    if count > total:
+        raise UserError(f"--labels={count} is more than the {total} training labels there are; ask for fewer")
+    return np.random.default_rng(seed).permutation(total)[: count or total]
+
+
+def row_batches(
+    sources: Sequence[tuple[Any, float | None]], batch: int, accumulate: int, seed: int
+) -> grain.MapDataset:
+    """Batches of packed rows by step, out of datasets mixed by weight.
+
+    Args:
+        sources: (rows, weight) pairs; a weight of None is the source's number of rows, so an epoch sees each once.
+        batch: rows an update.
+        accumulate: equal pieces the rows are computed in.
+        seed: of the order of the rows.
+
+    Raises:
+        UserError: `accumulate` does not divide `batch`, or a source has no rows.
+    """
+    if batch % accumulate:
+        raise UserError(f"--accumulate={accumulate} does not divide --batch={batch}; choose one that does")
+    if not all(len(rows) for rows, _ in sources):
+        raise UserError("a dataset of --data has no packed training rows; prepare it again with more text")
+    mixed = _mixed(sources, seed)
+    return mixed.batch(batch, batch_fn=functools.partial(_stack, pieces=accumulate))
+
+
+def _mixed(sources: Sequence[tuple[Any, float | None]], seed: int) -> grain.MapDataset:
+    shuffled = [grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat() for i, (rows, _) in enumerate(sources)]
+    weights = [len(rows) if weight is None else weight for rows, weight in sources]
+    return shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
+
+
+def _stack(rows: Sequence[Microbatch], pieces: int) -> Batch:
+    size = len(rows) // pieces
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [{key: np.stack([row[key] for row in part]) for key in part[0]} for part in parts]
+
+
+def labelled_batches(contexts: Contexts, batch: int, accumulate: int, seed: int) -> grain.MapDataset:
+    """Batches of labelled contexts by step: one random draw of `batch`, run as microbatches by length.
+
+    Args:
+        contexts: what is drawn from.
+        batch: contexts an update.
+        accumulate: a microbatch has at most batch x limit / accumulate tokens.
+        seed: of the order of the contexts.
+    """
+    cut = _cutter(contexts, batch, accumulate)
+    return grain.MapDataset.source(contexts).seed(seed).shuffle().repeat().batch(batch, batch_fn=cut)
+
+
+def _cutter(contexts: Contexts, batch: int, accumulate: int) -> Callable[[Sequence[Context]], Batch]:
+    budget = max(batch * contexts.limit // accumulate, contexts.limit)
+    return functools.partial(microbatches, lengths=buckets(contexts.limit), budget=budget, most=batch)
+
+
+def buckets(limit: int) -> tuple[int, ...]:
+    """Lengths that windows of at most `limit` tokens are padded to."""
+    return (*(length for length in LENGTHS if length < limit), limit)
+
+
+def microbatches(contexts: Sequence[Context], lengths: Sequence[int], budget: int, most: int) -> Batch:
+    """Contexts as fixed shapes [budget / L, L], one for each bucket length L, longest first.
+
+    The free rows of a bucket's last microbatch take the longest contexts of the next bucket, which would cost
+    rows of their own otherwise; what is left is filled with rows of weight zero.
+    """
+    waiting = sorted(contexts, key=lambda context: -len(context.tokens))
+    batch: Batch = []
+    while waiting:
+        length = next(length for length in lengths if length >= len(waiting[0].tokens))
+        rows = min(max(budget // length, 1), most)
+        batch.append(_pad(waiting[:rows], rows, length))
+        waiting = waiting[rows:]
+    return batch
+
+
+def _pad(contexts: Sequence[Context], rows: int, length: int) -> Microbatch:
+    """`tokens` [B L] padded on the right, `lengths`, `slots` and `weights` [B]; filler rows weigh 0."""
+    tokens: Int32[np.ndarray, "B L"] = np.zeros((rows, length), np.int32)
+    for row, context in enumerate(contexts):
+        tokens[row, : len(context.tokens)] = context.tokens
+    filler = [0] * (rows - len(contexts))
+    return {
+        "tokens": tokens,
+        "lengths": np.array([len(context.tokens) for context in contexts] + filler, np.int32),
+        "slots": np.array([max(context.slot, 0) for context in contexts] + filler, np.int32),
+        "weights": np.array([float(context.slot >= 0) for context in contexts] + filler, np.float32),
+    }
+
+
+def steps_in(epochs: float, rows: int, batch: int) -> int:
+    """Updates that `epochs` passes take; the last may reach into the next pass."""
+    return max(math.ceil(epochs * rows / batch - 1e-9), 1)
+
+
+def from_step(batches: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
+    """Batches `start` to `stop`, made ahead by threads; the same as batches[start], batches[start + 1], ..."""
+    return iter(batches[start:stop].to_iter_dataset(WORKERS))
+
+
+def labelled_in_order(contexts: Contexts, batch: int, accumulate: int) -> Iterator[Batch]:
+    """All contexts once, in order, `batch` at a time, the last one short; for validation."""
+    source = grain.MapDataset.source(contexts).batch(batch, batch_fn=_cutter(contexts, batch, accumulate))
+    return iter(source.to_iter_dataset(WORKERS))

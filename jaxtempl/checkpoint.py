@@ -1,0 +1,93 @@
+"""Checkpoints through Orbax: whole or not there, two kinds, restored exactly.
+
+`checkpoints/<step>/` holds the items `params`, `optimizer` (recovery checkpoints alone) and `meta`, each of plain
+nested dicts, and a manifest of sha256 sums; a folder without its manifest is torn and never read.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from jaxtempl import files
+from jaxtempl.errors import UserError
+
+KEPT_RECOVERIES = 2
+Kind = Literal["study", "recovery"]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A step is the number of updates done. `study` checkpoints are kept; of `recovery` ones, the newest two.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self, kind: Kind | None = None) -> list[int]:
+        """Steps of the whole checkpoints, in order; those that hold an optimizer only, for `recovery`."""
+        found = sorted(int(p.parent.name) for p in self.folder.glob("*/manifest.json") if p.parent.name.isdigit())
+        return [s for s in found if kind is None or self._manifest(s)["kind"] == kind]
+
+    def save(self, step: int, kind: Kind, params: PyTree, optimizer: PyTree | None, meta: Mapping[str, Any]) -> None:
+        """Writes all items, then the manifest, then gives the folder its name; drops recoveries beyond the newest two.
+
+        A study checkpoint of a step that has a recovery one takes its place with the optimizer kept.
+        """
+        path = self.folder / str(step)
+        with files.atomic_folder(path, replace=True) as temporary:
+            _save_tree(temporary / "params", params)
+            if optimizer is not None:
+                _save_tree(temporary / "optimizer", optimizer)
+            ocp.Checkpointer(ocp.JsonCheckpointHandler()).save(temporary / "meta", dict(meta))
+            files.write_json(temporary / "manifest.json", {"kind": kind, "step": step, "files": files.sums(temporary)})
+        for old in self.steps("recovery")[:-KEPT_RECOVERIES]:
+            shutil.rmtree(self.folder / str(old))
+
+    def params(self, step: int, like: PyTree) -> PyTree:
+        """The parameters of a step, in the shapes and placement of `like` (arrays or their shapes)."""
+        return _restore_tree(self._whole(step) / "params", like)
+
+    def optimizer(self, step: int, like: PyTree) -> PyTree:
+        """The optimizer's state of a step."""
+        return _restore_tree(self._whole(step) / "optimizer", like)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays."""
+        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._whole(step) / "meta")
+
+    def resumable(self) -> int | None:
+        """The newest step that holds an optimizer, or None."""
+        return max((s for s in self.steps() if (self.folder / str(s) / "optimizer").is_dir()), default=None)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        return files.read_json(self.folder / str(step) / "manifest.json")
+
+    def _whole(self, step: int) -> Path:
+        """Raises UserError when there is no such checkpoint or a file of it is not what was written."""
+        path = self.folder / str(step)
+        if step not in self.steps():
+            raise UserError(f"{self.folder} has no whole checkpoint {step}; there are {self.steps() or 'none'}")
+        wrong = {n for n, s in self._manifest(step)["files"].items() if not _is(path / n, s)}
+        if wrong:
+            raise UserError(f"{path} is damaged: {', '.join(sorted(wrong))} differ from the manifest; use another step")
+        return path.resolve()
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and files.sha256(path) == digest
+
+
+def _save_tree(path: Path, tree: PyTree) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), tree)
+
+
+def _restore_tree(path: Path, like: PyTree) -> PyTree:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))

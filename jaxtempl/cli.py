@@ -1,0 +1,31 @@
+"""From argv to an exit code: a user's mistake is one clear line, never a traceback."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from jaxtempl.errors import UsageError, UserError
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Runs a command: 0 when done, 1 for what the user can mend, 2 for a wrong flag, 130 when interrupted."""
+    _quiet()
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader has gone: say no more
+    return 0
+
+
+def _quiet() -> None:
+    """Keeps libraries' chatter off the screen; errors of theirs still raise."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax|grain")

@@ -1,0 +1,305 @@
+"""One frozen dataclass a command; YAML under flags; an unknown key is answered with the nearest names.
+
+A value comes from the first of: a flag, the user's `--config` file, the recipe, the size's file, the command's
+file in `configs/`, the dataclass. So what a run did is one resolved dataclass, printed and kept in the run.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import yaml
+
+from jaxtempl.errors import UsageError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+Config = TypeVar("Config")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with a default and the line that `--help` shows for it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def argument(help: str) -> Any:
+    """A field that is given by place, not by name."""
+    return dataclasses.field(metadata={"help": help, "positional": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Transcripts -> a dataset: cases, labels and packed language-model rows."""
+
+    transcripts: tuple[str, ...] = option((), "files, folders or URLs of cases, split by a hash of case_id")
+    train: tuple[str, ...] = option((), "cases of the training side, when the split is given")
+    validation: tuple[str, ...] = option((), "cases held out from training (default: 2 % of --train)")
+    test: tuple[str, ...] = option((), "cases of the test side, when the split is given")
+    documents: tuple[str, ...] = option((), 'other text ({"id", "text"} a line) for packed rows alone')
+    templates: str = option("", 'JSON file of [{"id", "text", "active"}]; others are taken from the transcripts')
+    label: str = option("template", "the key of a message that names its template")
+    size: str = option("", "pack rows with this size's tokenizer (default: Pythia's)")
+    tokenizer: str = option("", "pack rows with this tokenizer.json instead")
+    fractions: tuple[float, ...] = option((0.49, 0.01, 0.5), "train, validation and test shares of --transcripts")
+    min_count: int = option(1, "training examples a template needs to be a class")
+    max_bad: float = option(0.01, "share of bad records above which nothing is written")
+    length: int = option(2048, "tokens of a packed row")
+    seed: int = option(0, "order of the documents in the packed rows")
+    overwrite: bool = option(False, "replace --out when it exists")
+    out: Path = option(Path("data"), "folder of the dataset")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What both trainings share."""
+
+    data: str = option("data", "datasets as DIR[:WEIGHT],...; a weight is a share of the rows drawn")
+    out: str = option("", "folder of the run (default: runs/COMMAND-SIZE)")
+    weights: str = option("", "a Hugging Face folder or hub id, or `random` (default: the size's published ones)")
+    revision: str = option("", "branch, tag or commit of the hub id")
+    size: str = option("", "one of configs/sizes/")
+    recipe: Literal["default", "paper"] = option("default", "paper: Table 1 or 2 to the letter, float16 included")
+    steps: int = option(0, "updates (default: as many as --epochs gives, at most --max_steps)")
+    max_steps: int = option(14_500, "most updates when --steps is not given")
+    epochs: float = option(1.0, "passes over the data")
+    batch: int = option(0, "rows an update")
+    accumulate: int = option(1, "pieces that an update's rows are computed in")
+    rate: float = option(0.0, "peak learning rate")
+    schedule: Literal["cosine", "linear"] = option("cosine", "decay of the rate to zero after warm-up")
+    warmup: float = option(0.0, "share of the updates over which the rate rises")
+    beta1: float = option(0.9, "AdamW")
+    beta2: float = option(0.95, "AdamW")
+    decay: float = option(0.0, "AdamW's weight decay; never on biases or LayerNorm scales")
+    clip: float = option(1.0, "greatest global gradient norm (ours: the paper states none)")
+    seed: int = option(0, "of initial weights and of the order of the data")
+    save_every: int = option(0, "updates between study checkpoints, which are kept (default: a tenth of them)")
+    recover_minutes: float = option(10.0, "minutes between recovery checkpoints, of which the newest two are kept")
+    resume: Literal["auto", "must", "never"] = option("auto", "go on from the run's newest whole checkpoint")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on accelerators, fp32 on the CPU")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptConfig(TrainConfig):
+    """Phase 1: further language modelling on transcripts (paper section 4.2)."""
+
+    start: str = dataclasses.field(default="", metadata={"help": "go on from this adapt RUN[@STEP]", "flag": "from"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
+
+    start: str = dataclasses.field(default="", metadata={"help": "the adapt RUN[@STEP] to tune", "flag": "from"})
+    length: int = option(512, "tokens of the window")
+    labels: int = option(0, "use the first N labels of one seeded permutation, so subsets nest (default: all)")
+    role_tags: bool = option(
+        False, "keep <CUSTOMER>, <SYSTEM> and <ADVOCATE> in the context (the paper leaves them out)"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """A run on a split: report.json, predictions.jsonl and a page."""
+
+    run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best")
+    data: Path = option(Path("data"), "dataset")
+    split: Literal["train", "validation", "test"] = option("test", "side of the dataset")
+    out: str = option("", "folder of the report (default: RUN/evaluate-SPLIT)")
+    baselines: bool = option(True, "fit and score majority, previous template and linear n-grams beside the run")
+    batch: int = option(64, "rows at a time")
+    seed: int = option(0, "of the bootstrap and of the baselines")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuggestConfig:
+    """A case in, the templates an advocate most likely wants next out."""
+
+    case: Path = argument('JSON file of {"messages": [{"role", "text"}, ...]}; - reads standard input')
+    run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best of a finetune")
+    k: int = option(5, "how many templates")
+    json: bool = option(False, "print JSON instead of a table")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole path on the embedded model and synthetic cases, ending with suggestions."""
+
+    out: Path = option(Path("demo"), "folder for all that is made")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """A run -> a folder that other software loads."""
+
+    run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best")
+    out: Path = option(Path("converted"), "folder to write")
+
+
+def parse(
+    kind: type[Config], argv: Sequence[str], layers: Callable[[Mapping[str, Any]], Iterable[Any]] = lambda _: ()
+) -> Config:
+    """Flags over the user's `--config` file over `layers` over the dataclass's own defaults.
+
+    Args:
+        kind: the command's dataclass.
+        argv: the command's arguments.
+        layers: given what flags and file say, the mappings that lie under them, lowest first.
+
+    Raises:
+        UsageError: an unknown flag or key, or a value that is not of its field's type.
+    """
+    flags = _flags(kind, argv)
+    path = flags.pop("config", None)
+    given = {**(load(Path(path)) if path else {}), **flags}
+    merged = {key: value for layer in layers(given) for key, value in layer.items()}
+    return build(kind, {**merged, **given})
+
+
+def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """The dataclass from named values, each brought to its field's type.
+
+    Raises:
+        UsageError: a name that is no field (the nearest ones are listed), or a value of another type.
+    """
+    fields = {_name(field): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UsageError(_unknown(key, fields))
+    types_ = typing.get_type_hints(kind)
+    return kind(**{fields[k].name: _coerce(k, types_[fields[k].name], v) for k, v in values.items()})
+
+
+def dump(config: Any) -> str:
+    """The resolved config as YAML that `--config` reads again."""
+    values = {_name(f): getattr(config, f.name) for f in dataclasses.fields(config)}
+    plain = {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in values.items()}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A YAML file of keys.
+
+    Raises:
+        UserError: missing, not YAML, or not a mapping.
+    """
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}; a mapping of keys to values is needed")
+    return value
+
+
+def size(name: str) -> dict[str, Any]:
+    """`configs/sizes/NAME.yaml`: architecture, weights, tokenizer and this size's settings of each phase.
+
+    Raises:
+        UsageError: no such size.
+    """
+    names = sorted((p.stem for p in (CONFIGS / "sizes").glob("*.yaml")), key=lambda n: (len(n), n))
+    if name not in names:
+        raise UsageError(f"--size={name!r} is unknown; allowed: {', '.join(names)}")
+    return load(CONFIGS / "sizes" / f"{name}.yaml")
+
+
+def tokenizer_path(name: str) -> Path:
+    """The tokenizer.json of a size, Pythia's when `name` is empty."""
+    which = size(name)["tokenizer"] if name else "pythia"
+    return ASSETS / "nano" / "tokenizer.json" if which == "nano" else ASSETS / "tokenizers" / f"{which}.json"
+
+
+def training_layers(phase: Literal["adapt", "finetune"], size_name: str, recipe: str) -> list[dict[str, Any]]:
+    """The layers under a training's flags, lowest first: the phase's file, the size's section, the paper's table."""
+    layers = [load(CONFIGS / f"{phase}.yaml"), size(size_name).get(phase, {})]
+    return [*layers, load(CONFIGS / f"{phase}-paper.yaml")] if recipe == "paper" else layers
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `3e-4` as a number, which YAML 1.1 takes for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def _flags(kind: type, argv: Sequence[str]) -> dict[str, Any]:
+    fields = dataclasses.fields(kind)
+    command = kind.__name__.removesuffix("Config").lower()
+    parser = _Parser(
+        prog=f"bin/{command}", description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="keys as below; flags go over it")
+    for field in fields:
+        _add(parser, field)
+    known, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        raise UsageError(_unknown(unknown[0], {_name(f): f for f in fields}))
+    return vars(known)
+
+
+def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+    if field.metadata.get("positional"):
+        parser.add_argument(field.name, help=field.metadata["help"])
+        return
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    shown = "" if default in ("", 0, False) else f" [{default}]"
+    text = (field.metadata["help"] + shown).replace("%", "%%")
+    switch = {"nargs": "?", "const": True} if field.type in (bool, "bool") else {}
+    metavar = "|".join(map(str, typing.get_args(field.type))) if typing.get_origin(field.type) is Literal else "X"
+    parser.add_argument(f"--{_name(field)}", help=text, metavar=metavar, **switch)  # type: ignore[arg-type]
+
+
+def _name(field: dataclasses.Field[Any]) -> str:
+    return field.metadata.get("flag", field.name)
+
+
+def _unknown(key: str, fields: Mapping[str, Any]) -> str:
+    bare = key.lstrip("-").split("=")[0]
+    near = difflib.get_close_matches(bare, fields, n=3, cutoff=0.4)
+    hint = f"nearest: {', '.join('--' + n for n in near)}" if near else "see --help for those there are"
+    return f"{key!r} is unknown; {hint}"
+
+
+def _coerce(key: str, kind: Any, value: Any) -> Any:
+    """Brings a flag's text or a YAML value to a field's type; raises UsageError when it cannot be."""
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_coerce(key, typing.get_args(kind)[0], part) for part in parts if part != "")
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise UsageError(f"--{key}={value!r} is unknown; allowed: {', '.join(typing.get_args(kind))}")
+        return value
+    return _scalar(key, kind, value)
+
+
+def _scalar(key: str, kind: Any, value: Any) -> Any:
+    try:
+        return _TYPES[kind][0](str(value))
+    except (ValueError, KeyError):
+        raise UsageError(f"--{key}={value!r} is not {_TYPES[kind][1]}") from None
+
+
+_TYPES: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+    Path: (Path, "a path"),
+}

@@ -1,0 +1,91 @@
+"""The whole path on the embedded model and synthetic cases, in one process and a few minutes.
+
+Every stage is the command of its name with the flags that are printed, so a reader can go on from any of them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtempl import adapt, config, evaluate, finetune, prepare, sample, suggest
+from jaxtempl.config import DemoConfig
+from jaxtempl.dataset import Dataset
+
+CASES = 1_600
+LABELS = 800  # scarce on purpose: adaptation pays most where labels are few
+STAGES: dict[str, Callable[[Sequence[str]], None]] = {
+    "prepare": prepare.main,
+    "adapt": adapt.main,
+    "finetune": finetune.main,
+    "evaluate": evaluate.main,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """`bin/demo`."""
+    out = config.parse(DemoConfig, argv).out
+    started = time.perf_counter()
+    print(f"Synthetic cases of an invented payments company go to {out}/sample", flush=True)
+    sample.write(out / "sample", CASES)
+    for command, *flags in _stages(out):
+        _stage(command, flags)
+    _show_case(out)
+    _show_gain(out)
+    print(f"\n{time.perf_counter() - started:.0f} seconds. Files: {out}/  (start with the pages named above)")
+
+
+def _stages(out: Path) -> list[list[str]]:
+    labelled = [f"--data={out}/data", f"--labels={LABELS}", "--epochs=6"]
+    return [
+        ["prepare", f"--transcripts={out}/sample/transcripts.jsonl.gz", f"--templates={out}/sample/templates.json",
+         "--size=nano", "--length=512", "--fractions=0.7,0.1,0.2", "--overwrite", f"--out={out}/data"],
+        ["adapt", "--size=nano", f"--data={out}/data", "--epochs=1.5", "--batch=8", f"--out={out}/adapted"],
+        ["finetune", "--size=nano", *labelled, f"--out={out}/base-classifier"],
+        ["finetune", f"--from={out}/adapted", *labelled, f"--out={out}/adapted-classifier"],
+        ["evaluate", f"--run={out}/base-classifier", f"--data={out}/data", "--baselines=false"],
+        ["evaluate", f"--run={out}/adapted-classifier", f"--data={out}/data"],
+    ]  # fmt: skip
+
+
+def _stage(command: str, flags: Sequence[str]) -> None:
+    print(f"\n$ bin/{command} {' '.join(flags)}", flush=True)
+    STAGES[command](flags)
+
+
+def _show_case(out: Path) -> None:
+    """One unseen case up to a labelled reply, and what is suggested there."""
+    dataset = Dataset(out / "data")
+    labels = dataset.labels("test")
+    at = next(i for i, message in enumerate(labels.message) if message >= 5)
+    case, message = dataset.cases("test")[int(labels.case[at])], int(labels.message[at])
+    record = {"messages": [{"role": m.role, "text": m.text} for m in case.messages[:message]]}
+    path = out / "case.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(f"\nAn unseen case ({path}):\n")
+    print("\n".join(f"  {m.role:>9}: {m.text}" for m in case.messages[:message]))
+    print(f"\n$ bin/suggest --run={out}/adapted-classifier {path}", flush=True)
+    suggest.main([f"--run={out}/adapted-classifier", str(path)])
+    print(f"The advocate sent {case.messages[message].template}.")
+
+
+def _show_gain(out: Path) -> None:
+    reports = {
+        name: json.loads((out / f"{name}-classifier/evaluate-test/report.json").read_text(encoding="utf-8"))
+        for name in ("base", "adapted")
+    }
+    rows = {
+        "n-grams (linear)": reports["adapted"]["baselines"]["ngram"],
+        "nano, fine-tuned": reports["base"]["metrics"],
+        "nano, adapted and fine-tuned": reports["adapted"]["metrics"],
+    }
+    print(f"\nUnseen cases, {LABELS} labels each, with 95 % intervals over cases:\n")
+    print(f"  {'':30}" + "".join(f"{name:>22}" for name in ("top-1", "top-3", "top-5")))
+    for name, metrics in rows.items():
+        print(f"  {name:30}" + "".join(f"{_interval(metrics[key]):>22}" for key in ("top1", "top3", "top5")))
+
+
+def _interval(metric: dict[str, Any]) -> str:
+    low, high = metric["interval"]
+    return f"{metric['value']:.3f} ({low:.3f}-{high:.3f})"

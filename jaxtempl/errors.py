@@ -1,0 +1,12 @@
+"""Errors that are the user's to mend: each is one clear line, never a traceback.
+
+A message says what is wrong, what was got, what is allowed and what to do.
+"""
+
+
+class UserError(Exception):
+    """Bad input or a state of the world that the user can change; the command exits 1."""
+
+
+class UsageError(UserError):
+    """A flag or a config key that the command does not take; the command exits 2."""

@@ -1,0 +1,64 @@
+"""Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jaxtempl import batches, config, launch, run, start, tasks
+from jaxtempl.batches import Batch, Contexts
+from jaxtempl.config import FinetuneConfig
+from jaxtempl.dataset import Dataset
+from jaxtempl.errors import UserError
+from jaxtempl.precision import compute_dtype
+from jaxtempl.tokenizer import Tokenizer
+
+
+def main(argv: Sequence[str]) -> None:
+    """`bin/finetune`."""
+    finetune(config.parse(FinetuneConfig, argv, lambda given: start.layers("finetune", given)))
+
+
+def finetune(asked: FinetuneConfig) -> run.Run:
+    """Trains a template classifier and leaves a run.
+
+    Raises:
+        UserError: anything about data, weights or flags that the user can mend.
+    """
+    dtype = compute_dtype(asked.precision)
+    dataset = Dataset(Path(asked.data))
+    begin = start.point(asked)
+    if asked.length > begin.architecture.positions:
+        raise UserError(
+            f"--length={asked.length} is more than the model's {begin.architecture.positions} positions; use fewer"
+        )
+    tokenizer = Tokenizer(begin.tokenizer)
+    count = len(dataset.labels("train").slot)
+    if not count:
+        raise UserError(
+            f"{dataset.folder} has no labelled training contexts; prepare transcripts whose messages name templates"
+        )
+    chosen = batches.nested(count, asked.labels, asked.seed)
+    contexts = Contexts(dataset, "train", tokenizer, asked.length, asked.role_tags, chosen)
+    settings = launch.resolved(asked, "finetune", batches.steps_in(asked.epochs, len(contexts), asked.batch), saves=1)
+    launch.show(settings, f"{len(contexts):,} labelled contexts of {count:,}, {len(dataset.templates)} templates")
+    held_out = Contexts(dataset, "validation", tokenizer, asked.length, asked.role_tags)
+    return launch.train_run(
+        settings,
+        begin,
+        launch.Work(
+            phase="finetune",
+            task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype)),
+            batches=batches.labelled_batches(contexts, settings.batch, settings.accumulate, settings.seed),
+            validation=lambda: _validation(held_out, settings),
+            templates=dataset.templates,
+            facts={
+                "length": settings.length,
+                "role_tags": settings.role_tags,
+                "labels": settings.labels,
+                "datasets": {str(dataset.folder): dataset.fingerprint},
+            },
+        ),
+    )
+
+
+def _validation(contexts: Contexts, settings: FinetuneConfig) -> Iterator[Batch]:
+    return batches.labelled_in_order(contexts, settings.batch, settings.accumulate)

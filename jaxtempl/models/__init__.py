@@ -1,0 +1,1 @@
+"""The model families, and the weights that fill them."""

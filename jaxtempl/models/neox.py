@@ -1,0 +1,194 @@
+"""GPT-NeoX (Pythia) in Flax NNX, with a language-model head or a template head.
+
+Dims: B batch, L length, D hidden, H heads, K head_dim (D = H K), F feed-forward, N layers, V vocabulary, S slots,
+O outputs of the head (V or S).
+
+The blocks are built as one stack by `nnx.vmap` and run by `jax.lax.scan`, so compile time does not grow with N.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtempl.errors import UserError
+from jaxtempl.models import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Shape of a GPT-NeoX model; `configs/sizes/` has the published ones."""
+
+    layers: int  # N
+    hidden: int  # D
+    heads: int  # H
+    feed_forward: int  # F
+    vocabulary: int  # V, rows of the embedding
+    positions: int = 2048  # greatest L
+    rotary_fraction: float = 0.25  # share of K that is rotated
+    rotary_base: float = 10_000.0
+    parallel_residual: bool = True  # x + attention(norm(x)) + mlp(norm(x)), else one after the other
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a shape that no model has."""
+        if self.hidden % self.heads:
+            raise UserError(f"hidden={self.hidden} is not a multiple of heads={self.heads}; choose one that is")
+        if self.rotary % 2:
+            raise UserError(
+                f"rotary_fraction={self.rotary_fraction} rotates {self.rotary} of {self.head_dim} dims; "
+                "rotary pairs dims, so choose a fraction that gives an even number"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """K."""
+        return self.hidden // self.heads
+
+    @property
+    def rotary(self) -> int:
+        """Dims of each head that are rotated."""
+        return int(self.head_dim * self.rotary_fraction)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.query_key_value = nnx.LinearGeneral(  # kernel [D 3 H K]
+            a.hidden, (3, a.heads, a.head_dim), kernel_init=small_init(a), dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.LinearGeneral(  # kernel [H K D]
+            (a.heads, a.head_dim), a.hidden, axis=(-2, -1), kernel_init=output_init(a), dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self, x: Float[Array, "B L D"], angles: attention.Angles, at: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B Q D"]:
+        """Output at every position (Q = L), or at position `at` of each row alone (Q = 1)."""
+        q, k, v = jnp.moveaxis(self.query_key_value(x), -3, 0)  # each [B L H K]
+        q, k = attention.rotate(q, angles), attention.rotate(k, angles)
+        return self.out(attention.causal(q, k, v) if at is None else attention.single(pick(q, at), k, v, at))
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(a.hidden, a.feed_forward, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(a.feed_forward, a.hidden, kernel_init=output_init(a), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Each position by itself."""
+        tokens = x.reshape(-1, x.shape[-1])  # XLA's CPU matmul is several times faster on two dims
+        return self.down(jax.nn.gelu(self.up(tokens), approximate=False)).reshape(x.shape)
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP, each behind its own LayerNorm."""
+
+    def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.attention_norm = layer_norm(a, dtype, rngs)
+        self.attention = Attention(a, dtype, rngs)
+        self.mlp_norm = layer_norm(a, dtype, rngs)
+        self.mlp = MLP(a, dtype, rngs)
+        self.parallel_residual = a.parallel_residual
+
+    def __call__(
+        self, x: Float[Array, "B L D"], angles: attention.Angles, at: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B Q D"]:
+        """The residual stream after this layer, at every position (Q = L) or at `at` alone (Q = 1)."""
+        attended = self.attention(self.attention_norm(x), angles, at)
+        x = x if at is None else pick(x, at)
+        if self.parallel_residual:
+            return x + attended + self.mlp(self.mlp_norm(x))
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class NeoX(nnx.Module):
+    """Embedding, stacked blocks, final LayerNorm and one head of `outputs` columns without bias.
+
+    Args:
+        a: the architecture.
+        outputs: V for a language model, S for a template classifier.
+        dtype: of the computation; parameters are always float32.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, a: Architecture, outputs: int, dtype: Any = jnp.float32, *, rngs: nnx.Rngs) -> None:
+        self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=dtype, rngs=rngs)
+        stack = nnx.vmap(lambda key: Block(a, dtype, nnx.Rngs(key)))
+        self.blocks = stack(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
+        self.norm = layer_norm(a, dtype, rngs)
+        self.head = nnx.Linear(a.hidden, outputs, use_bias=False, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
+        self.architecture = a
+
+    def residual(self, tokens: Int[Array, "B L"]) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
+        """The residual stream after the last block, and after every block.
+
+        The second is what parity tests and converters look at; a caller that drops it pays nothing for it under jit.
+        """
+        graphdef, stacked = nnx.split(self.blocks)
+        return self._scan(graphdef, stacked, tokens)
+
+    def _scan(self, graphdef: nnx.GraphDef[Block], stacked: nnx.State, tokens: Int[Array, "B L"]) -> tuple[Any, Any]:
+        angles = self._angles(tokens)
+
+        def layer(x: Float[Array, "B L D"], state: nnx.State) -> tuple[Any, Any]:
+            x = nnx.merge(graphdef, state)(x, angles)
+            return x, x
+
+        return jax.lax.scan(layer, self.embed(tokens), stacked)
+
+    def _angles(self, tokens: Int[Array, "B L"]) -> attention.Angles:
+        return attention.angles(self.architecture.rotary, self.architecture.rotary_base, tokens.shape[1])
+
+    def hidden(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """What the head reads: the last residual stream, normalised."""
+        return self.norm(self.residual(tokens)[0])
+
+    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L O"]:
+        """Logits at every position, float32."""
+        return self.head(self.hidden(tokens)).astype(jnp.float32)
+
+    def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B O"]:
+        """Logits at each row's right-most real token (paper section 4.3), float32.
+
+        Rows are padded on the right; causality keeps padding out of every real position. The last block needs
+        keys and values of all positions but everything else of that one alone, which is exact and spares most of it.
+        """
+        graphdef, stacked = nnx.split(self.blocks)
+        x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens)
+        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+        pooled = last(x, self._angles(tokens), jnp.maximum(lengths - 1, 0))
+        return self.head(self.norm(pooled))[:, 0].astype(jnp.float32)
+
+
+def pick(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:
+    """Position `at` of each row."""
+    return jnp.take_along_axis(x, at.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+
+
+def layer_norm(a: Architecture, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with scale and bias; flax takes its statistics in float32 whatever `dtype` is."""
+    return nnx.LayerNorm(a.hidden, epsilon=a.norm_eps, dtype=dtype, rngs=rngs)
+
+
+def small_init(a: Architecture) -> nnx.Initializer:
+    """GPT-NeoX's `small_init`, as Pythia's configurations name it: normal with variance 2 / (5 D)."""
+    return nnx.initializers.normal((2 / (5 * a.hidden)) ** 0.5)
+
+
+def output_init(a: Architecture) -> nnx.Initializer:
+    """GPT-NeoX's `wang_init` for layers that write to the residual stream: normal of deviation 2 / (N sqrt D)."""
+    return nnx.initializers.normal(2 / (a.layers * a.hidden**0.5))
+
+
+def parameter_count(params: Mapping[str, Any]) -> int:
+    """Number of scalars in a tree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

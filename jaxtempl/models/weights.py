@@ -1,0 +1,408 @@
+"""Hugging Face's GPT-NeoX folders (config.json and safetensors) and our parameters, both ways.
+
+`ROWS` is the whole mapping: a stored name, our path, and the transform between them. Reading and writing go through
+the same rows, so they cannot drift apart.
+
+Dims: D hidden, H heads, K head_dim, F feed-forward, N layers, V vocabulary, O outputs of the head.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxtempl import files
+from jaxtempl.errors import UserError
+from jaxtempl.models.neox import Architecture, NeoX
+
+Head = Literal["lm", "template"]
+Params = dict[str, Any]  # nested dict of float32 arrays
+
+SHARD_BYTES = 5 * 10**9  # Hugging Face's own greatest file before it shards
+FLOATS = ("F16", "BF16", "F32")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS: dict[str, Head] = {"embed_out.weight": "lm", "score.weight": "template"}
+ALIASES = {"lm_head.weight": "embed_out.weight"}  # transformers 5's name, and that of published files
+PREFIX = "gpt_neox."  # absent in a folder saved from the base model alone
+
+
+class Weights(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        architecture: from its config.json.
+        params: the model's parameter tree as numpy float32; without "head" where the folder has none.
+        head: which head "head" is.
+    """
+
+    architecture: Architecture
+    params: Params
+    head: Head | None
+
+
+class Transform(NamedTuple):
+    """A stored array to ours and back, given H; methods alone are used, so that shapes can be traced through it."""
+
+    name: str
+    read: Callable[[Any, int], Any]
+    write: Callable[[Any, int], Any]
+
+
+SAME = Transform("same", lambda x, _: x, lambda x, _: x)
+LINEAR = Transform("linear", lambda x, _: x.T, lambda x, _: x.T)
+FUSED = Transform(  # [(H 3 K) D] <-> [D 3 H K]
+    "fused query, key, value",
+    lambda x, h: x.reshape(h, 3, -1, x.shape[-1]).transpose(3, 1, 0, 2),
+    lambda x, _: x.transpose(2, 1, 3, 0).reshape(-1, x.shape[0]),
+)
+FUSED_BIAS = Transform(  # [(H 3 K)] <-> [3 H K]
+    "fused bias", lambda x, h: x.reshape(h, 3, -1).transpose(1, 0, 2), lambda x, _: x.transpose(1, 0, 2).reshape(-1)
+)
+MERGE_HEADS = Transform(  # [D (H K)] <-> [H K D]
+    "merge heads", lambda x, h: x.T.reshape(h, -1, x.shape[0]), lambda x, _: x.reshape(-1, x.shape[-1]).T
+)
+
+
+class Row(NamedTuple):
+    """One kind of tensor; `{layer}` in the stored name makes N of them, stacked along our first axis."""
+
+    stored: str
+    path: str
+    transform: Transform
+
+
+ROWS = (
+    Row("embed_in.weight", "embed/embedding", SAME),
+    Row("layers.{layer}.input_layernorm.weight", "blocks/attention_norm/scale", SAME),
+    Row("layers.{layer}.input_layernorm.bias", "blocks/attention_norm/bias", SAME),
+    Row("layers.{layer}.attention.query_key_value.weight", "blocks/attention/query_key_value/kernel", FUSED),
+    Row("layers.{layer}.attention.query_key_value.bias", "blocks/attention/query_key_value/bias", FUSED_BIAS),
+    Row("layers.{layer}.attention.dense.weight", "blocks/attention/out/kernel", MERGE_HEADS),
+    Row("layers.{layer}.attention.dense.bias", "blocks/attention/out/bias", SAME),
+    Row("layers.{layer}.post_attention_layernorm.weight", "blocks/mlp_norm/scale", SAME),
+    Row("layers.{layer}.post_attention_layernorm.bias", "blocks/mlp_norm/bias", SAME),
+    Row("layers.{layer}.mlp.dense_h_to_4h.weight", "blocks/mlp/up/kernel", LINEAR),
+    Row("layers.{layer}.mlp.dense_h_to_4h.bias", "blocks/mlp/up/bias", SAME),
+    Row("layers.{layer}.mlp.dense_4h_to_h.weight", "blocks/mlp/down/kernel", LINEAR),
+    Row("layers.{layer}.mlp.dense_4h_to_h.bias", "blocks/mlp/down/bias", SAME),
+    Row("final_layer_norm.weight", "norm/scale", SAME),
+    Row("final_layer_norm.bias", "norm/bias", SAME),
+    Row("embed_out.weight", "head/kernel", LINEAR),
+    Row("score.weight", "head/kernel", LINEAR),
+)
+
+DROPPED = (  # buffers that older transformers stored; the model computes them
+    "rotary_emb.inv_freq",
+    "layers.{layer}.attention.rotary_emb.inv_freq",
+    "layers.{layer}.attention.bias",
+    "layers.{layer}.attention.masked_bias",
+)
+
+
+class Slot(NamedTuple):
+    """Where one stored tensor belongs."""
+
+    row: Row
+    layer: int | None
+    shape: tuple[int, ...]  # as stored
+
+
+class Source(NamedTuple):
+    """One stored tensor, not read yet."""
+
+    name: str  # without prefix or alias
+    stored: str  # as the file has it
+    file: Any
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read(folder: Path, architecture: Architecture | None = None) -> Weights:
+    """Reads a Hugging Face folder, tensor by tensor, into float32.
+
+    Args:
+        folder: has config.json and model.safetensors, or model.safetensors.index.json and its shards.
+        architecture: what config.json must agree with, where the caller knows it.
+
+    Raises:
+        UserError: the config is not ours to run, or any tensor is missing, unknown, twice there, or of a wrong
+            shape or type; all such faults are in one message.
+    """
+    found = architecture_from(files.read_json(folder / "config.json"))
+    if architecture is not None:
+        _check_agreement(folder, found, architecture)
+    with contextlib.ExitStack() as stack:
+        sources, faults = _sources(folder, stack)
+        head: Head | None = next((HEADS[s.name] for s in sources if s.name in HEADS), None)
+        slots = _slots(found, head, _outputs(found, head, sources))
+        faults += _faults(sources, slots)
+        if faults:
+            raise UserError(f"{folder} cannot be read as GPT-NeoX weights: {'; '.join(faults)}. Fetch the folder again")
+        return Weights(found, _fill(found, sources, slots), head)
+
+
+def write(
+    folder: Path,
+    architecture: Architecture,
+    params: Mapping[str, Any],
+    head: Head,
+    config: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json and float32 safetensors into `folder`, which the caller holds by `files.atomic_folder`.
+
+    Args:
+        folder: exists.
+        architecture: of `params`.
+        params: the model's parameter tree, "head" included.
+        head: which head that is.
+        config: further keys of config.json.
+        shard_bytes: greatest size of one file; beyond it there are shards and an index.
+    """
+    slots = _slots(architecture, head, params["head"]["kernel"].shape[1])
+    shards = _plan(slots, shard_bytes)
+    for file, names in shards.items():
+        tensors = {_stored_name(name): _stored_array(params, slots[name], architecture.heads) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})  # the only value that transformers loads
+    if len(shards) > 1:
+        _write_json(folder / INDEX, _index(slots, shards))
+    _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
+
+
+def architecture_from(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a Hugging Face config.json describes, by its older or its newer keys.
+
+    Absent keys take transformers' defaults, as it would.
+
+    Raises:
+        UserError: the model is not GPT-NeoX as Pythia has it; every reason is named.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    faults = _unsupported(config, rope) + _mistyped(config)
+    if faults:
+        raise UserError(f"config.json is of a model that is not supported: {'; '.join(faults)}. Use a Pythia model")
+    return Architecture(
+        **{field: config[key] for field, key in INTEGERS.items()},
+        positions=config.get("max_position_embeddings", 2048),
+        rotary_fraction=float(rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))),
+        rotary_base=float(rope.get("rope_theta", config.get("rotary_emb_base", 10_000))),
+        parallel_residual=config.get("use_parallel_residual", True),
+        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
+    )
+
+
+def hugging_face_config(architecture: Architecture, head: Head) -> dict[str, Any]:
+    """The config.json of a model: transformers of both key styles read it."""
+    name = {"lm": "GPTNeoXForCausalLM", "template": "GPTNeoXForSequenceClassification"}[head]
+    rotary, base = architecture.rotary_fraction, architecture.rotary_base
+    return {
+        "architectures": [name],
+        "model_type": "gpt_neox",
+        **{key: getattr(architecture, field) for field, key in INTEGERS.items()},
+        "max_position_embeddings": architecture.positions,
+        "rotary_pct": rotary,
+        "rotary_emb_base": base,
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": rotary, "rope_theta": base},
+        "use_parallel_residual": architecture.parallel_residual,
+        "layer_norm_eps": architecture.norm_eps,
+        **{key: value for key, (value, _) in FIXED.items() if key != "model_type"},
+        "torch_dtype": "float32",
+        "dtype": "float32",
+    }
+
+
+INTEGERS = {  # our field: Hugging Face's key
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
+
+FIXED: dict[str, tuple[Any, str]] = {  # key: the one value that the model has, and what another would need
+    "model_type": ("gpt_neox", "another model"),
+    "hidden_act": ("gelu", "another activation (gelu is the exact one)"),
+    "tie_word_embeddings": (False, "an output that shares the embedding"),
+    "attention_bias": (True, "attention without biases"),
+}
+
+
+def _unsupported(config: Mapping[str, Any], rope: Mapping[str, Any]) -> list[str]:
+    found = {key: config.get(key, None if key == "model_type" else value) for key, (value, _) in FIXED.items()}
+    wrong = ((key, got) for key, got in found.items() if got != FIXED[key][0])
+    faults = [f"{key} is {got!r}, which is {FIXED[key][1]}; only {FIXED[key][0]!r} is" for key, got in wrong]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return faults + ([f"rope_type is {kind!r}; only 'default' is"] if kind != "default" else [])
+
+
+def _mistyped(config: Mapping[str, Any]) -> list[str]:
+    values = {key: config.get(key) for key in INTEGERS.values()}
+    bad = ((key, value) for key, value in values.items() if type(value) is not int or value < 1)
+    return [f"{key} is {value!r}, not a whole number above 0" for key, value in bad]
+
+
+def _check_agreement(folder: Path, found: Architecture, wanted: Architecture) -> None:
+    pairs = ((f.name, getattr(found, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(Architecture))
+    differ = [f"{name} is {got}, not {want}" for name, got, want in pairs if got != want]
+    if differ:
+        raise UserError(f"{folder} is of another size: {', '.join(differ)}; name the size of the weights, or others")
+
+
+@functools.cache
+def _shapes(architecture: Architecture, outputs: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf of the model, by path."""
+    model = nnx.eval_shape(lambda: NeoX(architecture, outputs, rngs=nnx.Rngs(0)))
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+def _slots(architecture: Architecture, head: Head | None, outputs: int) -> dict[str, Slot]:
+    """Every stored name of a whole model, in the order of the table, and where it belongs."""
+    shapes = _shapes(architecture, outputs)
+    rows = (row for row in ROWS if HEADS.get(row.stored, head) == head)
+    return {name: slot for row in rows for name, slot in _row_slots(row, architecture, shapes[row.path])}
+
+
+def _row_slots(row: Row, architecture: Architecture, shape: tuple[int, ...]) -> Iterator[tuple[str, Slot]]:
+    layered = "{layer}" in row.stored
+    ours = jax.ShapeDtypeStruct(shape[1:] if layered else shape, jnp.float32)
+    stored = jax.eval_shape(lambda x: row.transform.write(x, architecture.heads), ours).shape
+    for layer in range(architecture.layers) if layered else (None,):
+        yield row.stored.format(layer=layer), Slot(row, layer, stored)
+
+
+def _outputs(architecture: Architecture, head: Head | None, sources: list[Source]) -> int:
+    """O: the template head's own, else V."""
+    columns = next((s.shape[0] for s in sources if s.name == "score.weight" and s.shape), None)
+    return columns if head == "template" and columns else architecture.vocabulary
+
+
+def _sources(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Source], list[str]]:
+    """Every stored tensor but the dropped ones, and what is wrong with the files themselves."""
+    sources: list[Source] = []
+    faults: list[str] = []
+    for path, promised in _shard_paths(folder).items():
+        try:
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{path.name} is missing or damaged ({error})")
+            continue
+        stored = list(file.keys())
+        faults += [f"{name} is not in {path.name}, where the index has it" for name in sorted(promised - set(stored))]
+        sources += [_source(file, name) for name in stored]
+    return [source for source in sources if not _is_dropped(source.name)], faults
+
+
+def _shard_paths(folder: Path) -> dict[Path, set[str]]:
+    """The safetensors files of a folder, each with the names that the index promises in it."""
+    if (folder / SINGLE).exists():
+        return {folder / SINGLE: set()}
+    if (folder / INDEX).exists():
+        return _indexed(folder)
+    if any(folder.glob("pytorch_model*.bin*")):
+        raise UserError(
+            f"{folder} has its weights as a pickle (pytorch_model.bin), which could run code and is never loaded; "
+            "convert it with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; name a Hugging Face folder with safetensors")
+
+
+def _indexed(folder: Path) -> dict[Path, set[str]]:
+    index = files.read_json(folder / INDEX)
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise UserError(f"{folder / INDEX} has no weight_map of names and files; fetch the folder again")
+    paths = {file: files.contained(folder, file) for file in sorted(set(placed.values()))}
+    return {path: {name for name, f in placed.items() if f == file} for file, path in paths.items()}
+
+
+def _source(file: Any, stored: str) -> Source:
+    name = stored.removeprefix(PREFIX)
+    view = file.get_slice(stored)
+    return Source(ALIASES.get(name, name), stored, file, tuple(view.get_shape()), view.get_dtype())
+
+
+def _is_dropped(name: str) -> bool:
+    return re.sub(r"^layers\.\d+\.", "layers.{layer}.", name) in DROPPED
+
+
+def _faults(sources: list[Source], slots: dict[str, Slot]) -> list[str]:
+    """Missing, unknown, repeated and misshapen tensors, and those of a type that is not a float's."""
+    times = Counter(source.name for source in sources)
+    missing = [f"{name} is missing" for name in slots if name not in times]
+    unknown = [f"{s.stored} has no place in the model" for s in sources if s.name not in slots]
+    twice = [f"{name} is there {count} times" for name, count in times.items() if count > 1]
+    wrong = [fault for s in sources if s.name in slots for fault in _tensor_faults(s, slots[s.name].shape)]
+    return missing + unknown + twice + wrong
+
+
+def _tensor_faults(source: Source, shape: tuple[int, ...]) -> Iterator[str]:
+    if source.shape != shape:
+        yield f"{source.stored} has shape {list(source.shape)}, not {list(shape)}"
+    if source.dtype not in FLOATS:
+        yield f"{source.stored} is {source.dtype}, not one of {', '.join(FLOATS)}"
+
+
+def _fill(architecture: Architecture, sources: list[Source], slots: dict[str, Slot]) -> Params:
+    """The parameter tree; a stacked leaf is made once and each layer read into its place."""
+    params: Params = {}
+    for source in sources:
+        row, layer, _ = slots[source.name]
+        array = row.transform.read(source.file.get_tensor(source.stored), architecture.heads)
+        *parents, leaf = row.path.split("/")
+        place: Params = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
+        if layer is None:
+            place[leaf] = np.ascontiguousarray(array, np.float32)
+        else:
+            place.setdefault(leaf, np.empty((architecture.layers, *array.shape), np.float32))[layer] = array
+    return params
+
+
+def _stored_name(name: str) -> str:
+    return name if name in HEADS else PREFIX + name
+
+
+def _stored_array(params: Mapping[str, Any], slot: Slot, heads: int) -> np.ndarray:
+    ours: Any = functools.reduce(lambda tree, key: tree[key], slot.row.path.split("/"), params)
+    array = np.asarray(ours if slot.layer is None else ours[slot.layer])
+    return np.ascontiguousarray(slot.row.transform.write(array, heads), np.float32)
+
+
+def _plan(slots: dict[str, Slot], shard_bytes: int) -> dict[str, list[str]]:
+    """File names and the stored names in each, filled in order."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, slot in slots.items():
+        size = 4 * math.prod(slot.shape)
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _index(slots: dict[str, Slot], shards: dict[str, list[str]]) -> dict[str, Any]:
+    total = sum(4 * math.prod(slot.shape) for slot in slots.values())
+    placed = {_stored_name(name): file for file, names in shards.items() for name in names}
+    return {"metadata": {"total_size": total}, "weight_map": placed}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Plain JSON: these files are Hugging Face's, so no format number of ours goes in."""
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,148 @@
+"""The three TFDS builders of a dataset: cases, labels and packed rows, in ArrayRecord form, without TensorFlow.
+
+TFDS lays them out as `cases/1.0.0/`, `labels/1.0.0/` and `rows/<tokenizer sha>/1.0.0/`, and reads them back with
+`tfds.builder_from_directory(...).as_data_source(split)`.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core import example_serializer, registered
+
+SHARD = 512 << 20  # bytes before a split goes on in another file
+FIRST = "1.0.0"
+
+Examples = Iterator[tuple[str, dict[str, Any]]]  # split and example, in the order they are to be read
+
+
+def _array(shape: tuple[int | None, ...], dtype: type[np.generic]) -> tfds.features.Tensor:
+    """An array kept as raw bytes: written and read several times faster than TFDS's default list of integers."""
+    return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+
+class _Split:
+    """The shards of one split while they are written; they learn their number, which is in the name, at the end."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._lengths: list[int] = []
+        self._bytes = self._in_shard = 0
+        self._writer: Any = None
+
+    def write(self, example: bytes) -> None:
+        if self._writer is None:
+            path = self._folder / f"{self._name}-{len(self._lengths)}.partial"
+            self._writer = ArrayRecordWriter(str(path), "group_size:1")
+            self._lengths.append(0)
+            self._in_shard = 0
+        self._writer.write(example)
+        self._lengths[-1] += 1
+        self._bytes += len(example)
+        self._in_shard += len(example)
+        if self._in_shard > SHARD:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
+
+    def close(self, template: Any) -> tfds.core.SplitInfo:
+        self._close_shard()
+        for i in range(len(self._lengths)):
+            path = template.sharded_filepath(shard_index=i, num_shards=len(self._lengths))
+            (self._folder / f"{self._name}-{i}.partial").rename(path)
+        return tfds.core.SplitInfo(
+            name=self._name, shard_lengths=self._lengths, num_bytes=self._bytes, filename_template=template
+        )
+
+
+with registered.skip_registration():
+
+    class _Builder(tfds.core.GeneratorBasedBuilder):
+        """A builder whose examples come as one stream, written as they come.
+
+        TFDS's own generator builder keeps up to 1 GB in memory and then sorts on disk, and wants a generator a split;
+        a stream into all splits at once keeps memory flat and reads the transcripts once.
+        """
+
+        VERSION = tfds.core.Version(FIRST)
+        RELEASE_NOTES: ClassVar[dict[str, str]] = {FIRST: "The first."}
+
+        def __init__(self, folder: Path, examples: Examples, config: str | None = None) -> None:
+            self._examples = examples
+            builder_config = tfds.core.BuilderConfig(name=config) if config else None
+            super().__init__(data_dir=str(folder), config=builder_config, file_format="array_record")
+
+        def _split_generators(self, dl_manager: object) -> dict[str, Any]:
+            raise NotImplementedError("the examples are one stream; see _generate_splits")
+
+        def _generate_examples(self, **kwargs: object) -> Any:
+            return self._examples
+
+        def _generate_splits(self, dl_manager: object, download_config: object) -> list[tfds.core.SplitInfo]:
+            features: Any = self.info.features
+            serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+            folder, splits = Path(self.data_dir), dict[str, _Split]()
+            for name, example in self._generate_examples():
+                if name not in splits:
+                    splits[name] = _Split(folder, name)
+                proto = serializer.get_tf_example(features.encode_example(example))
+                splits[name].write(proto.SerializeToString(deterministic=True))  # equal content, equal bytes
+            return [splits[name].close(self._get_filename_template(split_name=name)) for name in sorted(splits)]
+
+        def _features(self) -> dict[str, Any]:
+            raise NotImplementedError
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = tfds.features.FeaturesDict(self._features())
+            return tfds.core.DatasetInfo(
+                builder=self, description=self.__doc__, features=features, disable_shuffling=True
+            )
+
+    class Cases(_Builder):
+        """Cases as text: `messages` is JSON, `[[role, text, template or null], ...]`."""
+
+        def _features(self) -> dict[str, Any]:
+            return {"case_id": tfds.features.Text(), "messages": tfds.features.Text()}
+
+    class Labels(_Builder):
+        """Labelled messages, many a record so that millions load at once: case index, message index, slot or -1."""
+
+        def _features(self) -> dict[str, Any]:
+            return {name: _array((None,), np.int32) for name in ("case", "message", "slot")}
+
+    class Rows(_Builder):
+        """Packed language-model rows of one tokenizer; segment 0 is padding."""
+
+        def __init__(self, folder: Path, examples: Examples, tokenizer: str, length: int) -> None:
+            self._length = length
+            super().__init__(folder, examples, tokenizer)
+
+        def _features(self) -> dict[str, Any]:
+            return {name: _array((self._length,), np.uint16) for name in ("tokens", "segments")}
+
+
+def build(make: Callable[[], _Builder], work: Path) -> None:
+    """Makes a builder and writes all of its examples, with TFDS's own chatter and progress bars kept quiet.
+
+    Args:
+        make: constructs the builder.
+        work: a temporary folder; TFDS wants one for downloads, of which there are none.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            make().download_and_prepare(download_dir=str(work))
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)

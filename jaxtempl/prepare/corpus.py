@@ -1,0 +1,80 @@
+"""The first pass: transcripts and documents stream by once; cases are written, the rest is gathered for the second."""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxtempl.cases import Case, Reader, Source, digest_of
+from jaxtempl.prepare.builders import Examples
+from jaxtempl.prepare.encoding import Encoder
+from jaxtempl.prepare.labels import Labels
+from jaxtempl.prepare.spill import Work
+from jaxtempl.prepare.splitting import SPLITS, VALIDATION, place, split_of
+from jaxtempl.text import document
+from jaxtempl.tokenizer import Tokenizer
+
+Inputs = Mapping[str, Sequence[Source]]  # files by the flag that named them
+
+
+class Corpus:
+    """What the first pass gathers in the folder of `work`.
+
+    Attributes:
+        work: that folder.
+        labels: the labels and what is known of their templates.
+        documents: tokenized phase-1 texts of the two splits that rows are made of.
+        sizes: bytes of each of those texts.
+        digests: digest of every case's and document's phase-1 text, by split.
+        ids: digest of every case_id, by split.
+        counts: how many of what, by split.
+    """
+
+    def __init__(self, work: Work, labels: Labels) -> None:
+        self.labels, self.work = labels, work.folder
+        self.documents = {split: work.documents(f"documents.{split}") for split in ("train", "validation")}
+        self.sizes = {split: work.column(f"sizes.{split}", "<i8") for split in self.documents}
+        self.digests = {split: work.column(f"digests.{split}", "S16") for split in SPLITS}
+        self.ids = {split: work.column(f"ids.{split}", "S16") for split in SPLITS}
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("cases", "messages", "documents")}
+
+    def take(self, inputs: Inputs, reader: Reader, tokenizer: Tokenizer, fractions: Sequence[float]) -> Examples:
+        """Reads everything once, tokenizing meanwhile; yields each case's split and example for the TFDS builder."""
+        encode = json.JSONEncoder(ensure_ascii=False).encode
+        with contextlib.ExitStack() as stack:
+            stores = self.documents.items()
+            encoders = {split: stack.enter_context(Encoder(store, tokenizer)) for split, store in stores}
+            for split, case in _placed(inputs, reader, fractions):
+                self._add_case(split, case)
+                self._add_text(split, document(case.messages), encoders)
+                messages = [[message.role, message.text, message.template] for message in case.messages]
+                yield split, {"case_id": case.case_id, "messages": encode(messages)}
+            for text in reader.documents(inputs["documents"]):
+                split = "validation" if place(text) < VALIDATION else "train"
+                self.counts["documents"][split] += 1
+                self._add_text(split, text, encoders)
+
+    def _add_case(self, split: str, case: Case) -> None:
+        self.labels.add(split, self.counts["cases"][split], case)
+        self.counts["cases"][split] += 1
+        self.counts["messages"][split] += len(case.messages)
+        self.ids[split].append(digest_of(case.case_id.encode()))
+
+    def _add_text(self, split: str, text: str, encoders: Mapping[str, Encoder]) -> None:
+        raw = text.encode()
+        self.digests[split].append(digest_of(raw))
+        if split in encoders:
+            self.sizes[split].append(len(raw).to_bytes(8, "little"))
+            encoders[split].add(text)
+
+
+def _placed(inputs: Inputs, reader: Reader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
+    """Cases with their split: by hash, or as given; a training side given alone lends 2 % to validation, by hash."""
+    for case in reader.cases(inputs["transcripts"]):
+        yield split_of(case.case_id, fractions), case
+    lend = VALIDATION if not inputs["validation"] else 0.0
+    for case in reader.cases(inputs["train"]):
+        yield ("validation" if place(case.case_id) < lend else "train"), case
+    for split in ("validation", "test"):
+        for case in reader.cases(inputs[split]):
+            yield split, case

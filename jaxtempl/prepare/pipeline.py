@@ -1,0 +1,242 @@
+"""`prepare`: transcripts and documents in, a dataset folder out."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from tqdm import tqdm
+
+import jaxtempl
+from jaxtempl import files
+from jaxtempl.cases import Quarantine, Reader, Source, Template, sources
+from jaxtempl.config import PrepareConfig, tokenizer_path
+from jaxtempl.errors import UserError
+from jaxtempl.prepare import builders, splitting
+from jaxtempl.prepare.corpus import Corpus, Inputs
+from jaxtempl.prepare.labels import Labels, read_templates
+from jaxtempl.prepare.packing import Packer, pack
+from jaxtempl.prepare.spill import Work
+from jaxtempl.prepare.splitting import SPLITS
+from jaxtempl.tokenizer import Tokenizer
+
+INPUTS = ("transcripts", "train", "validation", "test", "documents")
+HELD_OUT_TOKENS = 1e9  # the validation rows hold no more; DESIGN's decision 6
+PACKAGES = ("tensorflow-datasets", "array-record", "tokenizers", "numpy")
+
+
+def run(config: PrepareConfig) -> None:
+    """Makes the dataset `config.out`, whole or not at all, and prints what it holds.
+
+    Raises:
+        UserError: a flag, a file or too large a share of the records is bad; when records are, the list of them is
+            left beside `out`.
+    """
+    _check(config)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else the library uses one core in a forked process
+    tokenizer = _tokenizer(config)
+    given = read_templates(Path(config.templates)) if config.templates else []
+    inputs = {name: [source for path in getattr(config, name) for source in sources(path)] for name in INPUTS}
+    with files.atomic_folder(config.out, replace=config.overwrite) as folder:
+        quarantine = Quarantine(folder / "quarantine.jsonl")
+        with Work(folder) as work:
+            corpus = Corpus(work, Labels(work, given))
+            reader = _read(config, inputs, corpus, tokenizer, quarantine, folder)
+            templates = _write_labels(config, corpus, folder)
+            rows, proofs = _write_rows(config, corpus, tokenizer, folder)
+            counts = _counts(corpus, reader, templates) | rows
+        manifest = _manifest(config, inputs, tokenizer, counts, proofs, folder)
+        files.write_json(folder / "manifest.json", manifest)
+    print(_table(config.out, manifest))
+
+
+def _check(config: PrepareConfig) -> None:
+    given = [name for name in ("train", "validation", "test") if getattr(config, name)]
+    if config.transcripts and given:
+        raise UserError(f"transcripts and {given[0]} are both given; name transcripts, or train, validation and test")
+    if not config.transcripts and not config.train and (given or not config.documents):
+        raise UserError(
+            "nothing to train on; give --transcripts=PATH, or --train=PATH --test=PATH, or --documents=PATH"
+        )
+    fractions = config.fractions
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(
+            f"fractions is {fractions}; three shares (train, validation, test) that add up to 1 are allowed"
+        )
+    if not 2 <= config.length <= 65535:
+        raise UserError(f"length is {config.length}; 2 to 65535 tokens a row are allowed")
+    if config.min_count < 1:
+        raise UserError(f"min_count is {config.min_count}; 1 or more is allowed")
+    if config.size and config.tokenizer:
+        raise UserError("size and tokenizer are both given; give one, the rows belong to one tokenizer")
+    _check_out(config)
+
+
+def _check_out(config: PrepareConfig) -> None:
+    if not config.out.exists():
+        return
+    if not config.overwrite:
+        raise UserError(f"{config.out} exists already; --overwrite replaces it, or name another folder with --out")
+    empty = config.out.is_dir() and not any(config.out.iterdir())
+    if not empty and not (config.out / "manifest.json").is_file():
+        raise UserError(f"{config.out} is no dataset, so --overwrite leaves it alone; name another folder with --out")
+
+
+def _tokenizer(config: PrepareConfig) -> Tokenizer:
+    tokenizer = Tokenizer(Path(config.tokenizer) if config.tokenizer else tokenizer_path(config.size))
+    if tokenizer.vocabulary > 1 << 16:
+        raise UserError(f"the tokenizer has {tokenizer.vocabulary} ids; rows are 16-bit, at most 65536 are allowed")
+    return tokenizer
+
+
+def _bar(total: int, what: str, unit: str) -> "tqdm[Any]":
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty())
+
+
+def _read(
+    config: PrepareConfig, inputs: Inputs, corpus: Corpus, tokenizer: Tokenizer, quarantine: Quarantine, folder: Path
+) -> Reader:
+    """The first pass; it fails here when too many records were bad."""
+    with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
+        reader = Reader(quarantine, config.label, bar.update)
+        builders.build(
+            lambda: builders.Cases(folder, corpus.take(inputs, reader, tokenizer, config.fractions)), corpus.work
+        )
+    kept = config.out.with_name(f"{config.out.name}.quarantine.jsonl")
+    try:
+        quarantine.check(config.max_bad, kept)
+    except UserError:
+        shutil.copyfile(quarantine.path, kept)
+        raise
+    if not corpus.counts["cases"]["train"] and not corpus.counts["documents"]["train"]:
+        raise UserError("no case or document is on the training side; give more of them or other fractions")
+    return reader
+
+
+def _write_labels(config: PrepareConfig, corpus: Corpus, folder: Path) -> list[Template]:
+    templates = corpus.labels.templates(config.min_count)
+    builders.build(lambda: builders.Labels(folder, corpus.labels.examples(templates)), corpus.work)
+    files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
+    return templates
+
+
+def _write_rows(
+    config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The second pass: rows of both splits, their counts, and the proofs that they hold nothing held out."""
+    digests = {split: column.read() for split, column in corpus.digests.items()}
+    held_out = np.concatenate([digests["validation"], digests["test"]])
+    free = np.flatnonzero(splitting.allowed(digests["train"], held_out))
+    orders = {
+        "train": free[splitting.order(len(free), config.seed)],
+        "validation": splitting.order(len(digests["validation"]), config.seed),
+    }
+    packers = {split: Packer(config.length) for split in orders}
+    rows = Counter[str]()
+
+    def examples() -> builders.Examples:
+        for split, order in orders.items():
+            limit = HELD_OUT_TOKENS if split == "validation" else np.inf
+            with _bar(len(order), f"packing {split}", "text") as bar:
+                for row in pack(corpus.documents[split], order, packers[split], limit):
+                    rows[split] += 1
+                    bar.update(packers[split].documents - bar.n)
+                    yield split, row
+
+    builders.build(lambda: builders.Rows(folder, examples(), tokenizer.sha256, config.length), corpus.work)
+    packed = {split: order[: packers[split].documents] for split, order in orders.items()}
+    counts = {
+        "rows": dict(rows),
+        "tokens": {split: packer.tokens for split, packer in packers.items()},
+        "text_bytes": {split: int(corpus.sizes[split].read()[order].sum()) for split, order in packed.items()},
+        "duplicates_of_held_out": len(digests["train"]) - len(free),
+    }
+    return counts, _proofs(corpus, digests["train"][packed["train"]], held_out)
+
+
+def _proofs(corpus: Corpus, packed: splitting.Digests, held_out: splitting.Others) -> dict[str, Any]:
+    ids = {split: column.read() for split, column in corpus.ids.items()}
+    held_out_ids = np.concatenate([ids["validation"], ids["test"]])
+    proofs = {
+        "texts": splitting.prove("texts", packed, held_out),
+        "cases": splitting.prove("cases", ids["train"], held_out_ids),
+    }
+    return {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
+
+
+def _counts(corpus: Corpus, reader: Reader, templates: list[Template]) -> dict[str, Any]:
+    by_split = {name: {split: counter[split] for split in SPLITS} for name, counter in corpus.counts.items()}
+    return (
+        by_split
+        | corpus.labels.counts(templates)
+        | {
+            "records": {"good": reader.quarantine.good, "quarantined": dict(reader.quarantine.reasons)},
+            "dropped_messages": reader.dropped_messages,
+            "skipped_labels": corpus.labels.skipped,
+            "templates": len(templates),
+            "templates_without_examples": corpus.labels.without_examples(),
+            "templates_under_min_count": corpus.labels.under(templates),
+        }
+    )
+
+
+def _manifest(
+    config: PrepareConfig,
+    inputs: Inputs,
+    tokenizer: Tokenizer,
+    counts: dict[str, Any],
+    proofs: dict[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    sums = files.sums(folder)
+    content = {name: sum_ for name, sum_ in sums.items() if name != "quarantine.jsonl"}  # that one names the inputs
+    listed = {name: [_source(source) for source in of_flag] for name, of_flag in inputs.items() if of_flag}
+    return {
+        "format": files.FORMAT,
+        "kind": "dataset",
+        "fingerprint": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "versions": {"jaxtempl": jaxtempl.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "sources": listed,
+        "fractions": list(config.fractions) if config.transcripts else None,
+        "seed": config.seed,
+        "label": config.label,
+        "min_count": config.min_count,
+        "tokenizer": tokenizer.sha256,
+        "length": config.length,
+        "counts": counts,
+        "proofs": proofs,
+        "files": sums,
+    }
+
+
+def _source(source: Source) -> dict[str, Any]:
+    """Name, size and sha256 of an input; a URL's user, password and query stay out."""
+    parts = urlsplit(source.url)
+    name = parts.path if parts.scheme in ("", "file") else f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    return {"name": name, "bytes": source.size, "sha256": source.hash.hexdigest()}
+
+
+def _table(out: Path, manifest: dict[str, Any]) -> str:
+    """The counts as aligned lines, one column a split."""
+    counts = manifest["counts"]
+    lines = [f"{'':20}" + "".join(f"{split:>14}" for split in SPLITS)]
+    for name, value in counts.items():
+        if isinstance(value, dict) and name != "records" and any(value.values()):
+            lines.append(f"{name:20}" + "".join(f"{value.get(split, 0):14,}" for split in SPLITS))
+    quarantined = counts["records"]["quarantined"]
+    kinds = ", ".join(f"{count} {reason}" for reason, count in quarantined.items())
+    lines.append(
+        f"records: {counts['records']['good']:,} good, {sum(quarantined.values()):,} bad"
+        + (f" ({kinds})" if kinds else "")
+    )
+    names = [name for name, value in counts.items() if isinstance(value, int)]
+    lines.append(", ".join(f"{name} {counts[name]:,}" for name in names))
+    return "\n".join([*lines, f"dataset {out} {manifest['fingerprint'][:12]}"])

@@ -1,0 +1,176 @@
+"""A run: a folder of one training, complete in itself.
+
+`config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl tensorboard/` and
+`checkpoints/<step>/`.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import PyTree
+
+import jaxtempl
+from jaxtempl import files
+from jaxtempl.cases import Template
+from jaxtempl.checkpoint import Checkpoints
+from jaxtempl.config import ROOT
+from jaxtempl.errors import UserError
+from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.tokenizer import Tokenizer
+
+Phase = Literal["adapt", "finetune"]
+
+
+class Run:
+    """One run's folder, read.
+
+    Attributes:
+        folder: where it lies.
+        manifest: versions, commit, datasets' fingerprints, weights' digest, seed and phase.
+        architecture: of the model.
+        tokenizer: the model's.
+        templates: the classes by slot; empty after adapt.
+        checkpoints: those it has.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError when `folder` is no run."""
+        if not (folder / "manifest.json").is_file():
+            raise UserError(f"{folder} is no run; bin/adapt and bin/finetune make one, named by their --out")
+        self.folder = folder
+        self.manifest: dict[str, Any] = files.read_json(folder / "manifest.json")
+        if self.manifest.get("kind") != "run":
+            raise UserError(f"{folder} is something else than a run; name a folder that bin/adapt or bin/finetune made")
+        self.architecture = Architecture(**_unversioned(files.read_json(folder / "architecture.json")))
+        self.tokenizer = Tokenizer(folder / "tokenizer.json")
+        self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+
+    @property
+    def phase(self) -> Phase:
+        """What made it: `adapt` (a language model) or `finetune` (a template classifier)."""
+        return self.manifest["phase"]
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the head: vocabulary rows or slots."""
+        return len(self.templates) if self.phase == "finetune" else self.architecture.vocabulary
+
+    def graphdef(self, dtype: Any = jnp.float32) -> nnx.GraphDef[NeoX]:
+        """The model's static half."""
+        return graphdef(self.architecture, self.outputs, dtype)
+
+    def params(self, step: int) -> PyTree:
+        """Parameters of a checkpoint on this process's first device, float32."""
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = abstract_params(self.architecture, self.outputs)
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+        return self.checkpoints.params(step, placed)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        return map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else iter(())
+
+
+def graphdef(architecture: Architecture, outputs: int, dtype: Any = jnp.float32) -> nnx.GraphDef[NeoX]:
+    """The static half of a model, made without any array."""
+    return nnx.split(nnx.eval_shape(lambda: NeoX(architecture, outputs, dtype, rngs=nnx.Rngs(0))))[0]
+
+
+def abstract_params(architecture: Architecture, outputs: int) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of a model's parameters as plain nested dicts."""
+    model = nnx.eval_shape(lambda: NeoX(architecture, outputs, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+def random_params(architecture: Architecture, outputs: int, seed: int) -> PyTree:
+    """Fresh parameters as plain nested dicts."""
+
+    @jax.jit
+    def init(key: jax.Array) -> PyTree:
+        return nnx.to_pure_dict(nnx.split(NeoX(architecture, outputs, rngs=nnx.Rngs(key)))[1])
+
+    return init(jax.random.key(seed))
+
+
+def create(
+    folder: Path,
+    config: str,
+    architecture: Architecture,
+    tokenizer_json: str,
+    templates: Sequence[Template],
+    manifest: Mapping[str, Any],
+) -> Run:
+    """Writes all of a new run but what training adds; the manifest comes last, so a torn start is no run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_text(folder / "config.yaml", config)
+    _write_text(folder / "tokenizer.json", tokenizer_json)
+    files.write_json(folder / "architecture.json", dataclasses.asdict(architecture))
+    files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
+    files.write_json(folder / "manifest.json", {"kind": "run", **provenance(), **manifest})
+    return Run(folder)
+
+
+def _write_text(path: Path, content: str) -> None:
+    with files.atomic_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and commit, for a manifest."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+    versions = {"jaxtempl": jaxtempl.__version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in packages}
+    return {"versions": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The checkout's commit, or None outside one."""
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def resolve(reference: str) -> tuple[Run, int]:
+    """RUN, RUN@STEP, RUN@last or RUN@best as a run and one of its steps.
+
+    `best` is the checkpoint of least validation loss in metrics.jsonl.
+
+    Raises:
+        UserError: no such run, no such step, or no checkpoint yet.
+    """
+    name, _, which = reference.partition("@")
+    run = Run(Path(name))
+    steps = run.checkpoints.steps()
+    if not steps:
+        raise UserError(f"{name} has no checkpoint yet; let its training reach the first, or start it again")
+    if which == "best":
+        return run, _best(run, steps)
+    if which not in ("", "last") and which not in map(str, steps):
+        raise UserError(f"{reference} is no checkpoint; there are @last, @best and {', '.join(f'@{s}' for s in steps)}")
+    return run, steps[-1] if which in ("", "last") else int(which)
+
+
+def _best(run: Run, steps: Sequence[int]) -> int:
+    measured = [
+        (m["validation_loss"], m["step"]) for m in run.metrics() if "validation_loss" in m and m["step"] in steps
+    ]
+    if not measured:
+        raise UserError(f"{run.folder} has no validation loss to choose the best by; name a step or @last")
+    return min(measured)[1]
+
+
+def _unversioned(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in value.items() if key != "format"}

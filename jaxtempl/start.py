@@ -1,0 +1,98 @@
+"""Where a training starts: this run's newest checkpoint, another run's, Hugging Face weights, or random ones."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from jaxtempl import config as configs
+from jaxtempl import files, hub, run
+from jaxtempl.config import AdaptConfig, FinetuneConfig
+from jaxtempl.errors import UsageError, UserError
+from jaxtempl.models import weights
+from jaxtempl.models.neox import Architecture
+
+Phased = AdaptConfig | FinetuneConfig
+
+
+class Start(NamedTuple):
+    """A model to train, without its head where the head is new.
+
+    Attributes:
+        architecture: of the model.
+        params: all but the parts that are to be random.
+        tokenizer: file of the tokenizer.
+        origin: where it came from, for the manifest.
+    """
+
+    architecture: Architecture
+    params: dict[str, Any]
+    tokenizer: Path
+    origin: dict[str, Any]
+
+
+def layers(phase: Any, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What lies under a training's flags; the size is that of the run it goes on from, unless it is given.
+
+    Raises:
+        UsageError: neither --size nor --from says which size it is.
+    """
+    source = given.get("from")
+    size = given.get("size") or (run.resolve(str(source))[0].manifest["size"] if source else None)
+    if not size:
+        raise UsageError("which model? pass --size=SIZE or --from=RUN")
+    return [*configs.training_layers(phase, str(size), str(given.get("recipe", "default"))), {"size": str(size)}]
+
+
+def point(config: Phased) -> Start:
+    """The model that the flags name: another run's checkpoint, Hugging Face weights, or random.
+
+    Raises:
+        UserError: no such run or weights, or they are not of the size that was asked for.
+    """
+    if config.start and config.weights:
+        raise UsageError("--from and --weights both say where to start; pass one")
+    if config.start:
+        return _from_run(config.start)
+    size = configs.size(config.size)
+    architecture = Architecture(**size["architecture"])
+    tokenizer = configs.tokenizer_path(config.size)
+    if config.weights == "random":
+        return Start(architecture, {}, tokenizer, {"weights": "random"})
+    return _from_weights(
+        config.weights or size["weights"], config.revision or size.get("revision"), architecture, tokenizer
+    )
+
+
+def _from_run(reference: str) -> Start:
+    source, step = run.resolve(reference)
+    if source.phase != "adapt":
+        raise UserError(f"--from={reference} is a finetune run; name an adapt run")
+    origin = {"run": str(source.folder), "step": step, "weights_sha256": _digest(source.checkpoints.folder / str(step))}
+    return Start(source.architecture, dict(source.params(step)), source.folder / "tokenizer.json", origin)
+
+
+def _from_weights(name: str, revision: str | None, architecture: Architecture, tokenizer: Path) -> Start:
+    folder = hub.fetch(name, revision)
+    read = weights.read(folder, architecture)
+    params = read.params if read.head == "lm" else {k: v for k, v in read.params.items() if k != "head"}
+    own = folder / "tokenizer.json"
+    origin = {"weights": name, "revision": revision, "weights_sha256": _digest(folder)}
+    return Start(read.architecture, params, own if own.exists() else tokenizer, origin)
+
+
+def _digest(folder: Path) -> dict[str, str]:
+    """sha256 of the files that hold the weights; of a checkpoint, of the manifest that sums up all its files."""
+    kept = [*folder.glob("*.safetensors"), *folder.glob("manifest.json")]
+    return {path.name: files.sha256(path) for path in sorted(kept)}
+
+
+def parameters(start: Start, outputs: int, seed: int, new_head: bool) -> PyTree:
+    """All parameters: what the start has, and random ones for what it has not or what is to be new."""
+    kept = {name: part for name, part in start.params.items() if not (new_head and name == "head")}
+    if set(kept) >= {"embed", "blocks", "norm", "head"}:
+        return jax.tree.map(jax.numpy.array, kept)
+    fresh = run.random_params(start.architecture, outputs, seed)
+    return {**fresh, **jax.tree.map(jax.numpy.array, kept)}

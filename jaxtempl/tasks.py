@@ -1,0 +1,84 @@
+"""What is trained: a task is a loss over one microbatch and the metrics of its sums.
+
+A loss returns the sum over the microbatch, never a mean, so that microbatches of any size add up to their
+batch; fit() divides once, by the summed weight.
+
+Dims: B rows, L length, S slots.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxtempl.models.losses import summed_cross_entropy
+from jaxtempl.models.neox import NeoX
+
+Sums = dict[str, Float[Array, ""]]
+Microbatch = Mapping[str, Array]
+
+
+class Task(NamedTuple):
+    """A model with its objective.
+
+    Attributes:
+        graphdef: the model's static half; `nnx.merge(graphdef, params)` is the model.
+        loss: (params, microbatch) -> (summed loss, sums to be reported, `weight` among them).
+        metrics: summed sums of a batch -> named means.
+    """
+
+    graphdef: nnx.GraphDef[NeoX]
+    loss: Callable[[PyTree, Microbatch], tuple[Float[Array, ""], Sums]]
+    metrics: Callable[[Sums], Sums]
+
+
+def causal_lm(graphdef: nnx.GraphDef[NeoX]) -> Task:
+    """Next-token prediction over packed rows, as the paper has it: across documents, no mask between them.
+
+    A microbatch holds `tokens` [B L] and `segments` [B L], 0 where a row is padded; loss in nats.
+    """
+
+    def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
+        tokens = batch["tokens"].astype(jnp.int32)
+        # The last position predicts nothing; rolling keeps every shape, and chunks of L, even.
+        targets, weights = jnp.roll(tokens, -1, axis=1), _predicted(batch["segments"])
+        hidden = nnx.merge(graphdef, params).hidden(tokens)
+        total = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights)
+        return total, {"loss": total, "weight": weights.sum(), "tokens": jnp.float32(tokens.size)}
+
+    return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / sums["weight"]})
+
+
+def _predicted(segments: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """1 where the next position of the row holds a real token."""
+    following = jnp.roll(segments, -1, axis=1).at[:, -1].set(0)
+    return (following > 0).astype(jnp.float32)
+
+
+def template(graphdef: nnx.GraphDef[NeoX]) -> Task:
+    """Template classification on the right-most real token (paper section 4.3).
+
+    A microbatch holds `tokens` [B L], `lengths` [B], `slots` [B] and `weights` [B], 0 on a filler row.
+    """
+
+    def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
+        logits = nnx.merge(graphdef, params).classify(batch["tokens"], batch["lengths"])
+        total, correct = _classified(logits, batch["slots"], batch["weights"])
+        count = jnp.float32(batch["tokens"].size)
+        return total, {"loss": total, "weight": batch["weights"].sum(), "top1": correct, "tokens": count}
+
+    def metrics(sums: Sums) -> Sums:
+        return {"loss": sums["loss"] / sums["weight"], "top1": sums["top1"] / sums["weight"]}
+
+    return Task(graphdef, loss, metrics)
+
+
+def _classified(
+    logits: Float[Array, "B S"], slots: Int[Array, " B"], weights: Float[Array, " B"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sums of -log p(slot), in nats, and of hits at the top."""
+    true = jnp.take_along_axis(jax.nn.log_softmax(logits), slots[:, None], axis=1)[:, 0]
+    return -jnp.sum(weights * true), jnp.sum(weights * (logits.argmax(axis=1) == slots))

@@ -1,0 +1,89 @@
+"""Where a training tells how it goes: metrics.jsonl, TensorBoard, and a progress bar or lines."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxtempl import files
+
+LINES = 20  # reports of a training without a terminal
+
+
+class Tracker:
+    """Writes each step once, in order; use as a context.
+
+    Args:
+        folder: of the run.
+        steps: updates in all.
+        start: updates done before; lines of later steps, from a try that was cut off, are dropped.
+        rate: the schedule of the learning rate.
+        unit: what a row is called on screen.
+    """
+
+    def __init__(self, folder: Path, steps: int, start: int, rate: Callable[[int], Any]) -> None:
+        self._path = folder / "metrics.jsonl"
+        _keep_through(self._path, start)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._steps, self._rate, self._last = steps, rate, time.perf_counter()
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._board.close()
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """One update's metrics; `tokens` become tokens a second since the step before."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        record = {"step": step, **values, "learning_rate": float(self._rate(step - 1)), "seconds": seconds}
+        record["tokens_per_second"] = record.pop("tokens") / seconds
+        self._write(record)
+        self._show(record)
+
+    def validated(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of the validation part after an update; the time it took is no training time."""
+        self._write({"step": step, **{f"validation_{name}": value for name, value in values.items()}})
+        self._line(f"step {step}  " + "  ".join(f"validation {name} {value:.4f}" for name, value in values.items()))
+        self._last = time.perf_counter()
+
+    def _write(self, record: Mapping[str, float]) -> None:
+        files.append_line(self._path, dict(record))
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(record["step"]))
+
+    def _show(self, record: Mapping[str, float]) -> None:
+        text = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+        step = int(record["step"])
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(1)
+        if self._bar.disable and (step % max(self._steps // LINES, 1) == 0 or step == 1):
+            print(f"step {step} of {self._steps}  {text}", file=sys.stderr, flush=True)
+
+    def _line(self, line: str) -> None:
+        self._bar.write(line, file=sys.stderr)
+
+
+def _keep_through(path: Path, step: int) -> None:
+    """Drops what a try that was cut off wrote of the steps that are now done again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    with files.atomic_file(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:  # the last line of a killed process may be cut
+        return float("inf")

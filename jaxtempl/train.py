@@ -1,0 +1,168 @@
+"""fit(): the one training loop, over an iterator of batches.
+
+A batch is a list of microbatches. Each adds its gradient to the batch's; one update follows. Metrics of a step
+are read only after the next is dispatched, so the device never waits for the host, except where a checkpoint is
+due: that one is committed only when its own step's loss and gradient norm are known to be finite.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32, PyTree
+
+from jaxtempl.batches import Batch
+from jaxtempl.checkpoint import Checkpoints
+from jaxtempl.errors import UserError
+from jaxtempl.tasks import Microbatch, Sums, Task
+from jaxtempl.tracking import Tracker
+
+
+class TrainState(NamedTuple):
+    """All that an update changes."""
+
+    params: PyTree
+    optimizer: PyTree
+    step: Int32[Array, ""]
+
+
+class Total(NamedTuple):
+    """What the microbatches of one batch add up to."""
+
+    gradient: PyTree
+    sums: Sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When training ends and when it saves.
+
+    Attributes:
+        steps: updates in all.
+        save_every: updates between study checkpoints; the last step always gets one.
+        recover_seconds: least time between recovery checkpoints.
+        clock: seconds now; tests put their own in.
+    """
+
+    steps: int
+    save_every: int
+    recover_seconds: float
+    clock: Callable[[], float] = time.monotonic
+
+
+def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """State before the first update."""
+    return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+
+
+def fit(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batches: Callable[[int], Iterator[Batch]],
+    validation: Callable[[], Iterable[Batch]] | None,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+) -> TrainState:
+    """Trains from `state.step` to `plan.steps`.
+
+    Args:
+        task: loss and metrics.
+        optimizer: what turns a mean gradient into an update.
+        state: where to start; donated.
+        batches: from a step, the batches of that step and all later ones.
+        validation: batches to measure the loss on at each study checkpoint.
+        plan: when to end and to save.
+        checkpoints: where to save.
+        tracker: what is told of each step.
+
+    Raises:
+        UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
+    """
+    accumulate, update, evaluate = _functions(task, optimizer)
+    saved_at = plan.clock()
+    previous: tuple[int, Sums] | None = None
+    start = int(state.step)
+    for step, batch in enumerate(batches(start), start + 1):
+        total = None
+        for microbatch in batch:
+            total = accumulate(state.params, total, jax.device_put(dict(microbatch)))
+        state, metrics = update(state, total)
+        if previous:
+            _report(tracker, *previous)
+        previous = step, metrics
+        study = step % plan.save_every == 0 or step == plan.steps
+        recovery = plan.clock() - saved_at >= plan.recover_seconds and step < plan.steps
+        if study or recovery:
+            _report(tracker, *previous)
+            previous = None
+            if study and validation:
+                tracker.validated(step, _mean(task, evaluate, state.params, validation()))
+            kept = _optimizer_dict(state) if recovery else None
+            checkpoints.save(step, "study" if study else "recovery", state.params, kept, {"step": step})
+            saved_at = plan.clock() if recovery else saved_at
+    return state
+
+
+def resume(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState:
+    """The state that was saved at `step`, placed as `state` is."""
+    params = checkpoints.params(step, state.params)
+    optimizer = checkpoints.optimizer(step, _optimizer_dict(state))
+    return TrainState(params, _optimizer_from(state, optimizer), jnp.asarray(step, jnp.int32))
+
+
+def _functions(task: Task, optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any]:
+    """The compiled functions: add a microbatch's gradient, update, and measure."""
+
+    def accumulate(params: PyTree, total: Total | None, batch: Microbatch) -> Total:
+        (_, sums), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
+        new = Total(gradient, sums)
+        return new if total is None else jax.tree.map(jnp.add, total, new)
+
+    def update(state: TrainState, total: Total) -> tuple[TrainState, Sums]:
+        gradient = jax.tree.map(lambda g: g / jnp.maximum(total.sums["weight"], 1.0), total.gradient)
+        changes, moments = optimizer.update(gradient, state.optimizer, state.params)
+        metrics = {
+            **task.metrics(total.sums),
+            "gradient_norm": optax.global_norm(gradient),
+            "tokens": total.sums["tokens"],
+        }
+        return TrainState(optax.apply_updates(state.params, changes), moments, state.step + 1), metrics
+
+    evaluate = jax.jit(lambda params, batch: task.loss(params, batch)[1])
+    return jax.jit(accumulate, donate_argnums=1), jax.jit(update, donate_argnums=0), evaluate
+
+
+def _report(tracker: Tracker, step: int, metrics: Sums) -> None:
+    values = {name: float(value) for name, value in metrics.items()}
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            raise UserError(
+                f"{name} of step {step} is {values[name]}; nothing of that step was saved: "
+                "start again from the checkpoint before it with a lower --rate or another --precision"
+            )
+    tracker.step(step, values)
+
+
+def _mean(task: Task, evaluate: Any, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
+    sums: dict[str, Any] = {}
+    for microbatch in (m for batch in batches for m in batch):
+        new = jax.device_get(evaluate(params, jax.device_put(dict(microbatch))))
+        sums = {name: sums.get(name, 0.0) + value for name, value in new.items()}
+    return {name: float(value) for name, value in task.metrics(sums).items()}
+
+
+def _optimizer_dict(state: TrainState) -> PyTree:
+    """The optimizer's state as plain nested dicts, for a checkpoint."""
+    return flax.serialization.to_state_dict(state.optimizer)
+
+
+def _optimizer_from(state: TrainState, saved: PyTree) -> PyTree:
+    return flax.serialization.from_state_dict(state.optimizer, saved)

@@ -1,0 +1,32 @@
+"""Every test runs on eight fake CPU devices, or the session fails; silent broadcasting is an error."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if jax.device_count() != 8:
+        pytest.exit(
+            f"the tests need 8 fake CPU devices and got {jax.device_count()}; is jax imported before conftest?", 1
+        )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the slow tests, and them alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects, not skips: a skip means that something could not be tested."""
+    wanted = config.getoption("--slow")
+    kept = [item for item in items if ("slow" in item.keywords) == wanted]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept

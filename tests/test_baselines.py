@@ -1,0 +1,112 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxtempl import baselines, metrics
+from jaxtempl.cases import Case, Message
+from jaxtempl.examples import Examples, known
+
+WISHES = ("refund my money", "block my card", "change the address", "raise my limit")
+
+
+def made(count: int, seed: int = 0) -> Examples:
+    """Cases of greeting then answer: slot 4 first, then the slot of the wish that the newest message names."""
+    random = np.random.default_rng(seed)
+    wishes = random.choice(4, count, p=[0.4, 0.3, 0.2, 0.1])
+    cases = [
+        Case(
+            f"c{i}",
+            (
+                Message("customer", f"hello number {i}"),
+                Message("advocate", "hi", "t4"),
+                Message("customer", f"please {WISHES[wish]} now"),
+                Message("advocate", "done", f"t{wish}"),
+            ),
+        )
+        for i, wish in enumerate(wishes)
+    ]
+    case = np.repeat(np.arange(count), 2)
+    slot = np.stack([np.full(count, 4), wishes], axis=1).ravel()
+    return Examples(cases, case, np.tile([1, 3], count), slot, np.tile([-1, 4], count))
+
+
+def accuracy(scores: np.ndarray, slots: np.ndarray) -> float:
+    return float((metrics.ranks(scores, slots) == 0).mean())
+
+
+def test_majority_ranks_by_training_counts() -> None:
+    training = made(200)
+    scores = baselines.majority(training, 6)(made(3, seed=1))
+    counts = np.bincount(training.slot, minlength=6)
+    assert scores.shape == (6, 6)
+    assert metrics.top(scores, 6)[0].tolist() == np.argsort(-counts, kind="stable").tolist()
+    np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1)
+
+
+def test_previous_template_is_the_conditional_distribution_backed_off() -> None:
+    training = made(200)
+    score = baselines.previous_template(training, 6)
+    scores = score(made(1, seed=1))
+    after_greeting = np.bincount(training.slot[1::2], minlength=6)
+    prior = (np.bincount(training.slot, minlength=6) + 1) / (400 + 6)
+    np.testing.assert_allclose(np.exp(scores[1]), (after_greeting + 4 * prior) / (200 + 4))
+    assert metrics.top(scores, 1)[0] == 4
+
+
+def test_previous_template_never_seen_in_training_gives_the_majority() -> None:
+    training, one = made(200), made(1)
+    scores = baselines.previous_template(training, 6)(dataclasses.replace(one, previous=np.array([5, 5])))
+    np.testing.assert_allclose(scores, baselines.majority(training, 6)(one))
+
+
+def test_ngrams_read_the_text_that_decides() -> None:
+    fitted = baselines.fit(made(300), 6, seed=0)
+    test = made(100, seed=1)
+    found = {name: accuracy(scorer(test), test.slot) for name, scorer in fitted.items()}
+    assert found["ngrams"] > 0.99
+    assert 0.6 < found["previous_template"] < 0.8
+    assert found["majority"] == pytest.approx(0.5)
+
+
+def test_ngrams_see_the_previous_template() -> None:
+    """The same words everywhere; only the last template tells the answer."""
+    said = (
+        Message("customer", "yes"),
+        Message("advocate", "ok", "a"),
+        Message("customer", "yes"),
+        Message("advocate", "ok", "b"),
+    )
+    cases = [Case(str(i), said) for i in range(40)]
+    previous = np.arange(40) % 2
+    examples = Examples(cases, np.arange(40), np.full(40, 3), 1 - previous, previous)
+    assert accuracy(baselines.ngrams(examples, 2, seed=0)(examples), examples.slot) == 1.0
+
+
+def test_ngrams_tell_roles_and_places_apart() -> None:
+    """`yes` by the customer and by the system, newest or before, are different features."""
+    kinds = [("customer", "system"), ("system", "customer")]
+    cases = [Case(str(i), (Message(kinds[i % 2][0], "yes"), Message(kinds[i % 2][1], "no"))) for i in range(40)]
+    slot = np.arange(40) % 2
+    examples = Examples(cases, np.arange(40), np.full(40, 2), slot, np.full(40, -1))
+    assert accuracy(baselines.ngrams(examples, 2, seed=0)(examples), slot) == 1.0
+
+
+def test_a_context_reads_no_message_from_its_label_on() -> None:
+    training, test = made(50), made(5, seed=1)
+    told = [Case(c.case_id, (*c.messages[:3], Message("advocate", WISHES[3], "t3"))) for c in test.cases]
+    scorer = baselines.ngrams(training, 6, seed=0)
+    np.testing.assert_array_equal(scorer(test), scorer(dataclasses.replace(test, cases=told)))
+
+
+def test_ngrams_are_seeded_and_take_an_empty_split() -> None:
+    training, test = made(50), made(5, seed=1)
+    first, again = (baselines.ngrams(training, 6, seed=0)(test) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    nothing = Examples([], *(np.empty(0, np.int64) for _ in range(4)))
+    assert all(scorer(nothing).shape == (0, 6) for scorer in baselines.fit(training, 6, seed=0).values())
+
+
+def test_known_keeps_labels_that_are_classes() -> None:
+    some = dataclasses.replace(made(2), slot=np.array([4, -1, 4, 0]))
+    assert known(some).message.tolist() == [1, 1, 3]

@@ -1,0 +1,290 @@
+"""Reading cases: every kind of file, and every kind of bad record set aside without losing a good one."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxtempl import cases
+from jaxtempl.cases import Case, DigestSet, Message, Quarantine, Reader, case_from, digest_of, sources
+from jaxtempl.errors import UserError
+
+GOOD = {
+    "case_id": "a-1",
+    "messages": [
+        {"role": "customer", "text": "Where is my card?"},
+        {"role": "system", "text": "lookup(card) -> shipped"},
+        {"role": "advocate", "text": "It is on its way.", "template": "card_shipped", "at": "2024-01-01"},
+    ],
+    "region": "north",
+}
+
+
+def line(case_id: str, **changes: Any) -> bytes:
+    return json.dumps({**GOOD, "case_id": case_id, **changes}).encode()
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "customer", "text": "hi", **changes}]}
+
+
+def read(tmp_path: Path, *paths: str, label: str = "template") -> tuple[list[Case], list[dict[str, Any]], Reader]:
+    """The good cases, the quarantined lines, and the reader with its counts."""
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    reader = Reader(quarantine, label)
+    good = list(reader.cases([source for path in paths for source in sources(path)]))
+    bad = [json.loads(record) for record in quarantine.path.read_text().splitlines()]
+    assert quarantine.good == len(good)
+    assert quarantine.reasons.total() == len(bad)
+    return good, bad, reader
+
+
+def read_lines(tmp_path: Path, *lines: bytes) -> tuple[list[Case], list[dict[str, Any]], Reader]:
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return read(tmp_path, str(tmp_path / "in.jsonl"))
+
+
+def test_case_from_keeps_what_counts() -> None:
+    assert case_from(GOOD) == Case(
+        "a-1",
+        (
+            Message("customer", "Where is my card?"),
+            Message("system", "lookup(card) -> shipped"),
+            Message("advocate", "It is on its way.", "card_shipped"),
+        ),
+    )
+
+
+def test_case_from_takes_the_label_from_the_named_key() -> None:
+    record = {"case_id": "x", "messages": [{"role": "advocate", "text": "hi", "template": "a", "template2": "b"}]}
+    assert case_from(record, "template2").messages[0].template == "b"
+    assert case_from(record, "absent").messages[0].template is None
+
+
+def test_a_template_on_another_role_is_no_label() -> None:
+    assert case_from({"case_id": "x", **message(template="a")}).messages[0].template is None
+
+
+BAD = {
+    "not JSON": b'{"case_id": "b',
+    "deep": b"[" * 100_000,
+    "huge number": b'{"case_id": ' + b"9" * 5000 + b"}",
+    "no object": b"[1, 2]",
+    "missing case_id": json.dumps({"messages": GOOD["messages"]}).encode(),
+    "empty case_id": line(""),
+    "case_id a number": json.dumps({**GOOD, "case_id": 7}).encode(),
+    "missing messages": b'{"case_id": "b"}',
+    "messages an object": line("b", messages={}),
+    "message a string": line("b", messages=["hi"]),
+    "missing role": line("b", messages=[{"text": "hi"}]),
+    "missing text": line("b", messages=[{"role": "customer"}]),
+    "text null": line("b", **message(text=None)),
+    "template a number": line("b", **message(role="advocate", template=3)),
+    "unknown role": line("b", **message(role="agent")),
+    "empty case": line("b", messages=[]),
+    "blank case": line("b", **message(text=" \n\t")),
+    "duplicate": line("a"),
+    "invalid UTF-8": b'{"case_id": "b\xff", "messages": []}',
+    "lone surrogate": line("b", **message(text="\ud800")),
+    "lone surrogate in the id": line("b\udfff"),
+}
+REASONS = {
+    "not JSON": "not JSON",
+    "deep": "not JSON",
+    "huge number": "not JSON",
+    "no object": "wrong type",
+    "missing case_id": "missing field",
+    "empty case_id": "missing field",
+    "case_id a number": "wrong type",
+    "missing messages": "missing field",
+    "messages an object": "wrong type",
+    "message a string": "wrong type",
+    "missing role": "missing field",
+    "missing text": "missing field",
+    "text null": "wrong type",
+    "template a number": "wrong type",
+    "unknown role": "unknown role",
+    "empty case": "empty case",
+    "blank case": "empty case",
+    "duplicate": "duplicate case_id",
+    "invalid UTF-8": "invalid UTF-8",
+    "lone surrogate": "invalid text",
+    "lone surrogate in the id": "invalid text",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_is_set_aside_and_nothing_good_is_lost(tmp_path: Path, kind: str) -> None:
+    good, bad, _ = read_lines(tmp_path, line("a"), BAD[kind], line("z"))
+    assert [case.case_id for case in good] == ["a", "z"]
+    assert [(record["line"], record["reason"]) for record in bad] == [(2, REASONS[kind])]
+    assert bad[0]["file"].endswith("in.jsonl")
+
+
+def test_a_line_over_the_limit_is_skipped_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(cases, "BLOCK", 64)
+    long = line("long", **message(text="x" * 5000))
+    good, bad, _ = read_lines(tmp_path, line("a"), long, line("z"), long)
+    assert [case.case_id for case in good] == ["a", "z"]
+    assert [(record["line"], record["reason"]) for record in bad] == [(2, "line too long"), (4, "line too long")]
+
+
+def test_odd_but_allowed_text(tmp_path: Path) -> None:
+    texts = ["a\x00b", "a\u2028b", "𝄞 ü", "<|endoftext|>", "line\nbreak", " spaced "]
+    good, bad, _ = read_lines(tmp_path, *(line(f"{i}", **message(text=text)) for i, text in enumerate(texts)))
+    assert [case.messages[0].text for case in good] == texts
+    assert not bad
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_records(tmp_path: Path) -> None:
+    good, bad, _ = read_lines(tmp_path, b"\xef\xbb\xbf" + line("a"), b"", b"  ", line("b") + b"\r")
+    assert [case.case_id for case in good] == ["a", "b"]
+    assert not bad
+
+
+def test_empty_messages_are_dropped_and_counted(tmp_path: Path) -> None:
+    messages = [{"role": "customer", "text": " "}, *GOOD["messages"], {"role": "advocate", "text": ""}]
+    good, _, reader = read_lines(tmp_path, line("a", messages=messages))
+    assert len(good[0].messages) == 3
+    assert reader.dropped_messages == 2
+
+
+def zst(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", zst)])
+def test_plain_and_compressed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / f"in.jsonl{suffix}"
+    path.write_bytes(pack(line("a") + b"\n") + pack(line("b")))  # two members or frames, no newline at the end
+    good, bad, _ = read(tmp_path, str(path))
+    assert [case.case_id for case in good] == ["a", "b"]
+    assert not bad
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zst)])
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_a_broken_archive_keeps_the_cases_before_the_break(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes], damage: str
+) -> None:
+    whole = pack(line("a") + b"\n")
+    second = pack(b"\n".join(line(f"b{i}") for i in range(3000)))
+    rest = second[: len(second) // 2] if damage == "cut" else b"\x00\xffnoise" * 9
+    path = tmp_path / f"in.jsonl{suffix}"
+    path.write_bytes(whole + rest)
+    good, bad, _ = read(tmp_path, str(path))
+    assert good[0].case_id == "a"
+    assert len(good) > 50 or damage == "noise", "what came before the break is kept"
+    assert [record["reason"] for record in bad] == ["truncated archive"]
+
+
+def parquet(path: Path, *records: dict[str, Any]) -> None:
+    pyarrow.parquet.write_table(pa.Table.from_pylist(list(records)), path)
+
+
+def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    parquet(path, GOOD, {**GOOD, "case_id": "b"}, {**GOOD, "messages": None, "case_id": "c"}, GOOD)
+    good, bad, _ = read(tmp_path, str(path))
+    assert good == [case_from(GOOD), case_from({**GOOD, "case_id": "b"})]
+    assert [(record["line"], record["reason"]) for record in bad] == [(3, "wrong type"), (4, "duplicate case_id")]
+
+
+def test_a_broken_parquet_file_is_one_bad_record(tmp_path: Path) -> None:
+    parquet(tmp_path / "in.parquet", GOOD)
+    (tmp_path / "in.parquet").write_bytes((tmp_path / "in.parquet").read_bytes()[:-20])
+    good, bad, _ = read(tmp_path, str(tmp_path / "in.parquet"))
+    assert not good
+    assert [record["reason"] for record in bad] == ["truncated archive"]
+
+
+def test_a_parquet_string_that_is_not_utf8(tmp_path: Path) -> None:
+    text = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
+    roles = pa.array(["customer", "customer"])
+    messages = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([roles, text], ["role", "text"]))
+    table = pa.table({"case_id": pa.array(["a", "b"]), "messages": messages})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    good, bad, _ = read(tmp_path, str(tmp_path / "in.parquet"))
+    assert [case.case_id for case in good] == ["a"]
+    assert [record["reason"] for record in bad] == ["invalid UTF-8"]
+
+
+def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "b.jsonl").write_bytes(line("b"))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(line("a")))
+    (folder / "notes.txt").write_text("not transcripts")
+    with fsspec.open("memory://prepare/m.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(line("m")))
+    for path, expected in {
+        str(folder): ["a", "b"],
+        f"{folder}/*.jsonl*": ["a", "b"],
+        f"{folder}/a": ["a"],
+        f"file://{folder}/b.jsonl": ["b"],
+        "memory://prepare/m": ["m"],
+    }.items():
+        assert [case.case_id for case in read(tmp_path, path)[0]] == expected
+
+
+@pytest.mark.parametrize("path", ["absent", "absent/*.jsonl", "nosuch://x/y.jsonl"])
+def test_a_path_that_names_nothing_is_a_clear_error(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match=path.replace("*", r"\*")):
+        sources(path if ":" in path else str(tmp_path / path))
+
+
+def test_a_file_of_another_kind_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"cases.csv has none of the suffixes \.jsonl"):
+        sources(str(tmp_path / "cases.csv"))
+
+
+def test_the_run_fails_above_max_bad(tmp_path: Path) -> None:
+    _, _, reader = read_lines(tmp_path, line("a"), b"{", b"[", line("b"))
+    reader.quarantine.check(0.5, tmp_path / "q")
+    with pytest.raises(UserError, match=r"2 of 4 records are bad \(2 not JSON\), more than max_bad=0.49"):
+        reader.quarantine.check(0.49, tmp_path / "q")
+
+
+def test_documents_are_quarantined_likewise(tmp_path: Path) -> None:
+    records = [{"id": "a", "text": "one"}, {"id": "b"}, {"id": "a", "text": "again"}, {"id": "c", "text": " "}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    assert list(Reader(quarantine).documents(sources(str(tmp_path / "in")))) == ["one"]
+    assert dict(quarantine.reasons) == {"missing field": 1, "duplicate id": 1, "empty document": 1}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 3000), max_size=300), st.integers(1, 7))
+def test_digest_set_is_a_set(numbers: list[int], merge_every: int) -> None:
+    ours, theirs = DigestSet(), set[int]()
+    for i, number in enumerate(numbers):
+        assert ours.add(digest_of(str(number).encode())) == (number not in theirs)
+        theirs.add(number)
+        if i % merge_every == 0:
+            ours._merge()
+    assert len(ours) == len(theirs)
+
+
+def test_digest_set_tells_trailing_zero_bytes_apart() -> None:
+    digests = DigestSet()
+    assert digests.add(b"a" * 15 + b"\x00")
+    digests._merge()
+    assert digests.add(b"a" * 15 + b"\x01")
+    assert not digests.add(b"a" * 15 + b"\x00")
+
+
+@pytest.mark.parametrize("key", ["case_id", "messages"])
+def test_case_from_names_the_field(key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        case_from({name: value for name, value in GOOD.items() if name != key})

@@ -1,0 +1,205 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jaxtempl import batches, cli, evaluate, files, text
+from jaxtempl.batches import Contexts
+from jaxtempl.cases import Case, Message
+from jaxtempl.config import EvaluateConfig
+from jaxtempl.dataset import Dataset
+from jaxtempl.examples import Examples
+from jaxtempl.forward import Forward
+from jaxtempl.run import Run
+
+# The dataset's own slots are greet 0, bye 1, card 2, refund 3; the run's are others, and it has no `refund`.
+TEMPLATES = [tiny.template(0, "card"), tiny.template(1, "never"), tiny.template(2, "bye"), tiny.template(3, "greet")]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny.dataset(tmp_path_factory.mktemp("evaluate") / "made")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return tiny.make_run(tmp_path_factory.mktemp("evaluate") / "run", TEMPLATES, steps=(3, 5))
+
+
+@pytest.fixture(scope="module")
+def report(data: Dataset, made: Run) -> dict[str, Any]:
+    return evaluate.run(EvaluateConfig(run=f"{made.folder}@5", data=data.folder, batch=4))
+
+
+def labels(data: Dataset) -> list[str]:
+    found = data.labels("test")
+    return [str(data.cases("test")[c].messages[m].template) for c, m in zip(found.case, found.message, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def direct(data: Dataset, made: Run) -> np.ndarray:
+    """Logits of each test context at step 5, one row each and without padding."""
+    contexts, model = Contexts(data, "test", made.tokenizer, 32), tiny.language_model(made, 5)
+    return np.stack([model(contexts[i].tokens)[-1] for i in range(len(contexts))])
+
+
+def test_logits_come_back_in_order_from_every_bucket(
+    data: Dataset, made: Run, direct: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "LENGTHS", (4, 16))
+    contexts = Contexts(data, "test", made.tokenizer, 32)
+    lengths = [len(contexts[i].tokens) for i in range(len(contexts))]
+    assert min(lengths) <= 4 < max(lengths) > 16
+    np.testing.assert_allclose(Forward(made, 5).all(contexts, rows=8), direct, atol=1e-4)
+
+
+def test_labels_find_the_runs_slots_by_id(data: Dataset, direct: np.ndarray, report: dict[str, Any]) -> None:
+    """Top-1 by ids alone, with nothing of slots in it; `refund` and `rare` are no classes of the run."""
+    ids = [TEMPLATES[slot].id for slot in direct.argmax(axis=1)]
+    named = labels(data)
+    expected = np.mean([a == b for a, b in zip(ids, named, strict=True)])
+    assert report["metrics"]["top1"]["value"] == pytest.approx(expected)
+    assert report["counts"]["no_class"] == sum(name in ("refund", "rare") for name in named) > 1
+    assert report["metrics"]["top5"]["value"] == pytest.approx(1 - report["counts"]["no_class"] / len(named))
+
+
+def test_cross_entropy_is_over_known_labels(data: Dataset, direct: np.ndarray, report: dict[str, Any]) -> None:
+    slots = {template.id: template.slot for template in TEMPLATES}
+    known = [i for i, name in enumerate(labels(data)) if name in slots]
+    chosen = np.array([slots[labels(data)[i]] for i in known])
+    expected = optax.softmax_cross_entropy_with_integer_labels(direct[known], chosen).mean()
+    assert report["metrics"]["cross_entropy"]["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_report_says_what_was_measured(data: Dataset, made: Run, report: dict[str, Any]) -> None:
+    out = made.folder / "evaluate-test"
+    stored = json.loads((out / "report.json").read_text())
+    assert stored == {"format": 1, **report}
+    assert (stored["kind"], stored["step"], stored["phase"], stored["split"]) == ("evaluation", 5, "finetune", "test")
+    assert stored["dataset"]["fingerprint"] == data.fingerprint
+    assert stored["counts"]["cases"] == 6
+    assert set(stored["baselines"]) == {"majority", "previous_template", "ngrams"}
+    assert set(stored["seconds"]) == {"run", "baselines"}
+    for found in (stored, *stored["baselines"].values()):
+        assert set(found["metrics"]) == set(stored["metrics"])
+        assert all(set(value) == {"value", "low", "high"} for value in found["metrics"].values())
+    assert sorted(path.name for path in out.iterdir()) == ["index.html", "predictions.jsonl", "report.json"]
+
+
+def test_baselines_learn_what_the_tiny_cases_teach(report: dict[str, Any]) -> None:
+    top1 = {name: found["metrics"]["top1"]["value"] for name, found in report["baselines"].items()}
+    assert top1["ngrams"] > top1["majority"]
+    assert top1["ngrams"] == pytest.approx(report["metrics"]["top5"]["value"])  # all that can be right
+
+
+def test_predictions_have_one_line_a_context(
+    data: Dataset, made: Run, direct: np.ndarray, report: dict[str, Any]
+) -> None:
+    lines = [
+        json.loads(line) for line in (made.folder / "evaluate-test" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert [line["label"] for line in lines] == labels(data)
+    assert [(line["case_id"], line["message"]) for line in lines[:3]] == [("case-200", m) for m in (1, 3, 5)]
+    assert [line["top"][0] for line in lines] == [TEMPLATES[slot].id for slot in direct.argmax(axis=1)]
+    assert all(sum(line["probability"]) == pytest.approx(1, abs=1e-5) for line in lines)
+    assert [line["loss"] is None for line in lines] == [name in ("refund", "rare") for name in labels(data)]
+
+
+def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
+    """The names and forms that others read; the numbers are those of logits made by hand."""
+    said = [("customer", None), ("advocate", "greet"), ("customer", None), ("advocate", "refund")]
+    case = Case("case-1", tuple(Message(role, "text", name) for role, name in said))
+    columns = (np.array([0, 0]), np.array([1, 3]), np.array([3, -1]), np.array([-1, 3]))
+    logits = np.array([[1, 0, 0.5, 2], [0, 3, 1, 2]], np.float32)
+    evaluate._write_predictions(tmp_path / "found.jsonl", logits, Examples([case], *columns), made)
+    assert (tmp_path / "found.jsonl").read_text() == (GOLDEN / "predictions.jsonl").read_text()
+
+
+def test_the_temperature_stays_with_its_step(data: Dataset, made: Run, report: dict[str, Any]) -> None:
+    kept = files.read_json(made.folder / "calibration.json")
+    known = [i for i in range(6) if i % 2]  # of 6 validation cases, those of `card`: 3 labels; of `refund` 2 are known
+    assert kept == {
+        "format": 1,
+        "step": 5,
+        "temperature": report["temperature"],
+        "count": 3 * len(known) + 2 * (6 - len(known)),
+        "dataset": data.fingerprint,
+    }
+    assert report["metrics"]["calibrated_cross_entropy"] != report["metrics"]["cross_entropy"]
+
+
+def test_baselines_read_the_labels_the_run_was_trained_on(data: Dataset, tmp_path: Path) -> None:
+    few = tiny.make_run(tmp_path / "run", TEMPLATES, labels=4)
+    found = evaluate.run(EvaluateConfig(run=str(few.folder), data=data.folder))
+    assert 0 < sum(entry["training"] for entry in found["templates"]) <= 4
+
+
+def test_without_validation_the_temperature_stays_1_and_that_is_said(tmp_path: Path, capsys: Any) -> None:
+    made, data = tiny.make_run(tmp_path / "run", TEMPLATES), tiny.dataset(tmp_path / "data", validation=0)
+    assert not len(data.labels("validation").slot)
+    found = evaluate.run(EvaluateConfig(run=str(made.folder), data=data.folder, baselines=False))
+    assert "temperature stays 1" in capsys.readouterr().err
+    assert (found["temperature"], found["counts"]["validation"], found["baselines"]) == (1.0, 0, {})
+    assert not (made.folder / "calibration.json").exists()
+
+
+def test_the_page_has_table_figures_and_pairs(made: Run, report: dict[str, Any]) -> None:
+    html = (made.folder / "evaluate-test" / "index.html").read_text()
+    assert html.count("<svg") == 3
+    assert all(name in html for name in ("n-grams", "Most confused", "training examples"))
+    assert report["dataset"]["fingerprint"][:12] in html
+
+
+def test_the_command_prints_table_and_page(data: Dataset, made: Run, tmp_path: Path, capsys: Any) -> None:
+    flags = [f"--run={made.folder}@best", f"--data={data.folder}", f"--out={tmp_path / 'out'}", "--baselines=false"]
+    assert cli.run(evaluate.main, flags) == 0
+    out = capsys.readouterr().out
+    assert "@5 on test: 6 cases, 18 contexts" in out
+    assert out.rstrip().endswith(str(tmp_path / "out" / "index.html"))
+
+
+def test_an_adapt_runs_loss_is_that_of_a_direct_computation(data: Dataset, tmp_path: Path) -> None:
+    """All cases joined by end-of-text, cut in rows of 32; each row predicts 31 tokens from its own start."""
+    made = tiny.make_run(tmp_path / "run", [])
+    found = evaluate.run(EvaluateConfig(run=str(made.folder), data=data.folder))
+    cases = data.cases("test")
+    documents = [text.document(cases[i].messages) for i in range(len(cases))]
+    stream = [i for ids in made.tokenizer.encode(documents) for i in [*ids, made.tokenizer.end_of_text]]
+    model = tiny.language_model(made, 3)
+    rows = [stream[start : start + 32] for start in range(0, len(stream), 32)]
+    losses = np.concatenate([row_losses(model(row), row) for row in rows])
+    assert found["counts"]["tokens"] == len(stream)
+    assert found["counts"]["predicted"] == len(losses)
+    assert found["metrics"]["loss"]["value"] == pytest.approx(np.mean(losses), rel=1e-4)
+    size = sum(len(document.encode()) for document in documents)
+    bits = np.mean(losses) / np.log(2) * len(stream) / size
+    assert found["metrics"]["bits_a_byte"]["value"] == pytest.approx(bits, rel=1e-4)
+    assert "Held-out loss" in (made.folder / "evaluate-test" / "index.html").read_text()
+
+
+def row_losses(logits: np.ndarray, row: list[int]) -> np.ndarray:
+    return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits[:-1], np.array(row[1:])))
+
+
+def test_what_cannot_be_evaluated_is_one_line(data: Dataset, made: Run, tmp_path: Path, capsys: Any) -> None:
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    for flags, code, said in [
+        ([], 2, "which run?"),
+        ([f"--run={tmp_path}", f"--data={data.folder}"], 1, "is no run"),
+        ([f"--run={made.folder}@4", f"--data={data.folder}"], 1, "is no checkpoint"),
+        ([f"--run={made.folder}", f"--data={tmp_path}"], 1, "is no dataset"),
+        ([f"--run={made.folder}", f"--data={data.folder}", f"--out={other}"], 1, "is no report"),
+        ([f"--run={made.folder}", f"--data={data.folder}", "--split=dev"], 2, "allowed: train, validation, test"),
+    ]:
+        assert cli.run(evaluate.main, flags) == code
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert (other / "thesis.txt").exists()

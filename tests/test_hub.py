@@ -1,0 +1,148 @@
+"""Fetching by huggingface_hub's own code, from a server that answers as the hub does, and from no server."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxtempl import hub
+from jaxtempl.errors import UserError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORIES = {
+    "owner/model": {
+        "config.json": b'{"model_type": "gpt_neox"}',
+        "tokenizer.json": b"{}",
+        "model.safetensors": b"the weights",
+        "pytorch_model.bin": b"a pickle",
+        "README.md": b"words",
+    },
+    "owner/pickled": {"config.json": b"{}", "pytorch_model.bin": b"a pickle"},
+}
+SCRIPT = """
+import sys
+from jaxtempl import hub
+from jaxtempl.errors import UserError
+try:
+    print(hub.fetch(sys.argv[1], sys.argv[2] or None))
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The endpoints that snapshot_download asks: a revision, its tree, and each file."""
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def answer(self, body: bool) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if name not in REPOSITORIES:
+            return self.send("RepoNotFound", {}, b"", body)
+        files, rest = REPOSITORIES[name], parts[4:] if parts[0] == "api" else parts[2:]
+        if rest[1] not in ("main", "step1", COMMIT):
+            return self.send("RevisionNotFound", {}, b"", body)
+        if rest[0] == "revision":
+            return self.send_json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]})
+        if rest[0] == "tree":
+            return self.send_json([tree_entry(path, content) for path, content in files.items()])
+        content = files[rest[2]]
+        return self.send("", {"ETag": f'"{blob(content)}"', "X-Repo-Commit": COMMIT}, content, body)
+
+    def send_json(self, value: Any) -> None:
+        self.send("", {"Content-Type": "application/json"}, json.dumps(value).encode(), body=True)
+
+    def send(self, fault: str, headers: dict[str, str], content: bytes, body: bool) -> None:
+        self.send_response(404 if fault else 200)
+        for key, value in {**headers, "X-Error-Code": fault, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def tree_entry(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(content), "oid": blob(content)}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch(endpoint: str, home: Path, name: str, revision: str = "") -> str:
+    """In a process of its own: huggingface_hub reads its environment when it is imported."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    root = str(Path(hub.__file__).parent.parent)
+    environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": root}
+    command = [sys.executable, "-c", SCRIPT, name, revision]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("revision", ["", "step1"])
+def test_a_repository_is_fetched_without_its_pickle(endpoint: str, tmp_path: Path, revision: str) -> None:
+    folder = Path(fetch(endpoint, tmp_path, "owner/model", revision))
+    got = {path.name: path.read_bytes() for path in folder.iterdir()}
+    wanted = ("config.json", "tokenizer.json", "model.safetensors")
+    assert got == {name: REPOSITORIES["owner/model"][name] for name in wanted}
+
+
+def test_what_was_fetched_is_used_without_a_network(endpoint: str, tmp_path: Path) -> None:
+    folder = fetch(endpoint, tmp_path, "owner/model")
+    assert fetch("http://127.0.0.1:9", tmp_path, "owner/model") == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("owner/none", "", "refused: owner/none is neither a folder here nor open on the hub"),
+        ("owner/model", "step2", "refused: owner/model has no revision 'step2'"),
+        ("owner/pickled", "", "refused: owner/pickled at revision main has no safetensors"),
+    ],
+)
+def test_what_the_hub_has_not(endpoint: str, tmp_path: Path, name: str, revision: str, message: str) -> None:
+    assert fetch(endpoint, tmp_path, name, revision).startswith(message)
+
+
+def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+    said = fetch("http://127.0.0.1:9", tmp_path, "owner/model")
+    assert said.startswith("refused: owner/model could not be fetched")
+    assert said.endswith("pass --weights=DIR")
+    assert "\n" not in said
+
+
+def test_local_and_embedded_folders(tmp_path: Path) -> None:
+    assert hub.fetch(str(tmp_path)) == tmp_path
+    assert (hub.fetch("assets/nano") / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "assets/none/deeper"])
+def test_a_missing_folder_is_not_asked_of_the_hub(name: str) -> None:
+    with pytest.raises(UserError, match="neither a folder here nor a hub id"):
+        hub.fetch(name)

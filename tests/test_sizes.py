@@ -1,0 +1,46 @@
+"""Every published size has the architecture that its name says: parameter counts are exact."""
+
+import jax
+import pytest
+from flax import nnx
+
+from jaxtempl import config
+from jaxtempl.models.neox import Architecture, NeoX, parameter_count
+
+COUNTS = {  # without the embedding and the output, and with them (Pythia's model cards; nano: its README)
+    "14m": (1_189_888, 14_067_712),
+    "31m": (4_739_072, 30_494_720),
+    "70m": (18_915_328, 70_426_624),
+    "160m": (85_056_000, 162_322_944),
+    "410m": (302_311_424, 405_334_016),
+    "1b": (805_736_448, 1_011_781_632),
+    "1.4b": (1_208_602_624, 1_414_647_808),
+    "2.8b": (2_517_652_480, 2_775_208_960),
+    "6.9b": (6_444_163_072, 6_857_302_016),
+    "12b": (11_327_027_200, 11_846_072_320),
+}
+RATES = {"410m": 3e-4, "1.4b": 2e-4, "2.8b": 1.6e-4}  # Table 1 of the paper
+
+
+def test_there_are_counts_for_every_size() -> None:
+    assert {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")} == {*COUNTS, "nano"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name: str) -> None:
+    a = Architecture(**config.size(name)["architecture"])
+    model = nnx.eval_shape(lambda: NeoX(a, a.vocabulary, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(model))
+    inner = {key: tree for key, tree in params.items() if key not in ("embed", "head")}
+    assert (parameter_count(inner), parameter_count(params)) == COUNTS[name]
+    assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "nano"])
+def test_settings(name: str) -> None:
+    size = config.size(name)
+    assert config.tokenizer_path(name).is_file()
+    assert size["adapt"]["rate"] == RATES.get(name, size["adapt"]["rate"])
+    if name != "nano":
+        assert size["weights"] == f"EleutherAI/pythia-{name}"
+        assert size["finetune"]["rate"] == 1e-5  # Table 2 of the paper

@@ -1,0 +1,237 @@
+"""Hugging Face folders in and out: bit for bit, every fault named, nothing but safetensors."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from jaxtempl.errors import UserError
+from jaxtempl.models import weights
+from jaxtempl.models.neox import Architecture, NeoX
+
+SMALL = Architecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
+OUTPUTS: dict[weights.Head, int] = {"lm": 17, "template": 5}
+Tensors = dict[str, np.ndarray]
+
+
+def random_params(outputs: int) -> dict[str, Any]:
+    model = nnx.eval_shape(lambda: NeoX(SMALL, outputs, rngs=nnx.Rngs(0)))
+    generator = np.random.default_rng(0)
+    shapes = nnx.to_pure_dict(nnx.state(model))
+    return jax.tree.map(lambda leaf: generator.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def saved(folder: Path, head: weights.Head = "lm", **options: Any) -> dict[str, Any]:
+    params = random_params(OUTPUTS[head])
+    weights.write(folder, SMALL, params, head, **options)
+    return params
+
+
+def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    save_file(change(load_file(folder / weights.SINGLE)), folder / weights.SINGLE)
+
+
+def edit_config(folder: Path, **keys: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+@pytest.mark.parametrize("head", ["lm", "template"])
+def test_round_trip_is_bit_for_bit(tmp_path: Path, head: weights.Head) -> None:
+    params = saved(tmp_path, head)
+    read = weights.read(tmp_path, SMALL)
+    assert (read.architecture, read.head) == (SMALL, head)
+    assert_same(read.params, params)
+
+
+def test_every_row_and_every_leaf_is_used_once() -> None:
+    rows = [row for row in weights.ROWS if row.stored != "score.weight"]
+    leaves = jax.tree_util.tree_flatten_with_path(random_params(17))[0]
+    assert sorted(row.path for row in rows) == sorted("/".join(k.key for k in path) for path, _ in leaves)
+
+
+def test_shards_hold_the_same(tmp_path: Path) -> None:
+    params = saved(tmp_path, shard_bytes=2000)
+    index = json.loads((tmp_path / weights.INDEX).read_text())
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert {p.name for p in shards} == set(index["weight_map"].values())
+    assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert_same(weights.read(tmp_path).params, params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_widened(tmp_path: Path, dtype: Any) -> None:
+    params = saved(tmp_path)
+    rewrite(tmp_path, lambda tensors: {name: t.astype(dtype) for name, t in tensors.items()})
+    assert_same(weights.read(tmp_path).params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params))
+
+
+def test_base_model_without_prefix_or_head(tmp_path: Path) -> None:
+    params = saved(tmp_path)
+
+    def base(tensors: Tensors) -> Tensors:
+        return {k.removeprefix("gpt_neox."): t for k, t in tensors.items() if k != "embed_out.weight"}
+
+    rewrite(tmp_path, base)
+    read = weights.read(tmp_path)
+    assert read.head is None
+    assert_same(read.params, {key: tree for key, tree in params.items() if key != "head"})
+
+
+def test_new_head_name_and_old_buffers(tmp_path: Path) -> None:
+    params = saved(tmp_path)
+    buffers = {
+        "gpt_neox.layers.0.attention.bias": np.ones((1, 1, 8, 8), np.uint8),
+        "gpt_neox.layers.1.attention.masked_bias": np.float32([-1e9]),
+        "gpt_neox.layers.1.attention.rotary_emb.inv_freq": np.ones(2, np.float32),
+    }
+
+    def rename(tensors: Tensors) -> Tensors:
+        return {k.replace("embed_out", "lm_head"): t for k, t in tensors.items()} | buffers
+
+    rewrite(tmp_path, rename)
+    assert_same(weights.read(tmp_path).params, params)
+
+
+def test_all_faults_are_in_one_message(tmp_path: Path) -> None:
+    saved(tmp_path)
+
+    def spoil(tensors: Tensors) -> Tensors:
+        del tensors["gpt_neox.final_layer_norm.bias"]
+        tensors["gpt_neox.layers.2.mlp.dense_h_to_4h.bias"] = np.zeros(20, np.float32)
+        tensors["embed_in.weight"] = tensors["gpt_neox.embed_in.weight"]
+        tensors["gpt_neox.layers.1.attention.dense.weight"] = np.zeros((12, 11), np.float32)
+        tensors["gpt_neox.final_layer_norm.weight"] = np.zeros(12, np.int8)
+        tensors["score.weight"] = np.zeros((5, 12), np.float32)
+        return tensors
+
+    rewrite(tmp_path, spoil)
+    with pytest.raises(UserError) as error:
+        weights.read(tmp_path)
+    for fault in (
+        "final_layer_norm.bias is missing",
+        "gpt_neox.layers.2.mlp.dense_h_to_4h.bias has no place",
+        "embed_in.weight is there 2 times",
+        "gpt_neox.layers.1.attention.dense.weight has shape [12, 11], not [12, 12]",
+        "gpt_neox.final_layer_norm.weight is I8, not one of F16, BF16, F32",
+        "score.weight has no place",
+    ):
+        assert fault in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_faults_of_an_index(tmp_path: Path) -> None:
+    saved(tmp_path, shard_bytes=2000)
+    first, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
+    first.unlink()
+    tensors = load_file(second)
+    lost = next(iter(tensors))
+    save_file({name: t for name, t in tensors.items() if name != lost}, second)
+    with pytest.raises(UserError) as error:
+        weights.read(tmp_path)
+    assert f"{first.name} is missing or damaged" in str(error.value)
+    assert f"{lost} is not in {second.name}, where the index has it" in str(error.value)
+
+
+def test_an_index_reads_no_file_outside(tmp_path: Path) -> None:
+    saved(tmp_path, shard_bytes=2000)
+    index = json.loads((tmp_path / weights.INDEX).read_text())
+    index["weight_map"]["embed_out.weight"] = "../other.safetensors"
+    (tmp_path / weights.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="points outside"):
+        weights.read(tmp_path)
+
+
+def test_damaged_file(tmp_path: Path) -> None:
+    saved(tmp_path)
+    whole = (tmp_path / weights.SINGLE).read_bytes()
+    (tmp_path / weights.SINGLE).write_bytes(whole[:-40])
+    with pytest.raises(UserError, match="damaged"):
+        weights.read(tmp_path)
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / weights.SINGLE).rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pickle.*save_pretrained"):
+        weights.read(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
+        weights.read(tmp_path)
+
+
+def test_another_size_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit_config(tmp_path, num_hidden_layers=3, rotary_emb_base=500, rope_parameters=None)
+    with pytest.raises(UserError, match=r"another size: layers is 3, not 2, rotary_base is 500\.0"):
+        weights.read(tmp_path, SMALL)
+
+
+OLD = {
+    "model_type": "gpt_neox",
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "vocab_size": 17,
+    "rotary_pct": 0.5,
+    "rotary_emb_base": 500,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-4,
+    "use_parallel_residual": False,
+    "hidden_act": "gelu",
+    "tie_word_embeddings": False,
+}
+
+
+def test_old_and_new_config_keys_agree() -> None:
+    new = {key: value for key, value in OLD.items() if not key.startswith("rotary")}
+    new["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 500.0}
+    expected = Architecture(2, 16, 2, 20, 17, 64, 0.5, 500.0, False, 1e-4)
+    assert weights.architecture_from(OLD) == weights.architecture_from(new) == expected
+
+
+@pytest.mark.parametrize("head", ["lm", "template"])
+def test_our_config_reads_back(head: weights.Head) -> None:
+    expected = weights.architecture_from(OLD)
+    assert weights.architecture_from(weights.hugging_face_config(expected, head)) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+        ({"attention_bias": False}, "attention_bias is False"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"hidden_size": "12"}, "hidden_size is '12'"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"hidden_size": 15}, "not a multiple"),
+        ({"model_type": "bert", "hidden_act": "relu"}, "model_type is 'bert'.*hidden_act is 'relu'"),
+    ],
+)
+def test_other_models_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        weights.architecture_from(OLD | keys)
+
+
+def test_embedded_model_is_read() -> None:
+    nano = Path(weights.__file__).parent.parent / "assets" / "nano"
+    read = weights.read(nano)
+    assert (read.head, read.architecture.layers) == ("lm", 4)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(read.params))
