@@ -1,6 +1,6 @@
 """Phase 1: further causal language modelling on packed rows of transcripts (paper section 4.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ def adapt(asked: AdaptConfig) -> run.Run:
             phase="adapt",
             task=tasks.causal_lm(run.graphdef(begin.architecture, begin.architecture.vocabulary, dtype)),
             batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed),
-            validation=lambda: _validation(validation, settings.batch // settings.accumulate),
+            validation=_validation(validation, settings.batch // settings.accumulate) if len(validation) else None,
             templates=[],
             facts={"length": length, "datasets": {str(d.folder): d.fingerprint for d, _ in datasets}},
         ),
@@ -87,11 +87,13 @@ def _row_length(datasets: Sequence[Dataset], positions: int) -> int:
     return lengths.pop()
 
 
-def _validation(rows: Sequence[batches.Microbatch], size: int) -> Iterator[Batch]:
+def _validation(rows: Sequence[batches.Microbatch], size: int) -> Callable[[], Iterator[Batch]]:
     """The first rows of the held-out part, the last microbatch filled up with rows that are all padding."""
     count = min(len(rows), VALIDATION_ROWS)
-    for first in range(0, count, size):
-        part = [rows[i] for i in range(first, min(first + size, count))]
-        empty = {key: np.zeros_like(value) for key, value in part[0].items()}
-        part += [empty] * (size - len(part))
-        yield [{key: np.stack([row[key] for row in part]) for key in empty}]
+    empty = {key: np.zeros_like(value) for key, value in rows[0].items()}
+
+    def batch_from(first: int) -> Batch:
+        part = [rows[i] if i < count else empty for i in range(first, first + size)]
+        return [{key: np.stack([row[key] for row in part]) for key in empty}]
+
+    return lambda: map(batch_from, range(0, count, size))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int32, Integer
+from jaxtyping import Int32, Integer, Shaped
 
 from jaxtempl import text
 from jaxtempl.cases import Case, Message
@@ -25,7 +25,7 @@ from jaxtempl.tokenizer import Tokenizer
 LENGTHS = (64, 128, 256, 512)  # buckets of a labelled context; a window longer than the last is its own bucket
 WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
-Microbatch = Mapping[str, Integer[np.ndarray, "..."]]
+Microbatch = Mapping[str, Shaped[np.ndarray, "..."]]
 Batch = list[Microbatch]
 
 

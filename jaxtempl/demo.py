@@ -76,7 +76,7 @@ def _show_gain(out: Path) -> None:
         for name in ("base", "adapted")
     }
     rows = {
-        "n-grams (linear)": reports["adapted"]["baselines"]["ngram"],
+        "n-grams (linear)": reports["adapted"]["baselines"]["ngrams"]["metrics"],
         "nano, fine-tuned": reports["base"]["metrics"],
         "nano, adapted and fine-tuned": reports["adapted"]["metrics"],
     }
@@ -87,5 +87,4 @@ def _show_gain(out: Path) -> None:
 
 
 def _interval(metric: dict[str, Any]) -> str:
-    low, high = metric["interval"]
-    return f"{metric['value']:.3f} ({low:.3f}-{high:.3f})"
+    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"

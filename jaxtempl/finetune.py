@@ -1,6 +1,6 @@
 """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jaxtempl import batches, config, launch, run, start, tasks
@@ -48,7 +48,7 @@ def finetune(asked: FinetuneConfig) -> run.Run:
             phase="finetune",
             task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype)),
             batches=batches.labelled_batches(contexts, settings.batch, settings.accumulate, settings.seed),
-            validation=lambda: _validation(held_out, settings),
+            validation=_validation(held_out, settings) if len(held_out) else None,
             templates=dataset.templates,
             facts={
                 "length": settings.length,
@@ -60,5 +60,5 @@ def finetune(asked: FinetuneConfig) -> run.Run:
     )
 
 
-def _validation(contexts: Contexts, settings: FinetuneConfig) -> Iterator[Batch]:
-    return batches.labelled_in_order(contexts, settings.batch, settings.accumulate)
+def _validation(contexts: Contexts, settings: FinetuneConfig) -> Callable[[], Iterator[Batch]]:
+    return lambda: batches.labelled_in_order(contexts, settings.batch, settings.accumulate)

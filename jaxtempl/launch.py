@@ -30,7 +30,7 @@ class Work(NamedTuple):
         phase: adapt or finetune.
         task: its loss and metrics.
         batches: the batch of each step.
-        validation: the held-out batches, made anew at each call.
+        validation: the held-out batches, made anew at each call; None where nothing is held out.
         templates: the classes; none for adapt.
         facts: what the manifest says beyond what every run's says.
     """
@@ -38,7 +38,7 @@ class Work(NamedTuple):
     phase: Phase
     task: Task
     batches: grain.MapDataset
-    validation: Callable[[], Iterable[Batch]]
+    validation: Callable[[], Iterable[Batch]] | None
     templates: Sequence[Template]
     facts: dict[str, Any]
 
@@ -81,6 +81,8 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None
     params = start.parameters(begin, outputs, settings.seed, new_head=work.phase == "finetune")
     state = train.initial_state(params, optimizer)
     newest = opened.checkpoints.resumable()
+    if newest is None and work.phase == "adapt":  # the unadapted model, which every study compares with
+        opened.checkpoints.save(0, "study", state.params, None, {"step": 0})
     if newest is not None:
         print(f"going on from {opened.folder}@{newest}")
         state = train.resume(state, opened.checkpoints, newest)

@@ -54,10 +54,10 @@ Cell = str | int | float | Measured | None
 
 
 @contextlib.contextmanager
-def drawing(height: float = 3.2) -> Generator[tuple[Figure, Axes]]:
+def drawing(height: float = 3.2, width: float = 4.6) -> Generator[tuple[Figure, Axes]]:
     """A figure in the pages' style; draw on it inside the block."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, height))
+        figure = Figure(figsize=(width, height))
         yield figure, figure.subplots()
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from jaxtempl.models.losses import summed_cross_entropy
 from jaxtempl.models.neox import NeoX
@@ -52,7 +52,7 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX]) -> Task:
     return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / sums["weight"]})
 
 
-def _predicted(segments: Int[Array, "B L"]) -> Float[Array, "B L"]:
+def _predicted(segments: Integer[Array, "B L"]) -> Float[Array, "B L"]:
     """1 where the next position of the row holds a real token."""
     following = jnp.roll(segments, -1, axis=1).at[:, -1].set(0)
     return (following > 0).astype(jnp.float32)

@@ -55,13 +55,13 @@ class Tracker:
         self._line(f"step {step}  " + "  ".join(f"validation {name} {value:.4f}" for name, value in values.items()))
         self._last = time.perf_counter()
 
-    def _write(self, record: Mapping[str, float]) -> None:
+    def _write(self, record: Mapping[str, float | int]) -> None:
         files.append_line(self._path, dict(record))
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(record["step"]))
 
-    def _show(self, record: Mapping[str, float]) -> None:
+    def _show(self, record: Mapping[str, float | int]) -> None:
         text = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
         step = int(record["step"])
         self._bar.set_postfix_str(text, refresh=False)
@@ -84,6 +84,6 @@ def _keep_through(path: Path, step: int) -> None:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except json.JSONDecodeError:  # the last line of a killed process may be cut
         return float("inf")

@@ -6,6 +6,7 @@ due: that one is committed only when its own step's loss and gradient norm are k
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +87,7 @@ def fit(
     Raises:
         UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
     """
-    accumulate, update, evaluate = _functions(task, optimizer)
+    accumulate, update, evaluate = compiled(task, optimizer)
     saved_at = plan.clock()
     previous: tuple[int, Sums] | None = None
     start = int(state.step)
@@ -103,7 +104,7 @@ def fit(
         if study or recovery:
             _report(tracker, *previous)
             previous = None
-            if study and validation:
+            if study and validation is not None:
                 tracker.validated(step, _mean(task, evaluate, state.params, validation()))
             kept = _optimizer_dict(state) if recovery else None
             checkpoints.save(step, "study" if study else "recovery", state.params, kept, {"step": step})
@@ -118,7 +119,7 @@ def resume(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState
     return TrainState(params, _optimizer_from(state, optimizer), jnp.asarray(step, jnp.int32))
 
 
-def _functions(task: Task, optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any]:
+def compiled(task: Task, optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any]:
     """The compiled functions: add a microbatch's gradient, update, and measure."""
 
     def accumulate(params: PyTree, total: Total | None, batch: Microbatch) -> Total:
@@ -131,7 +132,7 @@ def _functions(task: Task, optimizer: optax.GradientTransformation) -> tuple[Any
         changes, moments = optimizer.update(gradient, state.optimizer, state.params)
         metrics = {
             **task.metrics(total.sums),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "tokens": total.sums["tokens"],
         }
         return TrainState(optax.apply_updates(state.params, changes), moments, state.step + 1), metrics
@@ -152,10 +153,8 @@ def _report(tracker: Tracker, step: int, metrics: Sums) -> None:
 
 
 def _mean(task: Task, evaluate: Any, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
-    sums: dict[str, Any] = {}
-    for microbatch in (m for batch in batches for m in batch):
-        new = jax.device_get(evaluate(params, jax.device_put(dict(microbatch))))
-        sums = {name: sums.get(name, 0.0) + value for name, value in new.items()}
+    parts = (evaluate(params, jax.device_put(dict(microbatch))) for batch in batches for microbatch in batch)
+    sums = functools.reduce(lambda total, new: jax.tree.map(jnp.add, total, new), parts)
     return {name: float(value) for name, value in task.metrics(sums).items()}
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-QUERY_CHUNK = 128  # queries at a time: a chunk reads no key after its own end, which spares most of the masked half
+QUERY_CHUNK = 64  # queries at a time: a chunk reads no key after its own end, which spares most of the masked half
 
 
 class Angles(NamedTuple):
@@ -41,28 +41,34 @@ def causal(
     q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"]
 ) -> Float[Array, "B L H K"]:
     """Softmax attention of each position to itself and those before it; scores and softmax in float32."""
-    length = q.shape[1]
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    length = q.shape[2]
     chunks = []
     for start in range(0, length, QUERY_CHUNK):
         end = min(start + QUERY_CHUNK, length)
         allowed = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
-        chunks.append(_attend(q[:, start:end], k[:, :end], v[:, :end], allowed[None, None]))
-    return jnp.concatenate(chunks, axis=1)
+        chunks.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], allowed[None, None]))
+    return jnp.swapaxes(jnp.concatenate(chunks, axis=2), 1, 2)
 
 
 def single(
     q: Float[Array, "B 1 H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"], at: Int[Array, " B"]
 ) -> Float[Array, "B 1 H K"]:
     """Attention of the one position `at` of each row to itself and those before it."""
-    return _attend(q, k, v, (jnp.arange(k.shape[1])[None] <= at[:, None])[:, None, None])
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    allowed = jnp.arange(k.shape[2])[None] <= at[:, None]
+    return jnp.swapaxes(_attend(q, k, v, allowed[:, None, None]), 1, 2)
 
 
 def _attend(
-    q: Float[Array, "B Q H K"],
-    k: Float[Array, "B L H K"],
-    v: Float[Array, "B L H K"],
+    q: Float[Array, "B H Q K"],
+    k: Float[Array, "B H L K"],
+    v: Float[Array, "B H L K"],
     allowed: Bool[Array, "#B 1 #Q L"],
-) -> Float[Array, "B Q H K"]:
-    scores = jnp.einsum("bqhk,blhk->bhql", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+) -> Float[Array, "B H Q K"]:
+    """Attention with the division last, on K columns instead of L."""
+    scores = jnp.einsum("bhqk,bhlk->bhql", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bhql,blhk->bqhk", jax.nn.softmax(scores).astype(v.dtype), v)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum("bhql,bhlk->bhqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)

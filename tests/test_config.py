@@ -1,0 +1,129 @@
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxtempl import config, start
+from jaxtempl.config import AdaptConfig, FinetuneConfig, PrepareConfig
+from jaxtempl.errors import UsageError, UserError
+from jaxtempl.models.neox import Architecture
+from jaxtempl.prepare import pipeline
+
+CLASSES = [kind for name, kind in vars(config).items() if name.endswith("Config") and dataclasses.is_dataclass(kind)]
+SIZES = sorted(path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml"))
+
+
+def parse(*argv: str) -> AdaptConfig:
+    return config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given))
+
+
+def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("batch: 8\nrate: 2e-4\n")
+    assert parse("--size=nano").batch == 16
+    assert parse("--size=nano", "--recipe=paper").batch == 1024
+    resolved = parse("--size=nano", "--recipe=paper", f"--config={file}", "--batch=4")
+    assert (resolved.batch, resolved.rate) == (4, 2e-4)
+
+
+@pytest.mark.parametrize(("size", "rate"), [("410m", 3e-4), ("1.4b", 2e-4), ("2.8b", 1.6e-4)])
+def test_the_paper_recipe_is_table_1(size: str, rate: float) -> None:
+    c = parse(f"--size={size}", "--recipe=paper")
+    assert (c.rate, c.steps, c.batch, c.schedule, c.warmup) == (rate, 14_500, 1024, "cosine", 0.01)
+    assert (c.beta1, c.beta2, c.decay, c.save_every, c.precision) == (0.9, 0.95, 0.01, 1450, "fp16")
+
+
+@pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
+def test_the_paper_recipe_is_table_2(size: str) -> None:
+    argv = [f"--size={size}", "--recipe=paper"]
+    c = config.parse(FinetuneConfig, argv, lambda given: start.layers("finetune", given))
+    assert (c.rate, c.epochs, c.batch, c.schedule, c.warmup) == (1e-5, 1, 128, "linear", 0.1)
+    assert (c.beta1, c.beta2, c.decay, c.length, c.precision) == (0.9, 0.99, 0.0, 512, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--size=nano", "--sede=3"], "nearest: --seed"),
+        (["--size=nano", "--steps=many"], "not a whole number"),
+        (["--size=nano", "--steps=1.5"], "not a whole number"),
+        (["--size=nano", "--resume=perhaps"], "allowed: auto, must, never"),
+        (["--size=4o0m"], "allowed: "),
+        ([], "--size=SIZE or --from=RUN"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_says_what_to_do(argv: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse(*argv)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["- a list\n", "a: [\n", "sizze: nano\n"])
+def test_a_bad_file_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(UserError) as raised:
+        parse(f"--config={tmp_path / 'bad.yaml'}", "--size=nano")
+    assert "\n" not in str(raised.value)
+
+
+@given(st.integers(-(10**9), 10**9), st.floats(0, 1e6), st.text("abc:/.%-_ é", max_size=8), st.booleans())
+def test_a_dumped_config_is_read_back_whole(number: int, real: float, text: str, switch: bool) -> None:
+    original = FinetuneConfig(seed=number, rate=real, out=text, role_tags=switch)
+    assert config.build(FinetuneConfig, yaml.safe_load(config.dump(original))) == original
+
+
+def test_lists_and_paths_are_read() -> None:
+    c = config.parse(PrepareConfig, ["--transcripts=a,b", "--fractions=0.8,0.1,0.1", "--out=x/y"])
+    assert (c.transcripts, c.fractions, c.out) == (("a", "b"), (0.8, 0.1, 0.1), Path("x/y"))
+
+
+@pytest.mark.parametrize("path", sorted(config.CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_yaml_is_taken(path: Path) -> None:
+    values = config.load(path)
+    if path.parent.name == "sizes":
+        Architecture(**values["architecture"])
+        assert config.tokenizer_path(path.stem).is_file()
+        config.build(AdaptConfig, values.get("adapt", {}))
+        config.build(FinetuneConfig, values.get("finetune", {}))
+        assert set(values) <= {"architecture", "weights", "revision", "tokenizer", "adapt", "finetune"}
+    else:
+        config.build(AdaptConfig if path.name.startswith("adapt") else FinetuneConfig, values)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
+    assert parse(f"--size={size}").rate > 0
+    assert config.parse(FinetuneConfig, [f"--size={size}"], lambda g: start.layers("finetune", g)).rate > 0
+
+
+def test_no_config_field_is_read_by_nothing() -> None:
+    sources = [path for folder in ("jaxtempl", "converters") for path in (config.ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in sources]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read |= {name for tree in trees for node in ast.walk(tree) for name in looked_up(node)}
+    read |= set(pipeline.INPUTS)  # prepare looks these up by name
+    unread = {f"{kind.__name__}.{f.name}" for kind in CLASSES for f in dataclasses.fields(kind) if f.name not in read}
+    assert not unread
+
+
+def looked_up(node: ast.AST) -> list[str]:
+    """The name in a call such as given.get("recipe"), which reads a field before its dataclass is made."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
+        return [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+    return []
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_help_names_and_explains_every_flag(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        config.parse(kind, ["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(kind):
+        assert field.metadata["help"].split()[0] in shown
+        assert field.metadata.get("flag", field.name) in shown

@@ -1,0 +1,37 @@
+"""The demonstration, whole: minutes long."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jaxtempl.config import ROOT
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_suggestions_and_the_gain(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    command = [str(ROOT / "bin" / "demo"), f"--out={tmp_path}/demo"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    said = found.stdout
+    assert re.search(r"customer: .+", said)
+    scores = {name: [float(x) for x in re.findall(r"(\d\.\d+) \(", line)] for name, line in rows(said).items()}
+    assert set(scores) == {"n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned"}
+    assert all(len(values) == 3 and values == sorted(values) for values in scores.values())
+    assert scores["nano, adapted and fine-tuned"][0] > scores["nano, fine-tuned"][0]
+    assert (tmp_path / "demo" / "adapted-classifier" / "evaluate-test" / "index.html").is_file()
+
+
+def rows(said: str) -> dict[str, str]:
+    names = ("n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned")
+    lines = [line.strip() for line in said.splitlines()]
+    return {name: line for name in names for line in lines if line.startswith(f"{name}  ")}

@@ -1,0 +1,56 @@
+"""Every command of the README runs, in its order, from a folder of its own."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jaxtempl.config import ROOT
+
+README = (ROOT / "README.md").read_text()
+# Trainings are cut short, and what installs or needs a network is looked at in other ways.
+SHORTER = {"adapt": ["--steps=2"], "finetune": ["--steps=2"], "evaluate": ["--baselines=false"]}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_readme_has_the_commands() -> None:
+    scripts = {line.split()[0] for line in commands()}
+    assert {path.name for path in (ROOT / "bin").iterdir()} - {"environment.sh", "setup"} == {
+        name.removeprefix("bin/") for name in scripts if name.startswith("bin/")
+    }
+
+
+def test_the_first_two_commands_can_be_started() -> None:
+    assert commands()[:2] == ["bin/demo", "bin/test"]
+    assert all(os.access(ROOT / line, os.X_OK) for line in commands()[:2])
+
+
+def test_the_path_runs_as_written(tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for line in commands()[2:]:
+        if "410m" in line:
+            continue
+        words = shlex.split(line.replace("600", "60"))
+        script, short = Path(words[0]), SHORTER.get(Path(words[0]).name, [])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+        found = subprocess.run(
+            [str(ROOT / script), *words[1:], *short], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert found.returncode == 0, f"{line}\n{found.stderr}"
+    assert (tmp_path / "converted" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "finetune-nano" / "evaluate-test" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "410m" in line])
+def test_a_large_size_without_a_dataset_teaches_prepare(line: str, tmp_path: Path) -> None:
+    words = shlex.split(line)
+    found = subprocess.run([str(ROOT / words[0]), *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr == "error: data is no dataset; make one: bin/prepare --transcripts=PATH --out=data\n"

@@ -1,0 +1,212 @@
+"""The loop, the optimizer and the checkpoints, in this process."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jaxtempl import batches, optim, run, tasks, train
+from jaxtempl.batches import Batch
+from jaxtempl.checkpoint import Checkpoints
+from jaxtempl.config import AdaptConfig
+from jaxtempl.errors import UserError
+from jaxtempl.tracking import Tracker
+from jaxtempl.train import Plan, TrainState
+
+CONFIG = AdaptConfig(rate=1e-2, warmup=0.2, decay=0.1, schedule="cosine")
+STEPS = 6
+
+
+def rows(count: int = 24) -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    made = [
+        {"tokens": random.integers(2, 90, 16).astype(np.uint16), "segments": np.ones(16, np.uint16)}
+        for _ in range(count)
+    ]
+    made[0]["segments"][9:] = 0
+    return made
+
+
+class Rig:
+    """A tiny language model ready to train in a folder."""
+
+    def __init__(self, folder: Path, accumulate: int = 1) -> None:
+        self.task = tasks.causal_lm(run.graphdef(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary))
+        self.optimizer = optim.adamw(CONFIG, STEPS)
+        self.stream = batches.row_batches([(rows(), None)], 4, accumulate, seed=0)
+        self.folder, self.checkpoints = folder, Checkpoints(folder / "checkpoints")
+
+    def fresh(self) -> TrainState:
+        params = run.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
+        return train.initial_state(params, self.optimizer)
+
+    def fit(self, state: TrainState, steps: int = STEPS, plan: Plan | None = None, spoil: int = -1) -> TrainState:
+        def stream(first: int) -> Iterator[Batch]:
+            return iter([self.stream[step] for step in range(first, steps)])
+
+        plan = plan or Plan(STEPS, save_every=3, recover_seconds=1e9)
+        if spoil >= 0:
+            state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+        with Tracker(self.folder, STEPS, int(state.step), optim.learning_rate(CONFIG, STEPS)) as tracker:
+            return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
+    whole, cut = Rig(tmp_path / "whole"), Rig(tmp_path / "cut")
+    expected = whole.fit(whole.fresh())
+    cut.fit(cut.fresh(), steps=3, plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    assert cut.checkpoints.resumable() == 3
+    resumed = train.resume(cut.fresh(), cut.checkpoints, 3)
+    same(cut.fit(resumed), expected)
+    drop = {"seconds", "tokens_per_second"}
+    told = [[{k: v for k, v in line.items() if k not in drop} for line in rig.lines()] for rig in (whole, cut)]
+    assert told[0] == told[1]
+
+
+def test_an_update_is_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
+    """One step beside optax's own AdamW on the mean of a loss that makes all logits at once."""
+    rig = Rig(tmp_path)
+    start = rig.fresh().params
+    batch = rig.stream[0][0]
+
+    def mean_loss(params: Any) -> jax.Array:
+        model: Any = __import__("flax").nnx.merge(rig.task.graphdef, params)
+        tokens, real = jnp.asarray(batch["tokens"], jnp.int32), batch["segments"][:, 1:] > 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(tokens)[:, :-1], tokens[:, 1:])
+        return (losses * real).sum() / real.sum()
+
+    gradient = jax.grad(mean_loss)(start)
+    reference = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(1e-2, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=optim.decayed)
+    )
+    changes, _ = reference.update(gradient, reference.init(start), start)
+    expected = optax.apply_updates(start, changes)
+    got = rig.fit(rig.fresh(), steps=1)
+    assert float(got.step) == 1
+
+    def close(a: jax.Array, b: jax.Array, g: jax.Array) -> None:
+        told = np.abs(g) > 1e-5  # Adam's first step is a sign, and that of a gradient of zero is rounding alone
+        np.testing.assert_allclose(np.asarray(a)[told], np.asarray(b)[told], atol=3e-5)
+
+    jax.tree.map(close, got.params, expected, gradient)
+    rig.fit(rig.fresh(), steps=2)  # metrics are told one step late
+    assert rig.lines()[0]["gradient_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
+
+
+def test_accumulated_pieces_equal_one_batch(tmp_path: Path) -> None:
+    one, four = Rig(tmp_path / "one"), Rig(tmp_path / "four", accumulate=4)
+    for rig in (one, four):
+        rig.fit(rig.fresh())
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(*([line[name] for line in rig.lines()] for rig in (one, four)), rtol=1e-4)
+
+
+def test_training_compiles_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    accumulate, update, _ = train.compiled(rig.task, rig.optimizer)
+    state = rig.fresh()
+    for step in range(3):
+        total = accumulate(state.params, None, jax.device_put(dict(rig.stream[step][0])))
+        state, _ = update(state, total)
+    assert accumulate._cache_size() == update._cache_size() == 1
+
+
+def test_a_step_that_is_not_finite_stops_by_name_and_is_not_saved(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    with pytest.raises(UserError, match="step 1 is nan"):
+        rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=1, recover_seconds=0.0), spoil=0)
+    assert rig.checkpoints.steps() == []
+
+
+def test_study_checkpoints_stay_and_recoveries_are_the_newest_two(tmp_path: Path) -> None:
+    ticks = iter(range(0, 1000, 10))
+    rig = Rig(tmp_path)
+    rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=4, recover_seconds=10.0, clock=lambda: float(next(ticks))))
+    assert rig.checkpoints.steps("study") == [4, 6]
+    assert rig.checkpoints.steps("recovery") == [3, 5]
+    assert rig.checkpoints.resumable() == 5
+
+
+def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    params = rig.fresh().params
+    for step in (1, 2):
+        rig.checkpoints.save(step, "study", params, None, {"step": step})
+    (rig.checkpoints.folder / "2" / "manifest.json").unlink()
+    assert rig.checkpoints.steps() == [1]
+    with pytest.raises(UserError, match="no whole checkpoint 2"):
+        rig.checkpoints.params(2, params)
+    victim = next(
+        p for p in (rig.checkpoints.folder / "1" / "params").rglob("*") if p.is_file() and p.stat().st_size > 1000
+    )
+    content = bytearray(victim.read_bytes())
+    content[500] ^= 1
+    victim.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=victim.name):
+        rig.checkpoints.params(1, params)
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_checkpoints_are_plain_nested_dicts(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    state = rig.fit(rig.fresh(), steps=1, plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as reader:
+        read = reader.restore((rig.checkpoints.folder / "1" / "optimizer").resolve())
+    kinds = {type(node) for node in _nodes(read)}
+    assert kinds == {dict}
+    assert rig.checkpoints.meta(1) == {"step": 1}
+    same(rig.checkpoints.params(1, state.params), state.params)
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (dict, list, tuple)):
+        yield tree
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _nodes(child)
+
+
+def test_no_bias_and_no_norm_scale_decays() -> None:
+    params = run.random_params(tiny.ARCHITECTURE, 4, 0)
+    ones = jax.tree.map(jnp.ones_like, params)
+    optimizer = optim.adamw(AdaptConfig(rate=0.5, decay=0.1), 10)
+    changes, _ = optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones)
+    moved = {
+        jax.tree_util.keystr(path): bool((leaf != 0).any())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(changes)
+    }
+    still = {name for name, has_moved in moved.items() if not has_moved}
+    assert still == {name for name in moved if "bias" in name or "scale" in name}
+    assert any("kernel" in name for name in moved.keys() - still)
+    assert any("embedding" in name for name in moved.keys() - still)
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5)])
+def test_schedules_rise_by_warmup_and_fall_to_zero(schedule: Any, half: float) -> None:
+    rate = optim.learning_rate(AdaptConfig(rate=2.0, warmup=0.1, schedule=schedule), 100)
+    rise = [float(rate(step)) for step in range(10)]
+    np.testing.assert_allclose(rise, np.arange(1, 11) / 10 * 2.0, rtol=1e-5)
+    assert float(rate(10)) == pytest.approx(2.0)
+    assert float(rate(55)) == pytest.approx(2.0 * half, rel=1e-5)
+    assert float(rate(100)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_papers_warmup_is_145_steps() -> None:
+    rate = optim.learning_rate(AdaptConfig(rate=3e-4, warmup=0.01), 14_500)
+    assert float(rate(143)) < float(rate(144)) == pytest.approx(3e-4)
+    assert float(rate(300)) < 3e-4

@@ -1,0 +1,70 @@
+"""Who may import whom (DESIGN: "Who may import whom"); read from the source, so no import has to fail first."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from jaxtempl.config import ROOT
+
+TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers"}
+LOW = ("errors", "files", "cases", "text", "tokenizer", "config")
+CORE = ("models", "precision", "optim", "tasks", "train", "checkpoint")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def sources(*names: str) -> list[Path]:
+    chosen = [ROOT / "jaxtempl" / f"{name}.py" for name in names] + [
+        p for n in names for p in (ROOT / "jaxtempl" / n).rglob("*.py")
+    ]
+    found = [path for path in chosen if path.is_file()]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", sources(*LOW), ids=lambda p: p.name)
+def test_the_low_files_know_nothing_above_them(path: Path) -> None:
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("jaxtempl.")}
+    assert ours <= set(LOW)
+    assert not {name.split(".")[0] for name in imports(path)} & TRAINING
+
+
+@pytest.mark.parametrize("path", sources(*CORE), ids=lambda p: p.name)
+def test_training_knows_no_http_and_no_transcripts(path: Path) -> None:
+    known = imports(path)
+    assert not {name.split(".")[0] for name in known} & {
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "aiohttp",
+        "httpx",
+        "requests",
+    }
+    assert not {name for name in known if name.startswith(("jaxtempl.cases", "jaxtempl.prepare", "jaxtempl.text"))}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jaxtempl").rglob("*.py")), ids=lambda p: p.name)
+def test_nothing_in_the_package_knows_the_converters_or_torch(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & {"converters", "torch", "transformers", "tensorflow"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "converters").rglob("*.py")), ids=lambda p: p.name)
+def test_converters_know_no_training(path: Path) -> None:
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("jaxtempl.")}
+    assert not ours & {"train", "tasks", "optim", "batches", "prepare", "launch", "adapt", "finetune"}
+
+
+def test_the_walls_are_seen() -> None:
+    """The reader of imports finds what is there."""
+    assert "optax" in imports(ROOT / "jaxtempl" / "train.py")
+    assert "jaxtempl.batches" in imports(ROOT / "jaxtempl" / "train.py")
