@@ -9,10 +9,10 @@ Everything here is made up. Two small notations keep the tables short:
   into one of several scripts, the likeliest first.
 """
 
-from typing import TypeAlias
+from typing import Any
 
-Step: TypeAlias = "str | tuple[Script, ...]"
-Script: TypeAlias = "list[Step]"
+Step = str | tuple[list[Any], ...]  # a fork holds scripts in turn; checkers at run time follow no recursion
+Script = list[Step]
 
 TEMPLATES: dict[str, str] = {
     # every conversation

@@ -112,9 +112,10 @@ def test_lengths_change_the_cost_and_never_the_gradient(contexts: Contexts) -> N
     drawn = [contexts[i] for i in range(11)]
     cut = batches.microbatches(drawn, (8, 16, 32), 64, 16)
     assert len({m["tokens"].shape for m in cut}) > 1
-    parts = [jax.grad(lambda p, m=m: task.loss(p, m)[0])(params, jax.device_put(dict(m))) for m in cut]
+    gradient = jax.jit(jax.grad(lambda p, m: task.loss(p, m)[0]))
+    parts = [gradient(params, dict(m)) for m in cut]
     (whole,) = batches.microbatches(drawn, (32,), 32 * 11, 11)
-    expected = jax.grad(lambda p: task.loss(p, jax.device_put(dict(whole)))[0])(params)
+    expected = gradient(params, dict(whole))
     added = jax.tree.map(lambda *leaves: sum(leaves), *parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), added, expected)
 
@@ -123,7 +124,7 @@ def test_more_padding_changes_no_logit(contexts: Contexts) -> None:
     params = jax.tree.map(lambda leaf: leaf * 4, run.random_params(tiny.ARCHITECTURE, 4, 0))
     loss = tasks.template(run.graphdef(tiny.ARCHITECTURE, 4)).loss
     short, long = (batches.microbatches([contexts[0]], (n,), n, 1)[0] for n in (32, 64))
-    a, b = (loss(params, jax.device_put(dict(m)))[0] for m in (short, long))
+    a, b = (jax.jit(loss)(params, dict(m))[0] for m in (short, long))
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

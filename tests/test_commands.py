@@ -17,8 +17,6 @@ from jaxtempl.__main__ import COMMANDS, command
 from jaxtempl.config import ROOT
 from jaxtempl.dataset import Dataset
 
-TINY = ["--size=nano", "--length=32", "--batch=4", "--accumulate=1"]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
@@ -76,7 +74,6 @@ def test_the_whole_path(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
     assert call("suggest", f"--run={classifier}@best", str(case), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["suggestions"]) == min(5, len(data.templates))
-    assert call("evaluate", f"--run={adapted}@last", f"--data={data.folder}") == 0
     assert (
         call(
             "adapt", f"--from={adapted}", f"--data={data.folder}", "--steps=1", "--batch=4", f"--out={tmp_path}/further"
@@ -163,9 +160,14 @@ def test_a_run_is_not_gone_on_with_by_other_settings(
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "convert"])
-def test_every_script_in_bin_teaches(name: str) -> None:
-    if name == "demo":  # installs first; tests/test_demo.py runs it
-        return
-    found = subprocess.run([str(ROOT / "bin" / name), "--help"], capture_output=True, text=True, check=True, cwd="/")
-    assert found.stdout.startswith("usage: ")
-    assert len((ROOT / "bin" / name).read_text().splitlines()) < 25
+def test_every_command_has_a_thin_script(name: str) -> None:
+    script = ROOT / "bin" / name
+    assert os.access(script, os.X_OK)
+    assert len(script.read_text().splitlines()) < 25
+
+
+def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [ROOT / "bin" / "convert", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert found.stdout.startswith("usage: bin/convert huggingface")

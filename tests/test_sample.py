@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -192,7 +193,7 @@ def test_every_name_in_the_flows_exists() -> None:
 )
 def test_styles_keep_the_facts(style: str, text: str, styled: str) -> None:
     apply: Callable[[Any, str], str] = getattr(sample, style)
-    assert apply(None, text) == styled
+    assert apply(Random(0), text) == styled
 
 
 def test_write_is_repeatable_to_the_byte(tmp_path: Path) -> None:
