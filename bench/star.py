@@ -1,9 +1,10 @@
 """The paper's Table 3 on star, with nano: what adaptation gains at each number of labels.
 
-`JAXTEMPL_DATA=DATA .venv/bin/python -m bench.star` runs the project's own commands one after another, about an hour
-on two cores, and goes on where it was cut off. Everything made stays in `runs/star`.
+`JAXTEMPL_DATA=DATA .venv/bin/python -m bench.star` runs the project's own commands, one on each core, and goes on where
+it was cut off; with `--done` it writes the table of the cells that are done. Everything made stays in `runs/star`.
 """
 
+import argparse
 import concurrent.futures
 import json
 import os
@@ -58,12 +59,15 @@ class Cell(NamedTuple):
 
 def main() -> None:
     """Prepares, trains, measures and writes docs/benchmarks/star.{json,md,png}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--done", action="store_true", help="train nothing; write what is done")
+    done = parser.parse_args().done
     data = common.data().resolve()
     os.chdir(common.ROOT)
     machine = common.machine(("jax", "flax", "optax", "grain", "tokenizers"))
     _prepare(data)
     _adapt()
-    cells = _cells()
+    cells = _cells(done)
     losses = {
         name: _report(f"adapted@{step}", WORK / f"loss-{name}") for name, step in (("base", 0), ("adapted", "last"))
     }
@@ -91,12 +95,13 @@ def _adapt() -> None:
     _command("adapt", "--size=nano", f"--data={mixture}", *ADAPT, f"--out={WORK}/adapted")
 
 
-def _cells() -> list[Cell]:
+def _cells(done: bool) -> list[Cell]:
     """All cells, one on each core at a time: nano is too small to keep two cores busy."""
     cores: queue.Queue[int] = queue.Queue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
     wanted = [(start, labels) for labels in EPOCHS for start in STARTS]
+    wanted = [cell for cell in wanted if not done or (_folder(*cell) / "evaluate-test" / "report.json").exists()]
     with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
         return list(pool.map(lambda cell: _on_a_core(cell[0], cell[1], cores), wanted))
 
@@ -111,7 +116,7 @@ def _on_a_core(start: str, labels: int, cores: "queue.Queue[int]") -> Cell:
 
 def _cell(start: str, labels: int, core: int) -> Cell:
     """Fine-tunes and evaluates unless that is done; the baselines once for each number of labels."""
-    out = WORK / f"{start}-{labels or 'all'}"
+    out = _folder(start, labels)
     flags = [f"--labels={labels}", f"--epochs={EPOCHS[labels]}", f"--data={WORK}/data/star", f"--out={out}"]
     _command("finetune", *STARTS[start], *flags, core=core)
     report = _report(out.name, out / "evaluate-test", f"--baselines={str(start == 'base').lower()}", core=core)
@@ -119,6 +124,10 @@ def _cell(start: str, labels: int, core: int) -> Cell:
     steps = [line for line in lines if "seconds" in line]
     seconds = sum(line["seconds"] for line in steps)
     return Cell(start, labels, report, seconds, sum(line["tokens_per_second"] * line["seconds"] for line in steps))
+
+
+def _folder(start: str, labels: int) -> Path:
+    return WORK / f"{start}-{labels or 'all'}"
 
 
 def _report(run: str, out: Path, *flags: str, core: int | None = None) -> dict[str, Any]:
@@ -200,7 +209,7 @@ def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any
 def _table(cells: Sequence[Cell]) -> list[str]:
     columns = ("labels", "model", "top-1", "top-3", "top-5", "cross-entropy", "seconds", "M tokens", "reference")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for labels in sorted(EPOCHS, key=lambda n: n or np.inf):
+    for labels in sorted({cell.labels for cell in cells}, key=lambda n: n or np.inf):
         group = [cell for cell in cells if cell.labels == labels]
         found = next((cell.report["baselines"] for cell in group if "baselines" in cell.report), {})
         name = f"{labels:,}" if labels else "all"
@@ -233,8 +242,8 @@ def _figure(cells: Sequence[Cell]) -> Figure:
 
 def _panel(axes: Axes, cells: Sequence[Cell], name: str) -> None:
     every = len(Dataset(WORK / "data" / "star").labels("train").slot)
-    for start in STARTS:
-        line = [(cell.labels or every, cell.report["metrics"][name]) for cell in cells if cell.start == start]
+    for start in dict.fromkeys(cell.start for cell in cells):
+        line = sorted((cell.labels or every, cell.report["metrics"][name]) for cell in cells if cell.start == start)
         values = np.array([[m["value"], m["value"] - m["low"], m["high"] - m["value"]] for _, m in line]).T
         axes.errorbar([x for x, _ in line], values[0], yerr=values[1:], marker="o", capsize=3, label=SHOWN[start])
     with_baselines = [cell for cell in cells if "baselines" in cell.report]

@@ -88,9 +88,7 @@ def _show_gain(out: Path) -> None:
         "nano, fine-tuned": reports["base"]["metrics"],
         "nano, adapted and fine-tuned": reports["adapted"]["metrics"],
     }
-    print(
-        f"\nUnseen cases, {LABELS} labels each, with 95 % intervals over cases (where they overlap, neither is ahead):\n"
-    )
+    print(f"\nUnseen cases, {LABELS} labels each, with 95 % intervals (where they overlap, neither is ahead):\n")
     print(f"  {'':30}" + "".join(f"{name:>22}" for name in ("top-1", "top-3", "top-5")))
     for name, metrics in rows.items():
         print(f"  {name:30}" + "".join(f"{_interval(metrics[key]):>22}" for key in ("top1", "top3", "top5")))
