@@ -154,7 +154,7 @@ def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any
         "language_model": {name: report["metrics"] for name, report in losses.items()},
         "adapt_seconds": _adapt_seconds(),
         "cells": [{**c._asdict(), "report": c.report["metrics"]} for c in cells],
-        "baselines": {str(c.labels): c.report["baselines"] for c in cells if "baselines" in c.report},
+        "baselines": {str(c.labels): c.report["baselines"] for c in cells if c.report["baselines"]},
         "padding": padding,
     }
     _figure(cells).savefig(common.RESULTS / "star.png", dpi=130)
@@ -211,7 +211,7 @@ def _table(cells: Sequence[Cell]) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for labels in sorted({cell.labels for cell in cells}, key=lambda n: n or np.inf):
         group = [cell for cell in cells if cell.labels == labels]
-        found = next((cell.report["baselines"] for cell in group if "baselines" in cell.report), {})
+        found = next((cell.report["baselines"] for cell in group if cell.report["baselines"]), {})
         name = f"{labels:,}" if labels else "all"
         lines += [f"| {name} | {BASELINES[key]} | {_scores(found[key]['metrics'])} | | | |" for key in found]
         lines += [
@@ -236,7 +236,6 @@ def _figure(cells: Sequence[Cell]) -> Figure:
             pages.logarithmic(axes, "x")
             axes.set(xlabel="labels", title=title)
         figure.axes[0].legend(loc="lower right")
-        figure.tight_layout()
     return figure
 
 
@@ -246,7 +245,7 @@ def _panel(axes: Axes, cells: Sequence[Cell], name: str) -> None:
         line = sorted((cell.labels or every, cell.report["metrics"][name]) for cell in cells if cell.start == start)
         values = np.array([[m["value"], m["value"] - m["low"], m["high"] - m["value"]] for _, m in line]).T
         axes.errorbar([x for x, _ in line], values[0], yerr=values[1:], marker="o", capsize=3, label=SHOWN[start])
-    with_baselines = [cell for cell in cells if "baselines" in cell.report]
+    with_baselines = [cell for cell in cells if cell.report["baselines"]]
     x = [cell.labels or every for cell in with_baselines]
     y = [cell.report["baselines"]["ngrams"]["metrics"][name]["value"] for cell in with_baselines]
     axes.plot(x, y, "--", color="gray", label=BASELINES["ngrams"])
