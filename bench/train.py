@@ -87,7 +87,7 @@ def child(side: str) -> None:
 def measure(side: str) -> dict[str, Any]:
     """One process of one side, in the environment that `bin/` gives to training."""
     script = f'. bin/environment.sh; exec "$python" -m bench.train {side}'
-    command = ["sh", "-c", f"set -- bin/bench; {script}"]
+    command = ["sh", "-c", script, "bin/bench"]  # the last is $0, by which the script finds the project
     found = subprocess.run(
         command, cwd=common.ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True
     )
