@@ -34,12 +34,12 @@ def jaxtempl_step(tokens: np.ndarray) -> Callable[[], float]:
     settings = config.AdaptConfig(rate=1e-3, decay=0.01)
     task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
     optimizer = optim.adamw(settings, 1000)
-    accumulate, update, _ = train.compiled(task, optimizer)
+    functions = train.compiled(task, optimizer)
     holder = [train.initial_state(run.random_params(architecture, architecture.vocabulary, 0), optimizer)]
     batch = jax.device_put({"tokens": tokens.astype(np.uint16), "segments": np.ones_like(tokens, np.uint16)})
 
     def step() -> float:
-        holder[0], metrics = update(holder[0], accumulate(holder[0].params, None, batch))
+        holder[0], metrics = functions.update(holder[0], functions.gradient(holder[0].params, batch))
         return float(metrics["loss"])
 
     return step
@@ -51,10 +51,10 @@ def torch_step(tokens: np.ndarray) -> Callable[[], float]:
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
     from jaxtempl import config
-    from jaxtempl.models import weights
+    from jaxtempl.models import config_json
     from jaxtempl.models.neox import Architecture
 
-    settings = weights.hugging_face_config(Architecture(**config.size(SIZE)["architecture"]), "lm")
+    settings = config_json.hugging_face_config(Architecture(**config.size(SIZE)["architecture"]), "lm")
     model = AutoModelForCausalLM.from_config(GPTNeoXConfig(**settings), attn_implementation="sdpa")
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.01)

@@ -9,7 +9,7 @@ from jaxtempl import files, run
 from jaxtempl.cases import Template
 from jaxtempl.config import ConvertConfig
 from jaxtempl.errors import UserError
-from jaxtempl.models import weights
+from jaxtempl.models import config_json, weights
 from jaxtempl.models.neox import Architecture
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -31,7 +31,7 @@ logits = model(**tokenizer([text], return_tensors="pt")).logits
 ```
 """
 
-USES: dict[weights.Head, dict[str, str]] = {
+USES: dict[config_json.Head, dict[str, str]] = {
     "lm": {
         "title": "Language model adapted to support transcripts",
         "kind": "AutoModelForCausalLM",
@@ -54,14 +54,14 @@ def main(config: ConvertConfig) -> None:
     if not config.run:
         raise UserError("no run is named; pass --run=RUN, RUN@STEP, RUN@last or RUN@best")
     found, step = run.resolve(config.run)
-    head: weights.Head = "template" if found.phase == "finetune" else "lm"
+    head: config_json.Head = "template" if found.phase == "finetune" else "lm"
     convert(found.params(step), found.architecture, head, found.templates, found.tokenizer.json, config.out)
 
 
 def convert(
     params: Mapping[str, Any],
     architecture: Architecture,
-    head: weights.Head,
+    head: config_json.Head,
     templates: Sequence[Template],
     tokenizer_json: str,
     out: Path,
@@ -132,7 +132,7 @@ def tokenizer_config(tokenizer_json: str, architecture: Architecture) -> dict[st
     }
 
 
-def card(architecture: Architecture, head: weights.Head, count: int) -> str:
+def card(architecture: Architecture, head: config_json.Head, count: int) -> str:
     """README.md: what the model reads and how to load it."""
     use = USES[head] | {"reads": USES[head]["reads"].format(count=count)}
     return CARD.format(layers=architecture.layers, hidden=architecture.hidden, heads=architecture.heads, **use)

@@ -66,11 +66,12 @@ def train_run(settings: TrainConfig, begin: Start, work: Work) -> Run:
     """Trains to `settings.steps`, from the run's newest recovery checkpoint if it has one, and says so.
 
     Raises:
-        UserError: the folder holds another run, or what `fit` raises.
+        UserError: the folder holds another run, another process trains it, or what `fit` raises.
     """
-    opened = _opened(settings, begin, work)
-    if settings.steps not in opened.checkpoints.steps():
-        _train(settings, begin, work, opened)
+    with run.held(Path(settings.out)):
+        opened = _opened(settings, begin, work)
+        if settings.steps not in opened.checkpoints.steps():
+            _train(settings, begin, work, opened)
     print(f"{opened.folder} is complete at step {settings.steps}")
     return opened
 

@@ -4,15 +4,17 @@
 `checkpoints/<step>/`.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -119,6 +121,24 @@ def create(
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
     files.write_json(folder / "manifest.json", {"kind": "run", **provenance(), **manifest})
     return Run(folder)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Generator[None]:
+    """Keeps other processes from training into `folder`, made if it is missing; a killed holder lets go of it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = filelock.FileLock(folder / ".lock").acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"{folder} is being trained by another process; wait for it, end it, or name another --out"
+        ) from None
+    with lock:
+        yield
 
 
 def _write_text(path: Path, content: str) -> None:

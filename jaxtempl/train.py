@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.serialization
 import jax
@@ -87,15 +87,13 @@ def fit(
     Raises:
         UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
     """
-    accumulate, update, evaluate = compiled(task, optimizer)
+    functions = compiled(task, optimizer)
     saved_at = plan.clock()
     previous: tuple[int, Sums] | None = None
     start = int(state.step)
     for step, batch in enumerate(batches(start), start + 1):
-        total = None
-        for microbatch in batch:
-            total = accumulate(state.params, total, jax.device_put(dict(microbatch)))
-        state, metrics = update(state, total)
+        parts = (functions.gradient(state.params, jax.device_put(dict(microbatch))) for microbatch in batch)
+        state, metrics = functions.update(state, functools.reduce(functions.add, parts))
         if previous:
             _report(tracker, *previous)
         previous = step, metrics
@@ -105,7 +103,7 @@ def fit(
             _report(tracker, *previous)
             previous = None
             if study and validation is not None:
-                tracker.validated(step, _mean(task, evaluate, state.params, validation()))
+                tracker.validated(step, _mean(task, functions, state.params, validation()))
             kept = _optimizer_dict(state) if recovery else None
             checkpoints.save(step, "study" if study else "recovery", state.params, kept, {"step": step})
             saved_at = plan.clock() if recovery else saved_at
@@ -119,26 +117,45 @@ def resume(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState
     return TrainState(params, _optimizer_from(state, optimizer), jnp.asarray(step, jnp.int32))
 
 
-def compiled(task: Task, optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any]:
-    """The compiled functions: add a microbatch's gradient, update, and measure."""
+class Compiled(NamedTuple):
+    """The compiled functions of a training.
 
-    def accumulate(params: PyTree, total: Total | None, batch: Microbatch) -> Total:
-        (_, sums), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
-        new = Total(gradient, sums)
-        return new if total is None else jax.tree.map(jnp.add, total, new)
+    Attributes:
+        gradient: parameters and a microbatch to its Total.
+        add: two totals to one; the first is donated.
+        update: state and a batch's Total to the new state, the old one donated, and the step's metrics.
+        measure: parameters and a microbatch to its sums alone.
+    """
+
+    gradient: Callable[[PyTree, Microbatch], Total]
+    add: Callable[[Total, Total], Total]
+    update: Callable[[TrainState, Total], tuple[TrainState, Sums]]
+    measure: Callable[[PyTree, Microbatch], Sums]
+
+
+def compiled(task: Task, optimizer: optax.GradientTransformation) -> Compiled:
+    """The functions of a training, compiled when first called: `gradient` once a microbatch shape, the rest once."""
+
+    def gradient(params: PyTree, batch: Microbatch) -> Total:
+        (_, sums), gradients = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
+        return Total(gradients, sums)
+
+    def add(total: Total, new: Total) -> Total:
+        return jax.tree.map(jnp.add, total, new)
 
     def update(state: TrainState, total: Total) -> tuple[TrainState, Sums]:
-        gradient = jax.tree.map(lambda g: g / jnp.maximum(total.sums["weight"], 1.0), total.gradient)
-        changes, moments = optimizer.update(gradient, state.optimizer, state.params)
+        mean = jax.tree.map(lambda g: g / jnp.maximum(total.sums["weight"], 1.0), total.gradient)
+        changes, moments = optimizer.update(mean, state.optimizer, state.params)
         metrics = {
             **task.metrics(total.sums),
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": optax.tree.norm(mean),
             "tokens": total.sums["tokens"],
         }
         return TrainState(optax.apply_updates(state.params, changes), moments, state.step + 1), metrics
 
-    evaluate = jax.jit(lambda params, batch: task.loss(params, batch)[1])
-    return jax.jit(accumulate, donate_argnums=1), jax.jit(update, donate_argnums=0), evaluate
+    measure = jax.jit(lambda params, batch: task.loss(params, batch)[1])
+    donated = jax.jit(add, donate_argnums=0), jax.jit(update, donate_argnums=0)
+    return Compiled(jax.jit(gradient), *donated, measure)
 
 
 def _report(tracker: Tracker, step: int, metrics: Sums) -> None:
@@ -152,8 +169,8 @@ def _report(tracker: Tracker, step: int, metrics: Sums) -> None:
     tracker.step(step, values)
 
 
-def _mean(task: Task, evaluate: Any, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
-    parts = (evaluate(params, jax.device_put(dict(microbatch))) for batch in batches for microbatch in batch)
+def _mean(task: Task, functions: Compiled, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
+    parts = (functions.measure(params, jax.device_put(dict(microbatch))) for batch in batches for microbatch in batch)
     sums = functools.reduce(lambda total, new: jax.tree.map(jnp.add, total, new), parts)
     return {name: float(value) for name, value in task.metrics(sums).items()}
 

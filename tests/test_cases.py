@@ -14,9 +14,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtempl import cases
-from jaxtempl.cases import Case, DigestSet, Message, Quarantine, Reader, case_from, digest_of, sources
+from jaxtempl import sources as source_files
+from jaxtempl.cases import Case, Message, case_from
 from jaxtempl.errors import UserError
+from jaxtempl.reader import DigestSet, Quarantine, Reader, digest_of
+from jaxtempl.sources import sources
 
 GOOD = {
     "case_id": "a-1",
@@ -131,8 +133,8 @@ def test_a_bad_record_is_set_aside_and_nothing_good_is_lost(tmp_path: Path, kind
 
 
 def test_a_line_over_the_limit_is_skipped_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "LINE_LIMIT", 1000)
-    monkeypatch.setattr(cases, "BLOCK", 64)
+    monkeypatch.setattr(source_files, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(source_files, "BLOCK", 64)
     long = line("long", **message(text="x" * 5000))
     good, bad, _ = read_lines(tmp_path, line("a"), long, line("z"), long)
     assert [case.case_id for case in good] == ["a", "z"]

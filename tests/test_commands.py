@@ -159,6 +159,16 @@ def test_a_run_is_not_gone_on_with_by_other_settings(
     assert call("adapt", *flags[:-1], f"--out={tmp_path}/new", "--resume=must") == 1
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch=4", f"--out={tmp_path}/run"]
+    with run.held(tmp_path / "run"):
+        assert call("adapt", *flags) == 1
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert call("adapt", *flags) == 0
+
+
 @pytest.mark.parametrize("name", [*COMMANDS, "convert"])
 def test_every_command_has_a_thin_script(name: str) -> None:
     script = ROOT / "bin" / name

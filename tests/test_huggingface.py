@@ -18,7 +18,7 @@ from converters.__main__ import main
 from jaxtempl import run
 from jaxtempl.cases import Template
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import weights
+from jaxtempl.models import config_json, weights
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def model_of(params: dict[str, Any], outputs: int) -> NeoX:
 
 
 def converted(
-    out: Path, head: weights.Head, templates: Sequence[Template] = (), tokenizer: Path = NANO
+    out: Path, head: config_json.Head, templates: Sequence[Template] = (), tokenizer: Path = NANO
 ) -> dict[str, Any]:
     params = random_params(len(templates) or SMALL.vocabulary)
     huggingface.convert(params, SMALL, head, templates, tokenizer.read_text(), out)

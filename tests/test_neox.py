@@ -16,7 +16,7 @@ from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
 from jaxtempl import run
-from jaxtempl.models import attention, losses, neox, weights
+from jaxtempl.models import attention, config_json, losses, neox, weights
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -58,10 +58,10 @@ def scaled_up(model: torch.nn.Module, seed: int) -> None:
         weight.data = noise * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
-def pair(a: Architecture, head: weights.Head, folder: Path, seed: int = 0) -> Pair:
+def pair(a: Architecture, head: config_json.Head, folder: Path, seed: int = 0) -> Pair:
     """A random checkpoint that transformers saves and `weights.read` reads."""
     kind = {"lm": GPTNeoXForCausalLM, "template": GPTNeoXForSequenceClassification}[head]
-    keys = weights.hugging_face_config(a, head) | {"num_labels": SLOTS, "pad_token_id": PADDING}
+    keys = config_json.hugging_face_config(a, head) | {"num_labels": SLOTS, "pad_token_id": PADDING}
     theirs = kind(GPTNeoXConfig(**keys, attn_implementation="eager")).eval()
     scaled_up(theirs, seed)
     theirs.save_pretrained(folder)

@@ -117,12 +117,12 @@ def test_accumulated_pieces_equal_one_batch(tmp_path: Path) -> None:
 
 def test_training_compiles_once(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    accumulate, update, _ = train.compiled(rig.task, rig.optimizer)
+    functions = train.compiled(rig.task, rig.optimizer)
     state = rig.fresh()
     for step in range(3):
-        total = accumulate(state.params, None, jax.device_put(dict(rig.stream[step][0])))
-        state, _ = update(state, total)
-    assert accumulate._cache_size() == update._cache_size() == 1
+        total = functions.gradient(state.params, jax.device_put(dict(rig.stream[step][0])))
+        state, _ = functions.update(state, total)
+    assert functions.gradient._cache_size() == functions.update._cache_size() == 1
 
 
 def test_a_step_that_is_not_finite_stops_by_name_and_is_not_saved(tmp_path: Path) -> None:

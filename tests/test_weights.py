@@ -13,11 +13,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jaxtempl.errors import UserError
-from jaxtempl.models import weights
+from jaxtempl.models import config_json, weights
 from jaxtempl.models.neox import Architecture, NeoX
 
 SMALL = Architecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
-OUTPUTS: dict[weights.Head, int] = {"lm": 17, "template": 5}
+OUTPUTS: dict[config_json.Head, int] = {"lm": 17, "template": 5}
 Tensors = dict[str, np.ndarray]
 
 
@@ -33,7 +33,7 @@ def assert_same(one: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def saved(folder: Path, head: weights.Head = "lm", **options: Any) -> dict[str, Any]:
+def saved(folder: Path, head: config_json.Head = "lm", **options: Any) -> dict[str, Any]:
     params = random_params(OUTPUTS[head])
     weights.write(folder, SMALL, params, head, **options)
     return params
@@ -49,7 +49,7 @@ def edit_config(folder: Path, **keys: Any) -> None:
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_round_trip_is_bit_for_bit(tmp_path: Path, head: weights.Head) -> None:
+def test_round_trip_is_bit_for_bit(tmp_path: Path, head: config_json.Head) -> None:
     params = saved(tmp_path, head)
     read = weights.read(tmp_path, SMALL)
     assert (read.architecture, read.head) == (SMALL, head)
@@ -201,13 +201,13 @@ def test_old_and_new_config_keys_agree() -> None:
     new = {key: value for key, value in OLD.items() if not key.startswith("rotary")}
     new["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 500.0}
     expected = Architecture(2, 16, 2, 20, 17, 64, 0.5, 500.0, False, 1e-4)
-    assert weights.architecture_from(OLD) == weights.architecture_from(new) == expected
+    assert config_json.architecture_from(OLD) == config_json.architecture_from(new) == expected
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_our_config_reads_back(head: weights.Head) -> None:
-    expected = weights.architecture_from(OLD)
-    assert weights.architecture_from(weights.hugging_face_config(expected, head)) == expected
+def test_our_config_reads_back(head: config_json.Head) -> None:
+    expected = config_json.architecture_from(OLD)
+    assert config_json.architecture_from(config_json.hugging_face_config(expected, head)) == expected
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_our_config_reads_back(head: weights.Head) -> None:
 )
 def test_other_models_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        weights.architecture_from(OLD | keys)
+        config_json.architecture_from(OLD | keys)
 
 
 def test_embedded_model_is_read() -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-NeoX folders (config.json and safetensors) and our parameters, both ways.
+"""Hugging Face's GPT-NeoX safetensors and our parameters, both ways.
 
 `ROWS` is the whole mapping: a stored name, our path, and the transform between them. Reading and writing go through
 the same rows, so they cannot drift apart.
@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,9 @@ from safetensors.numpy import save_file
 
 from jaxtempl import files
 from jaxtempl.errors import UserError
+from jaxtempl.models.config_json import Head, architecture_from, hugging_face_config
 from jaxtempl.models.neox import Architecture, NeoX
 
-Head = Literal["lm", "template"]
 Params = dict[str, Any]  # nested dict of float32 arrays
 
 SHARD_BYTES = 5 * 10**9  # Hugging Face's own greatest file before it shards
@@ -180,78 +180,6 @@ def write(
     if len(shards) > 1:
         _write_json(folder / INDEX, _index(slots, shards))
     _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
-
-
-def architecture_from(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a Hugging Face config.json describes, by its older or its newer keys.
-
-    Absent keys take transformers' defaults, as it would.
-
-    Raises:
-        UserError: the model is not GPT-NeoX as Pythia has it; every reason is named.
-    """
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    faults = _unsupported(config, rope) + _mistyped(config)
-    if faults:
-        raise UserError(f"config.json is of a model that is not supported: {'; '.join(faults)}. Use a Pythia model")
-    return Architecture(
-        **{field: config[key] for field, key in INTEGERS.items()},
-        positions=config.get("max_position_embeddings", 2048),
-        rotary_fraction=float(rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))),
-        rotary_base=float(rope.get("rope_theta", config.get("rotary_emb_base", 10_000))),
-        parallel_residual=config.get("use_parallel_residual", True),
-        norm_eps=float(config.get("layer_norm_eps", 1e-5)),
-    )
-
-
-def hugging_face_config(architecture: Architecture, head: Head) -> dict[str, Any]:
-    """The config.json of a model: transformers of both key styles read it."""
-    name = {"lm": "GPTNeoXForCausalLM", "template": "GPTNeoXForSequenceClassification"}[head]
-    rotary, base = architecture.rotary_fraction, architecture.rotary_base
-    return {
-        "architectures": [name],
-        "model_type": "gpt_neox",
-        **{key: getattr(architecture, field) for field, key in INTEGERS.items()},
-        "max_position_embeddings": architecture.positions,
-        "rotary_pct": rotary,
-        "rotary_emb_base": base,
-        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": rotary, "rope_theta": base},
-        "use_parallel_residual": architecture.parallel_residual,
-        "layer_norm_eps": architecture.norm_eps,
-        **{key: value for key, (value, _) in FIXED.items() if key != "model_type"},
-        "torch_dtype": "float32",
-        "dtype": "float32",
-    }
-
-
-INTEGERS = {  # our field: Hugging Face's key
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "feed_forward": "intermediate_size",
-    "vocabulary": "vocab_size",
-}
-
-FIXED: dict[str, tuple[Any, str]] = {  # key: the one value that the model has, and what another would need
-    "model_type": ("gpt_neox", "another model"),
-    "hidden_act": ("gelu", "another activation (gelu is the exact one)"),
-    "tie_word_embeddings": (False, "an output that shares the embedding"),
-    "attention_bias": (True, "attention without biases"),
-}
-
-
-def _unsupported(config: Mapping[str, Any], rope: Mapping[str, Any]) -> list[str]:
-    found = {key: config.get(key, None if key == "model_type" else value) for key, (value, _) in FIXED.items()}
-    wrong = ((key, got) for key, got in found.items() if got != FIXED[key][0])
-    faults = [f"{key} is {got!r}, which is {FIXED[key][1]}; only {FIXED[key][0]!r} is" for key, got in wrong]
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    return faults + ([f"rope_type is {kind!r}; only 'default' is"] if kind != "default" else [])
-
-
-def _mistyped(config: Mapping[str, Any]) -> list[str]:
-    values = {key: config.get(key) for key in INTEGERS.values()}
-    bad = ((key, value) for key, value in values.items() if type(value) is not int or value < 1)
-    return [f"{key} is {value!r}, not a whole number above 0" for key, value in bad]
 
 
 def _check_agreement(folder: Path, found: Architecture, wanted: Architecture) -> None:

@@ -5,12 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from jaxtempl.cases import Case, Reader, Source, digest_of
+from jaxtempl.cases import Case
 from jaxtempl.prepare.builders import Examples
 from jaxtempl.prepare.encoding import Encoder
 from jaxtempl.prepare.labels import Labels
 from jaxtempl.prepare.spill import Work
 from jaxtempl.prepare.splitting import SPLITS, VALIDATION, place, split_of
+from jaxtempl.reader import Reader, digest_of
+from jaxtempl.sources import Source
 from jaxtempl.text import document
 from jaxtempl.tokenizer import Tokenizer
 

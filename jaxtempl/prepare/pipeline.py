@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import jaxtempl
 from jaxtempl import files
-from jaxtempl.cases import Quarantine, Reader, Source, Template, sources
+from jaxtempl.cases import Template
 from jaxtempl.config import PrepareConfig, tokenizer_path
 from jaxtempl.errors import UserError
 from jaxtempl.prepare import builders, splitting
@@ -26,6 +26,8 @@ from jaxtempl.prepare.labels import Labels, read_templates
 from jaxtempl.prepare.packing import Packer, pack
 from jaxtempl.prepare.spill import Work
 from jaxtempl.prepare.splitting import SPLITS
+from jaxtempl.reader import Quarantine, Reader
+from jaxtempl.sources import Source, sources
 from jaxtempl.tokenizer import Tokenizer
 
 INPUTS = ("transcripts", "train", "validation", "test", "documents")

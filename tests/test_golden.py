@@ -1,0 +1,75 @@
+"""What a run leaves for others to read: one golden file of each format, with values masked by their kind.
+
+A change here is a change of a format that users read: update the file on purpose, with a note in CHANGELOG.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from jaxtempl import adapt, evaluate, finetune
+from jaxtempl.config import AdaptConfig, EvaluateConfig, FinetuneConfig
+from jaxtempl.run import Run
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMED = {"format", "kind", "phase", "size"}  # keys whose values are part of the format
+VARYING = {"commit"}  # null outside a checkout
+DIGESTS = {"files", "weights_sha256", "datasets"}  # objects whose keys are names of files
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """Objects keep their keys, lists one of their elements, and other values their kind."""
+    if isinstance(value, dict):
+        return {"*": "str"} if key in DIGESTS else {k: masked(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [masked(v) for v in value[:1]]
+    return value if key in NAMED else "*" if key in VARYING else type(value).__name__
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """An adapt run and the finetune run that starts from it, both trained and evaluated by the real commands."""
+    folder = tmp_path_factory.mktemp("golden")
+    data = tiny.dataset(folder / "made").folder
+    shared: dict[str, Any] = {"size": "nano", "data": str(data), "batch": 4, "warmup": 0.1, "recover_minutes": 0.0}
+    first = AdaptConfig(**shared, steps=2, save_every=2, rate=1e-3, decay=0.01, schedule="cosine", out=f"{folder}/a")
+    adapted = adapt.adapt(first)
+    second = FinetuneConfig(**shared, steps=2, rate=1e-3, decay=0.0, length=32, start=f"{folder}/a", out=f"{folder}/f")
+    tuned = finetune.finetune(second)
+    for made in (adapted, tuned):
+        evaluate.run(EvaluateConfig(run=str(made.folder), data=data, batch=4))
+    return {"adapt": adapted, "finetune": tuned}
+
+
+def form(runs: dict[str, Run], name: str) -> str:
+    """A file of the runs, masked; of JSON lines, each different kind of line once."""
+    phase, _, file = name.partition(".")
+    text = (runs[phase].folder / FILES[file]).read_text()
+    if file == "config.yaml":
+        return "\n".join(line.partition(":")[0] for line in text.splitlines())
+    if file.endswith(".jsonl"):
+        return "\n".join(dict.fromkeys(json.dumps(masked(json.loads(line))) for line in text.splitlines()))
+    return json.dumps(masked(json.loads(text)), indent=1)
+
+
+FILES = {
+    "config.yaml": "config.yaml",
+    "manifest.json": "manifest.json",
+    "architecture.json": "architecture.json",
+    "templates.json": "templates.json",
+    "metrics.jsonl": "metrics.jsonl",
+    "checkpoint.json": "checkpoints/2/manifest.json",
+    "meta.json": "checkpoints/2/meta/metadata",
+    "report.json": "evaluate-test/report.json",
+}
+SAME = {"adapt.architecture.json", "adapt.templates.json", "adapt.meta.json"}  # as finetune's, or empty
+
+
+@pytest.mark.parametrize(
+    "name", [f"{phase}.{file}" for phase in ("adapt", "finetune") for file in FILES if f"{phase}.{file}" not in SAME]
+)
+def test_formats_of_a_run(runs: dict[str, Run], name: str) -> None:
+    assert form(runs, name) == (GOLDEN / name).read_text().rstrip()
