@@ -107,6 +107,19 @@ def test_ngrams_are_seeded_and_take_an_empty_split() -> None:
     assert all(scorer(nothing).shape == (0, 6) for scorer in baselines.fit(training, 6, seed=0).values())
 
 
+def test_ngrams_of_templates_without_examples_score_as_the_majority() -> None:
+    training, test = made(50), made(5, seed=1)
+    unseen = slice(5, 8)
+    ngrams, majority = (fit(test)[:, unseen] for fit in (f(training, 8) for f in (_ngrams, baselines.majority)))
+    np.testing.assert_array_equal(ngrams, majority)
+    alone = dataclasses.replace(training, slot=np.zeros(len(training), np.int64))
+    np.testing.assert_array_equal(_ngrams(alone, 8)(test), baselines.majority(alone, 8)(test))
+
+
+def _ngrams(training: Examples, slots: int) -> baselines.Scorer:
+    return baselines.ngrams(training, slots, seed=0)
+
+
 def test_known_keeps_labels_that_are_classes() -> None:
     some = dataclasses.replace(made(2), slot=np.array([4, -1, 4, 0]))
     assert known(some).message.tolist() == [1, 1, 3]
