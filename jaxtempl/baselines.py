@@ -31,6 +31,7 @@ VIEW: dict[str, Any] = {  # of one view of a context; single signs are words too
     "max_features": 50_000,
     "dtype": np.float32,
 }
+PREVIOUS: dict[str, Any] = {"handle_unknown": "ignore", "dtype": np.float32}
 # On cases held out from star's training side, thrice or a third of C, or thrice the passes, move top-1 by under .01.
 SOLVER: dict[str, Any] = {"solver": "saga", "C": 30.0, "max_iter": 20}
 NOTHING = "nothing_yet"  # the text of a view that is empty
@@ -100,8 +101,7 @@ def ngrams(training: Examples, slots: int, seed: int, progress: bool = False) ->
 
 def _features() -> ColumnTransformer:
     texts = [(f"view {i}", TfidfVectorizer(**VIEW), i) for i in range(RECENT + 1)]
-    previous = OneHotEncoder(handle_unknown="ignore", dtype=np.float32)
-    return ColumnTransformer([*texts, ("previous template", previous, [RECENT + 1])])
+    return ColumnTransformer([*texts, ("previous template", OneHotEncoder(**PREVIOUS), [RECENT + 1])])
 
 
 def _views(examples: Examples) -> np.ndarray:
