@@ -29,7 +29,8 @@ WORK = Path("runs/star")  # in the project's root, where this runs
 # Shares of the rows drawn: star twice over, each companion less than once, 18.8 M tokens in all.
 MIXTURE = {"star": 0.40, "sgd": 0.45, "taskmaster4": 0.10, "multidogo": 0.05}
 ADAPT = ("--steps=4600", "--batch=8", "--rate=1.5e-3")
-EPOCHS = {0: 2, 8_000: 2, 2_000: 4, 500: 10}  # by number of labels, 0 being all of them; the longest first
+# Epochs and rate by number of labels, 0 being all of them; the longest first.
+FINETUNE = {0: (2, 2e-3), 8_000: (2, 2e-3), 2_000: (4, 3e-3), 500: (10, 3e-3)}
 STARTS = {
     "adapted": [f"--from={WORK}/adapted"],
     "base": ["--size=nano"],
@@ -102,7 +103,7 @@ def _cells(done: bool) -> list[Cell]:
     cores: queue.Queue[int] = queue.Queue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
-    wanted = [(start, labels) for labels in EPOCHS for start in STARTS]
+    wanted = [(start, labels) for labels in FINETUNE for start in STARTS]
     wanted = [cell for cell in wanted if not done or (_folder(*cell) / "evaluate-test" / "report.json").exists()]
     with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
         return list(pool.map(lambda cell: _on_a_core(cell[0], cell[1], cores), wanted))
@@ -119,7 +120,8 @@ def _on_a_core(start: str, labels: int, cores: "queue.Queue[int]") -> Cell:
 def _cell(start: str, labels: int, core: int) -> Cell:
     """Fine-tunes and evaluates unless that is done; the baselines once for each number of labels."""
     out = _folder(start, labels)
-    flags = [f"--labels={labels}", f"--epochs={EPOCHS[labels]}", f"--data={WORK}/data/star", f"--out={out}"]
+    epochs, rate = FINETUNE[labels]
+    flags = [f"--labels={labels}", f"--epochs={epochs}", f"--rate={rate}", f"--data={WORK}/data/star", f"--out={out}"]
     _command("finetune", *STARTS[start], *flags, core=core)
     report = _report(out.name, out / "evaluate-test", f"--baselines={str(start == 'base').lower()}", core=core)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -152,7 +154,7 @@ def _padding() -> dict[str, float]:
 def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any], padding: dict[str, float]) -> None:
     results = {
         "machine": machine,
-        "settings": {"mixture": MIXTURE, "adapt": ADAPT, "epochs": {str(k): v for k, v in EPOCHS.items()}},
+        "settings": {"mixture": MIXTURE, "adapt": ADAPT, "finetune": {str(k): v for k, v in FINETUNE.items()}},
         "language_model": {name: report["metrics"] for name, report in losses.items()},
         "adapt_seconds": _adapt_seconds(),
         "cells": [{**c._asdict(), "report": c.report["metrics"]} for c in cells],

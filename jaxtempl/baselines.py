@@ -78,8 +78,9 @@ def ngrams(training: Examples, slots: int, seed: int, progress: bool = False) ->
     """Multinomial logistic regression over 1- and 2-grams of the last messages and of all the customer wrote.
 
     Each view of a context (the newest message, the one before it, ..., the customer's text so far) has features of its
-    own, weighted by tf-idf; the previous template is one more. A template without a training example scores as in
-    `majority`, and where the examples have one template alone this is the majority.
+    own, weighted by tf-idf; the previous template is one more. The regression knows only templates that have an
+    example, so its distribution is mixed with the majority's, by Witten and Bell's share; where the examples have one
+    template alone this is the majority.
     """
     if len(np.unique(training.slot)) < 2:
         return majority(training, slots)
@@ -90,11 +91,14 @@ def ngrams(training: Examples, slots: int, seed: int, progress: bool = False) ->
         warnings.simplefilter("ignore", ConvergenceWarning)  # its passes are bounded on purpose
         model.fit(_views(training), training.slot)
 
+    seen = model.classes_
+    share = len(seen) / (len(training) + len(seen))
+
     def score(examples: Examples) -> Scores:
-        scores = majority(training, slots)(examples)
+        probability = share * np.exp(majority(training, slots)(examples))
         if len(examples):
-            scores[:, model.classes_] = model.predict_log_proba(_views(examples))
-        return scores
+            probability[:, seen] += (1 - share) * model.predict_proba(_views(examples))
+        return np.log(probability)
 
     return score
 

@@ -107,17 +107,19 @@ def test_ngrams_are_seeded_and_take_an_empty_split() -> None:
     assert all(scorer(nothing).shape == (0, 6) for scorer in baselines.fit(training, 6, seed=0).values())
 
 
-def test_ngrams_of_templates_without_examples_score_as_the_majority() -> None:
-    training, test = made(50), made(5, seed=1)
-    unseen = slice(5, 8)
-    ngrams, majority = (fit(test)[:, unseen] for fit in (f(training, 8) for f in (_ngrams, baselines.majority)))
-    np.testing.assert_array_equal(ngrams, majority)
+def test_ngrams_rank_no_template_without_examples_above_one_with() -> None:
+    training, test = made(50), made(20, seed=1)
+    probability = np.exp(baselines.ngrams(training, 8, seed=0)(test))
+    np.testing.assert_allclose(probability.sum(axis=1), 1)
+    assert probability[:, 5:].max() < probability[:, :5].min()
+    assert probability[:, 5:].min() > 0
+
+
+def test_ngrams_of_one_template_alone_are_the_majority() -> None:
+    training = made(50)
     alone = dataclasses.replace(training, slot=np.zeros(len(training), np.int64))
-    np.testing.assert_array_equal(_ngrams(alone, 8)(test), baselines.majority(alone, 8)(test))
-
-
-def _ngrams(training: Examples, slots: int) -> baselines.Scorer:
-    return baselines.ngrams(training, slots, seed=0)
+    scorers = (baselines.ngrams(alone, 8, seed=0), baselines.majority(alone, 8))
+    np.testing.assert_array_equal(*(scorer(training) for scorer in scorers))
 
 
 def test_known_keeps_labels_that_are_classes() -> None:
