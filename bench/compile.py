@@ -7,16 +7,13 @@ nothing: caches are cleared before each and no cache on disk is used.
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, PyTree
 
 from bench import common
-from jaxtempl import config, optim, run, tasks
+from jaxtempl import config, optim, run, tasks, train
 from jaxtempl.models.neox import Architecture
 
 DEPTHS = (6, 24)
@@ -27,33 +24,20 @@ LIMIT = 1.2  # greatest ratio of the medians
 Seconds = dict[int, list[float]]
 
 
-def training_step(architecture: Architecture) -> Callable[..., Any]:
-    """Loss, gradient and AdamW update of the causal language model, as one function of arrays."""
-    task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
-    optimizer = _optimizer()
-
-    def step(params: PyTree, moments: PyTree, batch: dict[str, Array]) -> tuple[PyTree, PyTree, Array]:
-        (loss, sums), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
-        mean = jax.tree.map(lambda g: g / sums["weight"], gradient)
-        changes, moments = optimizer.update(mean, moments, params)
-        return optax.apply_updates(params, changes), moments, loss
-
-    return step
-
-
-def _optimizer() -> optax.GradientTransformation:
-    return optim.adamw(config.AdaptConfig(rate=1e-3, warmup=0.01, decay=0.01), 1000)
-
-
 def seconds_to_compile(architecture: Architecture) -> float:
-    """Traces, lowers and compiles one step from nothing; arrays are shapes only."""
+    """Traces, lowers and compiles what a training step runs, from nothing; arrays are shapes only."""
+    task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
+    optimizer = optim.adamw(config.AdaptConfig(rate=1e-3, warmup=0.01, decay=0.01), 1000)
     params = run.abstract_params(architecture, architecture.vocabulary)
-    moments = jax.eval_shape(_optimizer().init, params)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = train.TrainState(params, jax.eval_shape(optimizer.init, params), count)
     row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
-    step = training_step(architecture)
+    functions: Any = train.compiled(task, optimizer)
     jax.clear_caches()
     start = time.perf_counter()
-    jax.jit(step, donate_argnums=(0, 1)).lower(params, moments, {"tokens": row, "segments": row}).compile()
+    gradient = functions.gradient.lower(params, {"tokens": row, "segments": row})
+    gradient.compile()
+    functions.update.lower(state, gradient.out_info).compile()
     return time.perf_counter() - start
 
 

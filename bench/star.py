@@ -84,8 +84,16 @@ def _command(name: str, *flags: str, core: int | None = None) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **cache})
 
 
+def _mixture() -> dict[str, float]:
+    """The part of MIXTURE that is at hand: not every companion has a maker in bench/data; shares stay relative."""
+    return {name: share for name, share in MIXTURE.items() if (WORK / "data" / name).exists()}
+
+
 def _prepare(data: Path) -> None:
     for name in MIXTURE:
+        if not (data / name).exists():
+            print(f"{data / name} is not there, so it is left out of the mixture", flush=True)
+            continue
         out = WORK / "data" / name
         if out.exists():
             continue
@@ -94,7 +102,7 @@ def _prepare(data: Path) -> None:
 
 
 def _adapt() -> None:
-    mixture = ",".join(f"{WORK}/data/{name}:{share:.2f}" for name, share in MIXTURE.items())
+    mixture = ",".join(f"{WORK}/data/{name}:{share:.2f}" for name, share in _mixture().items())
     _command("adapt", "--size=nano", f"--data={mixture}", *ADAPT, f"--out={WORK}/adapted")
 
 
@@ -154,7 +162,7 @@ def _padding() -> dict[str, float]:
 def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any], padding: dict[str, float]) -> None:
     results = {
         "machine": machine,
-        "settings": {"mixture": MIXTURE, "adapt": ADAPT, "finetune": {str(k): v for k, v in FINETUNE.items()}},
+        "settings": {"mixture": _mixture(), "adapt": ADAPT, "finetune": {str(k): v for k, v in FINETUNE.items()}},
         "language_model": {name: report["metrics"] for name, report in losses.items()},
         "adapt_seconds": _adapt_seconds(),
         "cells": [{**c._asdict(), "report": c.report["metrics"]} for c in cells],
@@ -194,7 +202,7 @@ def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any
             "",
             "## Adaptation",
             "",
-            f"{', '.join(ADAPT)} over {', '.join(f'{n} {s:.0%}' for n, s in MIXTURE.items())} took "
+            f"{', '.join(ADAPT)} over {', '.join(f'{n} {s:.0%}' for n, s in _mixture().items())} took "
             f"{results['adapt_seconds'] / 60:.0f} minutes. Held-out loss on star dev went from {loss['base']:.2f} to "
             f"{loss['adapted']:.2f} nats a token ({bits['base']:.2f} to {bits['adapted']:.2f} bits a byte); "
             "the reference went from 6.59 to 0.83.",

@@ -13,6 +13,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.precision import compute_dtype
 from jaxtempl.tokenizer import Tokenizer
 
+PAPER_LENGTH = 2048  # paper, Table 1: max-position-embeddings
 VALIDATION_ROWS = (
     256  # of the first dataset: enough to tell losses apart by 0.01, cheap enough for every tenth of a run
 )
@@ -34,10 +35,14 @@ def adapt(asked: AdaptConfig) -> run.Run:
     begin = start.point(asked)
     tokenizer = Tokenizer(begin.tokenizer)
     length = _row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
+    if asked.recipe == "paper" and length != PAPER_LENGTH:
+        raise UserError(
+            f"--recipe=paper is of rows of {PAPER_LENGTH} tokens, and --data has {length}; prepare it again"
+        )
     sources = [(dataset.rows(tokenizer, "train"), weight) for dataset, weight in datasets]
     total = sum(len(rows) for rows, _ in sources)
-    steps = batches.steps_in(asked.epochs, total, asked.batch)
-    settings = launch.resolved(asked, "adapt", steps, saves=10)
+    steps = min(batches.steps_in(asked.epochs, total, asked.batch), asked.max_steps)
+    settings = launch.resolved(asked, "adapt", steps, saves=10, length=length)
     launch.show(settings, f"{total:,} rows of {length} tokens, {settings.batch * length:,} tokens an update")
     validation = datasets[0][0].rows(tokenizer, "validation")
     return launch.train_run(

@@ -60,7 +60,8 @@ def _kind(value: object) -> str:
         bool: "true or false",
         type(None): "null",
     }
-    return names.get(type(value), "a number")
+    known = names.get(type(value))
+    return known or ("a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 
 
 def _object(value: object) -> dict[str, Any]:

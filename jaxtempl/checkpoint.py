@@ -37,7 +37,7 @@ class Checkpoints:
     def save(self, step: int, kind: Kind, params: PyTree, optimizer: PyTree | None, meta: Mapping[str, Any]) -> None:
         """Writes all items, then the manifest, then gives the folder its name; drops recoveries beyond the newest two.
 
-        A study checkpoint of a step that has a recovery one takes its place with the optimizer kept.
+        A checkpoint takes the place of an older one of the same step.
         """
         path = self.folder / str(step)
         with files.atomic_folder(path, replace=True) as temporary:
@@ -48,6 +48,11 @@ class Checkpoints:
             files.write_json(temporary / "manifest.json", {"kind": kind, "step": step, "files": files.sums(temporary)})
         for old in self.steps("recovery")[:-KEPT_RECOVERIES]:
             shutil.rmtree(self.folder / str(old))
+
+    def sweep(self) -> None:
+        """Removes what saves that were cut off have left; for the one process that trains here."""
+        for path in self.folder.glob(".*.partial"):
+            shutil.rmtree(path)
 
     def params(self, step: int, like: PyTree) -> PyTree:
         """The parameters of a step, in the shapes and placement of `like` (arrays or their shapes)."""
@@ -75,7 +80,10 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no whole checkpoint {step}; there are {self.steps() or 'none'}")
         wrong = {n for n, s in self._manifest(step)["files"].items() if not _is(path / n, s)}
         if wrong:
-            raise UserError(f"{path} is damaged: {', '.join(sorted(wrong))} differ from the manifest; use another step")
+            raise UserError(
+                f"{path} is damaged: {', '.join(sorted(wrong))} differ from the manifest; "
+                "remove that folder, and the training goes on from the one before"
+            )
         return path.resolve()
 
 

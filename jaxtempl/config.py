@@ -24,9 +24,10 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 Config = TypeVar("Config")
 
 
-def option(default: Any, help: str) -> Any:
-    """A field with a default and the line that `--help` shows for it."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, flag: str = "", least: int | None = None) -> Any:
+    """A field with a default, the line that `--help` shows for it, its flag if that is not its name, and its bound."""
+    known = {"help": help, "flag": flag, "least": least}
+    return dataclasses.field(default=default, metadata={k: v for k, v in known.items() if v not in ("", None)})
 
 
 def argument(help: str) -> Any:
@@ -48,10 +49,10 @@ class PrepareConfig:
     size: str = option("", "pack rows with this size's tokenizer (default: Pythia's)")
     tokenizer: str = option("", "pack rows with this tokenizer.json instead")
     fractions: tuple[float, ...] = option((0.49, 0.01, 0.5), "train, validation and test shares of --transcripts")
-    min_count: int = option(1, "training examples a template needs to be a class")
-    max_bad: float = option(0.01, "share of bad records above which nothing is written")
-    length: int = option(2048, "tokens of a packed row")
-    seed: int = option(0, "order of the documents in the packed rows")
+    min_count: int = option(1, "training examples a template needs to be a class", least=1)
+    max_bad: float = option(0.01, "share of bad records above which nothing is written", least=0)
+    length: int = option(2048, "tokens of a packed row", least=2)
+    seed: int = option(0, "order of the documents in the packed rows", least=0)
     overwrite: bool = option(False, "replace --out when it exists")
     out: Path = option(Path("data"), "folder of the dataset")
 
@@ -60,26 +61,26 @@ class PrepareConfig:
 class TrainConfig:
     """What both trainings share."""
 
-    data: str = option("data", "datasets as DIR[:WEIGHT],...; a weight is a share of the rows drawn")
     out: str = option("", "folder of the run (default: runs/COMMAND-SIZE)")
     weights: str = option("", "a Hugging Face folder or hub id, or `random` (default: the size's published ones)")
     revision: str = option("", "branch, tag or commit of the hub id")
     size: str = option("", "one of configs/sizes/")
     recipe: Literal["default", "paper"] = option("default", "paper: Table 1 or 2 to the letter, float16 included")
-    steps: int = option(0, "updates (default: as many as --epochs gives, at most --max_steps)")
-    max_steps: int = option(14_500, "most updates when --steps is not given")
-    epochs: float = option(1.0, "passes over the data")
-    batch: int = option(0, "rows an update")
-    accumulate: int = option(1, "pieces that an update's rows are computed in")
-    rate: float = option(0.0, "peak learning rate")
+    steps: int = option(0, "updates (default: as many as --epochs gives)", least=0)
+    epochs: float = option(1.0, "passes over the data", least=0)
+    batch: int = option(0, "rows an update", least=1)
+    accumulate: int = option(0, "pieces that an update's rows are computed in (default: of 8,192 tokens)", least=0)
+    rate: float = option(0.0, "peak learning rate", least=0)
     schedule: Literal["cosine", "linear"] = option("cosine", "decay of the rate to zero after warm-up")
-    warmup: float = option(0.0, "share of the updates over which the rate rises")
-    beta1: float = option(0.9, "AdamW")
-    beta2: float = option(0.95, "AdamW")
-    decay: float = option(0.0, "AdamW's weight decay; never on biases or LayerNorm scales")
-    clip: float = option(1.0, "greatest global gradient norm (ours: the paper states none)")
-    seed: int = option(0, "of initial weights and of the order of the data")
-    save_every: int = option(0, "updates between study checkpoints, which are kept (default: a tenth of them)")
+    warmup: float = option(0.0, "share of the updates over which the rate rises", least=0)
+    beta1: float = option(0.9, "AdamW", least=0)
+    beta2: float = option(0.95, "AdamW", least=0)
+    decay: float = option(0.0, "AdamW's weight decay; never on biases or LayerNorm scales", least=0)
+    clip: float = option(1.0, "greatest global gradient norm (ours: the paper states none)", least=0)
+    seed: int = option(0, "of initial weights and of the order of the data", least=0)
+    save_every: int = option(
+        0, "updates between study checkpoints, which are kept (adapt: a tenth of them; finetune: all)", least=0
+    )
     recover_minutes: float = option(10.0, "minutes between recovery checkpoints, of which the newest two are kept")
     resume: Literal["auto", "must", "never"] = option("auto", "go on from the run's newest whole checkpoint")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on accelerators, fp32 on the CPU")
@@ -89,16 +90,19 @@ class TrainConfig:
 class AdaptConfig(TrainConfig):
     """Phase 1: further language modelling on transcripts (paper section 4.2)."""
 
-    start: str = dataclasses.field(default="", metadata={"help": "go on from this adapt RUN[@STEP]", "flag": "from"})
+    data: str = option("data", "datasets as DIR[:WEIGHT],...; a weight is a share of the rows drawn")
+    max_steps: int = option(14_500, "most updates when --steps is not given (Table 1)", least=1)
+    start: str = option("", "go on from this adapt RUN[@STEP]", "from")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
 
-    start: str = dataclasses.field(default="", metadata={"help": "the adapt RUN[@STEP] to tune", "flag": "from"})
-    length: int = option(512, "tokens of the window")
-    labels: int = option(0, "use the first N labels of one seeded permutation, so subsets nest (default: all)")
+    data: Path = option(Path("data"), "dataset")
+    start: str = option("", "the adapt RUN[@STEP] to tune", "from")
+    length: int = option(512, "tokens of the window", least=1)
+    labels: int = option(0, "use the first N labels of one seeded permutation, so subsets nest (default: all)", least=0)
     role_tags: bool = option(
         False, "keep <CUSTOMER>, <SYSTEM> and <ADVOCATE> in the context (the paper leaves them out)"
     )
@@ -113,8 +117,8 @@ class EvaluateConfig:
     split: Literal["train", "validation", "test"] = option("test", "side of the dataset")
     out: str = option("", "folder of the report (default: RUN/evaluate-SPLIT)")
     baselines: bool = option(True, "fit and score majority, previous template and linear n-grams beside the run")
-    batch: int = option(64, "rows at a time")
-    seed: int = option(0, "of the bootstrap and of the baselines")
+    batch: int = option(64, "rows at a time", least=1)
+    seed: int = option(0, "of the bootstrap and of the baselines", least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,7 @@ class SuggestConfig:
 
     case: Path = argument('JSON file of {"messages": [{"role", "text"}, ...]}; - reads standard input')
     run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best of a finetune")
-    k: int = option(5, "how many templates")
+    k: int = option(5, "how many templates", least=1)
     json: bool = option(False, "print JSON instead of a table")
 
 
@@ -173,7 +177,16 @@ def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
         if key not in fields:
             raise UsageError(_unknown(key, fields))
     types_ = typing.get_type_hints(kind)
-    return kind(**{fields[k].name: _coerce(k, types_[fields[k].name], v) for k, v in values.items()})
+    given = {key: value for key, value in values.items() if value is not None}  # YAML's null
+    coerced = {fields[k].name: _coerce(k, types_[fields[k].name], v) for k, v in given.items()}
+    for key in given:
+        _check_bound(key, coerced[fields[key].name], fields[key].metadata.get("least"))
+    return kind(**coerced)
+
+
+def _check_bound(key: str, value: Any, least: int | None) -> None:
+    if least is not None and not value >= least:  # a NaN is no number above anything
+        raise UsageError(f"--{key}={value} is too small; {least} or more is allowed")
 
 
 def dump(config: Any) -> str:
@@ -247,10 +260,16 @@ def _flags(kind: type, argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--config", metavar="FILE.yaml", help="keys as below; flags go over it")
     for field in fields:
         _add(parser, field)
-    known, unknown = parser.parse_known_args(list(argv))
+    known, unknown = parser.parse_known_args([_switched(flag, fields) for flag in argv])
     if unknown:
         raise UsageError(_unknown(unknown[0], {_name(f): f for f in fields}))
     return vars(known)
+
+
+def _switched(flag: str, fields: Iterable[Any]) -> str:
+    """A bare switch as `--switch=true`, so that it does not take what comes after it for its value."""
+    switches = {f"--{_name(field)}" for field in fields if field.type in (bool, "bool")}
+    return f"{flag}=true" if flag in switches else flag
 
 
 def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
@@ -260,9 +279,9 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     shown = "" if default in ("", 0, False) else f" [{default}]"
     text = (field.metadata["help"] + shown).replace("%", "%%")
-    switch = {"nargs": "?", "const": True} if field.type in (bool, "bool") else {}
-    metavar = "|".join(map(str, typing.get_args(field.type))) if typing.get_origin(field.type) is Literal else "X"
-    parser.add_argument(f"--{_name(field)}", help=text, metavar=metavar, **switch)  # type: ignore[arg-type]
+    allowed = ("true", "false") if field.type in (bool, "bool") else typing.get_args(field.type)
+    metavar = "|".join(allowed) if allowed and isinstance(allowed[0], str) else "X"
+    parser.add_argument(f"--{_name(field)}", help=text, metavar=metavar)
 
 
 def _name(field: dataclasses.Field[Any]) -> str:

@@ -25,7 +25,8 @@ STAGES: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main(argv: Sequence[str]) -> None:
     """`bin/demo`."""
-    out = config.parse(DemoConfig, argv).out
+    asked = config.parse(DemoConfig, argv)
+    out = asked.out
     started = time.perf_counter()
     print(f"Synthetic cases of an invented payments company go to {out}/sample", flush=True)
     sample.write(out / "sample", CASES)

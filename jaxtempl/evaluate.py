@@ -79,6 +79,11 @@ class Subject(NamedTuple):
     progress: bool
     seconds: dict[str, float]
 
+    @property
+    def of_training(self) -> bool:
+        """Whether the dataset is one that the run was trained on."""
+        return self.dataset.fingerprint in self.run.manifest["datasets"].values()
+
     @contextlib.contextmanager
     def timed(self, part: str) -> Generator[None]:
         """Adds the seconds of a block to those of `part`."""
@@ -88,8 +93,11 @@ class Subject(NamedTuple):
 
 
 def _refuse_other_folder(out: Path) -> None:
-    if out.exists() and not (out / "report.json").is_file():
-        raise UserError(f"{out} exists and is no report of bin/evaluate; name another folder with --out")
+    if not out.exists():
+        return
+    others = {path.name for path in out.iterdir()} - {"report.json", "predictions.jsonl", "index.html"}
+    if others or files.kind(out / "report.json") != "evaluation":
+        raise UserError(f"{out} exists and is no report of bin/evaluate alone; name another folder with --out")
 
 
 def _head(subject: Subject) -> dict[str, Any]:
@@ -100,7 +108,11 @@ def _head(subject: Subject) -> dict[str, Any]:
         "phase": subject.run.phase,
         "split": subject.config.split,
         "seed": subject.config.seed,
-        "dataset": {"folder": str(subject.dataset.folder), "fingerprint": subject.dataset.fingerprint},
+        "dataset": {
+            "folder": str(subject.dataset.folder),
+            "fingerprint": subject.dataset.fingerprint,
+            "trained_on": subject.of_training,
+        },
         "provenance": provenance(),
     }
 
@@ -149,6 +161,8 @@ def _finetune(subject: Subject, folder: Path) -> dict[str, Any]:
     if subject.config.baselines:
         with subject.timed("baselines"):
             scores |= _baseline_scores(subject, (test, validation))
+    if subject.config.split == "validation":
+        _note("the temperature is fitted on these same contexts, so what is said after it is too good")
     bootstrap = Bootstrap(test.examples.case, subject.config.seed)
     measured = {name: _measured(pair, test.examples, validation.examples, bootstrap) for name, pair in scores.items()}
     own = measured.pop("run")
@@ -181,6 +195,10 @@ def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
 
 def _baseline_scores(subject: Subject, parts: Sequence[Part]) -> dict[str, list[Logits]]:
     """Scores of baselines that were fitted on the labels that the run was trained on."""
+    if not subject.of_training:
+        _note(
+            f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this"
+        )
     slots = examples.slots_by_id(subject.run.templates)
     training = examples.known(examples.read(subject.dataset, "train", slots, _trained_on(subject)))
     fitted = baselines.fit(training, subject.run.outputs, subject.config.seed, subject.progress)
@@ -193,15 +211,21 @@ def _measured(scores: Sequence[Logits], test: Examples, validation: Examples, bo
 
 
 def _keep_temperature(subject: Subject, temperature: float, validation: Examples) -> None:
-    """Leaves the temperature in the run for `bin/suggest`; without a validation part it stays 1, which is said."""
+    """Leaves the temperature of this checkpoint in the run for `bin/suggest`, or says why not."""
     count = int((validation.slot >= 0).sum())
     if not count:
-        print(
-            f"{subject.dataset.folder} has no labelled validation contexts, so the temperature stays 1", file=sys.stderr
-        )
-        return
-    facts = {"step": subject.step, "temperature": temperature, "count": count, "dataset": subject.dataset.fingerprint}
-    files.write_json(subject.run.folder / "calibration.json", facts)
+        _note(f"{subject.dataset.folder} has no labelled validation contexts, so the temperature stays 1")
+    elif not subject.of_training:
+        _note(f"{subject.run.folder} was trained on another dataset, so the temperature fitted here is not kept in it")
+    else:
+        path = subject.run.folder / "calibration.json"
+        kept = files.read_json(path)["steps"] if path.exists() else {}
+        facts = {"temperature": temperature, "count": count, "dataset": subject.dataset.fingerprint}
+        files.write_json(path, {"steps": {**kept, str(subject.step): facts}})
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _counts(test: Examples, validation: Examples) -> dict[str, int]:
@@ -218,7 +242,7 @@ def _write_predictions(path: Path, logits: Logits, test: Examples, evaluated: Ru
     top, losses = metrics.top(logits, SHOWN), metrics.losses(logits, test.slot)
     probability = np.take_along_axis(special.softmax(logits.astype(np.float64), axis=1), top, axis=1)
     ids = [template.id for template in evaluated.templates]
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for i in range(len(test)):
             line = {
                 "case_id": test.cases[test.case[i]].case_id,

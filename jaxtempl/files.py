@@ -93,9 +93,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist; is {path.parent} the folder you meant?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if isinstance(value, dict) and value.get("format", FORMAT) > FORMAT:
-        raise UserError(f"{path} has format {value['format']}; this release reads up to {FORMAT}: update jaxtempl")
+    newer = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
+    if isinstance(newer, int) and newer > FORMAT:
+        raise UserError(f"{path} has format {newer}; this release reads up to {FORMAT}: update jaxtempl")
     return value
+
+
+def kind(path: Path) -> str | None:
+    """What a JSON artefact of ours says it is; None where there is none or it is somebody else's."""
+    try:
+        value = read_json(path)
+    except (UserError, OSError):
+        return None
+    return value.get("kind") if isinstance(value, dict) else None
 
 
 def contained(folder: Path, name: str) -> Path:
@@ -113,4 +123,4 @@ def contained(folder: Path, name: str) -> Path:
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Appends one JSON line."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,7 +1,6 @@
 """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from jaxtempl import batches, config, launch, run, start, tasks
 from jaxtempl.batches import Batch, Contexts
@@ -24,7 +23,7 @@ def finetune(asked: FinetuneConfig) -> run.Run:
         UserError: anything about data, weights or flags that the user can mend.
     """
     dtype = compute_dtype(asked.precision)
-    dataset = Dataset(Path(asked.data))
+    dataset = Dataset(asked.data)
     begin = start.point(asked)
     if asked.length > begin.architecture.positions:
         raise UserError(
@@ -38,7 +37,8 @@ def finetune(asked: FinetuneConfig) -> run.Run:
         )
     chosen = batches.nested(count, asked.labels, asked.seed)
     contexts = Contexts(dataset, "train", tokenizer, asked.length, asked.role_tags, chosen)
-    settings = launch.resolved(asked, "finetune", batches.steps_in(asked.epochs, len(contexts), asked.batch), saves=1)
+    steps = batches.steps_in(asked.epochs, len(contexts), asked.batch)
+    settings = launch.resolved(asked, "finetune", steps, saves=1, length=asked.length)
     launch.show(settings, f"{len(contexts):,} labelled contexts of {count:,}, {len(dataset.templates)} templates")
     held_out = Contexts(dataset, "validation", tokenizer, asked.length, asked.role_tags)
     return launch.train_run(
@@ -48,7 +48,7 @@ def finetune(asked: FinetuneConfig) -> run.Run:
             phase="finetune",
             task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype)),
             batches=batches.labelled_batches(contexts, settings.batch, settings.accumulate, settings.seed),
-            validation=_validation(held_out, settings) if len(held_out) else None,
+            validation=_validation(held_out, settings) if (held_out.labels.slot >= 0).any() else None,
             templates=dataset.templates,
             facts={
                 "length": settings.length,

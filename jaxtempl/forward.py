@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from jaxtempl import batches
 from jaxtempl.batches import Batch, Context, Contexts
+from jaxtempl.errors import UserError
 from jaxtempl.precision import compute_dtype
 from jaxtempl.run import Run
 
@@ -50,6 +51,7 @@ class Forward:
         self._params = run.params(step)
         self._outputs = run.outputs
         self._limit = run.manifest["length"]
+        self._name = f"{run.folder}@{step}"
 
     def one(self, tokens: Sequence[int]) -> Float32[np.ndarray, " S"]:
         """Logits of one window."""
@@ -73,7 +75,11 @@ class Forward:
         return found
 
     def _rows(self, batch: batches.Microbatch) -> Float32[np.ndarray, "B S"]:
-        return np.asarray(self._classify(self._params, jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"])))
+        """Raises UserError for logits that are not finite: every rank of theirs would be the first."""
+        logits = self._classify(self._params, jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"]))
+        if not np.isfinite(logits).all():
+            raise UserError(f"{self._name} gives logits that are not numbers; use another checkpoint of it")
+        return np.asarray(logits)
 
 
 def _batches(contexts: Contexts, rows: int) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from jaxtempl.start import Start
 from jaxtempl.tasks import Task
 from jaxtempl.tracking import Tracker
 
+PIECE = 8192  # tokens computed at a time: 410m in bfloat16 then fits in 16 GB; more is little faster
 FREE_TO_CHANGE = {"resume", "recover_minutes"}  # what a resumed training may say differently
 
 Settings = TypeVar("Settings", bound=TrainConfig)
@@ -43,7 +44,7 @@ class Work(NamedTuple):
     facts: dict[str, Any]
 
 
-def resolved(asked: Settings, phase: Phase, steps: int, saves: int) -> Settings:
+def resolved(asked: Settings, phase: Phase, steps: int, saves: int, length: int) -> Settings:
     """The config with every number that depends on the data filled in.
 
     Args:
@@ -51,10 +52,21 @@ def resolved(asked: Settings, phase: Phase, steps: int, saves: int) -> Settings:
         phase: names the default folder.
         steps: updates that the epochs come to.
         saves: study checkpoints, unless `save_every` says how often.
+        length: tokens of a row.
     """
-    steps = asked.steps or min(steps, asked.max_steps)
-    every = asked.save_every or max(steps // saves, 1)
-    return dataclasses.replace(asked, steps=steps, save_every=every, out=asked.out or f"runs/{phase}-{asked.size}")
+    steps = asked.steps or steps
+    return dataclasses.replace(
+        asked,
+        steps=steps,
+        save_every=asked.save_every or max(steps // saves, 1),
+        accumulate=asked.accumulate or _pieces(asked.batch, length),
+        out=asked.out or f"runs/{phase}-{asked.size}",
+    )
+
+
+def _pieces(batch: int, length: int) -> int:
+    """The fewest equal pieces of a batch that are of at most PIECE tokens each; a row is never cut."""
+    return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= PIECE or n == batch))
 
 
 def show(settings: TrainConfig, fact: str) -> None:
@@ -81,14 +93,14 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None
     outputs = opened.outputs
     params = start.parameters(begin, outputs, settings.seed, new_head=work.phase == "finetune")
     state = train.initial_state(params, optimizer)
+    opened.checkpoints.sweep()
     newest = opened.checkpoints.resumable()
-    if newest is None and work.phase == "adapt":  # the unadapted model, which every study compares with
-        opened.checkpoints.save(0, "study", state.params, None, {"step": 0})
     if newest is not None:
         print(f"going on from {opened.folder}@{newest}")
         state = train.resume(state, opened.checkpoints, newest)
     rate = optim.learning_rate(settings, settings.steps)
-    plan = train.Plan(settings.steps, settings.save_every, settings.recover_minutes * 60)
+    # An adapt run keeps the model as it was, which every study compares with.
+    plan = train.Plan(settings.steps, settings.save_every, settings.recover_minutes * 60, first=work.phase == "adapt")
     with Tracker(opened.folder, settings.steps, newest or 0, rate) as tracker:
         stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
         train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker)
@@ -103,9 +115,32 @@ def _opened(settings: TrainConfig, begin: Start, work: Work) -> Run:
     if settings.resume == "never" and exists:
         raise UserError(f"--resume=never, but {folder} is a run already; name another --out or remove it")
     if exists:
+        opened = Run(folder)
         _refuse_other_settings(folder, settings)
-        return Run(folder)
+        _refuse_other_inputs(opened, begin, work)
+        return opened
+    _refuse_other_folder(folder)
     return _created(folder, settings, begin, work)
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """A run is made in a new folder, an empty one, or one where a start was cut off."""
+    found = {path.name for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".partial"}
+    torn = "config.yaml" in found and found <= {"config.yaml", "tokenizer.json", "architecture.json", "templates.json"}
+    if found and not torn:
+        raise UserError(f"{folder} holds other files ({', '.join(sorted(found)[:3])}); name another --out")
+
+
+def _refuse_other_inputs(opened: Run, begin: Start, work: Work) -> None:
+    """What has the same name may have other content."""
+    started = opened.manifest["start"]
+    old = {"dataset": opened.manifest["datasets"], "start": started.get("weights_sha256")}
+    new = {"dataset": work.facts["datasets"], "start": begin.origin.get("weights_sha256")}
+    changed = " and ".join(what for what in old if old[what] != new[what])
+    if changed:
+        raise UserError(
+            f"{opened.folder} began with another {changed}, says its manifest.json; bring it back or name another --out"
+        )
 
 
 def _created(folder: Path, settings: TrainConfig, begin: Start, work: Work) -> Run:

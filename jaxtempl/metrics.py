@@ -136,10 +136,11 @@ class Bootstrap:
         drawn = [random.multinomial(self.cases, even) for _ in range(RESAMPLES)] if self.cases else [[]] * RESAMPLES
         self._times: UInt16[np.ndarray, "R C"] = np.array(drawn, np.uint16)
 
-    def of(self, values: Shaped[np.ndarray, "N K"], metric: Callable[[Any], Any]) -> Value:
+    def of(self, values: Shaped[np.ndarray, "N K"], metric: Callable[[Any], Any], biased: bool = False) -> Value:
         """`metric` of the column sums [K], with the interval of its values on resampled sums [R K].
 
-        NaN where the metric is; resamples in which it is are left out of the interval.
+        NaN where the metric is; resamples in which it is are left out of the interval. A metric that takes absolute
+        values grows under resampling: its `biased` interval is moved by the mean of that (Efron and Tibshirani, 10.2).
         """
         by_case = np.zeros((self.cases, values.shape[1]))
         np.add.at(by_case, self._case, values.astype(np.float64))
@@ -147,6 +148,8 @@ class Bootstrap:
         whole = float(metric(by_case.sum(axis=0)))
         resampled = metric(np.concatenate([times.astype(np.float64) @ by_case for times in blocks]))
         sound = resampled[~np.isnan(resampled)]
+        if biased and len(sound):
+            sound = np.maximum(sound - (sound.mean() - whole), 0)
         tail = (1 - LEVEL) / 2
         low, high = np.quantile(sound, [tail, 1 - tail]) if len(sound) else (np.nan, np.nan)
         return Value(whole, float(low), float(high))
@@ -159,7 +162,7 @@ class Bootstrap:
 
     def calibration_error(self, probability: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> Value:
         """Expected calibration error."""
-        return self.of(_binned(probability, correct), lambda sums: calibration_error(_unbinned(sums)))
+        return self.of(_binned(probability, correct), lambda sums: calibration_error(_unbinned(sums)), True)
 
 
 def classification(logits: Logits, slots: Slots, bootstrap: Bootstrap, temperature: float) -> dict[str, Value]:

@@ -138,7 +138,7 @@ class Reader:
                         raise record
                     parsed = parse(record)
                 except RecordError as error:
-                    self.quarantine.add(source.url, line, error)
+                    self.quarantine.add(source.name, line, error)
                 else:
                     self.quarantine.good += 1
                     yield record, parsed

@@ -171,7 +171,9 @@ def resolve(reference: str) -> tuple[Run, int]:
     Raises:
         UserError: no such run, no such step, or no checkpoint yet.
     """
-    name, _, which = reference.partition("@")
+    name, at, which = reference.rpartition("@")
+    if not at or Path(reference).is_dir():  # no step named, or a folder with an @ in its name
+        name, which = reference, ""
     run = Run(Path(name))
     steps = run.checkpoints.steps()
     if not steps:

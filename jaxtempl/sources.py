@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from jaxtempl.cases import RecordError
 from jaxtempl.errors import UserError
@@ -23,11 +24,25 @@ STEP = 1 << 10  # compressed bytes at a time: zstd makes at most 128 KiB of 4 by
 
 @dataclasses.dataclass
 class Source:
-    """One input file: its URL, its size, and the sha256 of the bytes read so far."""
+    """One input file: where it is, its size, and the sha256 of the bytes read so far.
 
-    url: str
+    Attributes:
+        name: its path or URL, without the user, password and query that a URL may carry.
+        size: bytes, as stored.
+        system: fsspec's file system.
+        path: inside that.
+        hash: of what was read.
+    """
+
+    name: str
     size: int
+    system: Any
+    path: str
     hash: Any = dataclasses.field(default_factory=hashlib.sha256)
+
+    def facts(self) -> dict[str, Any]:
+        """For a manifest, once all is read."""
+        return {"name": self.name, "bytes": self.size, "sha256": self.hash.hexdigest()}
 
 
 class _Hashing(io.RawIOBase):
@@ -97,11 +112,11 @@ def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
     return io.BufferedReader(cast(Any, raw), BLOCK)
 
 
-def _plain(url: str, raw: io.BufferedReader) -> io.BufferedReader:
+def _plain(name: str, raw: io.BufferedReader) -> io.BufferedReader:
     """The decompressed bytes of an opened file, by its suffix."""
-    if url.endswith(".gz"):
+    if name.endswith(".gz"):
         return _buffered(_Decompressing(raw, lambda: zlib.decompressobj(wbits=31)))
-    if url.endswith(".zst"):
+    if name.endswith(".zst"):
         import zstandard
 
         return _buffered(_Decompressing(raw, zstandard.ZstdDecompressor().decompressobj))
@@ -170,6 +185,8 @@ def _row(batch: Any) -> object:
         return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
         return RecordError("invalid UTF-8", f"byte {error.start} of a string")
+    except (ValueError, OverflowError) as error:  # dates that Python's cannot hold
+        return RecordError("unreadable value", str(error)[:200])
 
 
 def sources(path: str) -> list[Source]:
@@ -182,15 +199,21 @@ def sources(path: str) -> list[Source]:
 
     try:
         system, inner = fsspec.core.url_to_fs(path)
-        found = _matches(system, inner)
+        found = [Source(_name(system, name), system.size(name) or 0, system, name) for name in _matches(system, inner)]
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not found:
         raise UserError(f"{path} names no file; a file, folder or glob of {', '.join(SUFFIXES)} is allowed")
-    odd = next((name for name in found if not name.endswith(SUFFIXES)), None)
+    odd = next((source.name for source in found if not source.name.endswith(SUFFIXES)), None)
     if odd is not None:
         raise UserError(f"{odd} has none of the suffixes {', '.join(SUFFIXES)}; rename or convert it")
-    return [Source(system.unstrip_protocol(name), system.size(name) or 0) for name in found]
+    return found
+
+
+def _name(system: Any, path: str) -> str:
+    parts = urlsplit(system.unstrip_protocol(path))
+    host = parts.netloc.rpartition("@")[2]
+    return parts.path if parts.scheme in ("", "file") else f"{parts.scheme}://{host}{parts.path}"
 
 
 def _matches(system: Any, path: str) -> list[str]:
@@ -210,15 +233,13 @@ def records(source: Source, progress: Callable[[int], object] = lambda size: Non
         source: one of `sources(path)`; its hash is complete once the iterator is exhausted.
         progress: told the number of compressed bytes of each block read.
     """
-    import fsspec
-
-    with fsspec.open(source.url, "rb") as raw:
+    with source.system.open(source.path, "rb") as raw:
         hashing = _buffered(_Hashing(raw, source, progress))
-        if source.url.endswith(".parquet"):  # read by seeking, so hashed in a pass of its own
+        if source.name.endswith(".parquet"):  # read by seeking, so hashed in a pass of its own
             _drain(hashing)
             yield from _parquet(raw)
             return
-        plain = _plain(source.url, hashing)  # held, for it closes what is under it when it goes
+        plain = _plain(source.name, hashing)  # held, for it closes what is under it when it goes
         yield from _json_lines(plain)
         _drain(hashing)  # what follows an archive's end, or its break, counts for the hash
 

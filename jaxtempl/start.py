@@ -54,20 +54,28 @@ def point(config: Phased) -> Start:
     """
     if config.start and config.weights:
         raise UsageError("--from and --weights both say where to start; pass one")
+    if config.start and config.revision:
+        raise UsageError("--revision is of weights on the hub, and --from names a run; pass one")
     if config.start:
-        return _from_run(config.start)
+        return _from_run(config.start, config.size)
     size = configs.size(config.size)
     architecture = Architecture(**size["architecture"])
     tokenizer = configs.tokenizer_path(config.size)
     if config.weights == "random":
         return Start(architecture, {}, tokenizer, {"weights": "random"})
-    return _from_weights(
-        config.weights or size["weights"], config.revision or size.get("revision"), architecture, tokenizer
-    )
+    name = config.weights or size["weights"]
+    start = _from_weights(name, config.revision or size.get("revision"), architecture, tokenizer)
+    if isinstance(config, AdaptConfig) and "head" not in start.params:
+        raise UserError(
+            f"{name} has no language-model head (embed_out.weight), which adapt trains; name weights with one"
+        )
+    return start
 
 
-def _from_run(reference: str) -> Start:
+def _from_run(reference: str, size: str) -> Start:
     source, step = run.resolve(reference)
+    if size != source.manifest["size"]:
+        raise UserError(f"--size={size}, but --from={reference} is a {source.manifest['size']}; leave --size out")
     if source.phase != "adapt":
         raise UserError(f"--from={reference} is a finetune run; name an adapt run")
     origin = {"run": str(source.folder), "step": step, "weights_sha256": _digest(source.checkpoints.folder / str(step))}

@@ -47,8 +47,6 @@ def main(argv: Sequence[str]) -> None:
     asked = config.parse(SuggestConfig, argv)
     if not asked.run:
         raise UsageError("which run? pass --run=RUN, RUN@STEP or RUN@best of a finetune")
-    if asked.k < 1:
-        raise UsageError(f"--k={asked.k} is not a number of templates; 1 or more is allowed")
     messages = read(asked.case).messages
     run, step = resolve(asked.run)
     found = suggest(run, step, messages, asked.k)
@@ -119,8 +117,8 @@ def window(run: Run, messages: Sequence[Message]) -> tuple[list[int], int]:
 def _temperature(run: Run, step: int) -> float:
     """The temperature that bin/evaluate fitted for this very checkpoint; 1 without one."""
     path = run.folder / "calibration.json"
-    fitted = files.read_json(path) if path.exists() else {}
-    return float(fitted["temperature"]) if fitted.get("step") == step else 1.0
+    fitted = files.read_json(path)["steps"] if path.exists() else {}
+    return float(fitted[str(step)]["temperature"]) if str(step) in fitted else 1.0
 
 
 def as_json(found: Suggestions, run: Run, step: int) -> Mapping[str, Any]:

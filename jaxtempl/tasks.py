@@ -6,8 +6,8 @@ batch; fit() divides once, by the summed weight.
 Dims: B rows, L length, S slots.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtempl.models.neox import NeoX
 
 Sums = dict[str, Float[Array, ""]]
 Microbatch = Mapping[str, Array]
+Batch = Sequence[Mapping[str, Any]]  # microbatches, as numpy made them
 
 
 class Task(NamedTuple):
@@ -49,7 +50,12 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX]) -> Task:
         total = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights)
         return total, {"loss": total, "weight": weights.sum(), "tokens": jnp.float32(tokens.size)}
 
-    return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / sums["weight"]})
+    return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
+
+
+def _count(sums: Sums) -> Float[Array, ""]:
+    """What was predicted; 1 where nothing was, so that such a batch has loss 0 and not NaN."""
+    return jnp.maximum(sums["weight"], 1.0)
 
 
 def _predicted(segments: Integer[Array, "B L"]) -> Float[Array, "B L"]:
@@ -71,7 +77,7 @@ def template(graphdef: nnx.GraphDef[NeoX]) -> Task:
         return total, {"loss": total, "weight": batch["weights"].sum(), "top1": correct, "tokens": count}
 
     def metrics(sums: Sums) -> Sums:
-        return {"loss": sums["loss"] / sums["weight"], "top1": sums["top1"] / sums["weight"]}
+        return {"loss": sums["loss"] / _count(sums), "top1": sums["top1"] / _count(sums)}
 
     return Task(graphdef, loss, metrics)
 

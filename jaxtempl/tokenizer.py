@@ -20,7 +20,7 @@ class Tokenizer:
 
     Attributes:
         json: the file's own text, kept so that a run can carry it unchanged.
-        sha256: hex digest of that text; names the packed rows that belong to this tokenizer.
+        sha256: hex digest of what it does, however its file is written; names the packed rows that belong to it.
         end_of_text: id put after each packed document.
         vocabulary: number of ids, the added ones included.
     """
@@ -37,7 +37,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.sha256 = hashlib.sha256(self.json.encode()).hexdigest()
+        self.sha256 = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
         self.vocabulary = self._tokenizer.get_vocab_size()
         self.end_of_text = self._end_of_text(path)
 

@@ -23,7 +23,6 @@ class Tracker:
         steps: updates in all.
         start: updates done before; lines of later steps, from a try that was cut off, are dropped.
         rate: the schedule of the learning rate.
-        unit: what a row is called on screen.
     """
 
     def __init__(self, folder: Path, steps: int, start: int, rate: Callable[[int], Any]) -> None:

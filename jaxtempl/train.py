@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import flax.serialization
@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int32, PyTree
 
-from jaxtempl.batches import Batch
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.errors import UserError
-from jaxtempl.tasks import Microbatch, Sums, Task
+from jaxtempl.tasks import Batch, Microbatch, Sums, Task
 from jaxtempl.tracking import Tracker
 
 
@@ -48,12 +47,14 @@ class Plan:
         steps: updates in all.
         save_every: updates between study checkpoints; the last step always gets one.
         recover_seconds: least time between recovery checkpoints.
+        first: whether the state before the first update is validated and saved too.
         clock: seconds now; tests put their own in.
     """
 
     steps: int
     save_every: int
     recover_seconds: float
+    first: bool = False
     clock: Callable[[], float] = time.monotonic
 
 
@@ -88,24 +89,32 @@ def fit(
         UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
     """
     functions = compiled(task, optimizer)
+
+    def study(step: int, params: PyTree) -> None:
+        if validation is not None:
+            tracker.validated(step, _finite(step, _mean(task, functions, params, validation()), "validation "))
+
     saved_at = plan.clock()
     previous: tuple[int, Sums] | None = None
     start = int(state.step)
+    if plan.first and start == 0:
+        study(0, state.params)
+        checkpoints.save(0, "study", state.params, None, {"step": 0})
     for step, batch in enumerate(batches(start), start + 1):
         parts = (functions.gradient(state.params, jax.device_put(dict(microbatch))) for microbatch in batch)
         state, metrics = functions.update(state, functools.reduce(functions.add, parts))
         if previous:
             _report(tracker, *previous)
         previous = step, metrics
-        study = step % plan.save_every == 0 or step == plan.steps
+        due = step % plan.save_every == 0 or step == plan.steps
         recovery = plan.clock() - saved_at >= plan.recover_seconds and step < plan.steps
-        if study or recovery:
+        if due or recovery:
             _report(tracker, *previous)
             previous = None
-            if study and validation is not None:
-                tracker.validated(step, _mean(task, functions, state.params, validation()))
+            if due:
+                study(step, state.params)
             kept = _optimizer_dict(state) if recovery else None
-            checkpoints.save(step, "study" if study else "recovery", state.params, kept, {"step": step})
+            checkpoints.save(step, "study" if due else "recovery", state.params, kept, {"step": step})
             saved_at = plan.clock() if recovery else saved_at
     return state
 
@@ -159,14 +168,18 @@ def compiled(task: Task, optimizer: optax.GradientTransformation) -> Compiled:
 
 
 def _report(tracker: Tracker, step: int, metrics: Sums) -> None:
-    values = {name: float(value) for name, value in metrics.items()}
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(values[name]):
+    tracker.step(step, _finite(step, {name: float(value) for name, value in metrics.items()}))
+
+
+def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[str, float]:
+    """The metrics of a step, which must be numbers."""
+    for name, value in values.items():
+        if not math.isfinite(value):
             raise UserError(
-                f"{name} of step {step} is {values[name]}; nothing of that step was saved: "
-                "start again from the checkpoint before it with a lower --rate or another --precision"
+                f"{what}{name} of step {step} is {value}; nothing of that step was saved: "
+                "train into another --out with a lower --rate or another --precision"
             )
-    tracker.step(step, values)
+    return values
 
 
 def _mean(task: Task, functions: Compiled, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:

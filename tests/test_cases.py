@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,25 @@ def test_a_parquet_string_that_is_not_utf8(tmp_path: Path) -> None:
     assert [record["reason"] for record in bad] == ["invalid UTF-8"]
 
 
+def test_a_parquet_date_that_python_cannot_hold_is_one_bad_record(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([GOOD, {**GOOD, "case_id": "b"}])
+    at = pa.array([0, 2**61 + 1], pa.timestamp("ns"))
+    pyarrow.parquet.write_table(table.append_column("at", at), tmp_path / "in.parquet")
+    good, bad, _ = read(tmp_path, str(tmp_path / "in.parquet"))
+    assert [case.case_id for case in good] == [GOOD["case_id"]]
+    assert [record["reason"] for record in bad] == ["unreadable value"]
+
+
+def test_a_file_inside_an_archive_and_no_password_in_its_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in.jsonl", line("z") + b"\n{")
+    good, bad, _ = read(tmp_path, f"zip://in.jsonl::{tmp_path}/a.zip")
+    assert [case.case_id for case in good] == ["z"]
+    assert [record["file"] for record in bad] == ["zip://in.jsonl"]
+    signed = "http://user:secret@host.org:80/a/in.jsonl?key=secret"
+    assert source_files._name(fsspec.filesystem("http"), signed) == "http://host.org:80/a/in.jsonl"
+
+
 def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -237,6 +258,23 @@ def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
         "memory://prepare/m": ["m"],
     }.items():
         assert [case.case_id for case in read(tmp_path, path)[0]] == expected
+
+
+def test_memory_is_flat_but_for_16_bytes_a_case(tmp_path: Path) -> None:
+    """Measured in bytes allocated: ten times the cases cost their digests and some copies while these are merged."""
+
+    def peak(count: int) -> int:
+        path = tmp_path / f"{count}.jsonl.gz"
+        path.write_bytes(gzip.compress(b"\n".join(line(f"case-{i}") for i in range(count))))
+        reader = Reader(Quarantine(tmp_path / "quarantine.jsonl"))
+        tracemalloc.start()
+        assert sum(1 for _ in reader.cases(sources(str(path)))) == count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(10_000), peak(100_000)
+    assert many - few < 90_000 * 16 * 4
 
 
 @pytest.mark.parametrize("path", ["absent", "absent/*.jsonl", "nosuch://x/y.jsonl"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file, save_file
 
-from jaxtempl import cli, run
+from jaxtempl import cli, files, run
 from jaxtempl.__main__ import COMMANDS, command
-from jaxtempl.config import ROOT
+from jaxtempl.config import ASSETS, ROOT
 from jaxtempl.dataset import Dataset
 
 
@@ -49,6 +51,7 @@ def test_the_whole_path(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
     )
     made = run.Run(adapted)
     assert made.checkpoints.steps() == [0, 2, 4]
+    assert [line["step"] for line in made.metrics() if "validation_loss" in line] == [0, 2, 4]
     assert made.manifest["start"]["weights"] == "assets/nano"
     assert (
         call(
@@ -81,9 +84,13 @@ def test_the_whole_path(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
         == 0
     )
     assert run.Run(tmp_path / "further").manifest["start"]["run"] == str(adapted)
+    capsys.readouterr()
+    assert call("finetune", f"--from={adapted}", "--size=70m", f"--data={data.folder}") == 1
+    assert "is a nano; leave --size out" in capsys.readouterr().err
 
 
-def test_a_killed_adapt_goes_on_to_the_same_end(data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["adapt", "finetune"])
+def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, tmp_path: Path) -> None:
     flags = [
         "--size=nano",
         f"--data={data.folder}",
@@ -93,7 +100,7 @@ def test_a_killed_adapt_goes_on_to_the_same_end(data: Dataset, tmp_path: Path) -
         "--recover_minutes=0",
     ]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    first = process("adapt", *flags, f"--out={killed}")
+    first = process(command, *flags, f"--out={killed}")
     deadline = time.monotonic() + 120
     while len(list(killed.glob("checkpoints/[1-9]*/manifest.json"))) < 2 and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()
@@ -101,7 +108,7 @@ def test_a_killed_adapt_goes_on_to_the_same_end(data: Dataset, tmp_path: Path) -
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert not (killed / "checkpoints" / "12" / "manifest.json").exists(), "the kill came too late to test anything"
-    outputs = [process("adapt", *flags, f"--out={out}").communicate() for out in (killed, whole)]
+    outputs = [process(command, *flags, f"--out={out}").communicate() for out in (killed, whole)]
     assert "going on from" in outputs[0][0]
     shapes = run.abstract_params(run.Run(whole).architecture, run.Run(whole).outputs)
     a, b = (run.Run(out).params(12) for out in (killed, whole))
@@ -127,6 +134,10 @@ def test_a_killed_adapt_goes_on_to_the_same_end(data: Dataset, tmp_path: Path) -
         (["finetune", "--size=nano", "--data=DATA", "--length=4096"], 1, "positions"),
         (["adapt", "--size=70m", "--data=DATA", "--weights=random"], 1, "another tokenizer|no rows of this tokenizer"),
         (["adapt", "--size=nano", "--data=DATA", "--weights=no/such/folder"], 1, "hub id"),
+        (["adapt", "--size=nano", "--data=DATA", "--out=DATA/cases"], 1, "holds other files"),
+        (["adapt", "--config=DATA"], 1, "Is a directory"),
+        (["finetune", "--size=nano", "--data=DATA", "--labels=-5"], 2, "0 or more"),
+        (["finetune", "--size=nano", "--data=DATA", "--length=0"], 2, "1 or more"),
         (["evaluate", "--run=DATA"], 1, "something else than a run"),
         (["suggest"], 2, "case"),
         (["nonsense"], 2, "allowed: prepare"),
@@ -157,6 +168,41 @@ def test_a_run_is_not_gone_on_with_by_other_settings(
     assert "rate was 0.0015, is 1.0" in capsys.readouterr().err
     assert call("adapt", *flags, "--resume=never") == 1
     assert call("adapt", *flags[:-1], f"--out={tmp_path}/new", "--resume=must") == 1
+
+
+def test_a_run_is_not_gone_on_with_on_other_data_or_from_other_weights(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--size=nano", f"--data={tmp_path}/copy", "--steps=1", "--batch=4", f"--out={tmp_path}/run"]
+    shutil.copytree(data.folder, tmp_path / "copy")
+    assert call("adapt", *flags) == 0
+    manifest = tmp_path / "copy" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(data.fingerprint, "0" * 64))
+    assert call("adapt", *flags) == 1
+    assert "began with another dataset" in capsys.readouterr().err
+    weights = files.read_json(tmp_path / "run" / "manifest.json")
+    weights["start"]["weights_sha256"] = {"model.safetensors": "0" * 64}
+    files.write_json(tmp_path / "run" / "manifest.json", weights)
+    assert call("adapt", *flags) == 1
+    assert "another dataset and start" in capsys.readouterr().err
+
+
+def test_adapt_wants_weights_with_a_language_model_head(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ASSETS / "nano" / "config.json", tmp_path)
+    tensors = load_file(ASSETS / "nano" / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "embed_out" not in k}, tmp_path / "model.safetensors")
+    flags = ["--size=nano", f"--weights={tmp_path}", f"--data={data.folder}", "--batch=4", f"--out={tmp_path}/run"]
+    assert call("adapt", *flags, "--steps=1") == 1
+    assert "has no language-model head" in capsys.readouterr().err
+    assert call("finetune", *flags, "--steps=1", "--length=32") == 0
+
+
+def test_a_folder_whose_name_has_an_at_sign_is_a_run(data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "me@corp"
+    assert call("adapt", "--size=nano", f"--data={data.folder}", "--steps=1", "--batch=4", f"--out={out}") == 0
+    assert [run.resolve(f"{out}{step}")[1] for step in ("", "@last", "@best", "@0")] == [1, 1, 1, 0]
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(

@@ -24,6 +24,10 @@ def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     said = found.stdout
     assert re.search(r"customer: .+", said)
+    shares = [float(share) for share in re.findall(r"^\W*([\d.]+)%  [A-Z_]+  \S", said, re.MULTILINE)]
+    assert len(shares) == 5
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 100.1
     scores = {name: [float(x) for x in re.findall(r"(\d\.\d+) \(", line)] for name, line in rows(said).items()}
     assert set(scores) == {"n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned"}
     assert all(len(values) == 3 and values == sorted(values) for values in scores.values())

@@ -12,6 +12,7 @@ from jaxtempl.batches import Contexts
 from jaxtempl.cases import Case, Message
 from jaxtempl.config import EvaluateConfig
 from jaxtempl.dataset import Dataset
+from jaxtempl.errors import UserError
 from jaxtempl.examples import Examples
 from jaxtempl.forward import Forward
 from jaxtempl.run import Run
@@ -27,8 +28,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return tiny.make_run(tmp_path_factory.mktemp("evaluate") / "run", TEMPLATES, steps=(3, 5))
+def made(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Run:
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    return tiny.make_run(folder, TEMPLATES, steps=(3, 5), datasets={"data": data.fingerprint})
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +125,38 @@ def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
 def test_the_temperature_stays_with_its_step(data: Dataset, made: Run, report: dict[str, Any]) -> None:
     kept = files.read_json(made.folder / "calibration.json")
     known = [i for i in range(6) if i % 2]  # of 6 validation cases, those of `card`: 3 labels; of `refund` 2 are known
-    assert kept == {
-        "format": 1,
-        "step": 5,
+    fitted = {
         "temperature": report["temperature"],
         "count": 3 * len(known) + 2 * (6 - len(known)),
         "dataset": data.fingerprint,
     }
+    assert kept == {"format": 1, "steps": {"5": fitted}}
     assert report["metrics"]["calibrated_cross_entropy"] != report["metrics"]["cross_entropy"]
+    again = EvaluateConfig(run=f"{made.folder}@3", data=data.folder, baselines=False, out=f"{made.folder}/evaluate-3")
+    evaluate.run(again)
+    both = files.read_json(made.folder / "calibration.json")["steps"]
+    assert (both["5"], set(both)) == (fitted, {"3", "5"})
+
+
+def test_a_dataset_that_the_run_was_not_trained_on_leaves_no_temperature(
+    data: Dataset, tmp_path: Path, capsys: Any
+) -> None:
+    other = tiny.make_run(tmp_path / "run", TEMPLATES, datasets={"other": "0" * 64})
+    found = evaluate.run(EvaluateConfig(run=str(other.folder), data=data.folder))
+    assert not found["dataset"]["trained_on"]
+    assert not (other.folder / "calibration.json").exists()
+    said = capsys.readouterr().err
+    assert "the baselines are fitted on as many labels of this" in said
+    assert "the temperature fitted here is not kept" in said
+
+
+def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) -> None:
+    broken = tiny.make_run(tmp_path / "run", TEMPLATES)
+    params = broken.params(3)
+    nan = {**params, "norm": {**params["norm"], "scale": params["norm"]["scale"] * np.nan}}
+    broken.checkpoints.save(4, "study", nan, None, {"step": 4})
+    with pytest.raises(UserError, match="@4 gives logits that are not numbers"):
+        evaluate.run(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
 
 
 def test_baselines_read_the_labels_the_run_was_trained_on(data: Dataset, tmp_path: Path) -> None:
@@ -190,6 +216,7 @@ def test_what_cannot_be_evaluated_is_one_line(data: Dataset, made: Run, tmp_path
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
+    files.write_json(other / "report.json", {"kind": "evaluation"})
     for flags, code, said in [
         ([], 2, "which run?"),
         ([f"--run={tmp_path}", f"--data={data.folder}"], 1, "is no run"),

@@ -34,11 +34,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """An adapt run and the finetune run that starts from it, both trained and evaluated by the real commands."""
     folder = tmp_path_factory.mktemp("golden")
     data = tiny.dataset(folder / "made").folder
-    shared: dict[str, Any] = {"size": "nano", "data": str(data), "batch": 4, "warmup": 0.1, "recover_minutes": 0.0}
-    first = AdaptConfig(**shared, steps=2, save_every=2, rate=1e-3, decay=0.01, schedule="cosine", out=f"{folder}/a")
-    adapted = adapt.adapt(first)
-    second = FinetuneConfig(**shared, steps=2, rate=1e-3, decay=0.0, length=32, start=f"{folder}/a", out=f"{folder}/f")
-    tuned = finetune.finetune(second)
+    shared: dict[str, Any] = {"size": "nano", "batch": 4, "rate": 1e-3, "steps": 2, "save_every": 2}
+    adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/a"))
+    tuned = finetune.finetune(FinetuneConfig(**shared, data=data, length=32, start=f"{folder}/a", out=f"{folder}/f"))
     for made in (adapted, tuned):
         evaluate.run(EvaluateConfig(run=str(made.folder), data=data, batch=4))
     return {"adapt": adapted, "finetune": tuned}

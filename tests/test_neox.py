@@ -345,3 +345,16 @@ def extended(params: Any, wide: Any) -> Any:
     embedding = wide["embed"]["embedding"].at[:vocabulary].set(params["embed"]["embedding"])
     kernel = wide["head"]["kernel"].at[:, vocabulary:].set(params["head"]["kernel"])
     return {**params, "embed": {"embedding": embedding}, "head": {"kernel": kernel}}
+
+
+def test_logits_of_bfloat16_are_summed_in_float32() -> None:
+    """A head in bfloat16 would leave 8 bits of each logit, and ties among templates."""
+    params = random_params(ODD, SLOTS, seed=0)
+    tokens, lengths = jnp.arange(12).reshape(1, 12) % ODD.vocabulary, jnp.array([12])
+    half, whole = (
+        nnx.merge(run.graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert half.dtype == jnp.float32
+    assert (half != half.astype(jnp.bfloat16).astype(jnp.float32)).any()
+    np.testing.assert_allclose(half, whole, atol=0.05 * float(jnp.abs(whole).max()))

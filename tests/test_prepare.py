@@ -81,11 +81,11 @@ def given_split(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         case("retired-0", "retired", "Fax, please."),
         {"case_id": "first-is-label", "messages": [{"role": "advocate", "text": "Hi", "template": "greeting"}]},
         {"case_id": "blank", "messages": [{"role": "customer", "text": " "}, {"role": "customer", "text": "Hm"}]},
-        case("copy-of-a-test-case", None),
+        case("copy-of-a-test-case", "greeting"),
         {"case_id": "bad"},
     ]
     test = [case("test-0", "greeting"), case("test-1", "rare"), case("test-2", "unknown")]
-    test += [{**case("copy-of-a-test-case", None), "case_id": "test-3"}]
+    test += [{**case("copy-of-a-test-case", "greeting"), "case_id": "test-3"}]
     return prepared(
         folder,
         train=(write(folder / "train.jsonl", *train),),
@@ -147,8 +147,16 @@ def test_labels_name_a_message_with_a_context(given_split: Dataset) -> None:
     assert len(labels.slot) == 7
 
 
+def test_a_training_case_with_a_held_out_cases_text_teaches_nothing(given_split: Dataset) -> None:
+    names = [entry.case_id for entry in given_split.cases("train")]
+    labels = given_split.labels("train")
+    assert names.index("copy-of-a-test-case") not in labels.case
+    assert given_split.manifest["counts"]["labels_copied"] == {"train": 1, "validation": 0, "test": 0}
+    assert given_split.templates[0].count == 3
+
+
 def test_labels_under_min_count_are_dropped_in_training_and_wrong_in_evaluation(given_split: Dataset) -> None:
-    assert given_split.labels("test").slot.tolist() == [0, -1, -1]
+    assert given_split.labels("test").slot.tolist() == [0, -1, -1, 0]
     assert given_split.labels("validation").slot.tolist() == [1]
     counts = given_split.manifest["counts"]
     assert counts["labels_dropped"] == {"train": 2, "validation": 0, "test": 0}
@@ -323,8 +331,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "fractions": ({"transcripts": ("x",), "fractions": (0.5, 0.6)}, "three shares"),
     "fraction sum": ({"transcripts": ("x",), "fractions": (0.5, 0.1, 0.6)}, "add up to 1"),
     "length": ({"transcripts": ("x",), "length": 1}, "length is 1"),
-    "min_count": ({"transcripts": ("x",), "min_count": 0}, "min_count is 0"),
-    "two tokenizers": ({"transcripts": ("x",), "size": "nano"}, "size and tokenizer"),
     "no tokenizer": ({"transcripts": ("x",), "tokenizer": "absent.json"}, "absent.json does not exist"),
     "no file": ({"transcripts": ("absent.jsonl",)}, "absent.jsonl names no file"),
 }
@@ -367,6 +373,10 @@ def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="no dataset"):
         prepared(tmp_path, transcripts=(source,), overwrite=True, out=tmp_path / "home")
+    (tmp_path / "home" / "manifest.json").write_text('{"kind": "run"}')
+    with pytest.raises(UserError, match="no dataset"):
+        prepared(tmp_path, transcripts=(source,), overwrite=True, out=tmp_path / "home")
+    assert (tmp_path / "home" / "thesis.txt").exists()
 
 
 def test_no_dataset_teaches_the_command(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from jaxtempl import config
 from jaxtempl.models.neox import Architecture, NeoX, parameter_count
 
 COUNTS = {  # without the embedding and the output, and with them (Pythia's model cards; nano: its README)
+    "nano": (793_344, 2_890_496),
     "14m": (1_189_888, 14_067_712),
     "31m": (4_739_072, 30_494_720),
     "70m": (18_915_328, 70_426_624),
@@ -23,7 +24,7 @@ RATES = {"410m": 3e-4, "1.4b": 2e-4, "2.8b": 1.6e-4}  # Table 1 of the paper
 
 
 def test_there_are_counts_for_every_size() -> None:
-    assert {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")} == {*COUNTS, "nano"}
+    assert {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")} == set(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -36,7 +37,7 @@ def test_parameter_counts(name: str) -> None:
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", [*COUNTS, "nano"])
+@pytest.mark.parametrize("name", COUNTS)
 def test_settings(name: str) -> None:
     size = config.size(name)
     assert config.tokenizer_path(name).is_file()

@@ -65,7 +65,7 @@ def test_k_is_how_many(made: Run) -> None:
 def test_the_temperature_is_that_of_the_step_it_was_fitted_for(made: Run) -> None:
     path = made.folder / "calibration.json"
     try:
-        files.write_json(path, {"step": 3, "temperature": 2.5, "count": 9})
+        files.write_json(path, {"steps": {"3": {"temperature": 2.5, "count": 9}}})
         warm, plain = (suggest.suggest(made, step, messages(), 1).suggestions[0].probability for step in (3, 5))
     finally:
         path.unlink()
@@ -94,7 +94,7 @@ def test_json_from_standard_input(
     made: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"case_id": "x", "messages": MESSAGES})))
-    suggest.main([f"--run={made.folder}@3", "-", "--json"])
+    suggest.main([f"--run={made.folder}@3", "--json", "-"])
     value = json.loads(capsys.readouterr().out)
     assert value["run"] == str(made.folder)
     assert (value["format"], value["step"], value["dropped_messages"]) == (1, 3, 0)
@@ -107,6 +107,7 @@ def test_json_from_standard_input(
         ("[", "is not JSON"),
         ("[]", "an object is allowed"),
         ("{}", "has no 'messages'"),
+        ('{"format": "email", "messages": 1}', "'messages' is a number"),
         ('{"messages": [{"role": "boss", "text": "x"}]}', "unknown role"),
         ('{"messages": [{"role": "customer", "text": " "}]}', "no message has text"),
     ],
@@ -137,3 +138,5 @@ def test_a_wrong_run_or_flag_is_one_line(made: Run, case: Path, tmp_path: Path, 
     assert cli.run(suggest.main, [str(case)]) == 2
     assert cli.run(suggest.main, [f"--run={made.folder}", str(case), "--k=0"]) == 2
     assert cli.run(suggest.main, [f"--run={made.folder}", str(tmp_path / "missing.json")]) == 1
+    assert cli.run(suggest.main, [f"--run={made.folder}", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path}: Is a directory"

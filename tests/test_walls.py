@@ -23,6 +23,17 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def reached(path: Path) -> set[str]:
+    """Every module that a file imports, and that those of this package import in their turn."""
+    found, waiting = set[str](), [path]
+    while waiting:
+        new = imports(waiting.pop()) - found
+        found |= new
+        files = (ROOT / f"{name.replace('.', '/')}.py" for name in new if name.startswith("jaxtempl."))
+        waiting += [file for file in files if file.is_file()]
+    return found
+
+
 def sources(*names: str) -> list[Path]:
     chosen = [ROOT / "jaxtempl" / f"{name}.py" for name in names] + [
         p for n in names for p in (ROOT / "jaxtempl" / n).rglob("*.py")
@@ -41,16 +52,10 @@ def test_the_low_files_know_nothing_above_them(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sources(*CORE), ids=lambda p: p.name)
 def test_training_knows_no_http_and_no_transcripts(path: Path) -> None:
-    known = imports(path)
-    assert not {name.split(".")[0] for name in known} & {
-        "fastapi",
-        "starlette",
-        "uvicorn",
-        "aiohttp",
-        "httpx",
-        "requests",
-    }
-    transcripts = ("cases", "sources", "reader", "prepare", "text")
+    known = reached(path)
+    web = {"fastapi", "starlette", "uvicorn", "aiohttp", "httpx", "httpx2", "requests", "urllib", "huggingface_hub"}
+    assert not {name.split(".")[0] for name in known} & web
+    transcripts = ("cases", "sources", "reader", "prepare", "text", "dataset", "batches")
     assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in transcripts]}
 
 
@@ -68,4 +73,5 @@ def test_converters_know_no_training(path: Path) -> None:
 def test_the_walls_are_seen() -> None:
     """The reader of imports finds what is there."""
     assert "optax" in imports(ROOT / "jaxtempl" / "train.py")
-    assert "jaxtempl.batches" in imports(ROOT / "jaxtempl" / "train.py")
+    assert "jaxtempl.tasks" in imports(ROOT / "jaxtempl" / "train.py")
+    assert {"jaxtempl.batches", "jaxtempl.cases"} <= reached(ROOT / "jaxtempl" / "adapt.py")

@@ -154,7 +154,12 @@ class NeoX(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L O"]:
         """Logits at every position, float32."""
-        return self.head(self.hidden(tokens)).astype(jnp.float32)
+        return self._logits(self.hidden(tokens))
+
+    def _logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest O"]:
+        """The head, summed in float32: bfloat16 would round logits into ties."""
+        kernel = self.head.kernel[...].astype(hidden.dtype)
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B O"]:
         """Logits at each row's right-most real token (paper section 4.3), float32.
@@ -166,7 +171,7 @@ class NeoX(nnx.Module):
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens)
         last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
         pooled = last(x, self._angles(tokens), jnp.maximum(lengths - 1, 0))
-        return self.head(self.norm(pooled))[:, 0].astype(jnp.float32)
+        return self._logits(self.norm(pooled)[:, 0])
 
 
 def pick(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:

@@ -5,7 +5,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Bool
+
 from jaxtempl.cases import Case
+from jaxtempl.prepare import splitting
 from jaxtempl.prepare.builders import Examples
 from jaxtempl.prepare.encoding import Encoder
 from jaxtempl.prepare.labels import Labels
@@ -55,6 +59,11 @@ class Corpus:
                 split = "validation" if place(text) < VALIDATION else "train"
                 self.counts["documents"][split] += 1
                 self._add_text(split, text, encoders)
+
+    def copied(self) -> Bool[np.ndarray, " train"]:
+        """Which training texts, cases first and then documents, are equal to a held-out one."""
+        held_out = np.concatenate([self.digests["validation"].read(), self.digests["test"].read()])
+        return ~splitting.allowed(self.digests["train"].read(), held_out)
 
     def _add_case(self, split: str, case: Case) -> None:
         self.labels.add(split, self.counts["cases"][split], case)

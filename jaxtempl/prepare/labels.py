@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from jaxtempl.cases import Case, Template
 from jaxtempl.errors import UserError
@@ -87,6 +87,7 @@ class Labels:
         self._training: Counter[str] = Counter()
         self._replies: dict[str, Replies] = {}
         self._columns = {split: work.column(f"labels.{split}", "<i4") for split in SPLITS}
+        self._copied: Bool[np.ndarray, " cases"] = np.zeros(0, bool)
         self.skipped = 0  # labels with no message before them
 
     def add(self, split: str, index: int, case: Case) -> None:
@@ -106,6 +107,17 @@ class Labels:
         self._training[template] += 1
         if template not in self._given:
             self._replies.setdefault(template, Replies()).add(text)
+
+    def leave_out(self, copied: Bool[np.ndarray, " cases"]) -> None:
+        """Takes back the labels of the marked training cases; called once, after the last `add`."""
+        self._copied, names = copied, list(self._numbers)
+        for case, _, number in self._blocks("train"):
+            gone = np.bincount(number[copied[case]], minlength=len(names))
+            self._training -= Counter(dict(zip(names, gone.tolist(), strict=True)))
+
+    def _blocks(self, split: str) -> Iterator[Int32[np.ndarray, "3 n"]]:
+        """Case, message and template number of the labels of a split."""
+        return (block.reshape(-1, 3).T for block in self._columns[split].blocks(3 * BLOCK))
 
     def templates(self, min_count: int) -> list[Template]:
         """The classes by slot: those of the file in its order, then observed ones by falling count, then id."""
@@ -133,20 +145,20 @@ class Labels:
         slots = np.full(max(len(self._numbers), 1), -1, np.int32)
         for template in templates:
             slots[self._numbers[template.id]] = template.slot
-        for split, column in self._columns.items():
-            for block in column.blocks(3 * BLOCK):
-                case, message, number = block.reshape(-1, 3).T
+        for split in SPLITS:
+            for case, message, number in self._blocks(split):
                 slot = slots[number]
-                keep = (slot >= 0) if split == "train" else np.ones(len(slot), bool)
+                keep = (slot >= 0) & ~self._copied[case] if split == "train" else np.ones(len(slot), bool)
                 if keep.any():
                     yield split, {"case": case[keep], "message": message[keep], "slot": slot[keep]}
 
     def counts(self, templates: Sequence[Template]) -> dict[str, dict[str, int]]:
-        """By split: labels written, those of them with slot -1, and training labels dropped for being of no class."""
-        written, unknown, dropped = Counter[str](), Counter[str](), Counter[str]()
+        """By split: labels written, those with slot -1, and training labels of no class or of copied cases, dropped."""
+        written, unknown, dropped, copies = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
         for split, block in self.examples(templates):
             written[split] += len(block["slot"])
             unknown[split] += int((block["slot"] < 0).sum())
-        dropped["train"] = len(self._columns["train"]) // 3 - written["train"]
-        names = {"labels": written, "labels_of_no_class": unknown, "labels_dropped": dropped}
+        copies["train"] = sum(int(self._copied[case].sum()) for case, _, _ in self._blocks("train"))
+        dropped["train"] = len(self._columns["train"]) // 3 - written["train"] - copies["train"]
+        names = {"labels": written, "labels_of_no_class": unknown, "labels_dropped": dropped, "labels_copied": copies}
         return {name: {split: counter[split] for split in SPLITS} for name, counter in names.items()}

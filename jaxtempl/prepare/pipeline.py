@@ -10,9 +10,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
+from jaxtyping import Bool
 from tqdm import tqdm
 
 import jaxtempl
@@ -27,7 +27,7 @@ from jaxtempl.prepare.packing import Packer, pack
 from jaxtempl.prepare.spill import Work
 from jaxtempl.prepare.splitting import SPLITS
 from jaxtempl.reader import Quarantine, Reader
-from jaxtempl.sources import Source, sources
+from jaxtempl.sources import sources
 from jaxtempl.tokenizer import Tokenizer
 
 INPUTS = ("transcripts", "train", "validation", "test", "documents")
@@ -52,8 +52,10 @@ def run(config: PrepareConfig) -> None:
         with Work(folder) as work:
             corpus = Corpus(work, Labels(work, given))
             reader = _read(config, inputs, corpus, tokenizer, quarantine, folder)
+            copied = corpus.copied()
+            corpus.labels.leave_out(copied[: corpus.counts["cases"]["train"]])
             templates = _write_labels(config, corpus, folder)
-            rows, proofs = _write_rows(config, corpus, tokenizer, folder)
+            rows, proofs = _write_rows(config, corpus, copied, tokenizer, folder)
             counts = _counts(corpus, reader, templates) | rows
         manifest = _manifest(config, inputs, tokenizer, counts, proofs, folder)
         files.write_json(folder / "manifest.json", manifest)
@@ -75,8 +77,6 @@ def _check(config: PrepareConfig) -> None:
         )
     if not 2 <= config.length <= 65535:
         raise UserError(f"length is {config.length}; 2 to 65535 tokens a row are allowed")
-    if config.min_count < 1:
-        raise UserError(f"min_count is {config.min_count}; 1 or more is allowed")
     if config.size and config.tokenizer:
         raise UserError("size and tokenizer are both given; give one, the rows belong to one tokenizer")
     _check_out(config)
@@ -88,7 +88,7 @@ def _check_out(config: PrepareConfig) -> None:
     if not config.overwrite:
         raise UserError(f"{config.out} exists already; --overwrite replaces it, or name another folder with --out")
     empty = config.out.is_dir() and not any(config.out.iterdir())
-    if not empty and not (config.out / "manifest.json").is_file():
+    if not empty and files.kind(config.out / "manifest.json") != "dataset":
         raise UserError(f"{config.out} is no dataset, so --overwrite leaves it alone; name another folder with --out")
 
 
@@ -131,12 +131,12 @@ def _write_labels(config: PrepareConfig, corpus: Corpus, folder: Path) -> list[T
 
 
 def _write_rows(
-    config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path
+    config: PrepareConfig, corpus: Corpus, copied: Bool[np.ndarray, " train"], tokenizer: Tokenizer, folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The second pass: rows of both splits, their counts, and the proofs that they hold nothing held out."""
     digests = {split: column.read() for split, column in corpus.digests.items()}
     held_out = np.concatenate([digests["validation"], digests["test"]])
-    free = np.flatnonzero(splitting.allowed(digests["train"], held_out))
+    free = np.flatnonzero(~copied)
     orders = {
         "train": free[splitting.order(len(free), config.seed)],
         "validation": splitting.order(len(digests["validation"]), config.seed),
@@ -200,7 +200,7 @@ def _manifest(
 ) -> dict[str, Any]:
     sums = files.sums(folder)
     content = {name: sum_ for name, sum_ in sums.items() if name != "quarantine.jsonl"}  # that one names the inputs
-    listed = {name: [_source(source) for source in of_flag] for name, of_flag in inputs.items() if of_flag}
+    listed = {name: [source.facts() for source in of_flag] for name, of_flag in inputs.items() if of_flag}
     return {
         "format": files.FORMAT,
         "kind": "dataset",
@@ -217,13 +217,6 @@ def _manifest(
         "proofs": proofs,
         "files": sums,
     }
-
-
-def _source(source: Source) -> dict[str, Any]:
-    """Name, size and sha256 of an input; a URL's user, password and query stay out."""
-    parts = urlsplit(source.url)
-    name = parts.path if parts.scheme in ("", "file") else f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-    return {"name": name, "bytes": source.size, "sha256": source.hash.hexdigest()}
 
 
 def _table(out: Path, manifest: dict[str, Any]) -> str:
