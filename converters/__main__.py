@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(
             f"converter {name!r} is unknown; allowed: {', '.join(CONVERTERS)}, as in bin/convert huggingface"
         )
-    CONVERTERS[name](config.parse(config.ConvertConfig, argv[1:]))
+    asked = config.parse(config.ConvertConfig, argv[1:])
+    print(config.dump(asked), flush=True)
+    CONVERTERS[name](asked)
 
 
 if __name__ == "__main__":

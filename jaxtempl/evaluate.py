@@ -34,7 +34,9 @@ Logits = Float[np.ndarray, "_ S"]  # N differs between splits
 
 def main(argv: Sequence[str]) -> None:
     """`bin/evaluate`."""
-    report = run(config.parse(EvaluateConfig, argv))
+    asked = config.parse(EvaluateConfig, argv)
+    print(config.dump(asked), flush=True)
+    report = run(asked)
     print(table(report))
     print(f"page: {Path(report['out']) / 'index.html'}")
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from jaxtempl.config import PrepareConfig, parse
+from jaxtempl.config import PrepareConfig, dump, parse
 from jaxtempl.prepare.pipeline import run
 
 
 def main(argv: Sequence[str]) -> None:
     """`bin/prepare`."""
-    run(parse(PrepareConfig, argv))
+    asked = parse(PrepareConfig, argv)
+    print(dump(asked), flush=True)
+    run(asked)
 
 
 __all__ = ["main", "run"]
