@@ -18,7 +18,7 @@ from jaxtempl.start import Start
 from jaxtempl.tasks import Task
 from jaxtempl.tracking import Tracker
 
-PIECE = 8192  # tokens computed at a time: 410m in bfloat16 then fits in 16 GB; more is little faster
+PIECE = 8192  # tokens computed at a time unless --accumulate says otherwise; 2 M at once fit no device
 FREE_TO_CHANGE = {"resume", "recover_minutes"}  # what a resumed training may say differently
 
 Settings = TypeVar("Settings", bound=TrainConfig)

@@ -211,9 +211,13 @@ def sources(path: str) -> list[Source]:
 
 
 def _name(system: Any, path: str) -> str:
+    """A local file's path as it is; a URL without user, password and query."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if isinstance(system, LocalFileSystem):
+        return path
     parts = urlsplit(system.unstrip_protocol(path))
-    host = parts.netloc.rpartition("@")[2]
-    return parts.path if parts.scheme in ("", "file") else f"{parts.scheme}://{host}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _matches(system: Any, path: str) -> list[str]:
