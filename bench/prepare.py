@@ -3,18 +3,15 @@
     JAXTEMPL_DATA=data python -m bench.prepare
 
 The ratio compares whole runs of `prepare` (reading, validating, splitting, tokenizing, packing, writing) with
-`encode_batch` alone on the texts that the rows hold, already in memory. Both are run in turn, in one process.
+`encode_batch` alone on the texts that the rows hold, already in memory. Each is a process of its own, in turn.
 Memory is the peak resident size of a process that prepares star's training side once and ten times over.
 """
 
 import argparse
-import contextlib
 import gzip
-import io
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,16 +31,6 @@ PACKAGES = ("tokenizers", "tensorflow-datasets", "array-record", "numpy")
 BATCHES = (1024, 1 << 30)  # texts a call of the library; the faster of the two is compared
 GROWTH = (1, 10)
 
-# VmHWM, for the peak that getrusage tells of a child starts at its parent's.
-CHILD = """
-import re, sys
-from pathlib import Path
-from jaxtempl import prepare
-from jaxtempl.config import PrepareConfig
-prepare.run(PrepareConfig(train=(sys.argv[1],), out=Path(sys.argv[2])))
-print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
-"""
-
 
 def seconds(action: Callable[[], object]) -> float:
     """Wall time of one call."""
@@ -52,27 +39,53 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def encode(texts: list[str], batch: int) -> float:
-    """Seconds that the library takes; a new tokenizer each time, so its cache starts as empty as `prepare`'s."""
+def seconds_to_prepare(out: str, *paths: str) -> float:
+    """Of a second run, so that the files are in memory as the library's texts are."""
+    config = PrepareConfig(train=paths, out=Path(out), overwrite=True)
+    prepare.run(config)
+    return seconds(lambda: prepare.run(config))
+
+
+def seconds_to_encode(out: str, batch: str) -> float:
+    """What the library takes for the texts of a dataset, `batch` texts a call."""
+    texts, size = texts_of(Dataset(Path(out))), int(batch)
     tokenizer = Tokenizer.from_file(str(tokenizer_path("")))
-    starts = range(0, len(texts), batch)
-    return seconds(lambda: [len(tokenizer.encode_batch(texts[i : i + batch])) for i in starts])
+    starts = range(0, len(texts), size)
+    return seconds(lambda: [len(tokenizer.encode_batch(texts[i : i + size])) for i in starts])
+
+
+def peak_to_prepare(out: str, path: str) -> float:
+    """Most resident MB; VmHWM, for the peak that getrusage tells of a child starts at its parent's."""
+    prepare.run(PrepareConfig(train=(path,), out=Path(out)))
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def texts_of(dataset: Dataset) -> list[str]:
+    """The texts that its rows hold."""
+    return [document(case.messages) for split in ("train", "validation") for case in dataset.cases(split)]
+
+
+def alone(function: Callable[..., float], *arguments: str) -> float:
+    """A function's value in a process of its own, started as the commands start theirs."""
+    python = f"import sys; from bench import prepare; print(prepare.{function.__name__}(*sys.argv[1:]))"
+    command = ["sh", "-c", '. bin/environment.sh; exec "$python" -c "$@"', "bin/prepare", python, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=common.ROOT)
+    return float(done.stdout.splitlines()[-1])
 
 
 def speed(paths: tuple[str, ...], folder: Path, repeats: int) -> dict[str, Any]:
     """Seconds of each, run in turn, and the ratio of the medians."""
-    config = PrepareConfig(train=paths, out=folder / "data", overwrite=True)
-    prepare.run(config)  # fills the page cache and says what is in it
-    dataset = Dataset(config.out)
-    texts = [document(case.messages) for split in ("train", "validation") for case in dataset.cases(split)]
+    out = str(folder / "data")
     whole: list[float] = []
     library: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for _ in range(repeats):
-        with contextlib.redirect_stdout(io.StringIO()):
-            whole.append(seconds(lambda: prepare.run(config)))
+        whole.append(alone(seconds_to_prepare, out, *paths))
         for batch, taken in library.items():
-            taken.append(encode(texts, batch))
+            taken.append(alone(seconds_to_encode, out, str(batch)))
     best = min(library.values(), key=statistics.median)
+    dataset = Dataset(Path(out))
+    texts = texts_of(dataset)
     size = sum(len(text.encode()) for text in texts)
     return {
         "cases": len(texts),
@@ -105,9 +118,7 @@ def memory(source: Path, folder: Path) -> list[dict[str, Any]]:
         path, out = folder / f"x{times}.jsonl", folder / f"x{times}"
         with path.open("w") as file:
             cases = sum(file.write(line) > 0 for line in grown(source, times))
-        command = [sys.executable, "-c", CHILD, str(path), str(out)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=common.ROOT)
-        peak = float(done.stdout.splitlines()[-1])
+        peak = alone(peak_to_prepare, str(out), str(path))
         rows.append({"times": times, "cases": cases, "input_mb": path.stat().st_size / 1e6, "peak_mb": peak})
     return rows
 
@@ -122,7 +133,7 @@ def page(results: dict[str, Any]) -> str:
 
 Whole runs of `prepare` on {", ".join(results["sets"])} ({quick["cases"]:,} cases, {quick["text_mb"]:.1f} MB of text,
 {quick["tokens"] / 1e6:.1f} M tokens) against the tokenizers library's `encode_batch` on the same text in memory,
-run in turn, medians of {results["repeats"]}.
+each in a process of its own, in turn, medians of {results["repeats"]}.
 
 | | MB of text a second |
 |---|---|

@@ -24,7 +24,7 @@ def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     said = found.stdout
     assert re.search(r"customer: .+", said)
-    shares = [float(share) for share in re.findall(r"^\W*([\d.]+)%  [A-Z_]+  \S", said, re.MULTILINE)]
+    shares = [float(share) for share in re.findall(r"^[█ ]* +([\d.]+)%  [A-Z0-9_]+ +\S", said, re.MULTILINE)]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
     assert 0 < sum(shares) <= 100.1
