@@ -23,6 +23,7 @@ from jaxtempl import batches, pages
 from jaxtempl.batches import Contexts
 from jaxtempl.config import tokenizer_path
 from jaxtempl.dataset import Dataset
+from jaxtempl.run import Run
 from jaxtempl.tokenizer import Tokenizer
 
 WORK = Path("runs/star")  # in the project's root, where this runs
@@ -132,10 +133,18 @@ def _cell(start: str, labels: int, core: int) -> Cell:
     flags = [f"--labels={labels}", f"--epochs={epochs}", f"--rate={rate}", f"--data={WORK}/data/star", f"--out={out}"]
     _command("finetune", *STARTS[start], *flags, core=core)
     report = _report(out.name, out / "evaluate-test", f"--baselines={str(start == 'base').lower()}", core=core)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "seconds" in line]
-    seconds = sum(line["seconds"] for line in steps)
-    return Cell(start, labels, report, seconds, sum(line["tokens_per_second"] * line["seconds"] for line in steps))
+    tokens = sum(line["tokens_per_second"] * line["seconds"] for line in _steps(out))
+    return Cell(start, labels, report, _seconds(out), tokens)
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    """What a run measured of each of its updates."""
+    return [line for line in Run(folder).metrics() if "seconds" in line]
+
+
+def _seconds(folder: Path) -> float:
+    """Of training alone."""
+    return sum(line["seconds"] for line in _steps(folder))
 
 
 def _folder(start: str, labels: int) -> Path:
@@ -164,18 +173,13 @@ def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any
         "machine": machine,
         "settings": {"mixture": _mixture(), "adapt": ADAPT, "finetune": {str(k): v for k, v in FINETUNE.items()}},
         "language_model": {name: report["metrics"] for name, report in losses.items()},
-        "adapt_seconds": _adapt_seconds(),
+        "adapt_seconds": _seconds(WORK / "adapted"),
         "cells": [{**c._asdict(), "report": c.report["metrics"]} for c in cells],
         "baselines": {str(c.labels): c.report["baselines"] for c in cells if c.report["baselines"]},
         "padding": padding,
     }
     _figure(cells).savefig(common.RESULTS / "star.png", dpi=130)
     common.write("star", results, _page(machine, cells, results))
-
-
-def _adapt_seconds() -> float:
-    lines = map(json.loads, (WORK / "adapted" / "metrics.jsonl").read_text().splitlines())
-    return sum(line.get("seconds", 0.0) for line in lines)
 
 
 def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ class Quarantine:
         self.path = path
         self.good = 0
         self.reasons: Counter[str] = Counter()
-        self._examples: list[str] = []
+        self._first = ""
         path.touch()
 
     def add(self, file: str, line: int, error: RecordError) -> None:
@@ -80,8 +80,7 @@ class Quarantine:
         with self.path.open("a") as out:
             out.write(json.dumps(record) + "\n")
         self.reasons[error.reason] += 1
-        if len(self._examples) < 1:
-            self._examples.append(f"{file} line {line}: {error}")
+        self._first = self._first or f"{file} line {line}: {error}"
 
     def check(self, max_bad: float, listed: Path) -> None:
         """Raises UserError, naming where the bad records are `listed`, when over the share `max_bad` of all was bad."""
@@ -90,7 +89,7 @@ class Quarantine:
             kinds = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
             raise UserError(
                 f"{bad} of {bad + self.good} records are bad ({kinds}), more than max_bad={max_bad:g} allows; "
-                f"the first is {self._examples[0]}; all are listed in {listed}"
+                f"the first is {self._first}; all are listed in {listed}"
             )
 
 

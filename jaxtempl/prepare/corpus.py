@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from jaxtempl.cases import Case
 from jaxtempl.prepare import splitting
@@ -60,10 +60,13 @@ class Corpus:
                 self.counts["documents"][split] += 1
                 self._add_text(split, text, encoders)
 
+    def held_out(self) -> Shaped[np.ndarray, " held_out"]:
+        """Digests of the texts of validation and test."""
+        return np.concatenate([self.digests["validation"].read(), self.digests["test"].read()])
+
     def copied(self) -> Bool[np.ndarray, " train"]:
         """Which training texts, cases first and then documents, are equal to a held-out one."""
-        held_out = np.concatenate([self.digests["validation"].read(), self.digests["test"].read()])
-        return ~splitting.allowed(self.digests["train"].read(), held_out)
+        return ~splitting.allowed(self.digests["train"].read(), self.held_out())
 
     def _add_case(self, split: str, case: Case) -> None:
         self.labels.add(split, self.counts["cases"][split], case)

@@ -135,7 +135,6 @@ def _write_rows(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The second pass: rows of both splits, their counts, and the proofs that they hold nothing held out."""
     digests = {split: column.read() for split, column in corpus.digests.items()}
-    held_out = np.concatenate([digests["validation"], digests["test"]])
     free = np.flatnonzero(~copied)
     orders = {
         "train": free[splitting.order(len(free), config.seed)],
@@ -161,7 +160,7 @@ def _write_rows(
         "text_bytes": {split: int(corpus.sizes[split].read()[order].sum()) for split, order in packed.items()},
         "duplicates_of_held_out": len(digests["train"]) - len(free),
     }
-    return counts, _proofs(corpus, digests["train"][packed["train"]], held_out)
+    return counts, _proofs(corpus, digests["train"][packed["train"]], corpus.held_out())
 
 
 def _proofs(corpus: Corpus, packed: splitting.Digests, held_out: splitting.Others) -> dict[str, Any]:
