@@ -30,8 +30,14 @@ WORK = Path("runs/star")  # in the project's root, where this runs
 # Shares of the rows drawn: star twice over, each companion less than once, 18.8 M tokens in all.
 MIXTURE = {"star": 0.40, "sgd": 0.45, "taskmaster4": 0.10, "multidogo": 0.05}
 ADAPT = ("--steps=4600", "--batch=8", "--rate=1.5e-3")
-# Epochs and rate by number of labels, 0 being all of them; the longest first.
-FINETUNE = {0: (2, 2e-3), 8_000: (2, 2e-3), 2_000: (4, 3e-3), 500: (10, 3e-3)}
+# Settings by number of labels, 0 being all of them; the longest first. Many labels do better without clipping.
+FREE = ("--clip=inf", "--beta2=0.999")
+FINETUNE = {
+    0: ("--epochs=2", "--rate=1e-3", *FREE),
+    8_000: ("--epochs=2", "--rate=2e-3", *FREE),
+    2_000: ("--epochs=4", "--rate=3e-3"),
+    500: ("--epochs=10", "--rate=3e-3"),
+}
 STARTS = {
     "adapted": [f"--from={WORK}/adapted"],
     "base": ["--size=nano"],
@@ -129,8 +135,7 @@ def _on_a_core(start: str, labels: int, cores: "queue.Queue[int]") -> Cell:
 def _cell(start: str, labels: int, core: int) -> Cell:
     """Fine-tunes and evaluates unless that is done; the baselines once for each number of labels."""
     out = _folder(start, labels)
-    epochs, rate = FINETUNE[labels]
-    flags = [f"--labels={labels}", f"--epochs={epochs}", f"--rate={rate}", f"--data={WORK}/data/star", f"--out={out}"]
+    flags = [f"--labels={labels}", *FINETUNE[labels], f"--data={WORK}/data/star", f"--out={out}"]
     _command("finetune", *STARTS[start], *flags, core=core)
     report = _report(out.name, out / "evaluate-test", f"--baselines={str(start == 'base').lower()}", core=core)
     tokens = sum(line["tokens_per_second"] * line["seconds"] for line in _steps(out))

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, cast
 
+import msgspec
+
 from jaxtempl.errors import UserError
 
 ROLES = ("customer", "system", "advocate")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One message; `template` is set on advocates' messages that were sent from one."""
 
     role: str
@@ -18,8 +19,7 @@ class Message:
     template: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Case:
+class Case(msgspec.Struct, frozen=True):
     """One support conversation, its messages in order; none of them is empty."""
 
     case_id: str

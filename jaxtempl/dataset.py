@@ -1,10 +1,10 @@
 """Reading a prepared dataset: cases and rows at random, labels in memory."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, SupportsIndex, TypeVar, overload
 
+import msgspec
 import numpy as np
 from jaxtyping import Int32, UInt16
 
@@ -81,7 +81,7 @@ class Cases(Table[Case]):
     """Cases of one split."""
 
     def _decode(self, record: dict[str, Any]) -> Case:
-        messages = tuple(Message(*message) for message in json.loads(record["messages"]))
+        messages = tuple(Message(*message) for message in msgspec.json.decode(record["messages"]))
         return Case(record["case_id"].decode(), messages)
 
 

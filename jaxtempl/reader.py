@@ -9,11 +9,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 
-from jaxtempl.cases import Case, RecordError, case_from, document_from
+from jaxtempl import decoding
+from jaxtempl.cases import Case, RecordError
 from jaxtempl.errors import UserError
 from jaxtempl.sources import Source, records
 
@@ -107,29 +108,32 @@ class Reader:
     dropped_messages: int = 0
     _seen: DigestSet = dataclasses.field(default_factory=DigestSet)
 
+    def __post_init__(self) -> None:
+        self._decode = decoding.CaseDecoder(self.label)
+
     def cases(self, files: Sequence[Source]) -> Iterator[Case]:
         """The good cases of all files, streamed in order."""
-        for record, case in self._good(files, self._case):
-            self.dropped_messages += len(cast(dict[str, list[object]], record)["messages"]) - len(case.messages)
+        for case, dropped in self._good(files, self._case):
+            self.dropped_messages += dropped
             yield case
 
     def documents(self, files: Sequence[Source]) -> Iterator[str]:
         """The texts of the good documents of all files, streamed in order."""
-        return (text for _, text in self._good(files, self._document))
+        return self._good(files, self._document)
 
-    def _case(self, record: object) -> Case:
-        case = case_from(record, self.label)
+    def _case(self, record: object) -> tuple[Case, int]:
+        case, dropped = self._decode(record)
         if not self._seen.add(digest_of(b"case " + case.case_id.encode())):
             raise RecordError("duplicate case_id", f"{case.case_id[:80]!r} came before")
-        return case
+        return case, dropped
 
     def _document(self, record: object) -> str:
-        name, text = document_from(record)
+        name, text = decoding.document(record)
         if not self._seen.add(digest_of(b"document " + name.encode())):
             raise RecordError("duplicate id", f"{name[:80]!r} came before")
         return text
 
-    def _good(self, files: Sequence[Source], parse: Callable[[object], Parsed]) -> Iterator[tuple[object, Parsed]]:
+    def _good(self, files: Sequence[Source], parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
         for source in files:
             for line, record in records(source, self.progress):
                 try:
@@ -140,4 +144,4 @@ class Reader:
                     self.quarantine.add(source.name, line, error)
                 else:
                     self.quarantine.good += 1
-                    yield record, parsed
+                    yield parsed

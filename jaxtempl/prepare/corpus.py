@@ -1,10 +1,10 @@
 """The first pass: transcripts and documents stream by once; cases are written, the rest is gathered for the second."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Shaped
 
@@ -46,15 +46,14 @@ class Corpus:
 
     def take(self, inputs: Inputs, reader: Reader, tokenizer: Tokenizer, fractions: Sequence[float]) -> Examples:
         """Reads everything once, tokenizing meanwhile; yields each case's split and example for the TFDS builder."""
-        encode = json.JSONEncoder(ensure_ascii=False).encode
         with contextlib.ExitStack() as stack:
             stores = self.documents.items()
             encoders = {split: stack.enter_context(Encoder(store, tokenizer)) for split, store in stores}
             for split, case in _placed(inputs, reader, fractions):
                 self._add_case(split, case)
                 self._add_text(split, document(case.messages), encoders)
-                messages = [[message.role, message.text, message.template] for message in case.messages]
-                yield split, {"case_id": case.case_id, "messages": encode(messages)}
+                messages = [(message.role, message.text, message.template) for message in case.messages]
+                yield split, {"case_id": case.case_id.encode(), "messages": msgspec.json.encode(messages)}
             for text in reader.documents(inputs["documents"]):
                 split = "validation" if place(text) < VALIDATION else "train"
                 self.counts["documents"][split] += 1

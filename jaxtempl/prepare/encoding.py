@@ -56,5 +56,6 @@ class Encoder:
         documents = self._tokenizer.encode(texts)
         for ids in documents:
             ids.append(self._tokenizer.end_of_text)
-        tokens = np.array(list(itertools.chain.from_iterable(documents)), np.uint16)
-        self._store.append(tokens, np.array([len(ids) for ids in documents], np.int64))
+        lengths = np.array([len(ids) for ids in documents], np.int64)
+        tokens = np.fromiter(itertools.chain.from_iterable(documents), np.uint16, int(lengths.sum()))
+        self._store.append(tokens, lengths)

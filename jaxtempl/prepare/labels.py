@@ -2,7 +2,7 @@
 
 import dataclasses
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Labels:
         self._given = {entry.id: entry for entry in given}
         self._numbers: dict[str, int] = {}
         self._training: Counter[str] = Counter()
-        self._replies: dict[str, Replies] = {}
+        self._replies = defaultdict[str, Replies](Replies)
         self._columns = {split: work.column(f"labels.{split}", "<i4") for split in SPLITS}
         self._copied: Bool[np.ndarray, " cases"] = np.zeros(0, bool)
         self.skipped = 0  # labels with no message before them
@@ -106,7 +106,7 @@ class Labels:
     def _count(self, template: str, text: str) -> None:
         self._training[template] += 1
         if template not in self._given:
-            self._replies.setdefault(template, Replies()).add(text)
+            self._replies[template].add(text)
 
     def leave_out(self, copied: Bool[np.ndarray, " cases"]) -> None:
         """Takes back the labels of the marked training cases; called once, after the last `add`."""

@@ -77,6 +77,8 @@ def _check(config: PrepareConfig) -> None:
         )
     if not 2 <= config.length <= 65535:
         raise UserError(f"length is {config.length}; 2 to 65535 tokens a row are allowed")
+    if config.label in ("role", "text"):
+        raise UserError(f"label is {config.label!r}, which says something else; name the key that holds template ids")
     if config.size and config.tokenizer:
         raise UserError("size and tokenizer are both given; give one, the rows belong to one tokenizer")
     _check_out(config)
