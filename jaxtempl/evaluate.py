@@ -27,6 +27,7 @@ from jaxtempl.forward import Forward
 from jaxtempl.metrics import Bootstrap, Value
 from jaxtempl.run import Run, provenance, resolve
 
+REPORT, PREDICTIONS, PAGE = "report.json", "predictions.jsonl", "index.html"  # all that a report's folder holds
 SHOWN = 5  # templates of a prediction
 
 Logits = Float[np.ndarray, "_ S"]  # N differs between splits
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     print(config.dump(asked), flush=True)
     report = run(asked)
     print(table(report))
-    print(f"page: {Path(report['out']) / 'index.html'}")
+    print(f"page: {Path(report['out']) / PAGE}")
 
 
 def run(asked: EvaluateConfig) -> dict[str, Any]:
@@ -57,8 +58,8 @@ def run(asked: EvaluateConfig) -> dict[str, Any]:
     with files.atomic_folder(out, replace=True) as folder:
         report = {**_head(subject), **measure(subject, folder), "out": str(out), "seconds": subject.seconds}
         report = _plain(report)
-        files.write_json(folder / "report.json", report)
-        evaluate_page.write(report, list(evaluated.metrics()), folder / "index.html")
+        files.write_json(folder / REPORT, report)
+        evaluate_page.write(report, list(evaluated.metrics()), folder / PAGE)
     return report
 
 
@@ -97,8 +98,8 @@ class Subject(NamedTuple):
 def _refuse_other_folder(out: Path) -> None:
     if not out.exists():
         return
-    others = {path.name for path in out.iterdir()} - {"report.json", "predictions.jsonl", "index.html"}
-    if others or files.kind(out / "report.json") != "evaluation":
+    others = {path.name for path in out.iterdir()} - {REPORT, PREDICTIONS, PAGE}
+    if others or files.kind(out / REPORT) != "evaluation":
         raise UserError(f"{out} exists and is no report of bin/evaluate alone; name another folder with --out")
 
 
@@ -169,7 +170,7 @@ def _finetune(subject: Subject, folder: Path) -> dict[str, Any]:
     measured = {name: _measured(pair, test.examples, validation.examples, bootstrap) for name, pair in scores.items()}
     own = measured.pop("run")
     _keep_temperature(subject, own["temperature"], validation.examples)
-    _write_predictions(folder / "predictions.jsonl", scores["run"][0], test.examples, subject.run)
+    _write_predictions(folder / PREDICTIONS, scores["run"][0], test.examples, subject.run)
     return {
         "counts": _counts(test.examples, validation.examples),
         **own,

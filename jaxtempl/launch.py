@@ -126,7 +126,7 @@ def _opened(settings: TrainConfig, begin: Start, work: Work) -> Run:
 def _refuse_other_folder(folder: Path) -> None:
     """A run is made in a new folder, an empty one, or one where a start was cut off."""
     found = {path.name for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".partial"}
-    torn = "config.yaml" in found and found <= {"config.yaml", "tokenizer.json", "architecture.json", "templates.json"}
+    torn = run.CREATED[0] in found and found <= set(run.CREATED)
     if found and not torn:
         raise UserError(f"{folder} holds other files ({', '.join(sorted(found)[:3])}); name another --out")
 

@@ -105,6 +105,9 @@ def random_params(architecture: Architecture, outputs: int, seed: int) -> PyTree
     return init(jax.random.key(seed))
 
 
+CREATED = ("config.yaml", "tokenizer.json", "architecture.json", "templates.json")  # before the manifest
+
+
 def create(
     folder: Path,
     config: str,
@@ -115,10 +118,11 @@ def create(
 ) -> Run:
     """Writes all of a new run but what training adds; the manifest comes last, so a torn start is no run."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / "config.yaml", config)
-    _write_text(folder / "tokenizer.json", tokenizer_json)
-    files.write_json(folder / "architecture.json", dataclasses.asdict(architecture))
-    files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
+    config_yaml, tokenizer, architecture_json, templates_json = (folder / name for name in CREATED)
+    _write_text(config_yaml, config)
+    _write_text(tokenizer, tokenizer_json)
+    files.write_json(architecture_json, dataclasses.asdict(architecture))
+    files.write_json(templates_json, [dataclasses.asdict(template) for template in templates])
     files.write_json(folder / "manifest.json", {"kind": "run", **provenance(), **manifest})
     return Run(folder)
 
