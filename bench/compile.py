@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxtempl import config, optim, run, tasks, train
+from jaxtempl import config, optim, partition, run, tasks, train
 from jaxtempl.models.neox import Architecture
+from jaxtempl.partition import Shape
 
 DEPTHS = (6, 24)
 ROUNDS = 5
@@ -32,10 +33,11 @@ def seconds_to_compile(architecture: Architecture) -> float:
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = train.TrainState(params, jax.eval_shape(optimizer.init, params), count)
     row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
-    functions: Any = train.compiled(task, optimizer)
+    places = train.state_shardings(partition.make_mesh(Shape(1, 1, 1)), optimizer, params)
+    functions: Any = train.compiled(task, optimizer, places)
     jax.clear_caches()
     start = time.perf_counter()
-    gradient = functions.gradient.lower(params, {"tokens": row, "segments": row})
+    gradient = functions.gradient.lower(params, {"tokens": row, "segments": row}, None)
     gradient.compile()
     functions.update.lower(state, gradient.out_info).compile()
     return time.perf_counter() - start

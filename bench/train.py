@@ -27,19 +27,21 @@ def jaxtempl_step(tokens: np.ndarray) -> Callable[[], float]:
     """One update by this project's own compiled functions."""
     import jax
 
-    from jaxtempl import config, optim, run, tasks, train
+    from jaxtempl import config, optim, partition, run, tasks, train
     from jaxtempl.models.neox import Architecture
+    from jaxtempl.partition import Shape
 
     architecture = Architecture(**config.size(SIZE)["architecture"])
     settings = config.AdaptConfig(rate=1e-3, decay=0.01)
     task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
     optimizer = optim.adamw(settings, 1000)
-    functions = train.compiled(task, optimizer)
-    holder = [train.initial_state(run.random_params(architecture, architecture.vocabulary, 0), optimizer)]
+    params, mesh = run.random_params(architecture, architecture.vocabulary, 0), partition.make_mesh(Shape(1, 1, 1))
+    functions = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
+    holder = [train.initial_state(params, optimizer, mesh)]
     batch = jax.device_put({"tokens": tokens.astype(np.uint16), "segments": np.ones_like(tokens, np.uint16)})
 
     def step() -> float:
-        holder[0], metrics = functions.update(holder[0], functions.gradient(holder[0].params, batch))
+        holder[0], metrics = functions.update(holder[0], functions.gradient(holder[0].params, batch, None))
         return float(metrics["loss"])
 
     return step

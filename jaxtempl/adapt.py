@@ -44,17 +44,25 @@ def adapt(asked: AdaptConfig) -> run.Run:
     steps = min(batches.steps_in(asked.epochs, total, asked.batch), asked.max_steps)
     settings = launch.resolved(asked, "adapt", steps, saves=10, length=length)
     launch.show(settings, f"{total:,} rows of {length} tokens, {settings.batch * length:,} tokens an update")
+    a = begin.architecture
+    mesh = launch.mesh(settings, a, a.vocabulary, settings.batch // settings.accumulate)
     validation = datasets[0][0].rows(tokenizer, "validation")
     return launch.train_run(
         settings,
         begin,
         launch.Work(
             phase="adapt",
-            task=tasks.causal_lm(run.graphdef(begin.architecture, begin.architecture.vocabulary, dtype)),
+            task=tasks.causal_lm(run.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
             batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed),
             validation=_validation(validation, settings.batch // settings.accumulate) if len(validation) else None,
+            mesh=mesh,
+            dtype=dtype,
             templates=[],
-            facts={"length": length, "datasets": {str(d.folder): d.fingerprint for d, _ in datasets}},
+            facts={
+                "length": length,
+                "mask_documents": settings.mask_documents,
+                "datasets": {str(d.folder): d.fingerprint for d, _ in datasets},
+            },
         ),
     )
 

@@ -122,7 +122,7 @@ def _stack(rows: Sequence[Microbatch], pieces: int) -> Batch:
     return [{key: np.stack([row[key] for row in part]) for key in part[0]} for part in parts]
 
 
-def labelled_batches(contexts: Contexts, batch: int, accumulate: int, seed: int) -> grain.MapDataset:
+def labelled_batches(contexts: Contexts, batch: int, accumulate: int, seed: int, multiple: int = 1) -> grain.MapDataset:
     """Batches of labelled contexts by step: one random draw of `batch`, run as microbatches by length.
 
     Args:
@@ -130,14 +130,17 @@ def labelled_batches(contexts: Contexts, batch: int, accumulate: int, seed: int)
         batch: contexts an update.
         accumulate: a microbatch has at most batch x limit / accumulate tokens.
         seed: of the order of the contexts.
+        multiple: of which a microbatch's rows are, so that they can be cut over as many devices.
     """
-    cut = _cutter(contexts, batch, accumulate)
+    cut = _cutter(contexts, batch, accumulate, multiple)
     return grain.MapDataset.source(contexts).seed(seed).shuffle().repeat().batch(batch, batch_fn=cut)
 
 
-def _cutter(contexts: Contexts, batch: int, accumulate: int) -> Callable[[Sequence[Context]], Batch]:
+def _cutter(contexts: Contexts, batch: int, accumulate: int, multiple: int) -> Callable[[Sequence[Context]], Batch]:
     budget = max(batch * contexts.limit // accumulate, contexts.limit)
-    return functools.partial(microbatches, lengths=buckets(contexts.limit), budget=budget, most=batch)
+    return functools.partial(
+        microbatches, lengths=buckets(contexts.limit), budget=budget, most=batch, multiple=multiple
+    )
 
 
 def buckets(limit: int) -> tuple[int, ...]:
@@ -145,7 +148,9 @@ def buckets(limit: int) -> tuple[int, ...]:
     return (*(length for length in LENGTHS if length < limit), limit)
 
 
-def microbatches(contexts: Sequence[Context], lengths: Sequence[int], budget: int, most: int) -> Batch:
+def microbatches(
+    contexts: Sequence[Context], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
+) -> Batch:
     """Contexts as fixed shapes [budget / L, L], one for each bucket length L, longest first.
 
     The free rows of a bucket's last microbatch take the longest contexts of the next bucket, which would cost
@@ -156,6 +161,7 @@ def microbatches(contexts: Sequence[Context], lengths: Sequence[int], budget: in
     while waiting:
         length = next(length for length in lengths if length >= len(waiting[0].tokens))
         rows = min(max(budget // length, 1), most)
+        rows += -rows % multiple
         batch.append(_pad(waiting[:rows], rows, length))
         waiting = waiting[rows:]
     return batch
@@ -185,7 +191,7 @@ def from_step(batches: grain.MapDataset, start: int, stop: int) -> Iterator[Batc
     return iter(batches[start:stop].to_iter_dataset(WORKERS))
 
 
-def labelled_in_order(contexts: Contexts, batch: int, accumulate: int) -> Iterator[Batch]:
+def labelled_in_order(contexts: Contexts, batch: int, accumulate: int, multiple: int = 1) -> Iterator[Batch]:
     """All contexts once, in order, `batch` at a time, the last one short; for validation."""
-    source = grain.MapDataset.source(contexts).batch(batch, batch_fn=_cutter(contexts, batch, accumulate))
+    source = grain.MapDataset.source(contexts).batch(batch, batch_fn=_cutter(contexts, batch, accumulate, multiple))
     return iter(source.to_iter_dataset(WORKERS))

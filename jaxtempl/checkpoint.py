@@ -55,7 +55,7 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def params(self, step: int, like: PyTree) -> PyTree:
-        """The parameters of a step, in the shapes and placement of `like` (arrays or their shapes)."""
+        """The parameters of a step that `like` has (arrays or their shapes), in its shapes and placement."""
         return _restore_tree(self._whole(step) / "params", like)
 
     def optimizer(self, step: int, like: PyTree) -> PyTree:
@@ -97,5 +97,9 @@ def _save_tree(path: Path, tree: PyTree) -> None:
 
 
 def _restore_tree(path: Path, like: PyTree) -> PyTree:
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+    """The leaves that `like` has, in its shapes and placement; others are not read."""
+    wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    arguments = ocp.args.PyTreeRestore(
+        wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, arguments)

@@ -76,6 +76,14 @@ class TrainConfig:
     beta1: float = option(0.9, "AdamW", least=0)
     beta2: float = option(0.95, "AdamW", least=0)
     decay: float = option(0.0, "AdamW's weight decay; never on biases or LayerNorm scales", least=0)
+    mesh_data: int = option(0, "devices that rows alone are cut over (default: what is left)", "mesh.data", least=0)
+    mesh_fsdp: int = option(
+        0, "devices that rows and weights are cut over (default: as many as fit)", "mesh.fsdp", least=0
+    )
+    mesh_tensor: int = option(1, "devices that heads, feed-forward and vocabulary are cut over", "mesh.tensor", least=1)
+    remat: Literal["none", "dots", "full"] = option(
+        "none", "what the backward pass computes again: nothing, all but matrix products, or whole layers"
+    )
     clip: float = option(1.0, "greatest global gradient norm (ours: the paper states none)", least=0)
     seed: int = option(0, "of initial weights and of the order of the data", least=0)
     save_every: int = option(
@@ -93,6 +101,7 @@ class AdaptConfig(TrainConfig):
     data: str = option("data", "datasets as DIR[:WEIGHT],...; a weight is a share of the rows drawn")
     max_steps: int = option(14_500, "most updates when --steps is not given (Table 1)", least=1)
     start: str = option("", "go on from this adapt RUN[@STEP]", "from")
+    mask_documents: bool = option(False, "hide the documents of a packed row from each other (the paper does not)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

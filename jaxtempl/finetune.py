@@ -40,15 +40,20 @@ def finetune(asked: FinetuneConfig) -> run.Run:
     steps = batches.steps_in(asked.epochs, len(contexts), asked.batch)
     settings = launch.resolved(asked, "finetune", steps, saves=1, length=asked.length)
     launch.show(settings, f"{len(contexts):,} labelled contexts of {count:,}, {len(dataset.templates)} templates")
+    mesh = launch.mesh(settings, begin.architecture, len(dataset.templates), rows=0)
     held_out = Contexts(dataset, "validation", tokenizer, asked.length, asked.role_tags)
     return launch.train_run(
         settings,
         begin,
         launch.Work(
             phase="finetune",
-            task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype)),
-            batches=batches.labelled_batches(contexts, settings.batch, settings.accumulate, settings.seed),
-            validation=_validation(held_out, settings) if (held_out.labels.slot >= 0).any() else None,
+            task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)),
+            batches=batches.labelled_batches(
+                contexts, settings.batch, settings.accumulate, settings.seed, multiple=mesh.rows
+            ),
+            validation=_validation(held_out, settings, mesh.rows) if (held_out.labels.slot >= 0).any() else None,
+            mesh=mesh,
+            dtype=dtype,
             templates=dataset.templates,
             facts={
                 "length": settings.length,
@@ -60,5 +65,5 @@ def finetune(asked: FinetuneConfig) -> run.Run:
     )
 
 
-def _validation(contexts: Contexts, settings: FinetuneConfig) -> Callable[[], Iterator[Batch]]:
-    return lambda: batches.labelled_in_order(contexts, settings.batch, settings.accumulate)
+def _validation(contexts: Contexts, settings: FinetuneConfig, multiple: int) -> Callable[[], Iterator[Batch]]:
+    return lambda: batches.labelled_in_order(contexts, settings.batch, settings.accumulate, multiple)

@@ -54,7 +54,8 @@ def measure(run: Run, params: PyTree, cases: Sequence[Case], progress: bool = Fa
             ends = np.cumsum((row["tokens"] == run.tokenizer.end_of_text) & real)
             case = first + np.concatenate([[0], ends[:-1]])
             predicted = real[1:]
-            values = np.asarray(losses(params, jnp.asarray(row["tokens"], jnp.int32)))
+            tokens, segments = (jnp.asarray(row[name], jnp.int32) for name in ("tokens", "segments"))
+            values = np.asarray(losses(params, tokens, segments))
             np.add.at(sums.loss, case[1:][predicted], values[predicted])
             np.add.at(sums.predicted, case[1:][predicted], 1)
             bar.update(int(ends[-1]))
@@ -75,14 +76,14 @@ def _rows(cases: Sequence[Case], tokenizer: Tokenizer, length: int, sums: Sums) 
     yield from packer.finish()
 
 
-def _token_losses(run: Run) -> Callable[[PyTree, Array], Array]:
-    """(params, a row) -> the loss of each token but the first; the logits of a row never exist whole."""
+def _token_losses(run: Run) -> Callable[[PyTree, Array, Array], Array]:
+    """(params, a row, its segments) -> the loss of each token but the first; no row's logits ever exist whole."""
     graphdef = run.graphdef(compute_dtype("auto"))
 
     @jax.jit
-    def losses(params: PyTree, tokens: Int[Array, " L"]) -> Float32[Array, " L-1"]:
+    def losses(params: PyTree, tokens: Int[Array, " L"], segments: Int[Array, " L"]) -> Float32[Array, " L-1"]:
         model: Any = nnx.merge(graphdef, params)
-        hidden = model.hidden(tokens[None])[0]
+        hidden = model.hidden(tokens[None], segments[None] if run.manifest["mask_documents"] else None)[0]
         kernel = params["head"]["kernel"].astype(hidden.dtype)
 
         def one(position: tuple[Array, Array]) -> Array:

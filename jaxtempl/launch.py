@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import grain
+import jax
 import yaml
 
-from jaxtempl import batches, config, optim, run, start, train
+from jaxtempl import batches, config, flops, optim, partition, precision, run, start, train
 from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
 from jaxtempl.errors import UserError
+from jaxtempl.models.neox import Architecture
+from jaxtempl.partition import Shape
 from jaxtempl.run import Phase, Run
 from jaxtempl.start import Start
 from jaxtempl.tasks import Task
 from jaxtempl.tracking import Tracker
 
-PIECE = 8192  # tokens computed at a time unless --accumulate says otherwise; 2 M at once fit no device
-FREE_TO_CHANGE = {"resume", "recover_minutes"}  # what a resumed training may say differently
+PIECE = 8192  # tokens computed at a time on a device unless --accumulate says otherwise; 2 M at once fit none
+# What a resumed training may say differently: it changes where and how it is computed, not what.
+FREE_TO_CHANGE = {"resume", "recover_minutes", "mesh.data", "mesh.fsdp", "mesh.tensor", "remat"}
 
 Settings = TypeVar("Settings", bound=TrainConfig)
 
@@ -32,6 +36,8 @@ class Work(NamedTuple):
         task: its loss and metrics.
         batches: the batch of each step.
         validation: the held-out batches, made anew at each call; None where nothing is held out.
+        mesh: devices along each of its axes.
+        dtype: of the computation.
         templates: the classes; none for adapt.
         facts: what the manifest says beyond what every run's says.
     """
@@ -40,6 +46,8 @@ class Work(NamedTuple):
     task: Task
     batches: grain.MapDataset
     validation: Callable[[], Iterable[Batch]] | None
+    mesh: Shape
+    dtype: jax.numpy.dtype
     templates: Sequence[Template]
     facts: dict[str, Any]
 
@@ -59,14 +67,28 @@ def resolved(asked: Settings, phase: Phase, steps: int, saves: int, length: int)
         asked,
         steps=steps,
         save_every=asked.save_every or max(steps // saves, 1),
-        accumulate=asked.accumulate or _pieces(asked.batch, length),
+        accumulate=asked.accumulate or _pieces(asked.batch, length, jax.device_count()),
         out=asked.out or f"runs/{phase}-{asked.size}",
     )
 
 
-def _pieces(batch: int, length: int) -> int:
-    """The fewest equal pieces of a batch that are of at most PIECE tokens each; a row is never cut."""
-    return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= PIECE or n == batch))
+def _pieces(batch: int, length: int, devices: int) -> int:
+    """The fewest equal pieces of a batch that are of at most PIECE tokens a device; a row is never cut."""
+    most = PIECE * devices
+    return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= most or n == batch))
+
+
+def mesh(settings: TrainConfig, architecture: Architecture, outputs: int, rows: int) -> Shape:
+    """The mesh that the flags ask for, or the best that fits the model and the rows of a microbatch.
+
+    Raises:
+        UserError: none such fits.
+    """
+    asked = Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    chosen = partition.choose(asked, run.abstract_params(architecture, outputs), rows, jax.device_count())
+    if jax.device_count() > 1:
+        print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
+    return chosen
 
 
 def show(settings: TrainConfig, fact: str) -> None:
@@ -89,10 +111,11 @@ def train_run(settings: TrainConfig, begin: Start, work: Work) -> Run:
 
 
 def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None:
+    mesh = partition.make_mesh(work.mesh)
     optimizer = optim.adamw(settings, settings.steps)
     outputs = opened.outputs
-    params = start.parameters(begin, outputs, settings.seed, new_head=work.phase == "finetune")
-    state = train.initial_state(params, optimizer)
+    params = start.parameters(begin, outputs, settings.seed, work.phase == "finetune", mesh)
+    state = train.initial_state(params, optimizer, mesh, precision.loss_scale(work.dtype))
     opened.checkpoints.sweep()
     newest = opened.checkpoints.resumable()
     if newest is not None:
@@ -101,9 +124,10 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None
     rate = optim.learning_rate(settings, settings.steps)
     # An adapt run keeps the model as it was, which every study compares with.
     plan = train.Plan(settings.steps, settings.save_every, settings.recover_minutes * 60, first=work.phase == "adapt")
-    with Tracker(opened.folder, settings.steps, newest or 0, rate) as tracker:
+    peak = flops.peak([device.device_kind for device in mesh.devices.flat])
+    with Tracker(opened.folder, settings.steps, newest or 0, rate, peak) as tracker:
         stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
-        train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker)
+        train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker, mesh)
 
 
 def _opened(settings: TrainConfig, begin: Start, work: Work) -> Run:
@@ -144,7 +168,14 @@ def _refuse_other_inputs(opened: Run, begin: Start, work: Work) -> None:
 
 
 def _created(folder: Path, settings: TrainConfig, begin: Start, work: Work) -> Run:
-    facts = {"phase": work.phase, "size": settings.size, "seed": settings.seed, "start": begin.origin, **work.facts}
+    facts = {
+        "mesh": work.mesh._asdict(),
+        "phase": work.phase,
+        "size": settings.size,
+        "seed": settings.seed,
+        "start": begin.origin,
+        **work.facts,
+    }
     tokenizer = begin.tokenizer.read_text(encoding="utf-8")
     return run.create(folder, config.dump(settings), begin.architecture, tokenizer, work.templates, facts)
 

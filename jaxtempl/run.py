@@ -26,7 +26,7 @@ from jaxtempl.cases import Template
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import ROOT
 from jaxtempl.errors import UserError
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models.neox import Architecture, NeoX, Remat
 from jaxtempl.tokenizer import Tokenizer
 
 Phase = Literal["adapt", "finetune"]
@@ -84,9 +84,11 @@ class Run:
         return map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else iter(())
 
 
-def graphdef(architecture: Architecture, outputs: int, dtype: Any = jnp.float32) -> nnx.GraphDef[NeoX]:
+def graphdef(
+    architecture: Architecture, outputs: int, dtype: Any = jnp.float32, remat: Remat = "none"
+) -> nnx.GraphDef[NeoX]:
     """The static half of a model, made without any array."""
-    return nnx.split(nnx.eval_shape(lambda: NeoX(architecture, outputs, dtype, rngs=nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: NeoX(architecture, outputs, dtype, remat, rngs=nnx.Rngs(0))))[0]
 
 
 def abstract_params(architecture: Architecture, outputs: int) -> PyTree[jax.ShapeDtypeStruct]:
@@ -95,14 +97,21 @@ def abstract_params(architecture: Architecture, outputs: int) -> PyTree[jax.Shap
     return nnx.to_pure_dict(nnx.split(model)[1])
 
 
-def random_params(architecture: Architecture, outputs: int, seed: int) -> PyTree:
-    """Fresh parameters as plain nested dicts."""
+def random_params(architecture: Architecture, outputs: int, seed: int, places: PyTree | None = None) -> PyTree:
+    """Fresh parameters as plain nested dicts; the same ones wherever they lie.
 
-    @jax.jit
+    Args:
+        architecture: of the model.
+        outputs: columns of the head.
+        seed: of the draw.
+        places: a sharding for each leaf of the parts wanted, where each is made; without it, all on one device.
+    """
+
     def init(key: jax.Array) -> PyTree:
-        return nnx.to_pure_dict(nnx.split(NeoX(architecture, outputs, rngs=nnx.Rngs(key)))[1])
+        params = nnx.to_pure_dict(nnx.split(NeoX(architecture, outputs, rngs=nnx.Rngs(key)))[1])
+        return params if places is None else {part: params[part] for part in places}
 
-    return init(jax.random.key(seed))
+    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
 
 
 CREATED = ("config.yaml", "tokenizer.json", "architecture.json", "templates.json")  # before the manifest

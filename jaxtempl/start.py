@@ -1,34 +1,39 @@
 """Where a training starts: this run's newest checkpoint, another run's, Hugging Face weights, or random ones."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import PyTree
+from jax.sharding import Mesh, Sharding
 
 from jaxtempl import config as configs
-from jaxtempl import files, hub, run
+from jaxtempl import files, hub, partition, run
 from jaxtempl.config import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import weights
 from jaxtempl.models.neox import Architecture
 
 Phased = AdaptConfig | FinetuneConfig
+Params = dict[str, Any]  # by part: embed, blocks, norm, head
+PARTS = frozenset({"embed", "blocks", "norm", "head"})
 
 
 class Start(NamedTuple):
-    """A model to train, without its head where the head is new.
+    """A model to train, its weights still where they are stored.
 
     Attributes:
         architecture: of the model.
-        params: all but the parts that are to be random.
+        parts: of the parameter tree that are stored; others are to be random.
+        load: reads some of them, given the sharding of each leaf, into those shardings.
         tokenizer: file of the tokenizer.
         origin: where it came from, for the manifest.
     """
 
     architecture: Architecture
-    params: dict[str, Any]
+    parts: frozenset[str]
+    load: Callable[[Params], Params]
     tokenizer: Path
     origin: dict[str, Any]
 
@@ -62,10 +67,10 @@ def point(config: Phased) -> Start:
     architecture = Architecture(**size["architecture"])
     tokenizer = configs.tokenizer_path(config.size)
     if config.weights == "random":
-        return Start(architecture, {}, tokenizer, {"weights": "random"})
+        return Start(architecture, frozenset(), lambda places: {}, tokenizer, {"weights": "random"})
     name = config.weights or size["weights"]
     start = _from_weights(name, config.revision or size.get("revision"), architecture, tokenizer)
-    if isinstance(config, AdaptConfig) and "head" not in start.params:
+    if isinstance(config, AdaptConfig) and "head" not in start.parts:
         raise UserError(
             f"{name} has no language-model head (embed_out.weight), which adapt trains; name weights with one"
         )
@@ -79,16 +84,27 @@ def _from_run(reference: str, size: str) -> Start:
     if source.phase != "adapt":
         raise UserError(f"--from={reference} is a finetune run; name an adapt run")
     origin = {"run": str(source.folder), "step": step, "weights_sha256": _digest(source.checkpoints.folder / str(step))}
-    return Start(source.architecture, dict(source.params(step)), source.folder / "tokenizer.json", origin)
+    load = functools.partial(_restored, source, step)
+    return Start(source.architecture, PARTS, load, source.folder / "tokenizer.json", origin)
+
+
+def _restored(source: run.Run, step: int, places: Params) -> Params:
+    shapes = run.abstract_params(source.architecture, source.outputs)
+    known = {part: shapes[part] for part in places}
+    return source.checkpoints.params(step, jax.tree.map(_placed, known, places))
+
+
+def _placed(shape: jax.ShapeDtypeStruct, place: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
 
 def _from_weights(name: str, revision: str | None, architecture: Architecture, tokenizer: Path) -> Start:
     folder = hub.fetch(name, revision)
-    read = weights.read(folder, architecture)
-    params = read.params if read.head == "lm" else {k: v for k, v in read.params.items() if k != "head"}
+    found, head = weights.check(folder, architecture)
     own = folder / "tokenizer.json"
     origin = {"weights": name, "revision": revision, "weights_sha256": _digest(folder)}
-    return Start(read.architecture, params, own if own.exists() else tokenizer, origin)
+    load: Callable[[Params], Params] = lambda places: weights.read(folder, architecture, places).params  # noqa: E731
+    return Start(found, PARTS if head == "lm" else PARTS - {"head"}, load, own if own.exists() else tokenizer, origin)
 
 
 def _digest(folder: Path) -> dict[str, str]:
@@ -97,10 +113,10 @@ def _digest(folder: Path) -> dict[str, str]:
     return {path.name: files.sha256(path) for path in sorted(kept)}
 
 
-def parameters(start: Start, outputs: int, seed: int, new_head: bool) -> PyTree:
-    """All parameters: what the start has, and random ones for what it has not or what is to be new."""
-    kept = {name: part for name, part in start.params.items() if not (new_head and name == "head")}
-    if set(kept) >= {"embed", "blocks", "norm", "head"}:
-        return jax.tree.map(jax.numpy.array, kept)
-    fresh = run.random_params(start.architecture, outputs, seed)
-    return {**fresh, **jax.tree.map(jax.numpy.array, kept)}
+def parameters(start: Start, outputs: int, seed: int, new_head: bool, mesh: Mesh) -> Params:
+    """All parameters, each made or read where it lies on the mesh: what is stored, and random ones for the rest."""
+    places = partition.shardings(mesh, run.abstract_params(start.architecture, outputs))
+    stored = start.parts - {"head"} if new_head else start.parts
+    kept = start.load({part: place for part, place in places.items() if part in stored}) if stored else {}
+    fresh = {part: place for part, place in places.items() if part not in stored}
+    return kept | run.random_params(start.architecture, outputs, seed, fresh) if fresh else kept

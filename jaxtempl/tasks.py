@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
+from jaxtempl import flops, partition
 from jaxtempl.models.losses import summed_cross_entropy
 from jaxtempl.models.neox import NeoX
 
@@ -36,19 +37,27 @@ class Task(NamedTuple):
     metrics: Callable[[Sums], Sums]
 
 
-def causal_lm(graphdef: nnx.GraphDef[NeoX]) -> Task:
+def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Task:
     """Next-token prediction over packed rows, as the paper has it: across documents, no mask between them.
 
     A microbatch holds `tokens` [B L] and `segments` [B L], 0 where a row is padded; loss in nats.
+
+    Args:
+        graphdef: the model's static half.
+        mask_documents: no position attends to another document of its row.
     """
 
     def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
         tokens = batch["tokens"].astype(jnp.int32)
         # The last position predicts nothing; rolling keeps every shape, and chunks of L, even.
         targets, weights = jnp.roll(tokens, -1, axis=1), _predicted(batch["segments"])
-        hidden = nnx.merge(graphdef, params).hidden(tokens)
+        params = _outside_blocks(params)
+        model = nnx.merge(graphdef, params)
+        documents = batch["segments"] if mask_documents else None
+        hidden = partition.enter(model.hidden(tokens, documents))
         total = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights)
-        return total, {"loss": total, "weight": weights.sum(), "tokens": jnp.float32(tokens.size)}
+        operations = tokens.size * flops.trained_token(model.architecture, tokens.shape[1])
+        return total, {"loss": total, "weight": weights.sum(), **_work(tokens, operations)}
 
     return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
 
@@ -56,6 +65,17 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX]) -> Task:
 def _count(sums: Sums) -> Float[Array, ""]:
     """What was predicted; 1 where nothing was, so that such a batch has loss 0 and not NaN."""
     return jnp.maximum(sums["weight"], 1.0)
+
+
+def _work(tokens: Integer[Array, "B L"], operations: int) -> Sums:
+    """What a microbatch took: tokens, padding among them, and operations of matrix products."""
+    return {"tokens": jnp.float32(tokens.size), "flops": jnp.float32(operations)}
+
+
+def _outside_blocks(params: PyTree) -> PyTree:
+    """Embedding, last LayerNorm and head brought together from the devices; a block's weights come in its own turn."""
+    outside = {name: part for name, part in params.items() if name != "blocks"}
+    return {**params, **partition.gather(outside)}
 
 
 def _predicted(segments: Integer[Array, "B L"]) -> Float[Array, "B L"]:
@@ -71,10 +91,11 @@ def template(graphdef: nnx.GraphDef[NeoX]) -> Task:
     """
 
     def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
-        logits = nnx.merge(graphdef, params).classify(batch["tokens"], batch["lengths"])
+        model, (rows, length) = nnx.merge(graphdef, _outside_blocks(params)), batch["tokens"].shape
+        logits = model.classify(batch["tokens"], batch["lengths"])
         total, correct = _classified(logits, batch["slots"], batch["weights"])
-        count = jnp.float32(batch["tokens"].size)
-        return total, {"loss": total, "weight": batch["weights"].sum(), "top1": correct, "tokens": count}
+        work = _work(batch["tokens"], rows * flops.trained_context(model.architecture, length, logits.shape[1]))
+        return total, {"loss": total, "weight": batch["weights"].sum(), "top1": correct, **work}
 
     def metrics(sums: Sums) -> Sums:
         return {"loss": sums["loss"] / _count(sums), "top1": sums["top1"] / _count(sums)}

@@ -23,14 +23,19 @@ class Tracker:
         steps: updates in all.
         start: updates done before; lines of later steps, from a try that was cut off, are dropped.
         rate: the schedule of the learning rate.
+        peak: operations a second that the devices can do; None where that is not known.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int, rate: Callable[[int], Any]) -> None:
+    def __init__(
+        self, folder: Path, steps: int, start: int, rate: Callable[[int], Any], peak: float | None = None
+    ) -> None:
         self._path = folder / "metrics.jsonl"
         _keep_through(self._path, start)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self._steps, self._rate, self._last = steps, rate, time.perf_counter()
+        self._steps, self._rate, self._peak = steps, rate, peak
+        self._began = self._last = time.perf_counter()
+        self._trained = 0.0
 
     def __enter__(self) -> "Tracker":
         return self
@@ -40,11 +45,19 @@ class Tracker:
         self._board.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """One update's metrics; `tokens` become tokens a second since the step before."""
+        """One update's metrics; `tokens` become tokens a second since the step before, `flops` the share of the peak.
+
+        `training_share` is of the time since the start: what was neither validation nor saving.
+        """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
+        self._trained += seconds
         record = {"step": step, **values, "learning_rate": float(self._rate(step - 1)), "seconds": seconds}
         record["tokens_per_second"] = record.pop("tokens") / seconds
+        operations = record.pop("flops")
+        if self._peak is not None:
+            record["mfu"] = operations / seconds / self._peak
+        record["training_share"] = self._trained / (now - self._began)
         self._write(record)
         self._show(record)
 
@@ -52,6 +65,10 @@ class Tracker:
         """Metrics of the validation part after an update; the time it took is no training time."""
         self._write({"step": step, **{f"validation_{name}": value for name, value in values.items()}})
         self._line(f"step {step}  " + "  ".join(f"validation {name} {value:.4f}" for name, value in values.items()))
+        self.rest()
+
+    def rest(self) -> None:
+        """Says that what was done since the last step was not training."""
         self._last = time.perf_counter()
 
     def _write(self, record: Mapping[str, float | int]) -> None:
@@ -61,7 +78,8 @@ class Tracker:
                 self._board.add_scalar(name, value, int(record["step"]))
 
     def _show(self, record: Mapping[str, float | int]) -> None:
-        text = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+        loss = f"loss {record['loss']:.4f}" if "gradient_norm" in record else "overflow, update left out"
+        text = f"{loss}  {record['tokens_per_second']:,.0f} tokens/s"
         step = int(record["step"])
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(1)

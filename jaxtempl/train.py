@@ -10,26 +10,30 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int32, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32, PyTree
 
+from jaxtempl import partition, precision
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.errors import UserError
+from jaxtempl.precision import LossScale
 from jaxtempl.tasks import Batch, Microbatch, Sums, Task
 from jaxtempl.tracking import Tracker
 
 
 class TrainState(NamedTuple):
-    """All that an update changes."""
+    """All that an update changes; `scale` in float16 alone."""
 
     params: PyTree
     optimizer: PyTree
     step: Int32[Array, ""]
+    scale: LossScale | None = None
 
 
 class Total(NamedTuple):
@@ -58,9 +62,31 @@ class Plan:
     clock: Callable[[], float] = time.monotonic
 
 
-def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first update."""
-    return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+def state_shardings(
+    mesh: Mesh, optimizer: optax.GradientTransformation, params: PyTree, scale: LossScale | None = None
+) -> TrainState:
+    """Where each part of the state lies: moments where their parameters do, counts everywhere."""
+    places: PyTree = partition.shardings(mesh, params)
+    everywhere: Any = partition.whole(mesh)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, place: place,
+        jax.eval_shape(optimizer.init, params),
+        places,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(places, moments, everywhere, jax.tree.map(lambda _: everywhere, scale))
+
+
+def initial_state(
+    params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh, scale: LossScale | None = None
+) -> TrainState:
+    """State before the first update, each part made where it is to lie."""
+    places = state_shardings(mesh, optimizer, params, scale)
+    params = jax.device_put(params, places.params)
+    moments = jax.jit(optimizer.init, out_shardings=places.optimizer)(params)
+    counts = jax.device_put((jnp.zeros((), jnp.int32), scale), (places.step, places.scale))
+    return TrainState(params, moments, *counts)
 
 
 def fit(
@@ -72,8 +98,9 @@ def fit(
     plan: Plan,
     checkpoints: Checkpoints,
     tracker: Tracker,
+    mesh: Mesh,
 ) -> TrainState:
-    """Trains from `state.step` to `plan.steps`.
+    """Trains from `state.step` to `plan.steps`, each microbatch cut by rows over the mesh.
 
     Args:
         task: loss and metrics.
@@ -84,28 +111,33 @@ def fit(
         plan: when to end and to save.
         checkpoints: where to save.
         tracker: what is told of each step.
+        mesh: where `state` lies.
 
     Raises:
         UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
     """
-    functions = compiled(task, optimizer)
+    functions = compiled(task, optimizer, jax.tree.map(lambda leaf: leaf.sharding, state))
+    placed = functools.partial(jax.device_put, device=partition.rows(mesh))
 
     def study(step: int, params: PyTree) -> None:
         if validation is not None:
-            tracker.validated(step, _finite(step, _mean(task, functions, params, validation()), "validation "))
+            held_out = ([placed(dict(microbatch)) for microbatch in batch] for batch in validation())
+            tracker.validated(step, _finite(step, _mean(task, functions, params, held_out), "validation "))
 
     saved_at = plan.clock()
-    previous: tuple[int, Sums] | None = None
+    previous: tuple[int, Sums, float] | None = None
     start = int(state.step)
     if plan.first and start == 0:
         study(0, state.params)
         checkpoints.save(0, "study", state.params, None, {"step": 0})
-    for step, batch in enumerate(batches(start), start + 1):
-        parts = (functions.gradient(state.params, jax.device_put(dict(microbatch))) for microbatch in batch)
+        tracker.rest()
+    for step, (batch, waited) in enumerate(_timed(batches(start)), start + 1):
+        scale = state.scale and state.scale.scale
+        parts = (functions.gradient(state.params, placed(dict(microbatch)), scale) for microbatch in batch)
         state, metrics = functions.update(state, functools.reduce(functions.add, parts))
         if previous:
             _report(tracker, *previous)
-        previous = step, metrics
+        previous = step, metrics, waited
         due = step % plan.save_every == 0 or step == plan.steps
         recovery = plan.clock() - saved_at >= plan.recover_seconds and step < plan.steps
         if due or recovery:
@@ -116,6 +148,7 @@ def fit(
             kept = _optimizer_dict(state) if recovery else None
             checkpoints.save(step, "study" if due else "recovery", state.params, kept, {"step": step})
             saved_at = plan.clock() if recovery else saved_at
+            tracker.rest()
     return state
 
 
@@ -123,52 +156,95 @@ def resume(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState
     """The state that was saved at `step`, placed as `state` is."""
     params = checkpoints.params(step, state.params)
     optimizer = checkpoints.optimizer(step, _optimizer_dict(state))
-    return TrainState(params, _optimizer_from(state, optimizer), jnp.asarray(step, jnp.int32))
+    done = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
+    moments, scale = _optimizer_from(state, optimizer)
+    return TrainState(params, moments, done, scale)
 
 
 class Compiled(NamedTuple):
     """The compiled functions of a training.
 
     Attributes:
-        gradient: parameters and a microbatch to its Total.
+        gradient: parameters, a microbatch and the loss scale, or None, to its Total.
         add: two totals to one; the first is donated.
         update: state and a batch's Total to the new state, the old one donated, and the step's metrics.
         measure: parameters and a microbatch to its sums alone.
     """
 
-    gradient: Callable[[PyTree, Microbatch], Total]
+    gradient: Callable[[PyTree, Microbatch, Float[Array, ""] | None], Total]
     add: Callable[[Total, Total], Total]
     update: Callable[[TrainState, Total], tuple[TrainState, Sums]]
     measure: Callable[[PyTree, Microbatch], Sums]
 
 
-def compiled(task: Task, optimizer: optax.GradientTransformation) -> Compiled:
-    """The functions of a training, compiled when first called: `gradient` once a microbatch shape, the rest once."""
+def compiled(task: Task, optimizer: optax.GradientTransformation, places: TrainState) -> Compiled:
+    """The functions of a training, compiled when first called: `gradient` once a microbatch shape, the rest once.
 
-    def gradient(params: PyTree, batch: Microbatch) -> Total:
-        (_, sums), gradients = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
-        return Total(gradients, sums)
+    Args:
+        task: loss and metrics.
+        optimizer: what turns a mean gradient into an update.
+        places: where the state lies and stays, from `state_shardings`.
+    """
+    step: Any = places.step
+    mesh: Mesh = step.mesh
+
+    def gradient(params: PyTree, batch: Microbatch, scale: Float[Array, ""] | None) -> Total:
+        def of_rows(params: PyTree, batch: Microbatch, scale: Float[Array, ""] | None) -> tuple[PyTree, Sums]:
+            def scaled(params: PyTree) -> tuple[Float[Array, ""], Sums]:
+                loss, sums = task.loss(params, batch)
+                return (loss if scale is None else loss * scale), sums
+
+            (_, sums), gradients = jax.value_and_grad(scaled, has_aux=True)(params)
+            return partition.total(gradients, sums)
+
+        return Total(*partition.on_mesh(of_rows, mesh, params, gradient=True)(params, batch, scale))
+
+    def measure(params: PyTree, batch: Microbatch) -> Sums:
+        def of_rows(params: PyTree, batch: Microbatch, _: None) -> Sums:
+            return partition.total({}, task.loss(params, batch)[1])[1]
+
+        return partition.on_mesh(of_rows, mesh, params, gradient=False)(params, batch, None)
 
     def add(total: Total, new: Total) -> Total:
         return jax.tree.map(jnp.add, total, new)
 
     def update(state: TrainState, total: Total) -> tuple[TrainState, Sums]:
-        mean = jax.tree.map(lambda g: g / jnp.maximum(total.sums["weight"], 1.0), total.gradient)
+        count = jnp.maximum(total.sums["weight"], 1.0) * (1.0 if state.scale is None else state.scale.scale)
+        mean = jax.tree.map(lambda g: g / count, total.gradient)
         changes, moments = optimizer.update(mean, state.optimizer, state.params)
-        metrics = {
-            **task.metrics(total.sums),
-            "gradient_norm": optax.tree.norm(mean),
-            "tokens": total.sums["tokens"],
-        }
-        return TrainState(optax.apply_updates(state.params, changes), moments, state.step + 1), metrics
+        work = {name: total.sums[name] for name in ("tokens", "flops")}
+        metrics = {**task.metrics(total.sums), "gradient_norm": optax.tree.norm(mean), **work}
+        new = TrainState(optax.apply_updates(state.params, changes), moments, state.step + 1)
+        return (new, metrics) if state.scale is None else _unless_overflown(state, state.scale, new, metrics)
 
-    measure = jax.jit(lambda params, batch: task.loss(params, batch)[1])
-    donated = jax.jit(add, donate_argnums=0), jax.jit(update, donate_argnums=0)
-    return Compiled(jax.jit(gradient), *donated, measure)
+    updates = jax.jit(update, donate_argnums=0, out_shardings=(places, None))
+    return Compiled(jax.jit(gradient), jax.jit(add, donate_argnums=0), updates, jax.jit(measure))
 
 
-def _report(tracker: Tracker, step: int, metrics: Sums) -> None:
-    tracker.step(step, _finite(step, {name: float(value) for name, value in metrics.items()}))
+def _unless_overflown(old: TrainState, scale: LossScale, new: TrainState, metrics: Sums) -> tuple[TrainState, Sums]:
+    """The new state, or where a gradient is not finite the old one with a step done and a smaller scale."""
+    finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["loss"])
+    params, moments = jax.tree.map(
+        lambda a, b: jnp.where(finite, a, b), (new.params, new.optimizer), (old.params, old.optimizer)
+    )
+    after = precision.adjusted(scale, finite)
+    told = {"loss_scale": scale.scale, "skipped": after.skipped, "overflow": 1.0 - finite}
+    return TrainState(params, moments, new.step, after), {**metrics, **told}
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch, and the seconds that were waited for it."""
+    asked = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
+def _report(tracker: Tracker, step: int, metrics: Sums, waited: float) -> None:
+    values = {name: float(value) for name, value in metrics.items()} | {"data_seconds": waited}
+    if values.pop("overflow", 0.0) and values["loss_scale"] > 1:  # that update was left out; nothing of it is kept
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+    tracker.step(step, _finite(step, values))
 
 
 def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[str, float]:
@@ -183,15 +259,19 @@ def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[s
 
 
 def _mean(task: Task, functions: Compiled, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
-    parts = (functions.measure(params, jax.device_put(dict(microbatch))) for batch in batches for microbatch in batch)
+    parts = (functions.measure(params, microbatch) for batch in batches for microbatch in batch)
     sums = functools.reduce(lambda total, new: jax.tree.map(jnp.add, total, new), parts)
     return {name: float(value) for name, value in task.metrics(sums).items()}
 
 
 def _optimizer_dict(state: TrainState) -> PyTree:
-    """The optimizer's state as plain nested dicts, for a checkpoint."""
-    return flax.serialization.to_state_dict(state.optimizer)
+    """The optimizer's state as plain nested dicts, for a checkpoint; in float16 with the loss scale."""
+    moments: dict[str, Any] = flax.serialization.to_state_dict(state.optimizer)
+    return moments if state.scale is None else {**moments, "loss_scale": state.scale._asdict()}
 
 
-def _optimizer_from(state: TrainState, saved: PyTree) -> PyTree:
-    return flax.serialization.from_state_dict(state.optimizer, saved)
+def _optimizer_from(state: TrainState, saved: dict[str, Any]) -> Any:
+    """The optimizer's state and the loss scale out of what `_optimizer_dict` made."""
+    moments = {name: part for name, part in saved.items() if name != "loss_scale"}
+    scale = None if state.scale is None else LossScale(**saved["loss_scale"])
+    return flax.serialization.from_state_dict(state.optimizer, moments), scale

@@ -127,7 +127,7 @@ def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, 
     ("argv", "code", "said"),
     [
         (["adapt", "--size=410m", "--data=nowhere"], 1, "bin/prepare --transcripts"),
-        (["adapt", "--size=nano", "--recipe=paper"], 1, "fp16"),
+        (["adapt", "--size=nano", "--data=DATA", "--recipe=paper"], 1, "rows of 2048 tokens"),
         (["adapt", "--sise=nano"], 2, "nearest: --size"),
         (["finetune", "--from=nowhere"], 1, "no run"),
         (["finetune", "--size=nano", "--data=DATA", "--labels=100000"], 1, "ask for fewer"),

@@ -2,6 +2,7 @@ import ast
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 from hypothesis import given
@@ -138,8 +139,9 @@ def test_a_field_that_nothing_reads_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_piece_of_a_batch_fits_in_a_device(size: str) -> None:
+def test_a_piece_of_a_batch_fits_in_a_device(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
     """By default; the batch itself is the paper's."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     length = 512 if size == "nano" else 2048
     settings = launch.resolved(parse(f"--size={size}"), "adapt", 10, saves=10, length=length)
     assert settings.batch % settings.accumulate == 0

@@ -220,6 +220,19 @@ def test_no_position_sees_a_later_one(odd_model: Pair, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(seen[:, :length] > 0, jnp.arange(length)[None] <= positions[:, None])
 
 
+def test_a_masked_document_is_alone(odd_model: Pair) -> None:
+    """Another first document changes no logit of the second, exactly; and they are those that it has by itself."""
+    length, first = 2 * attention.QUERY_CHUNK + 5, attention.QUERY_CHUNK - 9
+    tokens = jax.random.randint(jax.random.key(0), (2, length), 0, ODD.vocabulary)
+    other = tokens.at[:, :first].set((tokens[:, :first] + 1) % ODD.vocabulary)
+    documents = jnp.where(jnp.arange(length) < first, 1, 2)[None].repeat(2, axis=0)
+    seen = [odd_model.ours(some, documents) for some in (tokens, other)]
+    np.testing.assert_array_equal(seen[0][:, first:], seen[1][:, first:])
+    assert (odd_model.ours(tokens)[:, first:] != odd_model.ours(other)[:, first:]).any()
+    alone = odd_model.ours(tokens[:, first:])
+    np.testing.assert_allclose(seen[0][:, first:], alone, atol=1e-4 * float(jnp.abs(alone).max()))
+
+
 def test_stack_is_n_single_blocks() -> None:
     keys = jax.random.split(jax.random.key(0), ODD.layers)
 
@@ -278,7 +291,7 @@ def plain_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array
 def test_chunked_loss_is_plain_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, length: int, chunk: int, jit: bool
 ) -> None:
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, kernel = jax.random.normal(keys[0], (3, length, 6)), jax.random.normal(keys[1], (6, 11))
     targets = jax.random.randint(keys[2], (3, length), 0, 11)

@@ -13,16 +13,18 @@ import pytest
 import tiny
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxtempl import batches, optim, run, tasks, train
+from jaxtempl import batches, optim, partition, run, tasks, train
 from jaxtempl.batches import Batch
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import AdaptConfig
 from jaxtempl.errors import UserError
+from jaxtempl.partition import Shape
 from jaxtempl.tracking import Tracker
 from jaxtempl.train import Plan, TrainState
 
 CONFIG = AdaptConfig(rate=1e-2, warmup=0.2, decay=0.1, schedule="cosine")
 STEPS = 6
+MESH = partition.make_mesh(Shape(1, 1, 1))
 
 
 def rows(count: int = 24) -> list[dict[str, np.ndarray]]:
@@ -46,7 +48,7 @@ class Rig:
 
     def fresh(self) -> TrainState:
         params = run.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
-        return train.initial_state(params, self.optimizer)
+        return train.initial_state(params, self.optimizer, MESH)
 
     def fit(self, state: TrainState, steps: int = STEPS, plan: Plan | None = None, spoil: int = -1) -> TrainState:
         def stream(first: int) -> Iterator[Batch]:
@@ -56,7 +58,7 @@ class Rig:
         if spoil >= 0:
             state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
         with Tracker(self.folder, STEPS, int(state.step), optim.learning_rate(CONFIG, STEPS)) as tracker:
-            return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker)
+            return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker, MESH)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -73,7 +75,7 @@ def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
     assert cut.checkpoints.resumable() == 3
     resumed = train.resume(cut.fresh(), cut.checkpoints, 3)
     same(cut.fit(resumed), expected)
-    drop = {"seconds", "tokens_per_second"}
+    drop = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
     told = [[{k: v for k, v in line.items() if k not in drop} for line in rig.lines()] for rig in (whole, cut)]
     assert told[0] == told[1]
 
@@ -118,10 +120,10 @@ def test_accumulated_pieces_equal_one_batch(tmp_path: Path) -> None:
 
 def test_training_compiles_once(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    functions = train.compiled(rig.task, rig.optimizer)
     state = rig.fresh()
+    functions = train.compiled(rig.task, rig.optimizer, jax.tree.map(lambda leaf: leaf.sharding, state))
     for step in range(3):
-        total = functions.gradient(state.params, jax.device_put(dict(rig.stream[step][0])))
+        total = functions.gradient(state.params, jax.device_put(dict(rig.stream[step][0]), partition.rows(MESH)), None)
         state, _ = functions.update(state, total)
     assert functions.gradient._cache_size() == functions.update._cache_size() == 1
 

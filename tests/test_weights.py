@@ -12,9 +12,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from jaxtempl import partition
 from jaxtempl.errors import UserError
 from jaxtempl.models import config_json, weights
 from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.partition import Shape
 
 SMALL = Architecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
 OUTPUTS: dict[config_json.Head, int] = {"lm": 17, "template": 5}
@@ -235,3 +237,24 @@ def test_embedded_model_is_read() -> None:
     read = weights.read(nano)
     assert (read.head, read.architecture.layers) == ("lm", 4)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(read.params))
+
+
+def test_tensors_are_read_into_their_shards(tmp_path: Path) -> None:
+    params = saved(tmp_path, shard_bytes=2000)
+    places = partition.shardings(partition.make_mesh(Shape(2, 2, 1)), params)
+    read = weights.read(tmp_path, SMALL, places).params
+    assert_same(read, params)
+    jax.tree.map(check_placed, read, places)
+
+
+def check_placed(leaf: Any, place: Any) -> None:
+    assert leaf.sharding == place
+    assert {shard.data.shape for shard in leaf.addressable_shards} == {place.shard_shape(leaf.shape)}
+
+
+def test_parts_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
+    params = saved(tmp_path)
+    places = partition.shardings(partition.make_mesh(Shape(1, 1, 1)), params)
+    read = weights.read(tmp_path, SMALL, {"embed": places["embed"], "norm": places["norm"]}).params
+    assert_same(read, {"embed": params["embed"], "norm": params["norm"]})
+    assert weights.check(tmp_path, SMALL) == (SMALL, "lm")

@@ -64,7 +64,8 @@ def dataset(folder: Path, validation: int = 6) -> Dataset:
 def make_run(folder: Path, templates: list[Template], steps: tuple[int, ...] = (3,), **facts: Any) -> Run:
     """A finetune run of random weights; an adapt run when there are no templates."""
     phase = "finetune" if templates else "adapt"
-    known = {"phase": phase, "size": "nano", "seed": 0, "length": 32, "role_tags": False, "labels": 0, "datasets": {}}
+    known = {"phase": phase, "size": "nano", "seed": 0, "length": 32, "datasets": {}}
+    known |= {"mask_documents": False} if phase == "adapt" else {"role_tags": False, "labels": 0}
     known |= facts
     tokenizer = (ASSETS / "nano" / "tokenizer.json").read_text()
     made = run.create(folder, "size: nano\n", ARCHITECTURE, tokenizer, templates, known)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 QUERY_CHUNK = 64  # queries at a time: a chunk reads no key after its own end, which spares most of the masked half
 
@@ -38,16 +38,28 @@ def rotate(x: Float[Array, "B L H K"], angles: Angles) -> Float[Array, "B L H K"
 
 
 def causal(
-    q: Float[Array, "B L H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"]
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L H K"],
+    v: Float[Array, "B L H K"],
+    documents: Integer[Array, "B L"] | None = None,
 ) -> Float[Array, "B L H K"]:
-    """Softmax attention of each position to itself and those before it; scores and softmax in float32."""
+    """Softmax attention of each position to itself and those before it; scores and softmax in float32.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        documents: the document of each position, where it is to see none but its own.
+    """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     length = q.shape[2]
     chunks = []
     for start in range(0, length, QUERY_CHUNK):
         end = min(start + QUERY_CHUNK, length)
-        allowed = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
-        chunks.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], allowed[None, None]))
+        allowed = (jnp.arange(end)[None] <= jnp.arange(start, end)[:, None])[None, None]
+        if documents is not None:
+            allowed &= (documents[:, start:end, None] == documents[:, None, :end])[:, None]
+        chunks.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], allowed))
     return jnp.swapaxes(jnp.concatenate(chunks, axis=2), 1, 2)
 
 

@@ -8,15 +8,17 @@ The blocks are built as one stack by `nnx.vmap` and run by `jax.lax.scan`, so co
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
+from jaxtempl import partition
 from jaxtempl.errors import UserError
 from jaxtempl.models import attention
+from jaxtempl.models.linear import Back, Into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +57,42 @@ class Architecture:
         return int(self.head_dim * self.rotary_fraction)
 
 
+Remat = Literal["none", "dots", "full"]
+REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are
+    "none": jax.checkpoint_policies.save_anything_except_these_names(partition.GATHERED),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 class Attention(nnx.Module):
     """Causal self-attention with rotary positions."""
 
     def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.query_key_value = nnx.LinearGeneral(  # kernel [D 3 H K]
-            a.hidden, (3, a.heads, a.head_dim), kernel_init=small_init(a), dtype=dtype, rngs=rngs
-        )
-        self.out = nnx.LinearGeneral(  # kernel [H K D]
-            (a.heads, a.head_dim), a.hidden, axis=(-2, -1), kernel_init=output_init(a), dtype=dtype, rngs=rngs
-        )
+        self.query_key_value = Into(a.hidden, (a.heads, 3, a.head_dim), small_init(a), dtype, rngs)
+        self.out = Back((a.heads, a.head_dim), a.hidden, output_init(a), dtype, rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], angles: attention.Angles, at: Int[Array, " B"] | None = None
+        self,
+        x: Float[Array, "B L D"],
+        angles: attention.Angles,
+        at: Int[Array, " B"] | None = None,
+        documents: Integer[Array, "B L"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Output at every position (Q = L), or at position `at` of each row alone (Q = 1)."""
-        q, k, v = jnp.moveaxis(self.query_key_value(x), -3, 0)  # each [B L H K]
+        """Output at every position (Q = L), each within its document if they are told, or at `at` alone (Q = 1)."""
+        q, k, v = jnp.moveaxis(self.query_key_value(x), -2, 0)  # each [B L H K]
         q, k = attention.rotate(q, angles), attention.rotate(k, angles)
-        return self.out(attention.causal(q, k, v) if at is None else attention.single(pick(q, at), k, v, at))
+        if at is None:
+            return self.out(attention.causal(q, k, v, documents))
+        return self.out(attention.single(pick(q, at), k, v, at))
 
 
 class MLP(nnx.Module):
     """Two linear layers with an exact GELU between."""
 
     def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.up = nnx.Linear(a.hidden, a.feed_forward, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(a.feed_forward, a.hidden, kernel_init=output_init(a), dtype=dtype, rngs=rngs)
+        self.up = Into(a.hidden, (a.feed_forward,), small_init(a), dtype, rngs)
+        self.down = Back((a.feed_forward,), a.hidden, output_init(a), dtype, rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Each position by itself."""
@@ -99,10 +111,14 @@ class Block(nnx.Module):
         self.parallel_residual = a.parallel_residual
 
     def __call__(
-        self, x: Float[Array, "B L D"], angles: attention.Angles, at: Int[Array, " B"] | None = None
+        self,
+        x: Float[Array, "B L D"],
+        angles: attention.Angles,
+        at: Int[Array, " B"] | None = None,
+        documents: Integer[Array, "B L"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """The residual stream after this layer, at every position (Q = L) or at `at` alone (Q = 1)."""
-        attended = self.attention(self.attention_norm(x), angles, at)
+        attended = self.attention(self.attention_norm(x), angles, at, documents)
         x = x if at is None else pick(x, at)
         if self.parallel_residual:
             return x + attended + self.mlp(self.mlp_norm(x))
@@ -117,49 +133,77 @@ class NeoX(nnx.Module):
         a: the architecture.
         outputs: V for a language model, S for a template classifier.
         dtype: of the computation; parameters are always float32.
+        remat: what the backward pass computes again, a key of `REMAT`.
         rngs: source of the initial weights.
     """
 
-    def __init__(self, a: Architecture, outputs: int, dtype: Any = jnp.float32, *, rngs: nnx.Rngs) -> None:
-        self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=dtype, rngs=rngs)
+    def __init__(
+        self, a: Architecture, outputs: int, dtype: Any = jnp.float32, remat: Remat = "none", *, rngs: nnx.Rngs
+    ) -> None:
+        # In float32, for its gradient adds up what every place of a token says.
+        self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=jnp.float32, rngs=rngs)
         stack = nnx.vmap(lambda key: Block(a, dtype, nnx.Rngs(key)))
         self.blocks = stack(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
         self.norm = layer_norm(a, dtype, rngs)
         self.head = nnx.Linear(a.hidden, outputs, use_bias=False, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
-        self.architecture = a
+        self.architecture, self.outputs, self.dtype = a, outputs, dtype
+        self.remat: Remat = remat
 
-    def residual(self, tokens: Int[Array, "B L"]) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
+    def residual(
+        self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
         """The residual stream after the last block, and after every block.
 
         The second is what parity tests and converters look at; a caller that drops it pays nothing for it under jit.
         """
-        graphdef, stacked = nnx.split(self.blocks)
-        return self._scan(graphdef, stacked, tokens)
+        graphdef, stacked = self._split()
+        return self._scan(graphdef, stacked, tokens, documents)
 
-    def _scan(self, graphdef: nnx.GraphDef[Block], stacked: nnx.State, tokens: Int[Array, "B L"]) -> tuple[Any, Any]:
+    def _split(self) -> tuple[nnx.GraphDef[Block], dict[str, Any]]:
+        """The blocks as one block's static half and all their weights [N ...]."""
+        graphdef, state = nnx.split(self.blocks)
+        return graphdef, nnx.to_pure_dict(state)
+
+    def _scan(
+        self,
+        graphdef: nnx.GraphDef[Block],
+        stacked: dict[str, Any],
+        tokens: Int[Array, "B L"],
+        documents: Integer[Array, "B L"] | None = None,
+    ) -> Any:
         angles = self._angles(tokens)
 
-        def layer(x: Float[Array, "B L D"], state: nnx.State) -> tuple[Any, Any]:
-            x = nnx.merge(graphdef, state)(x, angles)
+        def layer(x: Float[Array, "B L D"], weights: dict[str, Any]) -> tuple[Any, Any]:
+            x = _block(graphdef, weights, self.dtype)(x, angles, documents=documents)
             return x, x
 
-        return jax.lax.scan(layer, self.embed(tokens), stacked)
+        if self.remat != "none" or partition.size("fsdp") > 1:
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
+        embedded = partition.lookup(self.embed.embedding[...], tokens).astype(self.dtype)
+        return jax.lax.scan(layer, embedded, stacked)
 
     def _angles(self, tokens: Int[Array, "B L"]) -> attention.Angles:
         return attention.angles(self.architecture.rotary, self.architecture.rotary_base, tokens.shape[1])
 
-    def hidden(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """What the head reads: the last residual stream, normalised."""
-        return self.norm(self.residual(tokens)[0])
+    def hidden(
+        self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """What the head reads: the last residual stream, normalised; no position sees another of `documents`."""
+        return self.norm(self.residual(tokens, documents)[0])
 
-    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L O"]:
+    def __call__(
+        self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
+    ) -> Float[Array, "B L O"]:
         """Logits at every position, float32."""
-        return self._logits(self.hidden(tokens))
+        return self._logits(self.hidden(tokens, documents))
 
     def _logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest O"]:
         """The head, summed in float32: bfloat16 would round logits into ties."""
         kernel = self.head.kernel[...].astype(hidden.dtype)
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        if kernel.shape[1] == self.outputs:
+            return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        own = jnp.matmul(partition.enter(hidden), kernel, preferred_element_type=jnp.float32)
+        return partition.joined(own)
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B O"]:
         """Logits at each row's right-most real token (paper section 4.3), float32.
@@ -167,11 +211,16 @@ class NeoX(nnx.Module):
         Rows are padded on the right; causality keeps padding out of every real position. The last block needs
         keys and values of all positions but everything else of that one alone, which is exact and spares most of it.
         """
-        graphdef, stacked = nnx.split(self.blocks)
+        graphdef, stacked = self._split()
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens)
-        last = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked))
+        last = _block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         pooled = last(x, self._angles(tokens), jnp.maximum(lengths - 1, 0))
         return self._logits(self.norm(pooled)[:, 0])
+
+
+def _block(graphdef: nnx.GraphDef[Block], weights: dict[str, Any], dtype: Any) -> Block:
+    """One layer, its weights brought together from the devices that hold their parts."""
+    return nnx.merge(graphdef, partition.gather(weights, "blocks/", dtype))
 
 
 def pick(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:

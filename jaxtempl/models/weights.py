@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
 
     Attributes:
         architecture: from its config.json.
-        params: the model's parameter tree as numpy float32; without "head" where the folder has none.
+        params: the model's parameter tree, float32; without "head" where the folder has none.
         head: which head "head" is.
     """
 
@@ -63,13 +63,10 @@ class Transform(NamedTuple):
 
 SAME = Transform("same", lambda x, _: x, lambda x, _: x)
 LINEAR = Transform("linear", lambda x, _: x.T, lambda x, _: x.T)
-FUSED = Transform(  # [(H 3 K) D] <-> [D 3 H K]
+FUSED = Transform(  # [(H 3 K) D] <-> [D H 3 K]
     "fused query, key, value",
-    lambda x, h: x.reshape(h, 3, -1, x.shape[-1]).transpose(3, 1, 0, 2),
-    lambda x, _: x.transpose(2, 1, 3, 0).reshape(-1, x.shape[0]),
-)
-FUSED_BIAS = Transform(  # [(H 3 K)] <-> [3 H K]
-    "fused bias", lambda x, h: x.reshape(h, 3, -1).transpose(1, 0, 2), lambda x, _: x.transpose(1, 0, 2).reshape(-1)
+    lambda x, h: x.T.reshape(x.shape[-1], h, 3, -1),
+    lambda x, _: x.reshape(x.shape[0], -1).T,
 )
 MERGE_HEADS = Transform(  # [D (H K)] <-> [H K D]
     "merge heads", lambda x, h: x.T.reshape(h, -1, x.shape[0]), lambda x, _: x.reshape(-1, x.shape[-1]).T
@@ -89,7 +86,7 @@ ROWS = (
     Row("layers.{layer}.input_layernorm.weight", "blocks/attention_norm/scale", SAME),
     Row("layers.{layer}.input_layernorm.bias", "blocks/attention_norm/bias", SAME),
     Row("layers.{layer}.attention.query_key_value.weight", "blocks/attention/query_key_value/kernel", FUSED),
-    Row("layers.{layer}.attention.query_key_value.bias", "blocks/attention/query_key_value/bias", FUSED_BIAS),
+    Row("layers.{layer}.attention.query_key_value.bias", "blocks/attention/query_key_value/bias", SAME),
     Row("layers.{layer}.attention.dense.weight", "blocks/attention/out/kernel", MERGE_HEADS),
     Row("layers.{layer}.attention.dense.bias", "blocks/attention/out/bias", SAME),
     Row("layers.{layer}.post_attention_layernorm.weight", "blocks/mlp_norm/scale", SAME),
@@ -130,17 +127,40 @@ class Source(NamedTuple):
     dtype: str
 
 
-def read(folder: Path, architecture: Architecture | None = None) -> Weights:
+class Opened(NamedTuple):
+    """A folder whose tensors are all in order, none of them read yet."""
+
+    architecture: Architecture
+    head: Head | None
+    sources: list[Source]
+    slots: dict[str, Slot]
+
+
+def read(folder: Path, architecture: Architecture | None = None, places: Params | None = None) -> Weights:
     """Reads a Hugging Face folder, tensor by tensor, into float32.
 
     Args:
         folder: has config.json and model.safetensors, or model.safetensors.index.json and its shards.
         architecture: what config.json must agree with, where the caller knows it.
+        places: a sharding for each leaf wanted; this process then holds its own shards and one tensor, no more.
+            Without it, all comes as numpy arrays.
 
     Raises:
         UserError: the config is not ours to run, or any tensor is missing, unknown, twice there, or of a wrong
             shape or type; all such faults are in one message.
     """
+    with _opened(folder, architecture) as (found, head, sources, slots):
+        return Weights(found, _fill(found, sources, slots, places), head)
+
+
+def check(folder: Path, architecture: Architecture | None = None) -> tuple[Architecture, Head | None]:
+    """What `read` would find, without reading a tensor; raises what it would raise."""
+    with _opened(folder, architecture) as (found, head, _, _):
+        return found, head
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, architecture: Architecture | None) -> Generator["Opened"]:
     found = architecture_from(files.read_json(folder / "config.json"))
     if architecture is not None:
         _check_agreement(folder, found, architecture)
@@ -151,7 +171,7 @@ def read(folder: Path, architecture: Architecture | None = None) -> Weights:
         faults += _faults(sources, slots)
         if faults:
             raise UserError(f"{folder} cannot be read as GPT-NeoX weights: {'; '.join(faults)}. Fetch the folder again")
-        return Weights(found, _fill(found, sources, slots), head)
+        yield Opened(found, head, sources, slots)
 
 
 def write(
@@ -284,19 +304,48 @@ def _tensor_faults(source: Source, shape: tuple[int, ...]) -> Iterator[str]:
         yield f"{source.stored} is {source.dtype}, not one of {', '.join(FLOATS)}"
 
 
-def _fill(architecture: Architecture, sources: list[Source], slots: dict[str, Slot]) -> Params:
-    """The parameter tree; a stacked leaf is made once and each layer read into its place."""
+def _fill(a: Architecture, sources: list[Source], slots: dict[str, Slot], places: Params | None) -> Params:
+    """The parameter tree, leaf by leaf; with `places`, those leaves alone that it has."""
     params: Params = {}
+    of_leaf: dict[str, list[Source]] = {}
     for source in sources:
-        row, layer, _ = slots[source.name]
-        array = row.transform.read(source.file.get_tensor(source.stored), architecture.heads)
-        *parents, leaf = row.path.split("/")
-        place: Params = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
-        if layer is None:
-            place[leaf] = np.ascontiguousarray(array, np.float32)
-        else:
-            place.setdefault(leaf, np.empty((architecture.layers, *array.shape), np.float32))[layer] = array
+        of_leaf.setdefault(slots[source.name].row.path, []).append(source)
+    for path, stored in of_leaf.items():
+        *parents, leaf = path.split("/")
+        if places is None or parents[0] in places:
+            within: Params = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
+            place = None if places is None else _at(places, path)
+            within[leaf] = _leaf(a, [(source, slots[source.name]) for source in stored], place)
     return params
+
+
+def _leaf(a: Architecture, stored: list[tuple[Source, Slot]], place: jax.sharding.Sharding | None) -> Any:
+    """One leaf, a stacked one layer by layer: whole as a numpy array, or this process's shards as a global array."""
+    shape = _leaf_shape(a, stored[0][1])
+    indices: dict[Any, Any] = {} if place is None else dict(place.addressable_devices_indices_map(shape))
+    cuts = {str(index): index for index in indices.values()} or {"whole": (slice(None),) * len(shape)}
+    parts = {name: np.empty(np.broadcast_to(0, shape)[index].shape, np.float32) for name, index in cuts.items()}
+    for source, (row, layer, _) in stored:
+        array = row.transform.read(source.file.get_tensor(source.stored), a.heads)
+        for name, index in cuts.items():
+            if layer is None:
+                parts[name][...] = array[index]
+            else:
+                parts[name][layer] = array[index[1:]]
+    if place is None:
+        return parts["whole"]
+    shards = [jax.device_put(parts[str(index)], device) for device, index in indices.items()]
+    return jax.make_array_from_single_device_arrays(shape, place, shards)
+
+
+def _leaf_shape(a: Architecture, slot: Slot) -> tuple[int, ...]:
+    stored = jax.ShapeDtypeStruct(slot.shape, jnp.float32)
+    one = jax.eval_shape(lambda x: slot.row.transform.read(x, a.heads), stored).shape
+    return one if slot.layer is None else (a.layers, *one)
+
+
+def _at(tree: Any, path: str) -> Any:
+    return functools.reduce(lambda inner, key: inner[key], path.split("/"), tree)
 
 
 def _stored_name(name: str) -> str:
@@ -304,7 +353,7 @@ def _stored_name(name: str) -> str:
 
 
 def _stored_array(params: Mapping[str, Any], slot: Slot, heads: int) -> np.ndarray:
-    ours: Any = functools.reduce(lambda tree, key: tree[key], slot.row.path.split("/"), params)
+    ours = _at(params, slot.row.path)
     array = np.asarray(ours if slot.layer is None else ours[slot.layer])
     return np.ascontiguousarray(slot.row.transform.write(array, heads), np.float32)
 

@@ -1,0 +1,244 @@
+"""What a training step of 2.8b becomes on 64 devices, read from the compiled program; nothing is run.
+
+    python -m bench.sharding
+
+Compiles the gradient of a batch at real shapes (64 rows of 2,048 tokens, bfloat16) and the update after it, for meshes
+of fake CPU devices. It lists every collective with its bytes and what a device holds, and checks `faults`; one found
+ends it. XLA for CPUs computes bfloat16 products in float32 and has no pass that makes reduce-scatter out of an
+all-reduce whose result is sliced at once, so weights travel here at twice their size and gradients leave by the latter.
+"""
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from bench import common
+from jaxtempl import config, optim, partition, run, tasks, train
+from jaxtempl.config import AdaptConfig
+from jaxtempl.models.neox import Architecture
+from jaxtempl.partition import Shape
+
+SIZE, ROWS, LENGTH = "2.8b", 64, 2048
+MESHES = (Shape(1, 8, 1), Shape(1, 16, 1), Shape(1, 32, 1), Shape(1, 64, 1), Shape(2, 8, 4))
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+_ARRAY = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
+_COLLECTIVE = re.compile(r"%?[\w.-]+ = (\([^)]*\)|\S+) (" + "|".join(KINDS) + r")(?:-start)?\(")
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+
+SCALARS = 4096  # bytes; counts, norms and the like may go anywhere
+
+Array = tuple[str, tuple[int, ...]]  # dtype and sizes
+
+
+class Collective(NamedTuple):
+    """One collective operation of a compiled program.
+
+    Attributes:
+        kind: its name in HLO.
+        arrays: what it yields on a device.
+        looped: whether it is inside a loop, so runs once a layer or chunk.
+    """
+
+    kind: str
+    arrays: tuple[Array, ...]
+    looped: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of what it yields on one device."""
+        return sum(BYTES[dtype] * math.prod(sizes) for dtype, sizes in self.arrays)
+
+
+class Program(NamedTuple):
+    """A compiled program: its text, and what a device holds while it runs, in bytes."""
+
+    text: str
+    arguments: int
+    outputs: int
+    temporary: int
+
+
+def collectives(program: str) -> Iterator[Collective]:
+    """Every collective in the text of a compiled program."""
+    bodies = set(re.findall(r"body=%?([\w.-]+)", program))
+    inside = ""
+    for line in program.splitlines():
+        header = _COMPUTATION.match(line)
+        inside = header.group(1) if header else inside
+        found = _COLLECTIVE.search(line)
+        if found:
+            yield Collective(found.group(2), tuple(arrays(found.group(1))), inside in bodies)
+
+
+def arrays(text: str) -> Iterator[Array]:
+    """Every array type in a piece of HLO."""
+    for dtype, sizes in _ARRAY.findall(text):
+        yield dtype, tuple(int(size) for size in sizes.split(",") if size)
+
+
+def faults(program: str, shapes: Any, rows: int, length: int, shape: Shape) -> list[str]:
+    """What a compiled gradient does that sharding promises not to do, a line each.
+
+    Args:
+        program: its text.
+        shapes: of the parameters.
+        rows: of the batch.
+        length: of a row.
+        shape: the mesh.
+    """
+    stacks = {leaf.shape for leaf in jax.tree.leaves(shapes["blocks"]) if leaf.ndim > 2}
+    whole = [f"a stack of layers is whole: {sizes}" for sizes in {s for _, s in arrays(program)} & stacks]
+    tokens = {rows // n * length for n in range(1, shape.rows)}  # of more rows than a device's own
+    told = []
+    for found in collectives(program):
+        kinds = {"all-to-all": "moves data between all", "collective-permute": "passes data on"}
+        if found.kind in kinds:
+            told.append(f"{found.kind} {kinds[found.kind]}: {found.arrays}")
+        if found.kind == "all-gather" and any(_activation(sizes, rows, length, tokens) for _, sizes in found.arrays):
+            told.append(f"activations are gathered: {found.arrays}")
+    return whole + told
+
+
+def _activation(sizes: tuple[int, ...], rows: int, length: int, tokens: set[int]) -> bool:
+    return length in sizes[1:3] or bool(tokens & set(sizes[:1])) or sizes[:2] == (rows, length)
+
+
+def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int) -> Program:
+    """The compiled gradient of one microbatch, layers computed again in the backward pass."""
+    graphdef = run.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, "full")
+    optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
+    params = _params(architecture, mesh)
+    row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=partition.rows(mesh))
+    functions: Any = train.compiled(
+        tasks.causal_lm(graphdef), optimizer, train.state_shardings(mesh, optimizer, params)
+    )
+    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, None))
+
+
+def state_bytes(architecture: Architecture, shape: Shape) -> int:
+    """Bytes of parameters, gradients and moments that one device holds, from their shardings alone."""
+    mesh = partition.make_mesh(shape)
+    leaves = jax.tree.leaves(_params(architecture, mesh))
+    return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def _params(architecture: Architecture, mesh: Any) -> Any:
+    shapes = run.abstract_params(architecture, architecture.vocabulary)
+    return jax.tree.map(_placed, shapes, partition.shardings(mesh, shapes))
+
+
+def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _program(lowered: Any) -> Program:
+    compiled = lowered.compile()
+    held = compiled.memory_analysis()
+    return Program(compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes)
+
+
+def update(architecture: Architecture, mesh: Mesh) -> Program:
+    """The compiled update: AdamW on a gradient that lies as the parameters do."""
+    optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
+    params, everywhere = _params(architecture, mesh), partition.whole(mesh)
+    places = train.state_shardings(mesh, optimizer, params)
+    moments = jax.tree.map(_placed, jax.eval_shape(optimizer.init, params), places.optimizer)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
+    total = train.Total(params, sums)
+    graphdef = run.graphdef(architecture, architecture.vocabulary)
+    functions: Any = train.compiled(tasks.causal_lm(graphdef), optimizer, places)
+    return _program(functions.update.lower(train.TrainState(params, moments, step), total))
+
+
+def measure(architecture: Architecture, shape: Shape) -> dict[str, Any]:
+    """One mesh's row of the report; ends the run when something promised does not hold."""
+    mesh = partition.make_mesh(shape)
+    computed, updated = gradient(architecture, mesh, ROWS, LENGTH), update(architecture, mesh)
+    shapes = run.abstract_params(architecture, architecture.vocabulary)
+    wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)
+    wrong += [f"the update moves {c.kind} {c.arrays}" for c in collectives(updated.text) if c.bytes > SCALARS]
+    if wrong:
+        sys.exit(f"mesh {shape}: " + "; ".join(wrong))
+    return {
+        "mesh": shape._asdict(),
+        "state_bytes": state_bytes(architecture, shape),
+        "temporary_bytes": computed.temporary,
+        "gradient": _listed(computed),
+        "update": _listed(updated),
+    }
+
+
+def _listed(program: Program) -> list[dict[str, Any]]:
+    counted = Counter(collectives(program.text)).items()
+    return [
+        {"kind": c.kind, "in_a_loop": c.looped, "times": n, "bytes": c.bytes, "arrays": [list(a) for a in c.arrays]}
+        for c, n in sorted(counted, key=lambda pair: -pair[0].bytes * pair[1])
+    ]
+
+
+def page(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = results["meshes"]
+    held = [
+        f"| {Shape(**row['mesh'])} | {Shape(**row['mesh']).devices} | {row['state_bytes'] / 1e9:.2f} | "
+        f"{row['state_bytes'] * Shape(**row['mesh']).fsdp * Shape(**row['mesh']).tensor / 1e9:.1f} | "
+        f"{row['temporary_bytes'] / 1e9:.2f} |"
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            "# Sharding, from the compiled program",
+            "",
+            f"{SIZE} at {ROWS} x {LENGTH:,} tokens on fake CPU devices; nothing was run. `python -m bench.sharding`",
+            "",
+            "State is parameters, gradients and both moments, all float32. Temporary is what XLA for the CPU keeps",
+            "beside them: activations of the device's own rows, and the weights of the layer in hand, in float32.",
+            "",
+            "| mesh | devices | state, GB a device | times fsdp x tensor, GB | temporary, GB a device |",
+            "|---|---|---|---|---|",
+            *held,
+            "",
+            *[line for row in (rows[-2], rows[-1]) for line in _table(row)],
+            common.described(results["machine"]),
+            "",
+        ]
+    )
+
+
+def _table(row: dict[str, Any]) -> list[str]:
+    lines = [f"## {Shape(**row['mesh'])}", "", "| | collective | where | times | MB each | largest array |"]
+    lines.append("|---|---|---|---|---|---|")
+    for what in ("gradient", "update"):
+        for c in row[what]:
+            dtype, sizes = max(c["arrays"], key=lambda array: math.prod(array[1]))
+            where = "a layer or chunk" if c["in_a_loop"] else "once"
+            largest = f"{dtype}[{', '.join(map(str, sizes))}]"
+            lines.append(f"| {what} | {c['kind']} | {where} | {c['times']} | {c['bytes'] / 1e6:,.2f} | {largest} |")
+    return [*lines, ""]
+
+
+def main(meshes: Sequence[Shape] = MESHES) -> None:
+    """Compiles, checks and writes docs/benchmarks/sharding.json and .md."""
+    jax.config.update("jax_num_cpu_devices", max(shape.devices for shape in meshes))
+    machine = common.machine(("jax", "flax", "optax"))
+    architecture = Architecture(**config.size(SIZE)["architecture"])
+    rows = []
+    for shape in meshes:
+        print(f"mesh {shape}", flush=True)
+        rows.append(measure(architecture, shape))
+    results = {"machine": machine, "size": SIZE, "rows": ROWS, "length": LENGTH, "meshes": rows}
+    common.write("sharding", results, page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Parameters, floating-point operations a token, and the share of a device's peak that a training reaches.
+
+Dims: D hidden, F feed-forward, N layers, V vocabulary, L length of a row.
+"""
+
+from collections.abc import Sequence
+
+from jaxtempl.models.neox import Architecture
+
+# Dense bfloat16 operations a second, as the vendors state them, by what JAX calls the device.
+PEAKS = {
+    "NVIDIA A10": 125e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+}
+
+
+def parameters(a: Architecture, embeddings: bool = True) -> int:
+    """Of the language model; without `embeddings`, as scaling laws count: neither the table nor the head."""
+    layer = 4 * a.hidden**2 + 2 * a.hidden * a.feed_forward  # matrices
+    layer += 4 * a.hidden + a.feed_forward + a.hidden  # their biases: 3 D + D, F, D
+    layer += 4 * a.hidden  # two LayerNorms
+    return a.layers * layer + 2 * a.hidden + (2 * a.vocabulary * a.hidden if embeddings else 0)
+
+
+def trained_token(a: Architecture, length: int) -> int:
+    """Operations of matrix products, forward and backward, that training on one token of a row takes (issue 3).
+
+    Attention counts the full square, masked half included, and the unembedding counts; embeddings are looked up.
+    Backward is twice forward; what rematerialisation computes again does not count.
+    """
+    return 3 * (a.layers * _layer(a, length) + 2 * a.hidden * a.vocabulary)
+
+
+def trained_context(a: Architecture, length: int, slots: int) -> int:
+    """The same for one labelled context: the last layer is queries, keys and values, and one position of all else."""
+    whole = (a.layers - 1) * length * _layer(a, length)
+    last = length * 6 * a.hidden**2 + 2 * a.hidden**2 + 4 * a.hidden * a.feed_forward + 4 * length * a.hidden
+    return 3 * (whole + last + 2 * a.hidden * slots)
+
+
+def _layer(a: Architecture, length: int) -> int:
+    """Forward, a token."""
+    return 2 * (4 * a.hidden**2 + 2 * a.hidden * a.feed_forward) + 4 * length * a.hidden
+
+
+def six_nd(a: Architecture, tokens: float, embeddings: bool) -> float:
+    """The usual estimate 6 N D of a training's operations (Kaplan et al., 2020), D being tokens."""
+    return 6.0 * parameters(a, embeddings) * tokens
+
+
+def peak(kinds: Sequence[str]) -> float | None:
+    """Operations a second of devices of these kinds (`jax.Device.device_kind`); None where one is not known.
+
+    A kind is known by the longest name in `PEAKS` that begins it.
+    """
+    named = [max((name for name in PEAKS if kind.startswith(name)), key=len, default="") for kind in kinds]
+    return sum(PEAKS[name] for name in named) if all(named) else None

@@ -1,0 +1,67 @@
+"""Counts of parameters and operations, against the model itself and published figures."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxtempl import config, flops, run, tasks
+from jaxtempl.models.neox import Architecture
+
+SIZES = ("nano", "14m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+
+
+def architecture(size: str) -> Architecture:
+    return Architecture(**config.size(size)["architecture"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameters_are_those_of_the_model(size: str) -> None:
+    a = architecture(size)
+    shapes = run.abstract_params(a, a.vocabulary)
+    counted = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    outside = shapes["embed"]["embedding"].size + shapes["head"]["kernel"].size
+    assert flops.parameters(a) == counted
+    assert flops.parameters(a, embeddings=False) == counted - outside
+
+
+@pytest.mark.parametrize(("size", "billions"), [("410m", 2.72), ("1.4b", 9.07), ("2.8b", 17.89)])
+def test_operations_of_a_trained_token(size: str, billions: float) -> None:
+    assert flops.trained_token(architecture(size), 2048) / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+def test_xla_counts_as_many_in_the_forward_pass() -> None:
+    """At a length where attention is computed in one piece, so that nothing of the square is spared."""
+    a = Architecture(layers=1, hidden=256, heads=4, feed_forward=1024, vocabulary=4096, positions=64)
+    rows, length = 4, 64
+    task = tasks.causal_lm(run.graphdef(a, a.vocabulary))
+    row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    lowered: Any = jax.jit(task.loss).lower(run.abstract_params(a, a.vocabulary), {"tokens": row, "segments": row})
+    counted = lowered.compile().cost_analysis()["flops"]
+    assert counted == pytest.approx(flops.trained_token(a, length) / 3 * rows * length, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10", 125e12), ("TPU v5 lite", 197e12)],
+)
+def test_peaks_by_the_name_of_the_device(kind: str, peak: float) -> None:
+    assert flops.peak([kind] * 8) == 8 * peak
+
+
+def test_a_device_of_unknown_peak_has_none() -> None:
+    assert flops.peak([device.device_kind for device in jax.devices()]) is None
+
+
+def test_a_classifier_spares_most_of_the_last_layer() -> None:
+    """2.6 to 3.5 % of 410m's operations, as was measured."""
+    a = architecture("410m")
+    language_model = a.layers * 512 * flops._layer(a, 512)
+    spared = 1 - flops.trained_context(a, 512, 500) / 3 / language_model
+    assert 0.026 < spared < 0.035
+
+
+def test_six_nd() -> None:
+    a = architecture("410m")
+    assert flops.six_nd(a, 2.0, embeddings=False) == 12 * flops.parameters(a, embeddings=False)

@@ -1,0 +1,161 @@
+"""Sharding: the tables cover every leaf, and a mesh changes where things lie but not what they are."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtempl import config, optim, partition, run, tasks, train
+from jaxtempl.config import AdaptConfig
+from jaxtempl.errors import UserError
+from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.partition import Shape
+
+SMALL = Architecture(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=96, positions=32)
+MESHES = [Shape(1, 1, 1), Shape(8, 1, 1), Shape(1, 8, 1), Shape(2, 2, 2)]
+GOLDEN = Path(__file__).parent / "golden" / "partition.json"
+
+
+def architecture(size: str) -> Architecture:
+    return Architecture(**config.size(size)["architecture"])
+
+
+def shapes(a: Architecture, outputs: int | None = None) -> Any:
+    return run.abstract_params(a, outputs or a.vocabulary)
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(key.key for key in keys): leaf for keys, leaf in leaves}
+
+
+def test_each_leaf_has_one_row_and_each_row_a_leaf() -> None:
+    assert set(paths(shapes(SMALL))) == set(partition.LEAVES)
+    assert {axis for axes in partition.LEAVES.values() for axis in axes} == set(partition.RULES)
+
+
+def test_specs_are_golden() -> None:
+    """2.8b on 2 x 8 x 4: heads, feed-forward and vocabulary on `tensor`, weights on `fsdp`, layers on none."""
+    sizes = {"data": 2, "fsdp": 8, "tensor": 4}
+    found = {
+        path: partition.spec(path, leaf.shape, sizes) for path, leaf in paths(shapes(architecture("2.8b"))).items()
+    }
+    assert json.dumps({path: str(spec) for path, spec in found.items()}, indent=1) == GOLDEN.read_text().rstrip()
+
+
+@pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
+def test_a_device_holds_its_share_of_every_leaf(size: str) -> None:
+    sizes = {"data": 2, "fsdp": 8, "tensor": 4}
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    for path, leaf in paths(shapes(architecture(size))).items():
+        held = NamedSharding(mesh, partition.spec(path, leaf.shape, sizes)).shard_shape(leaf.shape)
+        assert math.prod(held) * 8 * 4 == leaf.size, path
+
+
+def batch(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, SMALL.vocabulary, (rows, length)).astype(np.int32)
+    segments = np.ones_like(tokens)
+    segments[-1, length // 2 :] = 0
+    return {"tokens": tokens, "segments": segments}
+
+
+def labelled(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    return {
+        "tokens": random.integers(1, SMALL.vocabulary, (rows, length)).astype(np.int32),
+        "lengths": random.integers(1, length + 1, rows).astype(np.int32),
+        "slots": random.integers(0, 7, rows).astype(np.int32),
+        "weights": np.array([1] * (rows - 1) + [0], np.float32),
+    }
+
+
+def after_two_steps(shape: Shape, phase: str, remat: Remat = "none") -> tuple[list[dict[str, float]], Any]:
+    """Metrics of two updates, and the gradient of the first."""
+    outputs, made = (SMALL.vocabulary, batch()) if phase == "adapt" else (7, labelled())
+    graphdef = run.graphdef(SMALL, outputs, remat=remat)
+    task = tasks.causal_lm(graphdef) if phase == "adapt" else tasks.template(graphdef)
+    optimizer = optim.adamw(AdaptConfig(rate=1e-2, decay=0.1), 10)
+    mesh = partition.make_mesh(shape)
+    state = train.initial_state(run.random_params(SMALL, outputs, 0), optimizer, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    functions = train.compiled(task, optimizer, places)
+    found, gradients = [], []
+    for _ in range(2):
+        total = functions.gradient(state.params, jax.device_put(made, partition.rows(mesh)), None)
+        jax.tree.map(_equivalent, total.gradient, places.params)
+        gradients.append(jax.tree.map(np.asarray, total.gradient))
+        state, metrics = functions.update(state, total)
+        found.append({name: float(value) for name, value in metrics.items()})
+    jax.tree.map(_equivalent, state, places)
+    return found, gradients[0]
+
+
+def _equivalent(leaf: jax.Array, place: Any) -> None:
+    assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+@pytest.mark.parametrize("phase", ["adapt", "finetune"])
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: Shape, phase: str) -> None:
+    (alone, gradient), (found, sharded) = after_two_steps(MESHES[0], phase), after_two_steps(shape, phase)
+    for one, other in zip(alone, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradient, sharded)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_nothing(remat: Remat) -> None:
+    (alone, _), (found, _) = after_two_steps(MESHES[0], "adapt"), after_two_steps(MESHES[3], "adapt", remat)
+    assert found[1] == pytest.approx(alone[1], rel=1e-5)
+
+
+def test_the_state_is_born_where_it_lies() -> None:
+    mesh = partition.make_mesh(Shape(1, 4, 2))
+    state = train.initial_state(run.random_params(SMALL, 96, 0), optim.adamw(AdaptConfig(rate=1e-3), 10), mesh)
+    kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
+    assert len(moments) == 2
+    for leaf in (kernel, *moments):
+        assert leaf.sharding.spec == P(None, "fsdp", "tensor")
+        assert leaf.addressable_shards[0].data.shape == (2, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "said"),
+    [
+        (Shape(1, 16, 1), 8, "needs 16 devices of 8.*--mesh.data=1 --mesh.fsdp=8 --mesh.tensor=1"),
+        (Shape(1, 1, 3), 8, "does not divide heads=4 by 3.*--mesh.data=1 --mesh.fsdp=1 --mesh.tensor=(2|4)"),
+        (Shape(8, 1, 1), 4, "does not divide the 4 rows.*--mesh.data=4 --mesh.fsdp=1 --mesh.tensor=1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest(asked: Shape, rows: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        partition.choose(asked, shapes(SMALL), rows, 8)
+
+
+def test_what_is_left_open_is_chosen() -> None:
+    assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 8, 8) == (1, 8, 1)
+    assert partition.choose(Shape(0, 2, 1), shapes(SMALL), 8, 8) == (4, 2, 1)
+    assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 2, 8) == (1, 2, 1)
+    assert partition.choose(Shape(0, 0, 1), shapes(SMALL, outputs=7), 0, 8) == (1, 8, 1)
+    assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 8, 1) == (1, 1, 1)
+
+
+def test_templates_of_any_number_are_taken() -> None:
+    assert partition.spec("head/kernel", (32, 7), {"data": 1, "fsdp": 2, "tensor": 2}) == P("fsdp", None)
+    assert partition.spec("head/kernel", (32, 8), {"data": 1, "fsdp": 2, "tensor": 2}) == P("fsdp", "tensor")
+
+
+def test_outside_of_a_mesh_nothing_is_moved() -> None:
+    tree = {"norm": {"scale": jnp.ones(32)}}
+    assert partition.gather(tree) is tree
+    assert partition.total(tree, {}) == (tree, {})
