@@ -96,7 +96,8 @@ def faults(program: str, shapes: Any, rows: int, length: int, shape: Shape) -> l
     """
     stacks = {leaf.shape for leaf in jax.tree.leaves(shapes["blocks"]) if leaf.ndim > 2}
     whole = [f"a stack of layers is whole: {sizes}" for sizes in {s for _, s in arrays(program)} & stacks]
-    tokens = {rows // n * length for n in range(1, shape.rows)}  # of more rows than a device's own
+    # Of more rows than a device's own.
+    tokens = {rows // n * length for n in range(1, shape.rows) if shape.rows % n == 0}
     told = []
     for found in collectives(program):
         kinds = {"all-to-all": "moves data between all", "collective-permute": "passes data on"}

@@ -257,7 +257,8 @@ def total(gradients: PyTree, sums: PyTree) -> tuple[PyTree, PyTree]:
     """What the rows of all devices come to; gradients were summed over `fsdp` where their weights were gathered."""
     if not size("fsdp"):
         return gradients, sums
-    return jax.lax.psum(gradients, "data"), jax.lax.psum(sums, ROWS)
+    gradients = jax.lax.psum(gradients, "data") if size("data") > 1 else gradients
+    return gradients, jax.lax.psum(sums, ROWS)
 
 
 def make_mesh(shape: Shape, devices: Sequence[Any] | None = None) -> Mesh:
