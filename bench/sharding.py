@@ -16,14 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from bench import common
-from jaxtempl import config, optim, partition, run, tasks, train
-from jaxtempl.config import AdaptConfig
+from jaxtempl import config, partition, programs, run
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
+from jaxtempl.programs import Program
 
 SIZE, ROWS, LENGTH = "2.8b", 64, 2048
 MESHES = (Shape(1, 8, 1), Shape(1, 16, 1), Shape(1, 32, 1), Shape(1, 64, 1), Shape(2, 8, 4))
@@ -33,6 +31,7 @@ _ARRAY = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
 _COLLECTIVE = re.compile(r"%?[\w.-]+ = (\([^)]*\)|\S+) (" + "|".join(KINDS) + r")(?:-start)?\(")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 
+UNWANTED = {"all-to-all": "moves data between all", "collective-permute": "passes data on"}
 SCALARS = 4096  # bytes; counts, norms and the like may go anywhere
 
 Array = tuple[str, tuple[int, ...]]  # dtype and sizes
@@ -55,15 +54,6 @@ class Collective(NamedTuple):
     def bytes(self) -> int:
         """Of what it yields on one device."""
         return sum(BYTES[dtype] * math.prod(sizes) for dtype, sizes in self.arrays)
-
-
-class Program(NamedTuple):
-    """A compiled program: its text, and what a device holds while it runs, in bytes."""
-
-    text: str
-    arguments: int
-    outputs: int
-    temporary: int
 
 
 def collectives(program: str) -> Iterator[Collective]:
@@ -100,9 +90,8 @@ def faults(program: str, shapes: Any, rows: int, length: int, shape: Shape) -> l
     tokens = {rows // n * length for n in range(1, shape.rows) if shape.rows % n == 0}
     told = []
     for found in collectives(program):
-        kinds = {"all-to-all": "moves data between all", "collective-permute": "passes data on"}
-        if found.kind in kinds:
-            told.append(f"{found.kind} {kinds[found.kind]}: {found.arrays}")
+        if found.kind in UNWANTED:
+            told.append(f"{found.kind} {UNWANTED[found.kind]}: {found.arrays}")
         if found.kind == "all-gather" and any(_activation(sizes, rows, length, tokens) for _, sizes in found.arrays):
             told.append(f"activations are gathered: {found.arrays}")
     return whole + told
@@ -112,59 +101,10 @@ def _activation(sizes: tuple[int, ...], rows: int, length: int, tokens: set[int]
     return length in sizes[1:3] or bool(tokens & set(sizes[:1])) or sizes[:2] == (rows, length)
 
 
-def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int) -> Program:
-    """The compiled gradient of one microbatch, layers computed again in the backward pass."""
-    graphdef = run.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, "full")
-    optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
-    params = _params(architecture, mesh)
-    row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=partition.rows(mesh))
-    functions: Any = train.compiled(
-        tasks.causal_lm(graphdef), optimizer, train.state_shardings(mesh, optimizer, params)
-    )
-    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, None))
-
-
-def state_bytes(architecture: Architecture, shape: Shape) -> int:
-    """Bytes of parameters, gradients and moments that one device holds, from their shardings alone."""
-    mesh = partition.make_mesh(shape)
-    leaves = jax.tree.leaves(_params(architecture, mesh))
-    return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-
-
-def _params(architecture: Architecture, mesh: Any) -> Any:
-    shapes = run.abstract_params(architecture, architecture.vocabulary)
-    return jax.tree.map(_placed, shapes, partition.shardings(mesh, shapes))
-
-
-def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _program(lowered: Any) -> Program:
-    compiled = lowered.compile()
-    held = compiled.memory_analysis()
-    return Program(compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes)
-
-
-def update(architecture: Architecture, mesh: Mesh) -> Program:
-    """The compiled update: AdamW on a gradient that lies as the parameters do."""
-    optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
-    params, everywhere = _params(architecture, mesh), partition.whole(mesh)
-    places = train.state_shardings(mesh, optimizer, params)
-    moments = jax.tree.map(_placed, jax.eval_shape(optimizer.init, params), places.optimizer)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
-    total = train.Total(params, sums)
-    graphdef = run.graphdef(architecture, architecture.vocabulary)
-    functions: Any = train.compiled(tasks.causal_lm(graphdef), optimizer, places)
-    return _program(functions.update.lower(train.TrainState(params, moments, step), total))
-
-
 def measure(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     """One mesh's row of the report; ends the run when something promised does not hold."""
     mesh = partition.make_mesh(shape)
-    computed, updated = gradient(architecture, mesh, ROWS, LENGTH), update(architecture, mesh)
+    computed, updated = programs.gradient(architecture, mesh, ROWS, LENGTH), programs.update(architecture, mesh)
     shapes = run.abstract_params(architecture, architecture.vocabulary)
     wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)
     wrong += [f"the update moves {c.kind} {c.arrays}" for c in collectives(updated.text) if c.bytes > SCALARS]
@@ -172,7 +112,7 @@ def measure(architecture: Architecture, shape: Shape) -> dict[str, Any]:
         sys.exit(f"mesh {shape}: " + "; ".join(wrong))
     return {
         "mesh": shape._asdict(),
-        "state_bytes": state_bytes(architecture, shape),
+        "state_bytes": programs.state_bytes(architecture, shape),
         "temporary_bytes": computed.temporary,
         "gradient": _listed(computed),
         "update": _listed(updated),

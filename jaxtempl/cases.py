@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
 from jaxtempl.errors import UserError
 
-ROLES = ("customer", "system", "advocate")
+Role = Literal["customer", "system", "advocate"]
+ROLES = get_args(Role)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

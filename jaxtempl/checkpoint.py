@@ -102,4 +102,5 @@ def _restore_tree(path: Path, like: PyTree) -> PyTree:
     arguments = ocp.args.PyTreeRestore(
         wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
     )
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, arguments)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, arguments)

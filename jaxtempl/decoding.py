@@ -5,11 +5,11 @@ other goes the long way, which says what is wrong with it. Both come to the same
 """
 
 import json
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 
-from jaxtempl.cases import Case, Message, RecordError, case_from, document_from
+from jaxtempl.cases import Case, Message, RecordError, Role, case_from, document_from
 
 
 def _value(record: object) -> object:
@@ -26,8 +26,7 @@ def _value(record: object) -> object:
 
 def _typed(label: str) -> "msgspec.json.Decoder[Any]":
     """Decodes a record whose messages name their template under `label`."""
-    role = Literal["customer", "system", "advocate"]
-    fields = [("role", role), ("text", str), ("template", str | None, None)]
+    fields = [("role", Role), ("text", str), ("template", str | None, None)]
     message = msgspec.defstruct("Labelled", fields, rename={"template": label}, gc=False)
     return msgspec.json.Decoder(msgspec.defstruct("Record", [("case_id", str), ("messages", list[message])]))
 

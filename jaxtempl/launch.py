@@ -127,7 +127,7 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None
     peak = flops.peak([device.device_kind for device in mesh.devices.flat])
     with Tracker(opened.folder, settings.steps, newest or 0, rate, peak) as tracker:
         stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
-        train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker, mesh)
+        train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker)
 
 
 def _opened(settings: TrainConfig, begin: Start, work: Work) -> Run:

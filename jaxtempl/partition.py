@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree, Shaped
 
@@ -107,13 +107,19 @@ def _path(keys: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in keys)
 
 
-def shardings(mesh: Mesh, params: PyTree) -> PyTree[NamedSharding]:
+def _specs(mesh: Mesh | AbstractMesh, params: PyTree) -> PyTree[P]:
+    """How each leaf of a parameter tree (arrays or shapes) is cut."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: spec(_path(keys), leaf.shape, mesh.shape), params)
+
+
+def shardings(mesh: Mesh | AbstractMesh, params: PyTree) -> PyTree[NamedSharding]:
     """Where each leaf of a parameter tree (arrays or shapes) lies."""
+    return jax.tree.map(lambda cut: NamedSharding(mesh, cut), _specs(mesh, params), is_leaf=lambda x: isinstance(x, P))
 
-    def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec(_path(keys), leaf.shape, mesh.shape))
 
-    return jax.tree_util.tree_map_with_path(place, params)
+def placed(shapes: PyTree, places: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes that say where they lie, for what is restored or compiled."""
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -137,7 +143,7 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: 
     """
     if mesh.size == 1:
         return function
-    parts = jax.tree_util.tree_map_with_path(lambda keys, leaf: spec(_path(keys), leaf.shape, mesh.shape), params)
+    parts = _specs(mesh, params)
     specs: Any = {"in_specs": (parts, P(ROWS), P()), "out_specs": (parts, P()) if gradient else P()}
     return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from jaxtempl import config as configs
 from jaxtempl import files, hub, partition, run
@@ -90,12 +89,7 @@ def _from_run(reference: str, size: str) -> Start:
 
 def _restored(source: run.Run, step: int, places: Params) -> Params:
     shapes = run.abstract_params(source.architecture, source.outputs)
-    known = {part: shapes[part] for part in places}
-    return source.checkpoints.params(step, jax.tree.map(_placed, known, places))
-
-
-def _placed(shape: jax.ShapeDtypeStruct, place: Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+    return source.checkpoints.params(step, partition.placed({part: shapes[part] for part in places}, places))
 
 
 def _from_weights(name: str, revision: str | None, architecture: Architecture, tokenizer: Path) -> Start:

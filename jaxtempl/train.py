@@ -98,9 +98,8 @@ def fit(
     plan: Plan,
     checkpoints: Checkpoints,
     tracker: Tracker,
-    mesh: Mesh,
 ) -> TrainState:
-    """Trains from `state.step` to `plan.steps`, each microbatch cut by rows over the mesh.
+    """Trains from `state.step` to `plan.steps`, each microbatch cut by rows over the mesh that the state lies on.
 
     Args:
         task: loss and metrics.
@@ -111,13 +110,13 @@ def fit(
         plan: when to end and to save.
         checkpoints: where to save.
         tracker: what is told of each step.
-        mesh: where `state` lies.
 
     Raises:
         UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
     """
-    functions = compiled(task, optimizer, jax.tree.map(lambda leaf: leaf.sharding, state))
-    placed = functools.partial(jax.device_put, device=partition.rows(mesh))
+    places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
+    functions = compiled(task, optimizer, places)
+    placed = functools.partial(jax.device_put, device=partition.rows(places.step.mesh))
 
     def study(step: int, params: PyTree) -> None:
         if validation is not None:

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from bench import sharding
-from jaxtempl import partition, run
+from jaxtempl import partition, programs, run
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
@@ -14,7 +14,7 @@ ROWS, LENGTH = 16, 40
 
 @pytest.mark.parametrize("shape", [Shape(1, 8, 1), Shape(2, 2, 2)], ids=str)
 def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: Shape) -> None:
-    program = sharding.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH)
+    program = programs.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH)
     shapes = run.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
     kinds = {found.kind for found in sharding.collectives(program.text)}
@@ -22,12 +22,12 @@ def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: Shape) -> No
     assert kinds & {"all-reduce", "reduce-scatter"}, "gradients are added up"
     assert all(
         found.bytes <= sharding.SCALARS
-        for found in sharding.collectives(sharding.update(SMALL, partition.make_mesh(shape)).text)
+        for found in sharding.collectives(programs.update(SMALL, partition.make_mesh(shape)).text)
     )
 
 
 def test_no_chunk_of_the_loss_adds_up_the_head_over_devices() -> None:
-    program = sharding.gradient(SMALL, partition.make_mesh(Shape(1, 8, 1)), ROWS, LENGTH)
+    program = programs.gradient(SMALL, partition.make_mesh(Shape(1, 8, 1)), ROWS, LENGTH)
     head = SMALL.hidden * SMALL.vocabulary * 4
     looped = [found for found in sharding.collectives(program.text) if found.looped and found.bytes >= head // 8]
     assert not [found for found in looped if any(SMALL.vocabulary in sizes for _, sizes in found.arrays)]
@@ -35,9 +35,9 @@ def test_no_chunk_of_the_loss_adds_up_the_head_over_devices() -> None:
 
 def test_a_device_holds_its_share_of_the_state() -> None:
     whole = 16 * sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params(SMALL, SMALL.vocabulary)))
-    assert sharding.state_bytes(SMALL, Shape(1, 1, 1)) == whole
-    assert sharding.state_bytes(SMALL, Shape(1, 8, 1)) == whole / 8
-    assert sharding.state_bytes(SMALL, Shape(1, 2, 4)) == whole / 8
+    assert programs.state_bytes(SMALL, Shape(1, 1, 1)) == whole
+    assert programs.state_bytes(SMALL, Shape(1, 8, 1)) == whole / 8
+    assert programs.state_bytes(SMALL, Shape(1, 2, 4)) == whole / 8
 
 
 @pytest.mark.parametrize(

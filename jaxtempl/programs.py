@@ -1,0 +1,66 @@
+"""What a training step compiles to on a mesh of devices, real or only described; nothing is run."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from jaxtempl import optim, partition, run, tasks, train
+from jaxtempl.config import AdaptConfig
+from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.partition import Shape
+
+
+class Program(NamedTuple):
+    """A compiled program: its text, and what a device holds while it runs, in bytes."""
+
+    text: str
+    arguments: int
+    outputs: int
+    temporary: int
+
+
+def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int, remat: Remat = "full") -> Program:
+    """The compiled gradient of one microbatch of a language model, in bfloat16."""
+    graphdef = run.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, remat)
+    optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
+    params = _params(architecture, mesh)
+    row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=partition.rows(mesh))
+    functions: Any = train.compiled(
+        tasks.causal_lm(graphdef), optimizer, train.state_shardings(mesh, optimizer, params)
+    )
+    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, None))
+
+
+def update(architecture: Architecture, mesh: Mesh) -> Program:
+    """The compiled update: AdamW on a gradient that lies as the parameters do."""
+    optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
+    params, everywhere = _params(architecture, mesh), partition.whole(mesh)
+    places = train.state_shardings(mesh, optimizer, params)
+    moments = partition.placed(jax.eval_shape(optimizer.init, params), places.optimizer)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
+    total = train.Total(params, sums)
+    graphdef = run.graphdef(architecture, architecture.vocabulary)
+    functions: Any = train.compiled(tasks.causal_lm(graphdef), optimizer, places)
+    return _program(functions.update.lower(train.TrainState(params, moments, step), total))
+
+
+def state_bytes(architecture: Architecture, shape: Shape) -> int:
+    """Bytes of parameters, gradients and moments that one device holds, from their shardings alone."""
+    leaves = jax.tree.leaves(_params(architecture, AbstractMesh(shape, partition.AXES)))
+    return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def _params(architecture: Architecture, mesh: Mesh | AbstractMesh) -> Any:
+    shapes = run.abstract_params(architecture, architecture.vocabulary)
+    return partition.placed(shapes, partition.shardings(mesh, shapes))
+
+
+def _program(lowered: Any) -> Program:
+    compiled = lowered.compile()
+    held = compiled.memory_analysis()
+    return Program(compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes)
