@@ -91,6 +91,7 @@ class TrainConfig:
     )
     recover_minutes: float = option(10.0, "minutes between recovery checkpoints, of which the newest two are kept")
     resume: Literal["auto", "must", "never"] = option("auto", "go on from the run's newest whole checkpoint")
+    tracker: Literal["tensorboard", "mlflow"] = option("tensorboard", "where metrics go beside metrics.jsonl")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on accelerators, fp32 on the CPU")
 
 

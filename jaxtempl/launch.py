@@ -9,7 +9,7 @@ import grain
 import jax
 import yaml
 
-from jaxtempl import batches, config, flops, optim, partition, precision, run, start, train
+from jaxtempl import batches, boards, config, flops, optim, partition, precision, run, start, train
 from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
@@ -23,7 +23,7 @@ from jaxtempl.tracking import Tracker
 
 PIECE = 8192  # tokens computed at a time on a device unless --accumulate says otherwise; 2 M at once fit none
 # What a resumed training may say differently: it changes where and how it is computed, not what.
-FREE_TO_CHANGE = {"resume", "recover_minutes", "mesh.data", "mesh.fsdp", "mesh.tensor", "remat"}
+FREE_TO_CHANGE = {"resume", "recover_minutes", "mesh.data", "mesh.fsdp", "mesh.tensor", "remat", "tracker"}
 
 Settings = TypeVar("Settings", bound=TrainConfig)
 
@@ -125,7 +125,7 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None
     # An adapt run keeps the model as it was, which every study compares with.
     plan = train.Plan(settings.steps, settings.save_every, settings.recover_minutes * 60, first=work.phase == "adapt")
     peak = flops.peak([device.device_kind for device in mesh.devices.flat])
-    with Tracker(opened.folder, settings.steps, newest or 0, rate, peak) as tracker:
+    with Tracker(boards.opened(settings, opened.folder, newest or 0), rate, peak) as tracker:
         stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
         train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker)
 

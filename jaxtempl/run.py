@@ -1,7 +1,7 @@
 """A run: a folder of one training, complete in itself.
 
-`config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl tensorboard/` and
-`checkpoints/<step>/`.
+`config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl`, `tensorboard/` or
+`mlflow.json`, and `checkpoints/<step>/`.
 """
 
 import contextlib
