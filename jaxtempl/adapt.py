@@ -1,11 +1,12 @@
 """Phase 1: further causal language modelling on packed rows of transcripts (paper section 4.2)."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxtempl import batches, config, launch, run, start, tasks
+from jaxtempl import batches, cluster, config, launch, partition, run, start, tasks
 from jaxtempl.batches import Batch
 from jaxtempl.config import AdaptConfig
 from jaxtempl.dataset import Dataset
@@ -21,7 +22,9 @@ VALIDATION_ROWS = (
 
 def main(argv: Sequence[str]) -> None:
     """`bin/adapt`."""
-    adapt(config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given)))
+    settings = config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given))
+    with cluster.joined(settings):
+        adapt(settings)
 
 
 def adapt(asked: AdaptConfig) -> run.Run:
@@ -47,14 +50,15 @@ def adapt(asked: AdaptConfig) -> run.Run:
     a = begin.architecture
     mesh = launch.mesh(settings, a, a.vocabulary, settings.batch // settings.accumulate)
     validation = datasets[0][0].rows(tokenizer, "validation")
+    own = functools.partial(partition.own_rows, partition.make_mesh(mesh))
     return launch.train_run(
         settings,
         begin,
         launch.Work(
             phase="adapt",
             task=tasks.causal_lm(run.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
-            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed),
-            validation=_validation(validation, settings.batch // settings.accumulate) if len(validation) else None,
+            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed, own),
+            validation=_validation(validation, settings.batch // settings.accumulate, own) if len(validation) else None,
             mesh=mesh,
             dtype=dtype,
             templates=[],
@@ -100,13 +104,13 @@ def _row_length(datasets: Sequence[Dataset], positions: int) -> int:
     return lengths.pop()
 
 
-def _validation(rows: Sequence[batches.Microbatch], size: int) -> Callable[[], Iterator[Batch]]:
+def _validation(rows: Sequence[batches.Microbatch], size: int, own: batches.Own) -> Callable[[], Iterator[Batch]]:
     """The first rows of the held-out part, the last microbatch filled up with rows that are all padding."""
     count = min(len(rows), VALIDATION_ROWS)
     empty = {key: np.zeros_like(value) for key, value in rows[0].items()}
 
     def batch_from(first: int) -> Batch:
-        part = [rows[i] if i < count else empty for i in range(first, first + size)]
+        part = [rows[i] if i < count else empty for i in first + own(size)]
         return [{key: np.stack([row[key] for row in part]) for key in empty}]
 
     return lambda: map(batch_from, range(0, count, size))

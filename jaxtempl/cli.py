@@ -7,16 +7,25 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.interrupt import EXIT_CODE, Interrupted
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Runs a command: 0 when done, 1 for what the user can mend, 2 for a wrong flag, 130 when interrupted."""
+    """Runs a command.
+
+    Returns:
+        0 when done, 1 for what the user can mend, 2 for a wrong flag, 75 when SIGTERM stopped a training that the
+        same command goes on with, 130 when interrupted at the keyboard.
+    """
     _quiet()
     try:
         main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader has gone: say no more
     except OSError as error:  # a folder where a file should be, a full disk, no permission

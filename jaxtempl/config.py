@@ -89,10 +89,17 @@ class TrainConfig:
     save_every: int = option(
         0, "updates between study checkpoints, which are kept (adapt: a tenth of them; finetune: all)", least=0
     )
-    recover_minutes: float = option(10.0, "minutes between recovery checkpoints, of which the newest two are kept")
+    recover_minutes: float = option(10.0, "minutes between recovery checkpoints")
+    keep: int = option(2, "recovery checkpoints that are kept, the newest", least=1)
     resume: Literal["auto", "must", "never"] = option("auto", "go on from the run's newest whole checkpoint")
     tracker: Literal["tensorboard", "mlflow"] = option("tensorboard", "where metrics go beside metrics.jsonl")
+    allow_change: tuple[str, ...] = option(
+        (), "what may differ from the run that is gone on with: a flag, dataset, start, jax, ..."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on accelerators, fp32 on the CPU")
+    coordinator: str = option("", "HOST:PORT of the first of several processes (default: as the launcher says)")
+    num_processes: int = option(0, "processes of this training, with --coordinator", least=0)
+    process_id: int = option(-1, "this one's place among them, from 0, with --coordinator", least=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Integer, PyTree, Shaped
 
 from jaxtempl.errors import UserError
 
@@ -130,6 +131,12 @@ def whole(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh) -> NamedSharding:
     """For a microbatch: its rows are cut, the rest of its axes are not."""
     return NamedSharding(mesh, P(ROWS))
+
+
+def own_rows(mesh: Mesh, count: int) -> Integer[np.ndarray, " own"]:
+    """Of so many rows of a microbatch, those that devices of this process compute, in order."""
+    cuts = rows(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[cut] for cut in cuts]))
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: bool) -> Callable[..., Any]:

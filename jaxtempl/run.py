@@ -136,6 +136,13 @@ def create(
     return Run(folder)
 
 
+def change(opened: Run, config: str, facts: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Writes into a run what is to be otherwise from its newest checkpoint on, and that it was otherwise before."""
+    told = [*opened.manifest.get("changes", []), {"after": opened.checkpoints.steps()[-1:], **changes}]
+    files.write_json(opened.folder / "manifest.json", {**opened.manifest, **facts, "changes": told})
+    _write_text(opened.folder / "config.yaml", config)
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Generator[None]:
     """Keeps other processes from training into `folder`, made if it is missing; a killed holder lets go of it.

@@ -57,7 +57,7 @@ class Rig:
         if spoil >= 0:
             state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
         told = boards.opened(self.config, self.folder, int(state.step))
-        with Tracker(told, optim.learning_rate(CONFIG, STEPS)) as tracker:
+        with Tracker(told, optim.rates(CONFIG, STEPS).item) as tracker:
             return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker)
 
     def lines(self) -> list[dict[str, Any]]:

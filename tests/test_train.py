@@ -103,6 +103,7 @@ def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
     params = rig.fresh().params
     for step in (1, 2):
         rig.checkpoints.save(step, "study", params, None, {"step": step})
+    rig.checkpoints.finish()
     (rig.checkpoints.folder / "2" / "manifest.json").unlink()
     assert rig.checkpoints.steps() == [1]
     with pytest.raises(UserError, match="no whole checkpoint 2"):
