@@ -7,6 +7,7 @@ its name, which is the commit.
 """
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -154,11 +155,14 @@ def _told(partial: Path) -> Generator[None]:
     """A failed save as one line; what is left of it goes with the next start."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TimeoutError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
+    except (jax.errors.JaxRuntimeError, TimeoutError):  # another process has gone, not the disk
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore tells it, after many paths
+        line = os.strerror(int(number.group(1))) if number else next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"{partial.parent / partial.name.split('.')[1]} could not be saved: {line}; older checkpoints are whole: "
-            "make room or give permission, and start the same command again"
+            f"checkpoint {partial.name.split('.')[1]} could not be saved in {partial.parent}: {line}; older ones are "
+            "whole: make room or give permission, and start the same command again"
         ) from error
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.interrupt import EXIT_CODE, Interrupted
@@ -39,5 +40,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
 def _quiet() -> None:
     """Keeps libraries' chatter off the screen; errors of theirs still raise."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # a save that failed is told by our own line
     warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax|grain")
+    sys.excepthook = _told_otherwise
+
+
+def _told_otherwise(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Drops what writers of a checkpoint that failed for want of room print one by one; the save itself raises."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

@@ -6,12 +6,14 @@ main one: it alone prints, tracks and writes what is not its part of a checkpoin
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -53,7 +55,7 @@ def joined(config: TrainConfig) -> Generator[None]:
     watch = _Watch()
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
         time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one has gone
         raise UserError(f"a computation over all processes failed; has one of them gone? {_line(error)}") from None
     except Interrupted:
@@ -91,6 +93,7 @@ def _initialize(config: TrainConfig) -> None:
     try:
         jax.distributed.initialize(
             *given,
+            local_device_ids=_local_devices(),
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=3 * SILENT_SECONDS,  # ours is sooner, and says who
             shutdown_timeout_seconds=SILENT_SECONDS,
@@ -100,6 +103,13 @@ def _initialize(config: TrainConfig) -> None:
             f"the processes of this training did not find each other: {_line(error)}; "
             "check --coordinator, and that all processes were started"
         ) from None
+
+
+def _local_devices() -> list[int] | None:
+    """All of the host where it has one process; where it has several, JAX gives each the one of its place."""
+    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0]
+    alone = slurm == "1" and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+    return [] if alone else None
 
 
 def is_main() -> bool:
@@ -170,11 +180,11 @@ class _Watch:
         self._ended = threading.Event()
         self._heard: dict[str, tuple[str, float]] = {}
         self._hosts = dict(enumerate(gathered(socket.gethostname())))
+        self._aborted = _on_abort(lambda: self._leave(0, "is gone"))
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def tell(self, message: str) -> None:
         """Tells the others why this process ends, and gives them time to hear it."""
-        self._ended.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"jaxtempl/failed/{jax.process_index()}", message)
         time.sleep(FAREWELL_SECONDS)
@@ -200,7 +210,7 @@ class _Watch:
         now = time.monotonic()
         for key, value in said.items():
             kind, process = key.split("/")[-2:]
-            if kind == "failed":
+            if kind == "failed" and int(process) != jax.process_index():
                 self._leave(int(process), f"failed: {value}")
             if self._heard.get(process, ("", 0.0))[0] != value:
                 self._heard[process] = (value, now)
@@ -213,3 +223,10 @@ class _Watch:
         again = "the same command goes on from the newest checkpoint"
         print(f"error: process {process} on {self._hosts[process]} {what}; {again}", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread may wait for a collective that never comes
+
+
+def _on_abort(last: Callable[[], None]) -> Any:
+    """Calls `last` when C++ code ends this process, as JAX's does once the main process is gone; keep what it gives."""
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: last())
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)  # Python's own handlers wait for the main thread, which is stuck
+    return handler
