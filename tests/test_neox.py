@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
 from jaxtempl import run
-from jaxtempl.models import attention, config_json, losses, neox, weights
+from jaxtempl.models import attention, config_json, neox, weights
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -277,37 +276,6 @@ def test_embedded_model_has_transformers_loss_on_real_text(nano: Pair) -> None:
 def next_token_loss(logits: jax.Array, ids: list[int]) -> float:
     scores = jax.nn.log_softmax(logits[:-1])
     return float(-jnp.take_along_axis(scores, jnp.array(ids[1:])[:, None], axis=1).mean())
-
-
-def plain_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    scores = jax.nn.log_softmax(hidden @ kernel)
-    return -(weights * jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]).sum()
-
-
-@pytest.mark.parametrize(
-    ("length", "chunk", "jit"),  # a chunk of one position, of a third of the row, of all of it; 7 has no divisor
-    [(12, 1, True), (12, 132, True), (12, 2**21, True), (7, 1, True), (7, 132, True), (12, 132, False)],
-)
-def test_chunked_loss_is_plain_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, length: int, chunk: int, jit: bool
-) -> None:
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden, kernel = jax.random.normal(keys[0], (3, length, 6)), jax.random.normal(keys[1], (6, 11))
-    targets = jax.random.randint(keys[2], (3, length), 0, 11)
-    weights = jax.random.uniform(keys[3], (3, length)).at[1, 2:].set(0)
-
-    def value_and_gradient(loss: Callable[..., jax.Array]) -> Any:
-        def scaled(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-            return 2.5 * loss(hidden, kernel, targets, weights)  # so that the cotangent is used
-
-        both = jax.value_and_grad(scaled, (0, 1))
-        return (jax.jit(both) if jit else both)(hidden, kernel)
-
-    got, wanted = value_and_gradient(losses.summed_cross_entropy), value_and_gradient(plain_cross_entropy)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
-    alone = losses.summed_cross_entropy(hidden, kernel, targets, weights)
-    np.testing.assert_allclose(alone, wanted[0] / 2.5, rtol=1e-5)
 
 
 def test_template_objective_is_the_language_model_loss_on_a_class_token() -> None:
