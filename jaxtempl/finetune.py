@@ -7,6 +7,7 @@ from jaxtempl.batches import Batch, Contexts
 from jaxtempl.config import FinetuneConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.models import build
 from jaxtempl.precision import compute_dtype
 from jaxtempl.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def finetune(asked: FinetuneConfig) -> run.Run:
         begin,
         launch.Work(
             phase="finetune",
-            task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)),
+            task=tasks.template(build.graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)),
             batches=batches.labelled_batches(
                 contexts, settings.batch, settings.accumulate, settings.seed, multiple=mesh.rows
             ),

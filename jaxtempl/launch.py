@@ -14,6 +14,7 @@ from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
 from jaxtempl.errors import UserError
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 from jaxtempl.run import Phase, Run
@@ -85,7 +86,7 @@ def mesh(settings: TrainConfig, architecture: Architecture, outputs: int, rows: 
         UserError: none such fits.
     """
     asked = Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
-    chosen = partition.choose(asked, run.abstract_params(architecture, outputs), rows, jax.device_count())
+    chosen = partition.choose(asked, build.abstract_params(architecture, outputs), rows, jax.device_count())
     if jax.device_count() > 1:
         print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
     return chosen

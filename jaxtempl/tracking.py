@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxtempl import files
@@ -29,6 +28,8 @@ class Tracker:
     def __init__(
         self, folder: Path, steps: int, start: int, rate: Callable[[int], Any], peak: float | None = None
     ) -> None:
+        from tensorboardX import SummaryWriter  # here, for the training core does without it
+
         self._path = folder / "metrics.jsonl"
         _keep_through(self._path, start)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

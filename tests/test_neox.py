@@ -14,8 +14,7 @@ import torch
 from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
-from jaxtempl import run
-from jaxtempl.models import attention, config_json, neox, weights
+from jaxtempl.models import attention, build, config_json, neox, weights
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -69,7 +68,7 @@ def pair(a: Architecture, head: config_json.Head, folder: Path, seed: int = 0) -
 
 def merged(read: weights.Weights) -> NeoX:
     outputs = read.params["head"]["kernel"].shape[1]
-    return nnx.merge(run.graphdef(read.architecture, outputs), jax.tree.map(jnp.asarray, read.params))
+    return nnx.merge(build.graphdef(read.architecture, outputs), jax.tree.map(jnp.asarray, read.params))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -287,8 +286,8 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
     """
     vocabulary, lengths, slots = ODD.vocabulary, jnp.array(LENGTHS), jnp.array([2, 0, 6, 2])
     wide = dataclasses.replace(ODD, vocabulary=vocabulary + SLOTS)
-    graphdef, params = run.graphdef(ODD, SLOTS), random_params(ODD, SLOTS, seed=0)
-    wide_graphdef = run.graphdef(wide, wide.vocabulary)
+    graphdef, params = build.graphdef(ODD, SLOTS), random_params(ODD, SLOTS, seed=0)
+    wide_graphdef = build.graphdef(wide, wide.vocabulary)
     wide_params = extended(params, random_params(wide, wide.vocabulary, seed=1))
     contexts = right(ragged(LENGTHS, vocabulary))
     regular = jnp.arange(vocabulary + SLOTS) < vocabulary
@@ -316,7 +315,7 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
 
 def random_params(a: Architecture, outputs: int, seed: int) -> Any:
     generator = np.random.default_rng(seed)
-    shapes = run.abstract_params(a, outputs)
+    shapes = build.abstract_params(a, outputs)
     return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32)), shapes)
 
 
@@ -333,7 +332,7 @@ def test_logits_of_bfloat16_are_summed_in_float32() -> None:
     params = random_params(ODD, SLOTS, seed=0)
     tokens, lengths = jnp.arange(12).reshape(1, 12) % ODD.vocabulary, jnp.array([12])
     half, whole = (
-        nnx.merge(run.graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
+        nnx.merge(build.graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
         for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert half.dtype == jnp.float32
