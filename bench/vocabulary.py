@@ -1,7 +1,8 @@
 """What a gradient takes beside parameters, rows and gradients as the vocabulary grows: `python -m bench.vocabulary`.
 
 Compiles the gradient of 410m at 4 rows of 2,048 tokens, bfloat16, with the chunked loss in the parts of a CPU and in
-those of an accelerator, and with a plain loss whose logits are whole. Nothing is run.
+those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. On an accelerator its own compiler
+is asked, and the page is `vocabulary_gpu`.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ def page(results: dict[str, Any]) -> str:
             "# Memory against vocabulary",
             "",
             f"{SIZE} with other vocabularies, {ROWS} x {LENGTH:,} tokens, bfloat16, layers computed again. GB that the",
-            "gradient holds beside parameters, rows and gradients, as XLA for the CPU plans it; nothing was run.",
+            f"gradient holds beside parameters, rows and gradients, as XLA for {results['device']} plans it; nothing was run.",
             "`python -m bench.vocabulary` repeats it.",
             "",
             f"| vocabulary | {' | '.join(LOSSES.values())} |",
@@ -65,6 +66,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             f"The chunked loss holds no array of more than {losses.CHUNK_LOGITS['cpu']:,} numbers on a CPU and of",
             f"{losses.ELSEWHERE:,} on an accelerator but the head and its gradient, so beyond that it does not grow.",
+            "Where a column does not change at all, the most is held elsewhere: in the backward pass of a layer.",
             "",
             common.described(results["machine"]),
             "",
@@ -79,8 +81,9 @@ def main() -> None:
     for vocabulary in VOCABULARIES:
         rows.append({"vocabulary": vocabulary, "temporary_bytes": dict(temporary(vocabulary))})
         print(rows[-1], flush=True)
-    results = {"machine": machine, "size": SIZE, "row_count": ROWS, "length": LENGTH, "rows": rows}
-    common.write("vocabulary", results, page(results))
+    device = jax.devices()[0]
+    results = {"machine": machine, "device": device.device_kind, "size": SIZE, "length": LENGTH, "rows": rows}
+    common.write("vocabulary" if device.platform == "cpu" else "vocabulary_gpu", results, page(results))
 
 
 if __name__ == "__main__":
