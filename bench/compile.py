@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxtempl import config, optim, partition, run, tasks, train
+from jaxtempl import config, optim, partition, tasks, train
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
@@ -27,9 +28,9 @@ Seconds = dict[int, list[float]]
 
 def seconds_to_compile(architecture: Architecture) -> float:
     """Traces, lowers and compiles what a training step runs, from nothing; arrays are shapes only."""
-    task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
+    task = tasks.causal_lm(build.graphdef(architecture, architecture.vocabulary))
     optimizer = optim.adamw(config.AdaptConfig(rate=1e-3, warmup=0.01, decay=0.01), 1000)
-    params = run.abstract_params(architecture, architecture.vocabulary)
+    params = build.abstract_params(architecture, architecture.vocabulary)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = train.TrainState(params, jax.eval_shape(optimizer.init, params), count)
     row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import jax
 
 from bench import common
-from jaxtempl import config, partition, programs, run
+from jaxtempl import config, partition, programs
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 from jaxtempl.programs import Program
@@ -105,7 +106,7 @@ def measure(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     """One mesh's row of the report; ends the run when something promised does not hold."""
     mesh = partition.make_mesh(shape)
     computed, updated = programs.gradient(architecture, mesh, ROWS, LENGTH), programs.update(architecture, mesh)
-    shapes = run.abstract_params(architecture, architecture.vocabulary)
+    shapes = build.abstract_params(architecture, architecture.vocabulary)
     wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)
     wrong += [f"the update moves {c.kind} {c.arrays}" for c in collectives(updated.text) if c.bytes > SCALARS]
     if wrong:

@@ -27,15 +27,16 @@ def jaxtempl_step(tokens: np.ndarray) -> Callable[[], float]:
     """One update by this project's own compiled functions."""
     import jax
 
-    from jaxtempl import config, optim, partition, run, tasks, train
+    from jaxtempl import config, optim, partition, tasks, train
+    from jaxtempl.models import build
     from jaxtempl.models.neox import Architecture
     from jaxtempl.partition import Shape
 
     architecture = Architecture(**config.size(SIZE)["architecture"])
     settings = config.AdaptConfig(rate=1e-3, decay=0.01)
-    task = tasks.causal_lm(run.graphdef(architecture, architecture.vocabulary))
+    task = tasks.causal_lm(build.graphdef(architecture, architecture.vocabulary))
     optimizer = optim.adamw(settings, 1000)
-    params, mesh = run.random_params(architecture, architecture.vocabulary, 0), partition.make_mesh(Shape(1, 1, 1))
+    params, mesh = build.random_params(architecture, architecture.vocabulary, 0), partition.make_mesh(Shape(1, 1, 1))
     functions = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
     holder = [train.initial_state(params, optimizer, mesh)]
     batch = jax.device_put({"tokens": tokens.astype(np.uint16), "segments": np.ones_like(tokens, np.uint16)})

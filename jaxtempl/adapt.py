@@ -11,6 +11,7 @@ from jaxtempl.batches import Batch
 from jaxtempl.config import AdaptConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.models import build
 from jaxtempl.precision import compute_dtype
 from jaxtempl.tokenizer import Tokenizer
 
@@ -56,7 +57,7 @@ def adapt(asked: AdaptConfig) -> run.Run:
         begin,
         launch.Work(
             phase="adapt",
-            task=tasks.causal_lm(run.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
+            task=tasks.causal_lm(build.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
             batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed, own),
             validation=_validation(validation, settings.batch // settings.accumulate, own) if len(validation) else None,
             mesh=mesh,

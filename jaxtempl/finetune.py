@@ -11,6 +11,7 @@ from jaxtempl.batches import EVERYTHING, Batch, Contexts, Share
 from jaxtempl.config import FinetuneConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.models import build
 from jaxtempl.partition import Shape
 from jaxtempl.precision import compute_dtype
 from jaxtempl.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def finetune(asked: FinetuneConfig) -> run.Run:
         begin,
         launch.Work(
             phase="finetune",
-            task=tasks.template(run.graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)),
+            task=tasks.template(build.graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)),
             batches=batches.labelled_batches(
                 contexts, settings.batch, settings.accumulate, settings.seed, mesh.rows, _share(contexts, mesh)
             ),

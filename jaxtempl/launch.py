@@ -17,6 +17,7 @@ from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.interrupt import Terminator
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 from jaxtempl.run import Phase, Run
@@ -92,7 +93,7 @@ def mesh(settings: TrainConfig, architecture: Architecture, outputs: int, rows: 
         UserError: none such fits.
     """
     asked = Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
-    chosen = partition.choose(asked, run.abstract_params(architecture, outputs), rows, jax.device_count())
+    chosen = partition.choose(asked, build.abstract_params(architecture, outputs), rows, jax.device_count())
     if jax.device_count() > 1:
         print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
     return chosen

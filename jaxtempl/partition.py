@@ -254,10 +254,15 @@ def _where_own(count: int, ids: Array, take: Callable[[Array], Array]) -> Array:
     """What `take` finds for the ids of this device's range, and zero for others."""
     if size("tensor") <= 1:
         return take(ids)
-    own = ids - jax.lax.axis_index("tensor") * count
+    own = own_ids(ids, count)
     found = take(jnp.clip(own, 0, count - 1))
     mine = (own >= 0) & (own < count)
     return jnp.where(mine.reshape(*mine.shape, *[1] * (found.ndim - mine.ndim)), found, 0)
+
+
+def own_ids(ids: Shaped[Array, "..."], count: int) -> Shaped[Array, "..."]:
+    """Ids counted from the first of this device's range of `count`; those of other devices fall outside of it."""
+    return ids if size("tensor") <= 1 else ids - jax.lax.axis_index("tensor") * count
 
 
 def greatest(x: Array) -> Array:

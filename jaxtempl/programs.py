@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxtempl import optim, partition, run, tasks, train
+from jaxtempl import optim, partition, tasks, train
 from jaxtempl.config import AdaptConfig
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
 
@@ -24,7 +25,7 @@ class Program(NamedTuple):
 
 def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int, remat: Remat = "full") -> Program:
     """The compiled gradient of one microbatch of a language model, in bfloat16."""
-    graphdef = run.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, remat)
+    graphdef = build.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, remat)
     optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
     params = _params(architecture, mesh)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=partition.rows(mesh))
@@ -44,7 +45,7 @@ def update(architecture: Architecture, mesh: Mesh) -> Program:
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
     total = train.Total(params, sums)
-    graphdef = run.graphdef(architecture, architecture.vocabulary)
+    graphdef = build.graphdef(architecture, architecture.vocabulary)
     functions: Any = train.compiled(tasks.causal_lm(graphdef), optimizer, places)
     return _program(functions.update.lower(train.TrainState(params, moments, step), total))
 
@@ -56,7 +57,7 @@ def state_bytes(architecture: Architecture, shape: Shape) -> int:
 
 
 def _params(architecture: Architecture, mesh: Mesh | AbstractMesh) -> Any:
-    shapes = run.abstract_params(architecture, architecture.vocabulary)
+    shapes = build.abstract_params(architecture, architecture.vocabulary)
     return partition.placed(shapes, partition.shardings(mesh, shapes))
 
 

@@ -26,7 +26,8 @@ from jaxtempl.cases import Template
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import ROOT
 from jaxtempl.errors import UserError
-from jaxtempl.models.neox import Architecture, NeoX, Remat
+from jaxtempl.models import build
+from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
 Phase = Literal["adapt", "finetune"]
@@ -69,12 +70,12 @@ class Run:
 
     def graphdef(self, dtype: Any = jnp.float32) -> nnx.GraphDef[NeoX]:
         """The model's static half."""
-        return graphdef(self.architecture, self.outputs, dtype)
+        return build.graphdef(self.architecture, self.outputs, dtype)
 
     def params(self, step: int) -> PyTree:
         """Parameters of a checkpoint on this process's first device, float32."""
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = abstract_params(self.architecture, self.outputs)
+        shapes = build.abstract_params(self.architecture, self.outputs)
         placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
         return self.checkpoints.params(step, placed)
 
@@ -82,36 +83,6 @@ class Run:
         """The lines of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
         return map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else iter(())
-
-
-def graphdef(
-    architecture: Architecture, outputs: int, dtype: Any = jnp.float32, remat: Remat = "none"
-) -> nnx.GraphDef[NeoX]:
-    """The static half of a model, made without any array."""
-    return nnx.split(nnx.eval_shape(lambda: NeoX(architecture, outputs, dtype, remat, rngs=nnx.Rngs(0))))[0]
-
-
-def abstract_params(architecture: Architecture, outputs: int) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes of a model's parameters as plain nested dicts."""
-    model = nnx.eval_shape(lambda: NeoX(architecture, outputs, rngs=nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.split(model)[1])
-
-
-def random_params(architecture: Architecture, outputs: int, seed: int, places: PyTree | None = None) -> PyTree:
-    """Fresh parameters as plain nested dicts; the same ones wherever they lie.
-
-    Args:
-        architecture: of the model.
-        outputs: columns of the head.
-        seed: of the draw.
-        places: a sharding for each leaf of the parts wanted, where each is made; without it, all on one device.
-    """
-
-    def init(key: jax.Array) -> PyTree:
-        params = nnx.to_pure_dict(nnx.split(NeoX(architecture, outputs, rngs=nnx.Rngs(key)))[1])
-        return params if places is None else {part: params[part] for part in places}
-
-    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
 
 
 CREATED = ("config.yaml", "tokenizer.json", "architecture.json", "templates.json")  # before the manifest

@@ -11,7 +11,7 @@ from jaxtempl import config as configs
 from jaxtempl import files, hub, partition, run
 from jaxtempl.config import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import weights
+from jaxtempl.models import build, weights
 from jaxtempl.models.neox import Architecture
 
 Phased = AdaptConfig | FinetuneConfig
@@ -88,7 +88,7 @@ def _from_run(reference: str, size: str) -> Start:
 
 
 def _restored(source: run.Run, step: int, places: Params) -> Params:
-    shapes = run.abstract_params(source.architecture, source.outputs)
+    shapes = build.abstract_params(source.architecture, source.outputs)
     return source.checkpoints.params(step, partition.placed({part: shapes[part] for part in places}, places))
 
 
@@ -109,8 +109,8 @@ def _digest(folder: Path) -> dict[str, str]:
 
 def parameters(start: Start, outputs: int, seed: int, new_head: bool, mesh: Mesh) -> Params:
     """All parameters, each made or read where it lies on the mesh: what is stored, and random ones for the rest."""
-    places = partition.shardings(mesh, run.abstract_params(start.architecture, outputs))
+    places = partition.shardings(mesh, build.abstract_params(start.architecture, outputs))
     stored = start.parts - {"head"} if new_head else start.parts
     kept = start.load({part: place for part, place in places.items() if part in stored}) if stored else {}
     fresh = {part: place for part, place in places.items() if part not in stored}
-    return kept | run.random_params(start.architecture, outputs, seed, fresh) if fresh else kept
+    return kept | build.random_params(start.architecture, outputs, seed, fresh) if fresh else kept

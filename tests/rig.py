@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from jaxtempl import batches, boards, optim, partition, precision, run, tasks, train
+from jaxtempl import batches, boards, optim, partition, precision, tasks, train
 from jaxtempl.batches import Batch
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import AdaptConfig
+from jaxtempl.models import build
 from jaxtempl.partition import Shape
 from jaxtempl.tracking import Tracker
 from jaxtempl.train import Plan, TrainState
@@ -39,14 +40,14 @@ class Rig:
     def __init__(
         self, folder: Path, accumulate: int = 1, dtype: Any = jnp.float32, config: AdaptConfig = CONFIG
     ) -> None:
-        self.task = tasks.causal_lm(run.graphdef(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, dtype))
+        self.task = tasks.causal_lm(build.graphdef(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, dtype))
         self.dtype, self.config = jnp.dtype(dtype), config
         self.optimizer = optim.adamw(CONFIG, STEPS)
         self.stream = batches.row_batches([(rows(), None)], 4, accumulate, seed=0)
         self.folder, self.checkpoints = folder, Checkpoints(folder / "checkpoints")
 
     def fresh(self) -> TrainState:
-        params = run.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
+        params = build.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
         return train.initial_state(params, self.optimizer, MESH, precision.loss_scale(self.dtype))
 
     def fit(self, state: TrainState, steps: int = STEPS, plan: Plan | None = None, spoil: int = -1) -> TrainState:

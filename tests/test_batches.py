@@ -9,11 +9,12 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl import adapt, batches, run, tasks
+from jaxtempl import adapt, batches, tasks
 from jaxtempl.batches import Context, Contexts
 from jaxtempl.config import tokenizer_path
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.models import build
 from jaxtempl.tokenizer import Tokenizer
 
 LENGTHS = (64, 128, 256, 512)
@@ -107,8 +108,8 @@ def grouped(lengths: list[int], budget: int, most: int) -> list[tuple[int, int, 
 
 def test_lengths_change_the_cost_and_never_the_gradient(contexts: Contexts) -> None:
     """One batch cut by length, and the same contexts each padded to the window in one piece."""
-    task = tasks.template(run.graphdef(tiny.ARCHITECTURE, 4))
-    params = jax.tree.map(lambda leaf: leaf * 4, run.random_params(tiny.ARCHITECTURE, 4, 0))
+    task = tasks.template(build.graphdef(tiny.ARCHITECTURE, 4))
+    params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(tiny.ARCHITECTURE, 4, 0))
     drawn = [contexts[i] for i in range(11)]
     cut = batches.microbatches(drawn, (8, 16, 32), 64, 16)
     assert len({m["tokens"].shape for m in cut}) > 1
@@ -121,8 +122,8 @@ def test_lengths_change_the_cost_and_never_the_gradient(contexts: Contexts) -> N
 
 
 def test_more_padding_changes_no_logit(contexts: Contexts) -> None:
-    params = jax.tree.map(lambda leaf: leaf * 4, run.random_params(tiny.ARCHITECTURE, 4, 0))
-    loss = tasks.template(run.graphdef(tiny.ARCHITECTURE, 4)).loss
+    params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(tiny.ARCHITECTURE, 4, 0))
+    loss = tasks.template(build.graphdef(tiny.ARCHITECTURE, 4)).loss
     short, long = (batches.microbatches([contexts[0]], (n,), n, 1)[0] for n in (32, 64))
     a, b = (jax.jit(loss)(params, dict(m))[0] for m in (short, long))
     np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -18,6 +18,7 @@ from jaxtempl import cli, files, run
 from jaxtempl.__main__ import COMMANDS, command
 from jaxtempl.config import ASSETS, ROOT
 from jaxtempl.dataset import Dataset
+from jaxtempl.models import build
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, 
     assert not (killed / "checkpoints" / "12" / "manifest.json").exists(), "the kill came too late to test anything"
     outputs = [process(command, *flags, f"--out={out}").communicate() for out in (killed, whole)]
     assert "going on from" in outputs[0][0]
-    shapes = run.abstract_params(run.Run(whole).architecture, run.Run(whole).outputs)
+    shapes = build.abstract_params(run.Run(whole).architecture, run.Run(whole).outputs)
     a, b = (run.Run(out).params(12) for out in (killed, whole))
     import jax
 

@@ -18,7 +18,7 @@ from converters.__main__ import main
 from jaxtempl import run
 from jaxtempl.cases import Template
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import config_json, weights
+from jaxtempl.models import build, config_json, weights
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ def random_params(outputs: int) -> dict[str, Any]:
 
 
 def model_of(params: dict[str, Any], outputs: int) -> NeoX:
-    return nnx.merge(run.graphdef(SMALL, outputs), params)
+    return nnx.merge(build.graphdef(SMALL, outputs), params)
 
 
 def converted(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,7 @@ import torch
 from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
-from jaxtempl import run
-from jaxtempl.models import attention, config_json, losses, neox, weights
+from jaxtempl.models import attention, build, config_json, neox, weights
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -70,7 +68,7 @@ def pair(a: Architecture, head: config_json.Head, folder: Path, seed: int = 0) -
 
 def merged(read: weights.Weights) -> NeoX:
     outputs = read.params["head"]["kernel"].shape[1]
-    return nnx.merge(run.graphdef(read.architecture, outputs), jax.tree.map(jnp.asarray, read.params))
+    return nnx.merge(build.graphdef(read.architecture, outputs), jax.tree.map(jnp.asarray, read.params))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -279,37 +277,6 @@ def next_token_loss(logits: jax.Array, ids: list[int]) -> float:
     return float(-jnp.take_along_axis(scores, jnp.array(ids[1:])[:, None], axis=1).mean())
 
 
-def plain_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    scores = jax.nn.log_softmax(hidden @ kernel)
-    return -(weights * jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]).sum()
-
-
-@pytest.mark.parametrize(
-    ("length", "chunk", "jit"),  # a chunk of one position, of a third of the row, of all of it; 7 has no divisor
-    [(12, 1, True), (12, 132, True), (12, 2**21, True), (7, 1, True), (7, 132, True), (12, 132, False)],
-)
-def test_chunked_loss_is_plain_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, length: int, chunk: int, jit: bool
-) -> None:
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden, kernel = jax.random.normal(keys[0], (3, length, 6)), jax.random.normal(keys[1], (6, 11))
-    targets = jax.random.randint(keys[2], (3, length), 0, 11)
-    weights = jax.random.uniform(keys[3], (3, length)).at[1, 2:].set(0)
-
-    def value_and_gradient(loss: Callable[..., jax.Array]) -> Any:
-        def scaled(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-            return 2.5 * loss(hidden, kernel, targets, weights)  # so that the cotangent is used
-
-        both = jax.value_and_grad(scaled, (0, 1))
-        return (jax.jit(both) if jit else both)(hidden, kernel)
-
-    got, wanted = value_and_gradient(losses.summed_cross_entropy), value_and_gradient(plain_cross_entropy)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
-    alone = losses.summed_cross_entropy(hidden, kernel, targets, weights)
-    np.testing.assert_allclose(alone, wanted[0] / 2.5, rtol=1e-5)
-
-
 def test_template_objective_is_the_language_model_loss_on_a_class_token() -> None:
     """Paper section 5.1: with the class as a token after the context and all regular tokens masked, the fine-tuning
     objective is the language-modelling objective.
@@ -319,8 +286,8 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
     """
     vocabulary, lengths, slots = ODD.vocabulary, jnp.array(LENGTHS), jnp.array([2, 0, 6, 2])
     wide = dataclasses.replace(ODD, vocabulary=vocabulary + SLOTS)
-    graphdef, params = run.graphdef(ODD, SLOTS), random_params(ODD, SLOTS, seed=0)
-    wide_graphdef = run.graphdef(wide, wide.vocabulary)
+    graphdef, params = build.graphdef(ODD, SLOTS), random_params(ODD, SLOTS, seed=0)
+    wide_graphdef = build.graphdef(wide, wide.vocabulary)
     wide_params = extended(params, random_params(wide, wide.vocabulary, seed=1))
     contexts = right(ragged(LENGTHS, vocabulary))
     regular = jnp.arange(vocabulary + SLOTS) < vocabulary
@@ -348,7 +315,7 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
 
 def random_params(a: Architecture, outputs: int, seed: int) -> Any:
     generator = np.random.default_rng(seed)
-    shapes = run.abstract_params(a, outputs)
+    shapes = build.abstract_params(a, outputs)
     return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32)), shapes)
 
 
@@ -365,7 +332,7 @@ def test_logits_of_bfloat16_are_summed_in_float32() -> None:
     params = random_params(ODD, SLOTS, seed=0)
     tokens, lengths = jnp.arange(12).reshape(1, 12) % ODD.vocabulary, jnp.array([12])
     half, whole = (
-        nnx.merge(run.graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
+        nnx.merge(build.graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
         for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert half.dtype == jnp.float32

@@ -12,9 +12,10 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtempl import config, optim, partition, run, tasks, train
+from jaxtempl import config, optim, partition, tasks, train
 from jaxtempl.config import AdaptConfig
 from jaxtempl.errors import UserError
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
 
@@ -28,7 +29,7 @@ def architecture(size: str) -> Architecture:
 
 
 def shapes(a: Architecture, outputs: int | None = None) -> Any:
-    return run.abstract_params(a, outputs or a.vocabulary)
+    return build.abstract_params(a, outputs or a.vocabulary)
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -80,11 +81,11 @@ def labelled(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
 def after_two_steps(shape: Shape, phase: str, remat: Remat = "none") -> tuple[list[dict[str, float]], Any]:
     """Metrics of two updates, and the gradient of the first."""
     outputs, made = (SMALL.vocabulary, batch()) if phase == "adapt" else (7, labelled())
-    graphdef = run.graphdef(SMALL, outputs, remat=remat)
+    graphdef = build.graphdef(SMALL, outputs, remat=remat)
     task = tasks.causal_lm(graphdef) if phase == "adapt" else tasks.template(graphdef)
     optimizer = optim.adamw(AdaptConfig(rate=1e-2, decay=0.1), 10)
     mesh = partition.make_mesh(shape)
-    state = train.initial_state(run.random_params(SMALL, outputs, 0), optimizer, mesh)
+    state = train.initial_state(build.random_params(SMALL, outputs, 0), optimizer, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     functions = train.compiled(task, optimizer, places)
     found, gradients = [], []
@@ -120,7 +121,7 @@ def test_rematerialisation_changes_nothing(remat: Remat) -> None:
 
 def test_the_state_is_born_where_it_lies() -> None:
     mesh = partition.make_mesh(Shape(1, 4, 2))
-    state = train.initial_state(run.random_params(SMALL, 96, 0), optim.adamw(AdaptConfig(rate=1e-3), 10), mesh)
+    state = train.initial_state(build.random_params(SMALL, 96, 0), optim.adamw(AdaptConfig(rate=1e-3), 10), mesh)
     kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
     assert len(moments) == 2

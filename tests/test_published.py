@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtempl import config, run
-from jaxtempl.models import weights
+from jaxtempl import config
+from jaxtempl.models import build, weights
 from jaxtempl.models.neox import NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ def checkpoint(name: str) -> NeoX:
     if not folder.is_dir():
         pytest.skip(f"JAXTEMPL_PYTHIA names no folder with {name}/")
     read = weights.read(folder)
-    graphdef = run.graphdef(read.architecture, read.architecture.vocabulary)
+    graphdef = build.graphdef(read.architecture, read.architecture.vocabulary)
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, read.params))
 
 

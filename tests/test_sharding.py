@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from bench import sharding
-from jaxtempl import partition, programs, run
+from jaxtempl import partition, programs
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
@@ -15,7 +16,7 @@ ROWS, LENGTH = 16, 40
 @pytest.mark.parametrize("shape", [Shape(1, 8, 1), Shape(2, 2, 2)], ids=str)
 def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: Shape) -> None:
     program = programs.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH)
-    shapes = run.abstract_params(SMALL, SMALL.vocabulary)
+    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
     kinds = {found.kind for found in sharding.collectives(program.text)}
     assert "all-gather" in kinds, "weights come together"
@@ -34,7 +35,7 @@ def test_no_chunk_of_the_loss_adds_up_the_head_over_devices() -> None:
 
 
 def test_a_device_holds_its_share_of_the_state() -> None:
-    whole = 16 * sum(leaf.size for leaf in jax.tree.leaves(run.abstract_params(SMALL, SMALL.vocabulary)))
+    whole = 16 * sum(leaf.size for leaf in jax.tree.leaves(build.abstract_params(SMALL, SMALL.vocabulary)))
     assert programs.state_bytes(SMALL, Shape(1, 1, 1)) == whole
     assert programs.state_bytes(SMALL, Shape(1, 8, 1)) == whole / 8
     assert programs.state_bytes(SMALL, Shape(1, 2, 4)) == whole / 8
@@ -52,5 +53,5 @@ def test_a_device_holds_its_share_of_the_state() -> None:
 )
 def test_what_must_not_be_is_seen(line: str, said: str) -> None:
     program = f"HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {{\n  {line}\n}}\n"
-    shapes = run.abstract_params(SMALL, SMALL.vocabulary)
+    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
     assert said in "; ".join(sharding.faults(program, shapes, ROWS, LENGTH, Shape(1, 8, 1)))

@@ -12,9 +12,10 @@ import pytest
 import tiny
 from rig import MESH, STEPS, Rig
 
-from jaxtempl import optim, partition, run, train
+from jaxtempl import optim, partition, train
 from jaxtempl.config import AdaptConfig
 from jaxtempl.errors import UserError
+from jaxtempl.models import build
 from jaxtempl.train import Plan
 
 
@@ -143,7 +144,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
 
 
 def test_no_bias_and_no_norm_scale_decays() -> None:
-    params = run.random_params(tiny.ARCHITECTURE, 4, 0)
+    params = build.random_params(tiny.ARCHITECTURE, 4, 0)
     ones = jax.tree.map(jnp.ones_like, params)
     optimizer = optim.adamw(AdaptConfig(rate=0.5, decay=0.1), 10)
     changes, _ = optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones)

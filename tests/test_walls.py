@@ -1,6 +1,8 @@
 """Who may import whom (DESIGN: "Who may import whom"); read from the source, so no import has to fail first."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from jaxtempl.config import ROOT
 
 TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers"}
 LOW = ("errors", "files", "cases", "decoding", "sources", "reader", "text", "tokenizer", "config")
-CORE = ("models", "precision", "optim", "tasks", "train", "checkpoint")
+CORE = ("models", "partition", "precision", "optim", "tasks", "train", "checkpoint")
 
 
 def imports(path: Path) -> set[str]:
@@ -68,6 +70,35 @@ def test_nothing_in_the_package_knows_the_converters_or_torch(path: Path) -> Non
 def test_converters_know_no_training(path: Path) -> None:
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("jaxtempl.")}
     assert not ours & {"train", "tasks", "optim", "batches", "prepare", "launch", "adapt", "finetune"}
+
+
+DATA = {"grain", "tensorflow_datasets", "array_record", "msgspec", "tensorboardX", "zstandard"}
+WITHOUT = """
+import importlib, sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+
+
+def without(missing: set[str], names: list[str]) -> subprocess.CompletedProcess[str]:
+    """Imports the modules of these names where others are missing."""
+    script = WITHOUT.format(missing=missing, names=names)
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_training_needs_no_data_pipeline() -> None:
+    """A machine that only computes has neither TFDS nor grain."""
+    core = [
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in sources(*CORE, "programs", "flops")
+    ]
+    done = without(DATA, [*core, "bench.train", "bench.vocabulary"])
+    assert done.returncode == 0, done.stderr
+    assert "grain" in without(DATA, ["jaxtempl.batches"]).stderr, "what is missing is missed"
 
 
 def test_the_walls_are_seen() -> None:

@@ -14,6 +14,7 @@ from jaxtempl import run
 from jaxtempl.cases import Template
 from jaxtempl.config import ASSETS, PrepareConfig
 from jaxtempl.dataset import Dataset
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.prepare import pipeline
 from jaxtempl.run import Run
@@ -70,7 +71,7 @@ def make_run(folder: Path, templates: list[Template], steps: tuple[int, ...] = (
     tokenizer = (ASSETS / "nano" / "tokenizer.json").read_text()
     made = run.create(folder, "size: nano\n", ARCHITECTURE, tokenizer, templates, known)
     for step in steps:
-        params = jax.tree.map(lambda leaf: leaf * 4, run.random_params(ARCHITECTURE, made.outputs, step))
+        params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(ARCHITECTURE, made.outputs, step))
         made.checkpoints.save(step, "study", params, None, {"step": step})
     made.checkpoints.finish()
     lines = [{"step": s, "loss": 2.0 / s, "validation_loss": 1.0 / s} for s in steps]

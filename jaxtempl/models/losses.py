@@ -1,6 +1,9 @@
 """Cross-entropy over a vocabulary whose logits never exist whole.
 
-Dims: B batch, L length, D hidden, V vocabulary, C chunks of L.
+Nothing but the kernel and its gradient grows with the vocabulary: logits are made for some tokens at a time, and the
+kernel is brought to the computation's precision, and its gradient added up, for some of its rows at a time.
+
+Dims: B batch, L length, T tokens of a chunk, D hidden, V vocabulary, C parts that an axis is cut into.
 """
 
 import jax
@@ -9,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtempl import partition
 
-# Logits alive at a time on a device: on a CPU 8 MB in float32, which stay in its cache; elsewhere 0.5 GB.
+# Numbers in one array on a device: on a CPU 8 MB in float32, which stay in its cache; elsewhere 0.5 GB.
 CHUNK_LOGITS = {"cpu": 2**21}
 ELSEWHERE = 2**27
 
@@ -25,36 +28,92 @@ def summed_cross_entropy(
     The gradients come out of the same pass over the chunks as the loss, so no chunk's logits are made twice
     and none are kept. On a mesh a device may hold some of V alone; `hidden` has been `entered` then.
     """
-    parts = _chunks(kernel.shape[1], hidden, targets, weights)
-    return jax.lax.map(lambda part: _chunk_loss(part[0], kernel, *part[1:]), parts).sum()
+
+    def chunk(part: tuple[Array, ...]) -> Array:
+        hidden, targets, weights = part
+        return weights @ _losses(_logits(hidden, kernel), targets)[0]
+
+    return jax.lax.map(chunk, _chunks(kernel.shape[1], hidden, targets, weights)).sum()
 
 
 def _chunks(vocabulary: int, *arrays: Array) -> tuple[Array, ...]:
-    """Each [B L ...] array as [C B L/C ...]."""
+    """Each [B L ...] array as [C T ...], a chunk being some positions of every row."""
     batch, length = arrays[0].shape[:2]
+    count = _count(length, batch * vocabulary)
+    parts = (jnp.moveaxis(a.reshape(batch, count, -1, *a.shape[2:]), 1, 0) for a in arrays)
+    return tuple(part.reshape(count, -1, *part.shape[3:]) for part in parts)
+
+
+def _count(length: int, size: int) -> int:
+    """Into how many equal parts to cut an axis, each place of which holds `size` numbers."""
     most = CHUNK_LOGITS.get(jax.default_backend(), ELSEWHERE)
-    enough = (c for c in range(1, length + 1) if length % c == 0 and batch * length // c * vocabulary <= most)
-    count = next(enough, length)
-    return tuple(jnp.moveaxis(a.reshape(batch, count, -1, *a.shape[2:]), 1, 0) for a in arrays)
+    enough = (c for c in range(1, length + 1) if length % c == 0 and length // c * size <= most)
+    return next(enough, length)
 
 
-def _chunk_loss(hidden: Array, kernel: Array, targets: Array, weights: Array) -> Float[Array, ""]:
-    hidden = hidden.reshape(-1, hidden.shape[-1])  # XLA's CPU matmul is several times faster on two dims
-    logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def _part(x: Array, index: Array, count: int, axis: int = 0) -> Array:
+    """One of the equal parts of an axis."""
+    size = x.shape[axis] // count
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
+
+
+def _product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M N"]:
+    """Multiplied in the precision of `a`, summed in float32."""
+    return jnp.matmul(a, b.astype(a.dtype), preferred_element_type=jnp.float32)
+
+
+def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"]) -> Float[Array, "T V"]:
+    """In float32; by rows of the kernel where these have to be converted."""
+    count = 1 if hidden.dtype == kernel.dtype else _count(*kernel.shape)
+
+    def add(logits: Array, index: Array) -> tuple[Array, None]:
+        return logits + _product(_part(hidden, index, count, 1), _part(kernel, index, count)), None
+
+    start = jnp.zeros((len(hidden), kernel.shape[1]), jnp.float32)
+    return jax.lax.scan(add, start, jnp.arange(count), unroll=count == 1)[0]
+
+
+def _losses(
+    logits: Float[Array, "T V"], targets: Int[Array, " T"]
+) -> tuple[Float[Array, " T"], Float[Array, "T V"], Float[Array, " T"]]:
+    """-log softmax at the target, exp(logit - the greatest), and the sum of these over V."""
     highest = partition.greatest(logits.max(axis=1))
-    normaliser = highest + jnp.log(partition.leave(jnp.exp(logits - highest[:, None]).sum(axis=1)))
-    return jnp.sum(weights.reshape(-1) * (normaliser - partition.picked(logits, targets.reshape(-1))))
+    powers = jnp.exp(logits - highest[:, None])
+    total = partition.added(powers.sum(axis=1))
+    return highest + jnp.log(total) - partition.picked(logits, targets), powers, total
 
 
 def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array) -> tuple[Array, Gradients]:
     def chunk(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        loss, (d_hidden, d_kernel) = jax.value_and_grad(_chunk_loss, (0, 1))(part[0], kernel, *part[1:])
-        return (carry[0] + loss, carry[1] + d_kernel), d_hidden
+        (loss, d_kernel), (hidden, targets, weights) = carry, part
+        losses, powers, total = _losses(_logits(hidden, kernel), targets)
+        at = jnp.arange(kernel.shape[1])[None] == partition.own_ids(targets, kernel.shape[1])[:, None]
+        d_logits = powers * (weights / total)[:, None] - jnp.where(at, weights[:, None], 0)
+        d_kernel, d_hidden = _backward_product(d_kernel, hidden, kernel, d_logits.astype(hidden.dtype))
+        return (loss + weights @ losses, d_kernel), d_hidden
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel))
-    parts = _chunks(kernel.shape[1], hidden, targets, weights)
-    (loss, d_kernel), d_hidden = jax.lax.scan(chunk, start, parts)
-    return loss, (jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape), d_kernel)
+    (loss, d_kernel), d_hidden = jax.lax.scan(chunk, start, _chunks(kernel.shape[1], hidden, targets, weights))
+    by_row = d_hidden.reshape(len(d_hidden), hidden.shape[0], -1, hidden.shape[2])
+    return loss, (jnp.moveaxis(by_row, 0, 1).reshape(hidden.shape), d_kernel)
+
+
+def _backward_product(
+    d_kernel: Float[Array, "D V"],
+    hidden: Float[Array, "T D"],
+    kernel: Float[Array, "D V"],
+    d_logits: Float[Array, "T V"],
+) -> tuple[Float[Array, "D V"], Float[Array, "T D"]]:
+    """`d_kernel` with a chunk's added in place, and that of its hidden states."""
+    count = _count(*kernel.shape)
+
+    def rows(d_kernel: Array, index: Array) -> tuple[Array, Array]:
+        d_hidden = _product(d_logits, _part(kernel, index, count).T).astype(hidden.dtype)
+        new = _part(d_kernel, index, count) + _product(_part(hidden, index, count, 1).T, d_logits)
+        return jax.lax.dynamic_update_slice_in_dim(d_kernel, new, index * len(new), 0), d_hidden
+
+    d_kernel, d_hidden = jax.lax.scan(rows, d_kernel, jnp.arange(count), unroll=count == 1)
+    return d_kernel, jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
 
 
 def _backward(gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None]:

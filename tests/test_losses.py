@@ -1,0 +1,82 @@
+"""The chunked loss beside the plain one, whose logits are whole: the same values, and not its memory."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtempl import partition, programs, tasks
+from jaxtempl.models import losses
+from jaxtempl.models.neox import Architecture
+from jaxtempl.partition import Shape
+
+SMALL = Architecture(layers=1, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
+ROWS, LENGTH = 4, 64
+LARGE = 65_536  # vocabulary
+
+
+def plain_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    scores = jax.nn.log_softmax(jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32))
+    return -(weights * jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]).sum()
+
+
+def some(length: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, kernel = jax.random.normal(keys[0], (3, length, 6)), jax.random.normal(keys[1], (6, 11))
+    targets = jax.random.randint(keys[2], (3, length), 0, 11)
+    return hidden.astype(dtype), kernel, targets, jax.random.uniform(keys[3], (3, length)).at[1, 2:].set(0)
+
+
+def value_and_gradient(loss: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], jit: bool = True) -> Any:
+    def scaled(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        return 2.5 * loss(hidden, kernel, *arrays[2:])  # so that the cotangent is used
+
+    both = jax.value_and_grad(scaled, (0, 1))
+    return (jax.jit(both) if jit else both)(*arrays[:2])
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk", "jit"),  # a chunk of one position, of a third of the row, of all of it; 7 has no divisor
+    [(12, 1, True), (12, 132, True), (12, 2**21, True), (7, 1, True), (7, 132, True), (12, 132, False)],
+)
+def test_chunked_loss_is_plain_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, length: int, chunk: int, jit: bool
+) -> None:
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
+    arrays = some(length)
+    got, wanted = (value_and_gradient(loss, arrays, jit) for loss in (losses.summed_cross_entropy, plain_cross_entropy))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
+    np.testing.assert_allclose(losses.summed_cross_entropy(*arrays), wanted[0] / 2.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("chunk", [22, 2**21])  # of two rows of the kernel, and of all of it
+def test_in_half_precision_sums_are_float32(monkeypatch: pytest.MonkeyPatch, dtype: Any, chunk: int) -> None:
+    """Beside the plain loss in float32 on the rounded numbers: what is left is the rounding of the logits' gradient."""
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
+    hidden, kernel, *rest = some(12, dtype)
+    kernel = kernel.astype(dtype).astype(jnp.float32)
+    got = value_and_gradient(losses.summed_cross_entropy, (hidden, kernel, *rest))
+    wanted = value_and_gradient(plain_cross_entropy, (hidden.astype(jnp.float32), kernel, *rest))
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(got[1][0].astype(jnp.float32), wanted[1][0], atol=4 * eps)
+    np.testing.assert_allclose(got[1][1], wanted[1][1], atol=4 * eps)
+
+
+def temporary(vocabulary: int) -> int:
+    """Bytes that a gradient takes beside parameters, microbatch and gradients."""
+    architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)
+    return programs.gradient(architecture, partition.make_mesh(Shape(1, 1, 1)), ROWS, LENGTH, "none").temporary
+
+
+def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", 2**18)  # less than the logits and the kernel of either
+    assert temporary(LARGE) <= temporary(SMALL.vocabulary)
+    monkeypatch.setattr(tasks, "summed_cross_entropy", plain_cross_entropy)
+    more = ROWS * LENGTH * (LARGE - SMALL.vocabulary) * 4
+    assert temporary(LARGE) - temporary(SMALL.vocabulary) > more, "the plain loss would be seen"
