@@ -59,7 +59,8 @@ class Architecture:
 
 Remat = Literal["none", "dots", "full"]
 REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are
-    "none": jax.checkpoint_policies.save_anything_except_these_names(partition.GATHERED),
+    "none": partition.keep_all_but_gathered,
+    # Attention's products have batch dims, and flash attention shows none: both are computed again.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
