@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxtempl import config, files, flops, launch, partition, programs, run, tasks
+from jaxtempl import config, files, flops, launch, partition, programs, tasks
+from jaxtempl.models import build
 from jaxtempl.models.neox import REMAT, Architecture, Remat
 from jaxtempl.partition import Shape
 
@@ -91,7 +92,7 @@ def choose(size: str, machine: Machine) -> Choice | None:
 @functools.cache
 def _mesh(size: str, devices: int, rows: int) -> Shape:
     """What a training takes by itself."""
-    shapes = run.abstract_params(_architecture(size), _architecture(size).vocabulary)
+    shapes = build.abstract_params(_architecture(size), _architecture(size).vocabulary)
     return partition.choose(Shape(0, 0, 1), shapes, rows * devices, devices)
 
 
@@ -113,8 +114,8 @@ def state(size: str, mesh: Shape) -> int:
 def kept(size: str, remat: Remat) -> float:
     """Bytes of what the backward pass of ROWS rows is handed by the forward pass, but for the parameters."""
     a = _architecture(size)
-    task = tasks.causal_lm(run.graphdef(a, a.vocabulary, jnp.bfloat16, remat))
-    params = run.abstract_params(a, a.vocabulary)
+    task = tasks.causal_lm(build.graphdef(a, a.vocabulary, jnp.bfloat16, remat))
+    params = build.abstract_params(a, a.vocabulary)
     row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
 
     def backward(params: Any, rows: Any) -> Any:

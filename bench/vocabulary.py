@@ -1,8 +1,8 @@
 """What a gradient takes beside parameters, rows and gradients as the vocabulary grows: `python -m bench.vocabulary`.
 
 Compiles the gradient of 410m at 4 rows of 2,048 tokens, bfloat16, with the chunked loss in the parts of a CPU and in
-those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. On an accelerator its own compiler
-is asked, and the page is `vocabulary_gpu`.
+those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. On an accelerator its own
+compiler is asked, and the page is `vocabulary_gpu`.
 """
 
 import dataclasses
@@ -24,8 +24,10 @@ VOCABULARIES = (32_768, 50_304, 131_072, 524_288)
 LOSSES = {"cpu": "chunked, as on a CPU", "accelerator": "chunked, as on an accelerator", "plain": "plain"}
 
 
-def plain_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """The loss with all logits at once."""
+def plain_cross_entropy(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, platform: str
+) -> jax.Array:
+    """The loss with all logits at once, on any platform."""
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     found = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     return -(weights * found).sum()
@@ -57,7 +59,8 @@ def page(results: dict[str, Any]) -> str:
             "# Memory against vocabulary",
             "",
             f"{SIZE} with other vocabularies, {ROWS} x {LENGTH:,} tokens, bfloat16, layers computed again. GB that the",
-            f"gradient holds beside parameters, rows and gradients, as XLA for {results['device']} plans it; nothing was run.",
+            f"gradient holds beside parameters, rows and gradients, as XLA for {results['device']} plans it; nothing",
+            "was run.",
             "`python -m bench.vocabulary` repeats it.",
             "",
             f"| vocabulary | {' | '.join(LOSSES.values())} |",

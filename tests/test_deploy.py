@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from bench import scale
-from jaxtempl import config, partition, programs, run, start
+from jaxtempl import config, partition, programs, start
 from jaxtempl.config import ROOT, AdaptConfig, FinetuneConfig, TrainConfig
-from jaxtempl.errors import UsageError
+from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
@@ -43,7 +43,7 @@ def mesh_of(settings: TrainConfig, devices: int) -> Shape:
     """The mesh that a training of these settings has on so many devices; raises where there is none."""
     a = architecture(settings.size)
     asked = Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
-    return partition.choose(asked, run.abstract_params(a, a.vocabulary), scale.ROWS * devices, devices)
+    return partition.choose(asked, build.abstract_params(a, a.vocabulary), scale.ROWS * devices, devices)
 
 
 # SLURM
@@ -343,21 +343,16 @@ def test_every_command_of_the_page_is_one() -> None:
         parsed([word for word in shlex.split(line) if not word.startswith(JOINING)])
 
 
-SOON = pytest.mark.xfail(strict=True, raises=UsageError, reason="the three flags come with jaxtempl/cluster.py")
-
-
 def takes(line: list[str]) -> bool:
     settings: Any = parsed(line)
     return 0 <= settings.process_id < settings.num_processes
 
 
-@SOON
 @pytest.mark.parametrize("line", [line for line in COMMANDS if JOINING[0] in line])
 def test_processes_started_by_hand_are_told_who_they_are(line: str) -> None:
     assert takes(shlex.split(line))
 
 
-@SOON
 @pytest.mark.parametrize("folder", [p for p in OVERLAYS if p.parent.name == "gpu"], ids=lambda p: p.name)
 def test_the_whole_command_of_a_gpu_host_is_one(folder: Path) -> None:
     assert takes(command(resolved(folder)))
