@@ -23,9 +23,14 @@ VALIDATION_ROWS = (
 
 def main(argv: Sequence[str]) -> None:
     """`bin/adapt`."""
-    settings = config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given))
-    with cluster.joined(settings):
-        adapt(settings)
+    asked = config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given))
+    if asked.plan:
+        from jaxtempl import plan  # it knows this file
+
+        plan.show(asked)
+        return
+    with cluster.joined(asked):
+        adapt(asked)
 
 
 def adapt(asked: AdaptConfig) -> run.Run:
@@ -34,11 +39,13 @@ def adapt(asked: AdaptConfig) -> run.Run:
     Raises:
         UserError: anything about data, weights or flags that the user can mend.
     """
+    if (asked.device, asked.devices) != ("none", 1):
+        raise UsageError("--device and --devices are of --plan; a training uses what it finds, or --mesh.fsdp=N of it")
     dtype = compute_dtype(asked.precision)
     datasets = [(Dataset(folder), weight) for folder, weight in mixture(asked.data)]
     begin = start.point(asked)
     tokenizer = Tokenizer(begin.tokenizer)
-    length = _row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
+    length = row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
     if asked.recipe == "paper" and length != PAPER_LENGTH:
         raise UserError(
             f"--recipe=paper is of rows of {PAPER_LENGTH} tokens, and --data has {length}; prepare it again"
@@ -95,7 +102,12 @@ def _weight(text: str, data: str) -> float:
     return weight
 
 
-def _row_length(datasets: Sequence[Dataset], positions: int) -> int:
+def row_length(datasets: Sequence[Dataset], positions: int) -> int:
+    """Tokens of the datasets' rows.
+
+    Raises:
+        UserError: they differ, or are more than the model has positions.
+    """
     lengths = {dataset.manifest["length"] for dataset in datasets}
     if len(lengths) > 1 or max(lengths) > positions:
         raise UserError(

@@ -75,12 +75,12 @@ def resolved(asked: Settings, phase: Phase, steps: int, saves: int, length: int)
         asked,
         steps=steps,
         save_every=asked.save_every or max(steps // saves, 1),
-        accumulate=asked.accumulate or _pieces(asked.batch, length, jax.device_count()),
+        accumulate=asked.accumulate or pieces(asked.batch, length, jax.device_count()),
         out=asked.out or f"runs/{phase}-{asked.size}",
     )
 
 
-def _pieces(batch: int, length: int, devices: int) -> int:
+def pieces(batch: int, length: int, devices: int) -> int:
     """The fewest equal pieces of a batch that are of at most PIECE tokens a device; a row is never cut."""
     most = PIECE * devices
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= most or n == batch))
