@@ -24,6 +24,7 @@ from jaxtempl import cluster, files
 from jaxtempl.errors import UserError
 
 Kind = Literal["study", "recovery"]
+SUMS = "sums"  # folder of what each process says of its part, until they are joined
 
 
 class Checkpoints:
@@ -85,7 +86,7 @@ class Checkpoints:
         with _told(partial):
             with contextlib.closing(writer):
                 writer.wait_until_finished()
-            files.write_json(partial / f"sums.{jax.process_index()}.json", {"files": files.sums(partial, _is_own)})
+            files.write_json(partial / SUMS / f"{jax.process_index()}.json", {"files": files.sums(partial, _is_own)})
             cluster.wait_for_all(f"sums of {step}")
             if cluster.is_main():
                 _join_sums(partial, {"kind": kind, "step": step})
@@ -169,15 +170,16 @@ def _told(partial: Path) -> Generator[None]:
 def _is_own(name: str) -> bool:
     """Whether this process wrote a file: Orbax names a process's own after it, and the main one writes all else."""
     found = re.search(r"process_(\d+)(/|$)", name)
-    return int(found.group(1)) == jax.process_index() if found else cluster.is_main()
+    if found:
+        return int(found.group(1)) == jax.process_index()
+    return cluster.is_main() and not name.startswith(f"{SUMS}/")
 
 
 def _join_sums(partial: Path, facts: Mapping[str, Any]) -> None:
     """The manifest, out of what each process says of its part."""
-    said = sorted(partial.glob("sums.*.json"))
-    sums = {name: digest for path in said for name, digest in files.read_json(path)["files"].items()}
-    for path in said:
-        path.unlink()
+    said = [files.read_json(path)["files"] for path in (partial / SUMS).iterdir()]
+    shutil.rmtree(partial / SUMS)
+    sums = {name: digest for part in said for name, digest in part.items()}
     files.write_json(partial / "manifest.json", {**facts, "files": dict(sorted(sums.items()))})
 
 

@@ -180,14 +180,17 @@ class _Watch:
         self._ended = threading.Event()
         self._heard: dict[str, tuple[str, float]] = {}
         self._hosts = dict(enumerate(gathered(socket.gethostname())))
-        self._aborted = _on_abort(lambda: self._leave(0, "is gone"))
+        self._own = ""  # why this process itself fails
+        self._handler = _on_abort(self._aborted)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def tell(self, message: str) -> None:
         """Tells the others why this process ends, and gives them time to hear it."""
+        self._own = message
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"jaxtempl/failed/{jax.process_index()}", message)
         time.sleep(FAREWELL_SECONDS)
+        self._ended.set()
 
     def end(self) -> None:
         """Parts from the others, who end as well: all is done, or stopped as one."""
@@ -202,7 +205,7 @@ class _Watch:
                 self._client.key_value_set(f"jaxtempl/beat/{jax.process_index()}", str(beats), allow_overwrite=True)
                 said = dict(self._client.key_value_dir_get("jaxtempl/"))
             except jax.errors.JaxRuntimeError:
-                self._leave(0, "is gone")
+                self._leave(self._gone(0, "is gone"))
                 return
             self._listen(said)
 
@@ -210,23 +213,35 @@ class _Watch:
         now = time.monotonic()
         for key, value in said.items():
             kind, process = key.split("/")[-2:]
-            if kind == "failed" and int(process) != jax.process_index():
-                self._leave(int(process), f"failed: {value}")
+            if kind == "failed":
+                self._leave(f"process {process} on {self._hosts[int(process)]} failed: {value}")
             if self._heard.get(process, ("", 0.0))[0] != value:
                 self._heard[process] = (value, now)
             elif now - self._heard[process][1] > SILENT_SECONDS:
-                self._leave(int(process), f"has said nothing for {SILENT_SECONDS} seconds; it was killed, or its host")
+                silent = f"has said nothing for {SILENT_SECONDS} seconds: it was killed, or its host"
+                self._leave(self._gone(int(process), silent))
 
-    def _leave(self, process: int, what: str) -> None:
-        if self._ended.is_set():
+    def _gone(self, process: int, what: str) -> str:
+        return f"process {process} on {self._hosts[process]} {what}; the same command goes on where this was"
+
+    def _leave(self, why: str) -> None:
+        """Ends this process, whose main thread may wait for a collective that never comes."""
+        if self._own or self._ended.is_set():  # it is ending already
             return
-        again = "the same command goes on from the newest checkpoint"
-        print(f"error: process {process} on {self._hosts[process]} {what}; {again}", file=sys.stderr, flush=True)
-        os._exit(1)  # the main thread may wait for a collective that never comes
+        print(f"error: {why}", file=sys.stderr, flush=True)
+        if is_main():
+            time.sleep(2 * FAREWELL_SECONDS)  # the others hear of it through this process
+        os._exit(1)
+
+    def _aborted(self) -> None:
+        """The last words when JAX itself ends this process, as it does once the main one is gone."""
+        if not self._ended.is_set():
+            print(f"error: {self._own or self._gone(0, 'is gone')}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _on_abort(last: Callable[[], None]) -> Any:
-    """Calls `last` when C++ code ends this process, as JAX's does once the main process is gone; keep what it gives."""
+    """Calls `last` when C++ code aborts this process; what it gives must be kept for as long."""
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: last())
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)  # Python's own handlers wait for the main thread, which is stuck
     return handler

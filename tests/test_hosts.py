@@ -104,7 +104,7 @@ def test_the_others_end_when_one_is_killed_and_the_run_goes_on(
     [
         (
             "--rate=1e-4",
-            "error: the processes disagree about the settings: process 0 has 'rate: 0.0015', process 1 has",
+            "the processes disagree about the settings: process 0 has 'rate: 0.0015', process 1 has 'rate: 0.0001'",
         ),
         ("--data=nowhere", "nowhere is no dataset"),
     ],
