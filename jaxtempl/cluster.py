@@ -7,6 +7,7 @@ main one: it alone prints, tracks and writes what is not its part of a checkpoin
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,7 +37,8 @@ START_SECONDS = 300  # for all processes to come
 BARRIER_SECONDS = 1800  # for the slowest process to write its part of a checkpoint
 FAREWELL_SECONDS = 3  # that a failed process stays, so that the others hear why
 # What launchers say to each process of several; a job of one is trained as anywhere else.
-LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+TPU_CHIPS = ("/dev/accel0", "/dev/vfio/0")  # on a host of a TPU pod, whose metadata server knows the other hosts
 
 
 @contextlib.contextmanager
@@ -84,8 +87,17 @@ def _joins(config: TrainConfig) -> bool:
         raise UsageError(
             f"--process_id={config.process_id} of --num_processes={config.num_processes}; they count from 0"
         )
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return not missing or len(hosts) > 1 or any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS)
+    return not missing or _launched()
+
+
+def _launched() -> bool:
+    """Whether a launcher started several processes; on a TPU host JAX alone can tell, and is asked."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS):
+        return True
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    if hosts is not None:
+        return len(hosts.split(",")) > 1
+    return any(Path(chip).exists() for chip in TPU_CHIPS) and importlib.util.find_spec("libtpu") is not None
 
 
 def _initialize(config: TrainConfig) -> None:

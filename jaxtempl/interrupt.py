@@ -1,6 +1,7 @@
 """SIGTERM: the first is a wish to stop after the step in hand, the second ends at once."""
 
 import signal
+import sys
 from types import FrameType, TracebackType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
@@ -30,3 +31,4 @@ class Terminator:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        print("SIGTERM: saving after the step in hand; a second one ends at once", file=sys.stderr, flush=True)

@@ -96,6 +96,12 @@ def mesh(settings: TrainConfig, architecture: Architecture, outputs: int, rows: 
     chosen = partition.choose(asked, build.abstract_params(architecture, outputs), rows, jax.device_count())
     if jax.device_count() > 1:
         print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
+    if jax.process_count() > 1 and chosen.devices < jax.device_count():
+        raise UserError(
+            f"mesh {chosen} has {chosen.devices} devices, and the {jax.process_count()} processes have "
+            f"{jax.device_count()}, all of which must take part; start fewer processes, or change --batch, "
+            "--accumulate or --mesh so that all are used"
+        )
     return chosen
 
 

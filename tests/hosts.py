@@ -7,9 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxtempl.config import ROOT
 
@@ -18,26 +17,30 @@ class Hosts:
     """Processes of one training, of some fake devices each; use as a context, which ends what is left of them."""
 
     def __init__(
-        self, folder: Path, count: int, *flags: str, devices: int = 2, own: dict[int, str] | None = None
+        self,
+        folder: Path,
+        count: int,
+        *flags: str,
+        devices: int = 2,
+        own: dict[int, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._errors = [folder / f"{os.urandom(4).hex()}.{index}" for index in range(count)]
         joins = ["--coordinator=" + free_port(), f"--num_processes={count}"] if count > 1 else []
-        self.processes = [
-            self._start(index, [*flags, *joins, *filter(None, [(own or {}).get(index)])], devices, count)
-            for index in range(count)
-        ]
-
-    def _start(self, index: int, flags: list[str], devices: int, count: int) -> "subprocess.Popen[Any]":
-        xla = f"--xla_force_host_platform_device_count={devices}"
-        place = [f"--process_id={index}"] if count > 1 else []
-        with self._errors[index].open("wb") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-m", "jaxtempl", *flags, *place],
-                env={**os.environ, "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)},
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for index in range(count):
+            place = [f"--process_id={index}"] if count > 1 else []
+            command = [*flags, *joins, *place, *filter(None, [(own or {}).get(index)])]
+            self.processes.append(
+                self._start([*prefix, sys.executable, "-m", "jaxtempl", *command], self._errors[index], devices)
             )
+
+    def _start(self, command: list[str], said: Path, devices: int) -> "subprocess.Popen[bytes]":
+        xla = f"--xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)}
+        with said.open("wb") as errors:
+            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
     def __enter__(self) -> "Hosts":
         return self

@@ -1,7 +1,7 @@
 """A training small enough for tests, in this process."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,14 @@ class Rig:
         params = build.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
         return train.initial_state(params, self.optimizer, MESH, precision.loss_scale(self.dtype))
 
-    def fit(self, state: TrainState, steps: int = STEPS, plan: Plan | None = None, spoil: int = -1) -> TrainState:
+    def fit(
+        self,
+        state: TrainState,
+        steps: int = STEPS,
+        plan: Plan | None = None,
+        spoil: int = -1,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> TrainState:
         def stream(first: int) -> Iterator[Batch]:
             return iter([self.stream[step] for step in range(first, steps)])
 
@@ -59,7 +66,7 @@ class Rig:
             state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
         told = boards.opened(self.config, self.folder, int(state.step))
         with Tracker(told, optim.rates(CONFIG, STEPS).item) as tracker:
-            return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker)
+            return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker, stopping)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]

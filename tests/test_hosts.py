@@ -1,6 +1,8 @@
 """Several real processes on one machine train as one: the same numbers, one checkpoint, one end."""
 
+import contextlib
 import functools
+import importlib.util
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pytest
 import tiny
 from hosts import Hosts, told
 
-from jaxtempl import batches, files, partition
+from jaxtempl import batches, cluster, files, launch, partition
 from jaxtempl.batches import Contexts, Share
-from jaxtempl.config import tokenizer_path
+from jaxtempl.config import AdaptConfig, tokenizer_path
 from jaxtempl.dataset import Dataset
+from jaxtempl.errors import UsageError, UserError
 from jaxtempl.partition import Shape
 from jaxtempl.run import Run
 from jaxtempl.tokenizer import Tokenizer
@@ -161,6 +164,72 @@ def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytes
     first, second = (read[:] for part in parts if (read.clear(), part[3]))
     assert len(first) + len(second) == 12
     assert not set(first) & set(second)
+
+
+def test_several_processes_leave_no_device_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AdaptConfig(mesh_data=1, mesh_fsdp=2, mesh_tensor=2)
+    assert launch.mesh(settings, tiny.ARCHITECTURE, 8192, 8) == Shape(1, 2, 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="has 4 devices, and the 2 processes have 8"):
+        launch.mesh(settings, tiny.ARCHITECTURE, 8192, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        ({"coordinator": "a:1"}, "num_processes is missing"),
+        ({"coordinator": "a:1", "num_processes": 2}, "process_id is missing"),
+        ({"num_processes": 2, "process_id": 0}, "coordinator is missing"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "--process_id=2 of --num_processes=2"),
+    ],
+)
+def test_half_an_answer_to_who_the_others_are_is_refused(flags: dict[str, Any], missing: str) -> None:
+    with pytest.raises(UsageError, match=missing), cluster.joined(AdaptConfig(**flags)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "a"}, True),
+        ({"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "a"}, True),
+        ({"a chip": ""}, True),
+    ],
+)
+def test_a_launcher_of_several_is_seen(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], joins: bool
+) -> None:
+    """What each launcher tells its processes, as their documentation has it."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "a chip" in environment:  # a host of a TPU pod says nothing, and JAX asks its metadata server
+        monkeypatch.setattr(cluster, "TPU_CHIPS", ("/dev/null",))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    asked: list[Any] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **named: asked.append((args, named)) or 1 / 0)
+    with contextlib.suppress(ZeroDivisionError), cluster.joined(AdaptConfig()):
+        pass
+    assert bool(asked) == joins
+    assert all(args == (None, None, None) for args, _ in asked)
+
+
+def test_a_process_alone_on_its_host_has_all_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = {}
+    for tasks in ("1(x4)", "8(x2)"):
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+        monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+        seen: list[Any] = []
+        monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **named: seen.append(named) or 1 / 0)  # noqa: B023
+        with contextlib.suppress(ZeroDivisionError), cluster.joined(AdaptConfig()):
+            pass
+        local[tasks] = seen[0]["local_device_ids"]
+    assert local == {"1(x4)": [], "8(x2)": None}
 
 
 def test_a_process_owns_the_rows_of_its_devices() -> None:

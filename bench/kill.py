@@ -1,0 +1,159 @@
+"""Kills a training at random instants and shows that nothing is lost: `python -m bench.kill`.
+
+A training that saves as often as it can is killed (SIGKILL) 100 times, each time some random part of a second after it
+has gone on, and started again by the same command. What is on the disk tells in which phase it died. Every start must
+load the newest whole checkpoint by itself, and the end must be that of a training never killed, bit for bit.
+"""
+
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bench import common
+from jaxtempl import sample
+from jaxtempl.checkpoint import SUMS
+from jaxtempl.config import PrepareConfig
+from jaxtempl.prepare import pipeline
+from jaxtempl.run import Run
+
+KILLS, STEPS, SEED = 100, 400, 0
+MOST_SECONDS = 0.6  # from the first step of a life to its end
+PHASES = ("training", "writing", "committing")
+
+
+def dataset(folder: Path) -> Path:
+    """A small one, out of the embedded sample."""
+    sample.write(folder / "sample", 40)
+    made = (str(folder / "sample" / "transcripts.jsonl.gz"),)
+    pipeline.run(PrepareConfig(transcripts=made, size="nano", length=64, out=folder / "data"))
+    return folder / "data"
+
+
+def start(data: Path, out: Path, steps: int) -> "subprocess.Popen[str]":
+    """One life of the training, which says where it begins."""
+    flags = ["--size=nano", f"--data={data}", f"--out={out}", "--batch=2", f"--steps={steps}", "--recover_minutes=0"]
+    command = [sys.executable, "-u", "-m", "jaxtempl", "adapt", *flags, f"--save_every={steps}"]
+    environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(data: Path, out: Path, steps: int) -> str:
+    """Trains to the end; ends this script when that fails."""
+    said, errors = start(data, out, steps).communicate()
+    if "is complete at step" not in said:
+        sys.exit(f"the training did not finish: {errors}")
+    return said
+
+
+def kill(data: Path, out: Path, steps: int, choose: random.Random) -> dict[str, Any]:
+    """One life and its end."""
+    whole = Run(out).checkpoints.resumable() if (out / "manifest.json").exists() else None
+    before = metrics(out)
+    process = start(data, out, steps)
+    # Until it has told a step of its own, in the metrics that it cut to where it goes on.
+    while (metrics(out) == before or told(out) <= (whole or 0)) and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(choose.uniform(0, MOST_SECONDS))
+    process.send_signal(signal.SIGKILL)
+    said = process.communicate()[0]
+    if process.returncode != -signal.SIGKILL:
+        sys.exit(f"the training ended by itself with {process.returncode} before it was killed: {said}")
+    loaded = next((line.rpartition("@")[2] for line in said.splitlines() if line.startswith("going on from")), None)
+    return {"newest_whole": whole, "loaded": loaded and int(loaded), **phase(out)}
+
+
+def metrics(out: Path) -> int:
+    """The file that metrics are in now; a start makes it anew."""
+    path = out / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else 0
+
+
+def told(out: Path) -> int:
+    """The newest step that has a loss."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = (json.loads(line) for line in lines if line.endswith("\n"))
+    return max((record["step"] for record in records if "loss" in record), default=0)
+
+
+def phase(out: Path) -> dict[str, Any]:
+    """What the dead training was doing, told by what it left: nothing, a part of a checkpoint, or all of one."""
+    left = sorted((out / "checkpoints").glob(".*.partial*"))
+    if not left:
+        return {"phase": "training", "step": told(out)}
+    committing = any((path / SUMS).exists() or (path / "manifest.json").exists() for path in left)
+    return {"phase": "committing" if committing else "writing", "step": int(left[-1].name.split(".")[1])}
+
+
+def same(one: Path, other: Path, step: int) -> bool:
+    """Whether all parameters are the same bits."""
+    trees = [Run(folder).params(step) for folder in (one, other)]
+    return all(map(np.array_equal, *map(jax.tree.leaves, trees)))
+
+
+def measure(folder: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
+    """All of it, in a folder; ends this script when a start did not load what it should."""
+    data, choose = dataset(folder), random.Random(seed)
+    finish(data, folder / "whole", steps)
+    lives = []
+    for number in range(kills):
+        lives.append(kill(data, folder / "killed", steps, choose))
+        print(f"kill {number + 1} of {kills}: {lives[-1]}", file=sys.stderr, flush=True)
+        if lives[-1]["loaded"] != lives[-1]["newest_whole"]:
+            sys.exit(f"life {number + 1} did not load the newest whole checkpoint: {lives[-1]}")
+    finish(data, folder / "killed", steps)
+    counts = collections.Counter(life["phase"] for life in lives)
+    equal = same(folder / "whole", folder / "killed", steps)
+    return {"kills": lives, "phases": {name: counts[name] for name in PHASES}, "steps": steps, "same_bits": equal}
+
+
+def page(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    counts = results["phases"]
+    saving = counts["writing"] + counts["committing"]
+    return "\n".join(
+        [
+            "# Killed and gone on with",
+            "",
+            f"`python -m bench.kill`: {len(results['kills'])} times SIGKILL to a training of nano that saves all the "
+            f"time ({results['steps']} steps).",
+            "",
+            "| at the kill it was | times |",
+            "|---|---|",
+            *[f"| {name} | {counts[name]} |" for name in PHASES],
+            "",
+            f"{saving} kills came between the start of a save and its commit (50 or more were wanted). Every start "
+            "loaded the newest whole",
+            "checkpoint by itself. The parameters at the end are "
+            + ("**the same bits** as" if results["same_bits"] else "**NOT the same** as")
+            + " those of a training never killed.",
+            "",
+            common.described(results["machine"]),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Writes docs/benchmarks/kill.json and .md."""
+    machine = common.machine(("jax", "flax", "optax", "orbax-checkpoint"))
+    with tempfile.TemporaryDirectory() as folder:
+        results = {"machine": machine, **measure(Path(folder), KILLS, STEPS, SEED)}
+    common.write("kill", results, page(results))
+    if not results["same_bits"]:
+        sys.exit("the parameters differ")
+
+
+if __name__ == "__main__":
+    main()

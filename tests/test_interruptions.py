@@ -1,0 +1,148 @@
+"""Whatever ends a training, the same command goes on from its newest whole checkpoint: real processes, real signals."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import pytest
+import tiny
+from hosts import Hosts, told
+from rig import STEPS, Rig
+
+from bench import kill
+from jaxtempl import batches, train
+from jaxtempl.config import ROOT, tokenizer_path
+from jaxtempl.dataset import Dataset
+from jaxtempl.errors import UserError
+from jaxtempl.interrupt import Interrupted
+from jaxtempl.run import Run
+from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.train import Plan
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny.dataset(tmp_path_factory.mktemp("interruptions") / "made")
+
+
+def same(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_five_kills_lose_nothing(tmp_path: Path) -> None:
+    results = kill.measure(tmp_path, kills=5, steps=24, seed=3)
+    assert len(results["kills"]) == sum(results["phases"].values()) == 5
+    assert results["same_bits"]
+
+
+def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
+    common = ("--size=nano", f"--data={data.folder}", "--batch=4", "--steps=500", "--save_every=500")
+    return ("adapt", *common, f"--out={out}", *flags)
+
+
+def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Hosts(tmp_path, 1, *adapt(data, out), devices=1) as hosts:
+        hosts.wait_until(lambda: len(told(out)) > 2)
+        hosts.signal(0, signal.SIGTERM)
+        assert hosts.codes(30) == [75], hosts.said(0)
+    done = Run(out).checkpoints.resumable()
+    assert done == max(told(out))
+    assert hosts.said(0).splitlines()[-1] == f"stopped after step {done}, as asked; the same command goes on from there"
+
+
+def test_a_second_sigterm_ends_at_once() -> None:
+    script = """
+import os, signal
+from jaxtempl.interrupt import Terminator
+with Terminator() as terminator:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(terminator.asked, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "True\n"
+    assert "a second one ends at once" in done.stderr
+
+
+def test_several_wishes_stop_where_all_is_saved(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    with pytest.raises(Interrupted, match="stopped after step 2, as asked"):
+        rig.fit(rig.fresh(), stopping=lambda: len(rig.lines()) >= 1 if (tmp_path / "metrics.jsonl").exists() else False)
+    assert rig.checkpoints.resumable() == 2
+    whole = Rig(tmp_path / "whole")
+    same(rig.fit(train.resume(rig.fresh(), rig.checkpoints, 2)), whole.fit(whole.fresh()))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = Rig(tmp_path)
+    rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    assert rig.checkpoints.steps("recovery") == [4, 5]
+    victim = max((tmp_path / "checkpoints" / "5" / "optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(bytes(content))
+    again = Rig(tmp_path)
+    assert again.checkpoints.resumable() == 4
+    told = capsys.readouterr().err
+    assert f"5 is damaged: optimizer/{victim.relative_to(tmp_path / 'checkpoints' / '5' / 'optimizer')} differ" in told
+    assert "going back to the one before" in told
+    with pytest.raises(UserError, match=victim.name):
+        again.checkpoints.optimizer(5, {})
+
+
+def test_as_many_recoveries_are_kept_as_is_asked(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.checkpoints.keep = 3
+    rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    assert rig.checkpoints.steps("recovery") == [3, 4, 5]
+
+
+def test_no_room_is_one_line_and_older_checkpoints_are_whole(data: Dataset, tmp_path: Path) -> None:
+    """A limit on the size of files is what a full disk is to the writer: a write that fails."""
+    out, flags = tmp_path / "run", ("--recover_minutes=0", "--keep=9")
+    with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1) as hosts:
+        hosts.wait_until(lambda: len(told(out)) > 2)
+        hosts.signal(0, signal.SIGTERM)
+        assert hosts.codes(30) == [75]
+    steps = Run(out).checkpoints.steps()
+    limit = ("sh", "-c", 'ulimit -f 2048; exec "$@"', "sh")  # 1 MB, which the embedding does not fit in
+    with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1, prefix=limit) as hosts:
+        assert hosts.codes(60) == [1]
+    (said,) = [line for line in hosts.said(0).splitlines() if line.startswith("error: ")]
+    assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are whole" in said
+    assert Run(out).checkpoints.steps() == steps
+    assert Run(out).checkpoints.resumable() == steps[-1]
+
+
+def test_the_order_of_the_files_on_the_disk_changes_no_batch(data: Dataset, tmp_path: Path) -> None:
+    for path in sorted(data.folder.rglob("*"), reverse=True):
+        if path.is_file():
+            copy = tmp_path / "copy" / path.relative_to(data.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    tokenizer = Tokenizer(tokenizer_path("nano"))
+    streams = [
+        batches.row_batches([(each.rows(tokenizer, "train"), None)], 8, 2, seed=1)
+        for each in (data, Dataset(tmp_path / "copy"))
+    ]
+    same(*[[[dict(part) for part in stream[step]] for step in range(4)] for stream in streams])
+
+
+def test_readers_and_prefetch_change_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"tokens": np.full(4, i, np.uint16), "segments": np.ones(4, np.uint16)} for i in range(40)]
+    stream = batches.row_batches([(rows, None)], 8, 2, seed=1)
+    plain = [stream[step] for step in range(3, 9)]
+    for threads, ahead in ((1, 1), (7, 50), (0, 0)):
+        monkeypatch.setattr(batches, "WORKERS", grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        same([[dict(part) for part in batch] for batch in batches.from_step(stream, 3, 9)], plain)
