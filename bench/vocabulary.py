@@ -1,8 +1,8 @@
 """What a gradient takes beside parameters, rows and gradients as the vocabulary grows: `python -m bench.vocabulary`.
 
 Compiles the gradient of 410m at 4 rows of 2,048 tokens, bfloat16, with the chunked loss in the parts of a CPU and in
-those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. On an accelerator its own compiler
-is asked, and the page is `vocabulary_gpu`.
+those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. Where there is an accelerator,
+its compiler is asked, and the page is `vocabulary_gpu`.
 """
 
 import dataclasses
@@ -57,7 +57,8 @@ def page(results: dict[str, Any]) -> str:
             "# Memory against vocabulary",
             "",
             f"{SIZE} with other vocabularies, {ROWS} x {LENGTH:,} tokens, bfloat16, layers computed again. GB that the",
-            f"gradient holds beside parameters, rows and gradients, as XLA for {results['device']} plans it; nothing was run.",
+            f"gradient holds beside parameters, rows and gradients, as XLA plans it for {results['device']}; nothing",
+            "was run.",
             "`python -m bench.vocabulary` repeats it.",
             "",
             f"| vocabulary | {' | '.join(LOSSES.values())} |",

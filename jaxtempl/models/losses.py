@@ -83,6 +83,7 @@ def _losses(
     return highest + jnp.log(total) - partition.picked(logits, targets), powers, total
 
 
+@jax.named_scope("loss")
 def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array) -> tuple[Array, Gradients]:
     def chunk(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         (loss, d_kernel), (hidden, targets, weights) = carry, part
