@@ -67,7 +67,12 @@ class TookTooLongError(ChildError):
 
 
 def alone(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> dict[str, Any]:
-    """What `python -m MODULE ARGUMENTS` prints last, as JSON; in the environment that `bin/` gives to training.
+    """What a process of its own prints last, as JSON; see `said`."""
+    return json.loads(said(module, *arguments, seconds=seconds, **environment).splitlines()[-1])
+
+
+def said(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> str:
+    """What `python -m MODULE ARGUMENTS` prints, in the environment that `bin/` gives to training.
 
     Args:
         module: to run, in a process of its own.
@@ -90,14 +95,14 @@ def alone(module: str, *arguments: str, seconds: float | None = None, **environm
         start_new_session=True,
     )
     try:
-        said, error = process.communicate(timeout=seconds)
+        printed, error = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise TookTooLongError(f"took more than {seconds:.0f} seconds") from None
     if process.returncode:
         raise ChildError(error)
-    return json.loads(said.splitlines()[-1])
+    return printed
 
 
 def save(name: str, results: dict[str, Any], markdown: str) -> None:

@@ -12,7 +12,7 @@ from bench.common import ChildError, TookTooLongError
 from jaxtempl import files, flops
 
 LENGTH, UPDATE = 2048, 64  # tokens of a row, rows an update
-WARM, STEPS = 2, 5  # updates of a process before those that are timed, and those
+WARM, STEPS = 1, 4  # updates of a process before those that are timed, and those
 LIMIT = 240.0  # seconds that a process may take
 AIMS = {"410m": 163_000, "1.4b": 54_000, "2.8b": 29_000}  # tokens a second on one H200
 RATIO = 1.3  # of torch's speed, wanted

@@ -18,6 +18,7 @@ import numpy as np
 
 FLAGS = "--xla_gpu_enable_command_buffer="  # none: a kernel that runs inside of one is not told apart
 MICROBATCHES, UPDATES, LENGTH, SHOWN = 2, 3, 2048, 40
+DEVICE_LINES = ("Stream", "XLA Ops")  # of a trace on a GPU, on a TPU
 MODULES = {"jit_update": "optimizer", "jit_add": "sum of gradients"}
 KINDS = {  # by what the name of a kernel, its instruction or its source has in it, the first that fits
     "attention": ("fmha", "flash", "sdpa", "cudnn", "splash"),
@@ -57,23 +58,32 @@ class Kernel(NamedTuple):
 
 
 def kernels(folder: Path, sources: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Kernel, float]]:
-    """Every kernel of a trace that XLA's code has called, and its seconds.
+    """Every kernel of a trace, and its seconds.
 
     Args:
         folder: that the trace was written to.
         sources: of each compiled function's instructions, from `sources_of`.
     """
+    for event in _events(folder):
+        stats = {str(name): str(value) for name, value in event.stats}
+        module, operation = stats.get("hlo_module", "").split("(")[0], stats.get("hlo_op", "")
+        source = sources.get(module, {}).get(operation, "")
+        yield Kernel(event.name, module, operation, source), event.duration_ns / 1e9
+
+
+def _events(folder: Path) -> Iterator[Any]:
+    """What ran on a device; on the CPU, which is none of its own, what XLA's code says that it ran."""
     from jax.profiler import ProfileData
 
     (path,) = folder.rglob("*.xplane.pb")
     planes = list(ProfileData.from_file(str(path)).planes)
-    devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    for event in (event for plane in devices or planes for line in plane.lines for event in line.events):
-        stats = {str(name): str(value) for name, value in event.stats}
-        if "hlo_module" in stats and not stats.get("hlo_op", "while").startswith("while"):  # which holds others
-            module = stats["hlo_module"].split("(")[0]
-            source = sources.get(module, {}).get(stats["hlo_op"], "")
-            yield Kernel(event.name, module, stats["hlo_op"], source), event.duration_ns / 1e9
+    lines = [line for plane in planes if plane.name.startswith("/device:") for line in plane.lines]
+    if lines:
+        yield from (event for line in lines if line.name.startswith(DEVICE_LINES) for event in line.events)
+    for event in (event for plane in planes if not lines for line in plane.lines for event in line.events):
+        operation = next((str(value) for name, value in event.stats if name == "hlo_op"), "while")
+        if not operation.startswith("while"):  # which holds others
+            yield event
 
 
 def sources_of(program: str) -> dict[str, str]:

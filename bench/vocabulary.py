@@ -76,15 +76,13 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Compiles and writes docs/benchmarks/vocabulary.json and .md."""
-    machine = common.machine(("jax", "flax", "optax"))
-    rows: list[dict[str, Any]] = []
+    """Compiles and writes docs/benchmarks/vocabulary.json and .md, as far as it is, after each vocabulary."""
+    machine, device = common.machine(("jax", "flax", "optax")), jax.devices()[0]
+    results: dict[str, Any] = {"machine": machine, "device": device.device_kind, "size": SIZE, "length": LENGTH}
+    results["rows"] = list[dict[str, Any]]()
     for vocabulary in VOCABULARIES:
-        rows.append({"vocabulary": vocabulary, "temporary_bytes": dict(temporary(vocabulary))})
-        print(rows[-1], flush=True)
-    device = jax.devices()[0]
-    results = {"machine": machine, "device": device.device_kind, "size": SIZE, "length": LENGTH, "rows": rows}
-    common.write("vocabulary" if device.platform == "cpu" else "vocabulary_gpu", results, page(results))
+        results["rows"].append({"vocabulary": vocabulary, "temporary_bytes": dict(temporary(vocabulary))})
+        common.write("vocabulary" if device.platform == "cpu" else "vocabulary_gpu", results, page(results))
 
 
 if __name__ == "__main__":
