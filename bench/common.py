@@ -1,8 +1,12 @@
 """What every benchmark shares: where data lies, what machine this is, and how results are written."""
 
 import importlib.metadata
+import json
 import os
 import platform
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,10 +58,62 @@ def described(machine: dict[str, Any]) -> str:
     )
 
 
-def write(name: str, results: dict[str, Any], markdown: str) -> None:
+class ChildError(Exception):
+    """What a process that ended with an error said."""
+
+
+class TookTooLongError(ChildError):
+    """It was ended."""
+
+
+def alone(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> dict[str, Any]:
+    """What a process of its own prints last, as JSON; see `said`."""
+    return json.loads(said(module, *arguments, seconds=seconds, **environment).splitlines()[-1])
+
+
+def said(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> str:
+    """What `python -m MODULE ARGUMENTS` prints, in the environment that `bin/` gives to training.
+
+    Args:
+        module: to run, in a process of its own.
+        arguments: of its command line.
+        seconds: after which it is ended, with all that it started.
+        environment: variables of it beside this process's.
+
+    Raises:
+        ChildError: it ended with an error, or was ended.
+    """
+    script = '. bin/environment.sh; exec "$@"'  # which finds the project by $0
+    command = ["sh", "-c", script, "bin/bench", sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise TookTooLongError(f"took more than {seconds:.0f} seconds") from None
+    if process.returncode:
+        raise ChildError(error)
+    return printed
+
+
+def save(name: str, results: dict[str, Any], markdown: str) -> None:
     """Writes `docs/benchmarks/<name>.json` and the page beside it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     files.write_json(RESULTS / f"{name}.json", results)
     with files.atomic_file(RESULTS / f"{name}.md") as temporary:
         temporary.write_text(markdown)
+
+
+def write(name: str, results: dict[str, Any], markdown: str) -> None:
+    """The same, and prints the page."""
+    save(name, results, markdown)
     print(markdown)

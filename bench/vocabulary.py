@@ -1,8 +1,8 @@
 """What a gradient takes beside parameters, rows and gradients as the vocabulary grows: `python -m bench.vocabulary`.
 
 Compiles the gradient of 410m at 4 rows of 2,048 tokens, bfloat16, with the chunked loss in the parts of a CPU and in
-those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. On an accelerator its own
-compiler is asked, and the page is `vocabulary_gpu`.
+those of an accelerator, and with a plain loss whose logits are whole. Nothing is run. Where there is an accelerator,
+its compiler is asked, and the page is `vocabulary_gpu`.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def page(results: dict[str, Any]) -> str:
             "# Memory against vocabulary",
             "",
             f"{SIZE} with other vocabularies, {ROWS} x {LENGTH:,} tokens, bfloat16, layers computed again. GB that the",
-            f"gradient holds beside parameters, rows and gradients, as XLA for {results['device']} plans it; nothing",
+            f"gradient holds beside parameters, rows and gradients, as XLA plans it for {results['device']}; nothing",
             "was run.",
             "`python -m bench.vocabulary` repeats it.",
             "",
@@ -78,15 +78,13 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Compiles and writes docs/benchmarks/vocabulary.json and .md."""
-    machine = common.machine(("jax", "flax", "optax"))
-    rows: list[dict[str, Any]] = []
+    """Compiles and writes docs/benchmarks/vocabulary.json and .md, as far as it is, after each vocabulary."""
+    machine, device = common.machine(("jax", "flax", "optax")), jax.devices()[0]
+    results: dict[str, Any] = {"machine": machine, "device": device.device_kind, "size": SIZE, "length": LENGTH}
+    results["rows"] = list[dict[str, Any]]()
     for vocabulary in VOCABULARIES:
-        rows.append({"vocabulary": vocabulary, "temporary_bytes": dict(temporary(vocabulary))})
-        print(rows[-1], flush=True)
-    device = jax.devices()[0]
-    results = {"machine": machine, "device": device.device_kind, "size": SIZE, "length": LENGTH, "rows": rows}
-    common.write("vocabulary" if device.platform == "cpu" else "vocabulary_gpu", results, page(results))
+        results["rows"].append({"vocabulary": vocabulary, "temporary_bytes": dict(temporary(vocabulary))})
+        common.write("vocabulary" if device.platform == "cpu" else "vocabulary_gpu", results, page(results))
 
 
 if __name__ == "__main__":

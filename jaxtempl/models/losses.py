@@ -96,14 +96,16 @@ def _losses(
     return highest + jnp.log(total) - partition.picked(logits, targets), powers, total
 
 
+@jax.named_scope("loss")
 def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array, platform: str) -> tuple[Array, Gradients]:
     def chunk(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         (loss, d_kernel), (hidden, targets, weights) = carry, part
         losses, powers, total = _losses(_logits(hidden, kernel, platform), targets)
         at = jnp.arange(kernel.shape[1])[None] == partition.own_ids(targets, kernel.shape[1])[:, None]
         d_logits = powers * (weights / total)[:, None] - jnp.where(at, weights[:, None], 0)
-        d_kernel, d_hidden = _backward_product(d_kernel, hidden, kernel, d_logits.astype(hidden.dtype), platform)
-        return (loss + weights @ losses, d_kernel), d_hidden
+        d_logits = d_logits.astype(hidden.dtype)
+        d_kernel = _added(d_kernel, hidden, d_logits, platform)
+        return (loss + weights @ losses, d_kernel), _d_hidden(d_logits, kernel, hidden, platform)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel))
     (loss, d_kernel), d_hidden = jax.lax.scan(
@@ -113,23 +115,30 @@ def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array, platf
     return loss, (jnp.moveaxis(by_row, 0, 1).reshape(hidden.shape), d_kernel)
 
 
-def _backward_product(
-    d_kernel: Float[Array, "D V"],
-    hidden: Float[Array, "T D"],
-    kernel: Float[Array, "D V"],
-    d_logits: Float[Array, "T V"],
-    platform: str,
-) -> tuple[Float[Array, "D V"], Float[Array, "T D"]]:
-    """`d_kernel` with a chunk's added in place, and that of its hidden states."""
-    count = _count(kernel.shape[0], kernel.shape[1], platform)
+def _d_hidden(
+    d_logits: Float[Array, "T V"], kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], platform: str
+) -> Float[Array, "T D"]:
+    """By rows of the kernel where these have to be converted."""
+    count = 1 if hidden.dtype == kernel.dtype else _count(kernel.shape[0], kernel.shape[1], platform)
 
-    def rows(d_kernel: Array, index: Array) -> tuple[Array, Array]:
-        d_hidden = _product(d_logits, _part(kernel, index, count).T).astype(hidden.dtype)
+    def multiply(_: None, index: Array) -> tuple[None, Array]:
+        return None, _product(d_logits, _part(kernel, index, count).T).astype(hidden.dtype)
+
+    parts = jax.lax.scan(multiply, None, jnp.arange(count), unroll=count == 1)[1]
+    return jnp.moveaxis(parts, 0, 1).reshape(hidden.shape)
+
+
+def _added(
+    d_kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], d_logits: Float[Array, "T V"], platform: str
+) -> Float[Array, "D V"]:
+    """With a chunk's, in place, by rows."""
+    count = _count(d_kernel.shape[0], d_kernel.shape[1], platform)
+
+    def add(d_kernel: Array, index: Array) -> tuple[Array, None]:
         new = _part(d_kernel, index, count) + _product(_part(hidden, index, count, 1).T, d_logits)
-        return jax.lax.dynamic_update_slice_in_dim(d_kernel, new, index * len(new), 0), d_hidden
+        return jax.lax.dynamic_update_slice_in_dim(d_kernel, new, index * len(new), 0), None
 
-    d_kernel, d_hidden = jax.lax.scan(rows, d_kernel, jnp.arange(count), unroll=count == 1)
-    return d_kernel, jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
+    return jax.lax.scan(add, d_kernel, jnp.arange(count), unroll=count == 1)[0]
 
 
 def _backward(platform: str, gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None]:

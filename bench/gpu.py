@@ -1,0 +1,250 @@
+"""All that is to be learnt on a GPU, in 25 minutes: `python -m bench.gpu [--parts=PART,...] [--out=DIR]`.
+
+Each part has so many minutes, so that a slow one does not eat the others, and what is found is saved as it is found,
+under docs/benchmarks/ and in --out. Measurements that are there are not made again, so a visit that was cut off goes
+on with the same command; `--parts` names what is still to be done.
+
+| part | minutes | what it finds |
+|---|---|---|
+| `parity` | 3 | flash attention beside XLA's, the chunked loss beside the plain one, bfloat16 beside float32 |
+| `ceilings` | 1 | what this device's matrix products and memory reach by themselves |
+| `fit` | 8 | microbatches and rematerialisations that fit, and their speed, at each size |
+| `beside` | 7 | the fastest of each size beside torch |
+| `profile` | 2 | where 410m's time goes, by kind of kernel |
+| `flags` | 3 | 410m with flags of XLA's that may help |
+| `vocabulary` | 1 | memory against vocabulary, from this device's compiler |
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import common, train_gpu
+from bench.common import ChildError
+from bench.measured import AIMS, ENVIRONMENT, Clock, Results
+from jaxtempl import files
+
+MINUTES = {"parity": 3, "ceilings": 1, "fit": 8, "beside": 7, "profile": 2, "flags": 3, "vocabulary": 1}
+SAVED = ("gpu", "train_gpu", "profile_gpu", "vocabulary_gpu")
+SIZE = "410m"  # of parity, profile and flags
+FLAGS = (
+    "--xla_gpu_enable_triton_gemm=false",
+    "--xla_gpu_enable_latency_hiding_scheduler=true",
+    "--xla_gpu_enable_command_buffer=",
+    "--xla_gpu_enable_cublaslt=true",
+    "--xla_gpu_enable_while_loop_unrolling=WHILE_LOOP_UNROLLING_DOUBLE_BUFFER",
+)
+
+
+class Visit:
+    """What a visit has found, saved as it goes.
+
+    Args:
+        rows: a .npy file of token rows, or nothing for random tokens.
+        out: a folder that gets a copy of everything, or None.
+    """
+
+    def __init__(self, rows: str, out: Path | None) -> None:
+        self._out = out
+        path = common.RESULTS / "gpu.json"
+        self.found: dict[str, Any] = files.read_json(path) if path.exists() else {}
+        self.results = Results(rows, self.copy)
+
+    def tell(self, name: str, ask: Callable[[], Any]) -> None:
+        """Keeps what is found, or why it was not."""
+        try:
+            self.found[name] = ask()
+        except ChildError as error:
+            self.found[name] = {"error": str(error)[-2000:]}
+        common.save("gpu", self.found, page(self.found))
+        self.copy()
+
+    def copy(self) -> None:
+        """Into the folder that was named."""
+        if self._out:
+            self._out.mkdir(parents=True, exist_ok=True)
+            for path in (common.RESULTS / f"{name}.{kind}" for name in SAVED for kind in ("json", "md")):
+                if path.exists():
+                    shutil.copy(path, self._out)
+
+
+def parity(visit: Visit, clock: Clock) -> None:
+    """Each check in a process of its own."""
+    for name in ("precision", "loss"):
+        visit.tell(name, lambda name=name: _child(name, clock))
+    visit.tell("attention", lambda: _said("bench.attention", clock=clock).splitlines())
+
+
+def ceilings(visit: Visit, clock: Clock) -> None:
+    """In a process of its own."""
+    visit.tell("ceilings", lambda: _child("ceilings", clock))
+
+
+def fit(visit: Visit, clock: Clock) -> None:
+    """Of each size, with a share of the time."""
+    for left, size in zip(range(len(AIMS), 0, -1), AIMS, strict=True):
+        train_gpu.fit(visit.results, size, Clock(clock.left / left))
+
+
+def beside(visit: Visit, clock: Clock) -> None:
+    """Of each size, with a share of the time."""
+    for left, size in zip(range(len(AIMS), 0, -1), AIMS, strict=True):
+        train_gpu.beside(visit.results, size, Clock(clock.left / left))
+
+
+def profile(visit: Visit, clock: Clock) -> None:
+    """Of the fastest."""
+    best = visit.results.fastest("jaxtempl", SIZE)
+    if best:
+        asked = ("bench.profile_gpu", best.size, str(best.rows), best.remat)
+        visit.tell("profile", lambda: f"{len(_said(*asked, clock=clock))} characters on a page of its own")
+
+
+def flags(visit: Visit, clock: Clock) -> None:
+    """With the fastest."""
+    best = visit.results.fastest("jaxtempl", SIZE)
+    for some in FLAGS:
+        if best:
+            visit.results.measure(best._replace(flags=some), clock)
+
+
+def vocabulary(visit: Visit, clock: Clock) -> None:
+    """As far as time allows; it saves what it has."""
+    visit.tell("vocabulary", lambda: f"{len(_said('bench.vocabulary', clock=clock))} characters on a page of its own")
+
+
+PARTS = {p.__name__: p for p in (parity, ceilings, fit, beside, profile, flags, vocabulary)}
+
+
+def _said(module: str, *arguments: str, clock: Clock) -> str:
+    return common.said(module, *arguments, seconds=clock.left, **ENVIRONMENT)
+
+
+def _child(name: str, clock: Clock) -> dict[str, Any]:
+    return json.loads(_said("bench.gpu", f"--child={name}", clock=clock).splitlines()[-1])
+
+
+def precision(size: str = SIZE, length: int = 2048) -> dict[str, Any]:
+    """Loss and gradient of one row in bfloat16 beside float32."""
+    import jax
+    import jax.numpy as jnp
+
+    found = {name: _gradient(size, length, name) for name in ("fp32", "bf16")}
+    whole, half = (total.gradient for total in found.values())
+    apart = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), half, whole)
+    squares = jax.tree.map(lambda a: jnp.sum(a**2), whole)
+    named = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: float(jnp.sqrt(a / b)), apart, squares))
+    worst, leaf = max((value, jax.tree_util.keystr(keys)) for keys, value in named)
+    distance = float(jnp.sqrt(sum(jax.tree.leaves(apart)) / sum(jax.tree.leaves(squares))))
+    losses = {name: float(total.sums["loss"] / total.sums["weight"]) for name, total in found.items()}
+    return {"loss": losses, "gradient_apart": distance, "worst_leaf": leaf, "worst_apart": worst}
+
+
+def _gradient(size: str, length: int, name: str) -> Any:
+    """Of one random row; float32 is not computed in TF32."""
+    import jax
+    import numpy as np
+
+    from bench import steps
+    from jaxtempl import optim, partition, tasks, train
+    from jaxtempl import precision as precisions
+    from jaxtempl.config import AdaptConfig
+    from jaxtempl.models import build
+    from jaxtempl.partition import Shape
+
+    a, mesh = steps.architecture(size), partition.make_mesh(Shape(1, 1, 1))
+    params, optimizer = build.random_params(a, a.vocabulary, 0), optim.adamw(AdaptConfig(rate=1e-3), 10)
+    task = tasks.causal_lm(build.graphdef(a, a.vocabulary, precisions.compute_dtype(name)))
+    functions = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
+    tokens = np.random.default_rng(0).integers(0, a.vocabulary, (1, length)).astype(np.uint16)
+    with jax.default_matmul_precision("highest" if name == "fp32" else "default"):
+        return functions.gradient(params, jax.device_put({"tokens": tokens, "segments": np.ones_like(tokens)}), None)
+
+
+def loss(tokens: int = 8192, width: int = 1024, columns: int = 50_304) -> dict[str, Any]:
+    """The chunked loss in bfloat16 beside the plain one: its value, and its gradients' relative distance."""
+    import jax
+    import jax.numpy as jnp
+
+    from bench.vocabulary import plain_cross_entropy
+    from jaxtempl.models.losses import summed_cross_entropy
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (4, tokens // 4, width)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(keys[1], (width, columns)) * 0.02
+    targets = jax.random.randint(keys[2], hidden.shape[:2], 0, columns)
+    weights = jnp.ones(targets.shape)
+    (ours, gradients), (plain, wanted) = (
+        jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, kernel, targets, weights)
+        for f in (summed_cross_entropy, plain_cross_entropy)
+    )
+    apart = [
+        float(jnp.linalg.norm((a - b).astype(jnp.float32).ravel()) / jnp.linalg.norm(b.astype(jnp.float32).ravel()))
+        for a, b in zip(gradients, wanted, strict=True)
+    ]
+    return {"chunked": float(ours) / tokens, "plain": float(plain) / tokens, "gradients_apart": apart}
+
+
+def reached(side: int = 8192, numbers: int = 2**30, times: int = 10) -> dict[str, Any]:
+    """bfloat16 operations a second of a product of random matrices, and bytes a second read and written."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
+    vector = jnp.ones(numbers, jnp.bfloat16)
+    product, double = jax.jit(jnp.matmul), jax.jit(lambda x: x * 2)
+    product_seconds = _seconds(lambda: product(matrix, matrix), times)
+    copy_seconds = _seconds(lambda: double(vector), times)
+    return {"operations": 2 * side**3 / product_seconds, "bytes": 4 * numbers / copy_seconds}
+
+
+def _seconds(ask: Callable[[], Any], times: int) -> float:
+    """Of one of several calls in a row, after one that compiles and warms up."""
+    ask().block_until_ready()
+    start = time.perf_counter()
+    for _ in range(times - 1):
+        ask()
+    ask().block_until_ready()
+    return (time.perf_counter() - start) / times
+
+
+CHILDREN: dict[str, Callable[[], dict[str, Any]]] = {"precision": precision, "loss": loss, "ceilings": reached}
+
+
+def page(found: dict[str, Any]) -> str:
+    """All but what has pages of its own."""
+    told = {name: value for name, value in found.items() if value and name != "format"}
+    lines = [f"## {name}\n\n```json\n{json.dumps(value, indent=1)}\n```\n" for name, value in told.items()]
+    about = "Beside `train_gpu.md`, `profile_gpu.md` and `vocabulary_gpu.md`. `python -m bench.gpu` repeats it."
+    return "\n".join(["# What a visit to a GPU found", "", about, "", *lines])
+
+
+def main() -> None:
+    """Does the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, in order (default: all)")
+    parser.add_argument("--rows", default="", help=".npy file of token rows (default: random tokens)")
+    parser.add_argument("--out", type=Path, help="folder for copies of what is found")
+    parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        print(json.dumps(CHILDREN[asked.child]()))
+        return
+    names = asked.parts.split(",")
+    if set(names) - set(PARTS):
+        parser.error(f"--parts={asked.parts} has others than {', '.join(PARTS)}")
+    if train_gpu.device()["platform"] == "cpu":
+        parser.error("this machine has no accelerator, or jax does not see it")
+    visit, start = Visit(asked.rows, asked.out), time.monotonic()
+    visit.tell("machine", lambda: common.machine(("jax", "jaxlib", "torch", "transformers")))
+    for name in names:
+        PARTS[name](visit, Clock(60 * MINUTES[name]))
+        print(f"{name} done after {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+
+
+if __name__ == "__main__":
+    main()
