@@ -102,6 +102,8 @@ def _launched() -> bool:
 
 def _initialize(config: TrainConfig) -> None:
     given = (config.coordinator, config.num_processes, config.process_id) if config.coordinator else (None, None, None)
+    alone = f"the other processes did not come within {START_SECONDS} s; check --coordinator, and start all of them"
+    _on_abort(lambda: _exit(alone))  # JAX aborts where the main process does not come
     try:
         jax.distributed.initialize(
             *given,
@@ -110,11 +112,10 @@ def _initialize(config: TrainConfig) -> None:
             heartbeat_timeout_seconds=3 * SILENT_SECONDS,  # ours is sooner, and says who
             shutdown_timeout_seconds=SILENT_SECONDS,
         )
+    except jax.errors.JaxRuntimeError:
+        raise UserError(alone) from None
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the processes of this training did not find each other: {_line(error)}; "
-            "check --coordinator, and that all processes were started"
-        ) from None
+        raise UserError(f"the processes of this training are not known: {_line(error)}") from None
 
 
 def _local_devices() -> list[int] | None:
@@ -193,7 +194,7 @@ class _Watch:
         self._heard: dict[str, tuple[str, float]] = {}
         self._hosts = dict(enumerate(gathered(socket.gethostname())))
         self._own = ""  # why this process itself fails
-        self._handler = _on_abort(self._aborted)
+        _on_abort(self._aborted)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def tell(self, message: str) -> None:
@@ -247,13 +248,20 @@ class _Watch:
 
     def _aborted(self) -> None:
         """The last words when JAX itself ends this process, as it does once the main one is gone."""
-        if not self._ended.is_set():
-            print(f"error: {self._own or self._gone(0, 'is gone')}", file=sys.stderr, flush=True)
-        os._exit(1)
+        _exit("" if self._ended.is_set() else self._own or self._gone(0, "is gone"))
 
 
-def _on_abort(last: Callable[[], None]) -> Any:
-    """Calls `last` when C++ code aborts this process; what it gives must be kept for as long."""
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: last())
-    ctypes.CDLL(None).signal(signal.SIGABRT, handler)  # Python's own handlers wait for the main thread, which is stuck
-    return handler
+def _exit(why: str) -> None:
+    """Ends the process at once, whatever its threads wait for."""
+    if why:
+        print(f"error: {why}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+_handlers: list[Any] = []  # ctypes frees what nothing holds
+
+
+def _on_abort(last: Callable[[], None]) -> None:
+    """Calls `last` when C++ aborts this process; Python's own handlers wait for the main thread, which is stuck."""
+    _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: last()))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])

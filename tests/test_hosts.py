@@ -4,6 +4,8 @@ import contextlib
 import functools
 import importlib.util
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hosts import Hosts, told
 
 from jaxtempl import batches, cluster, files, launch, partition
 from jaxtempl.batches import Contexts, Share
-from jaxtempl.config import AdaptConfig, tokenizer_path
+from jaxtempl.config import ROOT, AdaptConfig, tokenizer_path
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.partition import Shape
@@ -164,6 +166,19 @@ def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytes
     first, second = (read[:] for part in parts if (read.clear(), part[3]))
     assert len(first) + len(second) == 12
     assert not set(first) & set(second)
+
+
+def test_a_process_whose_others_do_not_come_says_so() -> None:
+    script = """
+from jaxtempl import cluster
+from jaxtempl.config import AdaptConfig
+cluster.START_SECONDS = 2
+with cluster.joined(AdaptConfig(coordinator="localhost:1", num_processes=2, process_id=1)):
+    print("here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("error: the other processes did not come within 2 s; check")
 
 
 def test_several_processes_leave_no_device_out(monkeypatch: pytest.MonkeyPatch) -> None:
