@@ -1,11 +1,12 @@
 """Phase 1: further causal language modelling on packed rows of transcripts (paper section 4.2)."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxtempl import batches, config, launch, run, start, tasks
+from jaxtempl import batches, cluster, config, launch, partition, run, start, tasks
 from jaxtempl.batches import Batch
 from jaxtempl.config import AdaptConfig
 from jaxtempl.dataset import Dataset
@@ -22,7 +23,14 @@ VALIDATION_ROWS = (
 
 def main(argv: Sequence[str]) -> None:
     """`bin/adapt`."""
-    adapt(config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given)))
+    asked = config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given))
+    if asked.plan:
+        from jaxtempl import plan  # it knows this file
+
+        plan.show(asked)
+        return
+    with cluster.joined(asked):
+        adapt(asked)
 
 
 def adapt(asked: AdaptConfig) -> run.Run:
@@ -31,11 +39,13 @@ def adapt(asked: AdaptConfig) -> run.Run:
     Raises:
         UserError: anything about data, weights or flags that the user can mend.
     """
+    if (asked.device, asked.devices) != ("none", 1):
+        raise UsageError("--device and --devices are of --plan; a training uses what it finds, or --mesh.fsdp=N of it")
     dtype = compute_dtype(asked.precision)
     datasets = [(Dataset(folder), weight) for folder, weight in mixture(asked.data)]
     begin = start.point(asked)
     tokenizer = Tokenizer(begin.tokenizer)
-    length = _row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
+    length = row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
     if asked.recipe == "paper" and length != PAPER_LENGTH:
         raise UserError(
             f"--recipe=paper is of rows of {PAPER_LENGTH} tokens, and --data has {length}; prepare it again"
@@ -48,14 +58,15 @@ def adapt(asked: AdaptConfig) -> run.Run:
     a = begin.architecture
     mesh = launch.mesh(settings, a, a.vocabulary, settings.batch // settings.accumulate)
     validation = datasets[0][0].rows(tokenizer, "validation")
+    own = functools.partial(partition.own_rows, partition.make_mesh(mesh))
     return launch.train_run(
         settings,
         begin,
         launch.Work(
             phase="adapt",
             task=tasks.causal_lm(build.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
-            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed),
-            validation=_validation(validation, settings.batch // settings.accumulate) if len(validation) else None,
+            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed, own),
+            validation=_validation(validation, settings.batch // settings.accumulate, own) if len(validation) else None,
             mesh=mesh,
             dtype=dtype,
             templates=[],
@@ -91,7 +102,12 @@ def _weight(text: str, data: str) -> float:
     return weight
 
 
-def _row_length(datasets: Sequence[Dataset], positions: int) -> int:
+def row_length(datasets: Sequence[Dataset], positions: int) -> int:
+    """Tokens of the datasets' rows.
+
+    Raises:
+        UserError: they differ, or are more than the model has positions.
+    """
     lengths = {dataset.manifest["length"] for dataset in datasets}
     if len(lengths) > 1 or max(lengths) > positions:
         raise UserError(
@@ -101,13 +117,13 @@ def _row_length(datasets: Sequence[Dataset], positions: int) -> int:
     return lengths.pop()
 
 
-def _validation(rows: Sequence[batches.Microbatch], size: int) -> Callable[[], Iterator[Batch]]:
+def _validation(rows: Sequence[batches.Microbatch], size: int, own: batches.Own) -> Callable[[], Iterator[Batch]]:
     """The first rows of the held-out part, the last microbatch filled up with rows that are all padding."""
     count = min(len(rows), VALIDATION_ROWS)
     empty = {key: np.zeros_like(value) for key, value in rows[0].items()}
 
     def batch_from(first: int) -> Batch:
-        part = [rows[i] if i < count else empty for i in range(first, first + size)]
+        part = [rows[i] if i < count else empty for i in first + own(size)]
         return [{key: np.stack([row[key] for row in part]) for key in empty}]
 
     return lambda: map(batch_from, range(0, count, size))

@@ -2,7 +2,7 @@
 
 A batch is a list of microbatches, each a dict of arrays of one of a few fixed shapes; the gradient of a batch is
 that of its rows together, however they are cut. An epoch is a seeded permutation, so any host can make any part
-of any step, and resuming is asking for a later step.
+of any step, and resuming is asking for a later step. Of several processes each makes its own rows alone.
 
 Dims: B rows, L length.
 """
@@ -10,7 +10,7 @@ Dims: B rows, L length.
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import grain
 import numpy as np
@@ -27,6 +27,7 @@ WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 Microbatch = Mapping[str, Shaped[np.ndarray, "..."]]
 Batch = list[Microbatch]
+Own = Callable[[int], Integer[np.ndarray, " own"]]  # of so many rows of a microbatch, those that this process makes
 
 
 class Context(NamedTuple):
@@ -89,7 +90,7 @@ def nested(total: int, count: int, seed: int) -> Integer[np.ndarray, " count"]:
 
 
 def row_batches(
-    sources: Sequence[tuple[Any, float | None]], batch: int, accumulate: int, seed: int
+    sources: Sequence[tuple[Any, float | None]], batch: int, accumulate: int, seed: int, own: Own = np.arange
 ) -> grain.MapDataset:
     """Batches of packed rows by step, out of datasets mixed by weight.
 
@@ -98,6 +99,7 @@ def row_batches(
         batch: rows an update.
         accumulate: equal pieces the rows are computed in.
         seed: of the order of the rows.
+        own: the rows of a piece that are read and made; all of them unless it is given.
 
     Raises:
         UserError: `accumulate` does not divide `batch`, or a source has no rows.
@@ -106,8 +108,30 @@ def row_batches(
         raise UserError(f"--accumulate={accumulate} does not divide --batch={batch}; choose one that does")
     if not all(len(rows) for rows, _ in sources):
         raise UserError("a dataset of --data has no packed training rows; prepare it again with more text")
-    mixed = _mixed(sources, seed)
-    return mixed.batch(batch, batch_fn=functools.partial(_stack, pieces=accumulate))
+    size = batch // accumulate
+    places = [piece * size + int(row) for piece in range(accumulate) for row in own(size)]
+    picked = grain.MapDataset.source(_Picked(_mixed(sources, seed), batch, places))
+    return picked.batch(len(places), batch_fn=functools.partial(_stack, pieces=accumulate))
+
+
+class _Picked(Sequence[Microbatch]):
+    """The rows at some places of each batch."""
+
+    def __init__(self, rows: Any, batch: int, places: Sequence[int]) -> None:
+        self._rows, self._batch, self._places = rows, batch, places
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._batch * len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Microbatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Microbatch]: ...
+    def __getitem__(self, index: int | slice) -> Microbatch | Sequence[Microbatch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        step, place = divmod(index, len(self._places))
+        return self._rows[step * self._batch + self._places[place]]
 
 
 def _mixed(sources: Sequence[tuple[Any, float | None]], seed: int) -> grain.MapDataset:
@@ -122,7 +146,24 @@ def _stack(rows: Sequence[Microbatch], pieces: int) -> Batch:
     return [{key: np.stack([row[key] for row in part]) for key in part[0]} for part in parts]
 
 
-def labelled_batches(contexts: Contexts, batch: int, accumulate: int, seed: int, multiple: int = 1) -> grain.MapDataset:
+class Share(NamedTuple):
+    """What one of several processes makes of each batch of contexts.
+
+    Attributes:
+        own: its rows of a microbatch.
+        sizes: tokens of every context, by which all processes cut a batch alike; None where one reads them all.
+    """
+
+    own: Own = np.arange
+    sizes: Integer[np.ndarray, " n"] | None = None
+
+
+EVERYTHING = Share()  # of a process that is alone
+
+
+def labelled_batches(
+    contexts: Contexts, batch: int, accumulate: int, seed: int, multiple: int = 1, share: Share = EVERYTHING
+) -> grain.MapDataset:
     """Batches of labelled contexts by step: one random draw of `batch`, run as microbatches by length.
 
     Args:
@@ -131,16 +172,39 @@ def labelled_batches(contexts: Contexts, batch: int, accumulate: int, seed: int,
         accumulate: a microbatch has at most batch x limit / accumulate tokens.
         seed: of the order of the contexts.
         multiple: of which a microbatch's rows are, so that they can be cut over as many devices.
+        share: of this process.
     """
-    cut = _cutter(contexts, batch, accumulate, multiple)
-    return grain.MapDataset.source(contexts).seed(seed).shuffle().repeat().batch(batch, batch_fn=cut)
+    drawn = grain.MapDataset.source(range(len(contexts))).seed(seed).shuffle().repeat()
+    return drawn.batch(batch, batch_fn=_cutter(contexts, batch, accumulate, multiple, share))
 
 
-def _cutter(contexts: Contexts, batch: int, accumulate: int, multiple: int) -> Callable[[Sequence[Context]], Batch]:
+def labelled_in_order(
+    contexts: Contexts, batch: int, accumulate: int, multiple: int = 1, share: Share = EVERYTHING
+) -> Iterator[Batch]:
+    """All contexts once, in order, `batch` at a time, the last one short; for validation."""
+    cut = _cutter(contexts, batch, accumulate, multiple, share)
+    return iter(grain.MapDataset.source(range(len(contexts))).batch(batch, batch_fn=cut).to_iter_dataset(WORKERS))
+
+
+def _cutter(
+    contexts: Contexts, batch: int, accumulate: int, multiple: int, share: Share
+) -> Callable[[Sequence[int]], Batch]:
     budget = max(batch * contexts.limit // accumulate, contexts.limit)
-    return functools.partial(
-        microbatches, lengths=buckets(contexts.limit), budget=budget, most=batch, multiple=multiple
-    )
+
+    def cut(drawn: Sequence[int]) -> Batch:
+        if share.sizes is None:
+            read = [contexts[index] for index in drawn]
+            return microbatches(read, buckets(contexts.limit), budget, batch, multiple)
+        parts = cuts([int(share.sizes[index]) for index in drawn], buckets(contexts.limit), budget, batch, multiple)
+        return [_part([drawn[place] for place in part.places], part, contexts, share.own) for part in parts]
+
+    return cut
+
+
+def _part(drawn: Sequence[int], part: "Cut", contexts: Contexts, own: Own) -> Microbatch:
+    """This process's rows of a microbatch; only they are read."""
+    rows = own(part.rows)
+    return _pad([contexts[drawn[row]] for row in rows if row < len(drawn)], len(rows), part.length)
 
 
 def buckets(limit: int) -> tuple[int, ...]:
@@ -148,23 +212,37 @@ def buckets(limit: int) -> tuple[int, ...]:
     return (*(length for length in LENGTHS if length < limit), limit)
 
 
-def microbatches(
-    contexts: Sequence[Context], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
-) -> Batch:
-    """Contexts as fixed shapes [budget / L, L], one for each bucket length L, longest first.
+class Cut(NamedTuple):
+    """A microbatch: the places of its contexts in the batch, rows with filler, and tokens of a row."""
+
+    places: list[int]
+    rows: int
+    length: int
+
+
+def cuts(sizes: Sequence[int], lengths: Sequence[int], budget: int, most: int, multiple: int = 1) -> list[Cut]:
+    """Contexts of these sizes as fixed shapes [budget / L, L], one for each bucket length L, longest first.
 
     The free rows of a bucket's last microbatch take the longest contexts of the next bucket, which would cost
     rows of their own otherwise; what is left is filled with rows of weight zero.
     """
-    waiting = sorted(contexts, key=lambda context: -len(context.tokens))
-    batch: Batch = []
+    waiting = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    found: list[Cut] = []
     while waiting:
-        length = next(length for length in lengths if length >= len(waiting[0].tokens))
+        length = next(length for length in lengths if length >= sizes[waiting[0]])
         rows = min(max(budget // length, 1), most)
         rows += -rows % multiple
-        batch.append(_pad(waiting[:rows], rows, length))
+        found.append(Cut(waiting[:rows], rows, length))
         waiting = waiting[rows:]
-    return batch
+    return found
+
+
+def microbatches(
+    contexts: Sequence[Context], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
+) -> Batch:
+    """Contexts cut by their lengths, all their rows."""
+    parts = cuts([len(context.tokens) for context in contexts], lengths, budget, most, multiple)
+    return [_pad([contexts[place] for place in part.places], part.rows, part.length) for part in parts]
 
 
 def _pad(contexts: Sequence[Context], rows: int, length: int) -> Microbatch:
@@ -189,9 +267,3 @@ def steps_in(epochs: float, rows: int, batch: int) -> int:
 def from_step(batches: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
     """Batches `start` to `stop`, made ahead by threads; the same as batches[start], batches[start + 1], ..."""
     return iter(batches[start:stop].to_iter_dataset(WORKERS))
-
-
-def labelled_in_order(contexts: Contexts, batch: int, accumulate: int, multiple: int = 1) -> Iterator[Batch]:
-    """All contexts once, in order, `batch` at a time, the last one short; for validation."""
-    source = grain.MapDataset.source(contexts).batch(batch, batch_fn=_cutter(contexts, batch, accumulate, multiple))
-    return iter(source.to_iter_dataset(WORKERS))

@@ -1,11 +1,18 @@
-"""Checkpoints through Orbax: whole or not there, two kinds, restored exactly.
+"""Checkpoints through Orbax: whole or not there, two kinds, restored exactly, written while training goes on.
 
 `checkpoints/<step>/` holds the items `params`, `optimizer` (recovery checkpoints alone) and `meta`, each of plain
-nested dicts, and a manifest of sha256 sums; a folder without its manifest is torn and never read.
+nested dicts, and a manifest of sha256 sums; a folder without its manifest is torn and never read. Every process writes
+its part into `.<step>.partial` and sums it up there; the main one joins the sums into the manifest and gives the folder
+its name, which is the commit.
 """
 
+import contextlib
+import os
+import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,45 +20,84 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from jaxtempl import files
+from jaxtempl import cluster, files
 from jaxtempl.errors import UserError
 
-KEPT_RECOVERIES = 2
 Kind = Literal["study", "recovery"]
+SUMS = "sums"  # folder of what each process says of its part, until they are joined
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
-    A step is the number of updates done. `study` checkpoints are kept; of `recovery` ones, the newest two.
+    A step is the number of updates done. `study` checkpoints are kept; of `recovery` ones, the newest `keep`.
+
+    Attributes:
+        folder: where they lie.
+        keep: that many.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
+        self.keep = keep
+        self._sound: set[int] = set()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
 
     def steps(self, kind: Kind | None = None) -> list[int]:
-        """Steps of the whole checkpoints, in order; those that hold an optimizer only, for `recovery`."""
+        """Steps of the whole checkpoints, in order; those of one kind, if it is named."""
         found = sorted(int(p.parent.name) for p in self.folder.glob("*/manifest.json") if p.parent.name.isdigit())
         return [s for s in found if kind is None or self._manifest(s)["kind"] == kind]
 
     def save(self, step: int, kind: Kind, params: PyTree, optimizer: PyTree | None, meta: Mapping[str, Any]) -> None:
-        """Writes all items, then the manifest, then gives the folder its name; drops recoveries beyond the newest two.
+        """Copies all items to the host and returns; they are written and committed meanwhile. All processes call it.
 
         A checkpoint takes the place of an older one of the same step.
+
+        Raises:
+            UserError: the save before this one failed.
         """
-        path = self.folder / str(step)
-        with files.atomic_folder(path, replace=True) as temporary:
-            _save_tree(temporary / "params", params)
-            if optimizer is not None:
-                _save_tree(temporary / "optimizer", optimizer)
-            ocp.Checkpointer(ocp.JsonCheckpointHandler()).save(temporary / "meta", dict(meta))
-            files.write_json(temporary / "manifest.json", {"kind": kind, "step": step, "files": files.sums(temporary)})
-        for old in self.steps("recovery")[:-KEPT_RECOVERIES]:
-            shutil.rmtree(self.folder / str(old))
+        self.finish()
+        items: dict[str, Any] = {"params": ocp.args.PyTreeSave(params), "meta": ocp.args.JsonSave(dict(meta))}
+        if optimizer is not None:
+            items["optimizer"] = ocp.args.PyTreeSave(optimizer)
+        partial = (self.folder / f".{step}.partial").resolve()
+        writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        with _told(partial):
+            writer.save(partial, ocp.args.Composite(**items))
+        self._saving = self._thread.submit(self._commit, writer, partial, step, kind)
+
+    def check(self) -> None:
+        """Raises UserError when the save in hand has failed by now."""
+        if self._saving is not None and self._saving.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the save in hand.
+
+        Raises:
+            UserError: it failed: a full disk, no permission.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _commit(self, writer: ocp.AsyncCheckpointer, partial: Path, step: int, kind: Kind) -> None:
+        with _told(partial):
+            with contextlib.closing(writer):
+                writer.wait_until_finished()
+            files.write_json(partial / SUMS / f"{jax.process_index()}.json", {"files": files.sums(partial, _is_own)})
+            cluster.wait_for_all(f"sums of {step}")
+            if cluster.is_main():
+                _join_sums(partial, {"kind": kind, "step": step})
+                files.move_into_place(partial, self.folder / str(step))
+                for old in self.steps("recovery")[: -self.keep]:
+                    shutil.rmtree(self.folder / str(old))
+            cluster.wait_for_all(f"commit of {step}")
 
     def sweep(self) -> None:
-        """Removes what saves that were cut off have left; for the one process that trains here."""
-        for path in self.folder.glob(".*.partial"):
+        """Removes what saves that were cut off have left; for the main process of those that train here."""
+        for path in self.folder.glob(".*.partial*"):
             shutil.rmtree(path)
 
     def params(self, step: int, like: PyTree) -> PyTree:
@@ -64,11 +110,17 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
-        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self._whole(step) / "meta")
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(self._whole(step) / "meta")
 
     def resumable(self) -> int | None:
-        """The newest step that holds an optimizer, or None."""
-        return max((s for s in self.steps() if (self.folder / str(s) / "optimizer").is_dir()), default=None)
+        """The newest undamaged step that holds an optimizer, or None; says which damaged ones it leaves out."""
+        for step in reversed([s for s in self.steps() if (self.folder / str(s) / "optimizer").is_dir()]):
+            wrong = self._damaged(step)
+            if not wrong:
+                return step
+            print(f"{_damage(self.folder / str(step), wrong)}; going back to the one before", file=sys.stderr)
+        return None
 
     def _manifest(self, step: int) -> dict[str, Any]:
         return files.read_json(self.folder / str(step) / "manifest.json")
@@ -78,22 +130,61 @@ class Checkpoints:
         path = self.folder / str(step)
         if step not in self.steps():
             raise UserError(f"{self.folder} has no whole checkpoint {step}; there are {self.steps() or 'none'}")
-        wrong = {n for n, s in self._manifest(step)["files"].items() if not _is(path / n, s)}
+        wrong = self._damaged(step)
         if wrong:
-            raise UserError(
-                f"{path} is damaged: {', '.join(sorted(wrong))} differ from the manifest; "
-                "remove that folder, and the training goes on from the one before"
-            )
+            raise UserError(f"{_damage(path, wrong)}; name another step, or remove that folder")
         return path.resolve()
+
+    def _damaged(self, step: int) -> list[str]:
+        """Files that are not what was written; each process reads its share of them, once."""
+        if step in self._sound:
+            return []
+        sums = sorted(self._manifest(step)["files"].items())
+        own = sums[jax.process_index() :: jax.process_count()]
+        wrong = [name for name, digest in own if not _is(self.folder / str(step) / name, digest)]
+        wrong = [name for said in cluster.gathered("\n".join(wrong)) for name in said.splitlines()]
+        self._sound |= set() if wrong else {step}
+        return wrong
+
+
+def _damage(path: Path, wrong: list[str]) -> str:
+    return f"{path} is damaged: {', '.join(sorted(wrong))} differ from the manifest"
+
+
+@contextlib.contextmanager
+def _told(partial: Path) -> Generator[None]:
+    """A failed save as one line; what is left of it goes with the next start."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, TimeoutError):  # another process has gone, not the disk
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore tells it, after many paths
+        line = os.strerror(int(number.group(1))) if number else next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"checkpoint {partial.name.split('.')[1]} could not be saved in {partial.parent}: {line}; older ones are "
+            "whole: make room or give permission, and start the same command again"
+        ) from error
+
+
+def _is_own(name: str) -> bool:
+    """Whether this process wrote a file: Orbax names a process's own after it, and the main one writes all else."""
+    found = re.search(r"process_(\d+)(/|$)", name)
+    if found:
+        return int(found.group(1)) == jax.process_index()
+    return cluster.is_main() and not name.startswith(f"{SUMS}/")
+
+
+def _join_sums(partial: Path, facts: Mapping[str, Any]) -> None:
+    """The manifest, out of what each process says of its part."""
+    said = [files.read_json(path)["files"] for path in (partial / SUMS).iterdir()]
+    shutil.rmtree(partial / SUMS)
+    sums = {name: digest for part in said for name, digest in part.items()}
+    files.write_json(partial / "manifest.json", {**facts, "files": dict(sorted(sums.items()))})
 
 
 def _is(path: Path, digest: str) -> bool:
     return path.is_file() and files.sha256(path) == digest
-
-
-def _save_tree(path: Path, tree: PyTree) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.resolve(), tree)
 
 
 def _restore_tree(path: Path, like: PyTree) -> PyTree:

@@ -5,18 +5,28 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.interrupt import EXIT_CODE, Interrupted
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Runs a command: 0 when done, 1 for what the user can mend, 2 for a wrong flag, 130 when interrupted."""
+    """Runs a command.
+
+    Returns:
+        0 when done, 1 for what the user can mend, 2 for a wrong flag, 75 when SIGTERM stopped a training that the
+        same command goes on with, 130 when interrupted at the keyboard.
+    """
     _quiet()
     try:
         main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader has gone: say no more
     except OSError as error:  # a folder where a file should be, a full disk, no permission
@@ -30,5 +40,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
 def _quiet() -> None:
     """Keeps libraries' chatter off the screen; errors of theirs still raise."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # a save that failed is told by our own line
     warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax|grain")
+    sys.excepthook = _told_otherwise
+
+
+def _told_otherwise(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Drops what writers of a checkpoint that failed for want of room print one by one; the save itself raises."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

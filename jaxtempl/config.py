@@ -24,10 +24,14 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 Config = TypeVar("Config")
 
 
-def option(default: Any, help: str, flag: str = "", least: int | None = None) -> Any:
-    """A field with a default, the line that `--help` shows for it, its flag if that is not its name, and its bound."""
+def option(default: Any, help: str, flag: str = "", least: int | None = None, told: bool = True) -> Any:
+    """A field with a default, the line that `--help` shows for it, its flag if that is not its name, and its bound.
+
+    One that is not `told` says nothing of a run, and `dump` leaves it out.
+    """
     known = {"help": help, "flag": flag, "least": least}
-    return dataclasses.field(default=default, metadata={k: v for k, v in known.items() if v not in ("", None)})
+    metadata = {k: v for k, v in known.items() if v not in ("", None)}
+    return dataclasses.field(default=default, metadata={**metadata, "told": told})
 
 
 def argument(help: str) -> Any:
@@ -89,9 +93,17 @@ class TrainConfig:
     save_every: int = option(
         0, "updates between study checkpoints, which are kept (adapt: a tenth of them; finetune: all)", least=0
     )
-    recover_minutes: float = option(10.0, "minutes between recovery checkpoints, of which the newest two are kept")
+    recover_minutes: float = option(10.0, "minutes between recovery checkpoints")
+    keep: int = option(2, "recovery checkpoints that are kept, the newest", least=1)
     resume: Literal["auto", "must", "never"] = option("auto", "go on from the run's newest whole checkpoint")
+    tracker: Literal["tensorboard", "mlflow"] = option("tensorboard", "where metrics go beside metrics.jsonl")
+    allow_change: tuple[str, ...] = option(
+        (), "what may differ from the run that is gone on with: a flag, dataset, start, jax, ..."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on accelerators, fp32 on the CPU")
+    coordinator: str = option("", "HOST:PORT of the first of several processes (default: as the launcher says)")
+    num_processes: int = option(0, "processes of this training, with --coordinator", least=0)
+    process_id: int = option(-1, "this one's place among them, from 0, with --coordinator", least=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +114,15 @@ class AdaptConfig(TrainConfig):
     max_steps: int = option(14_500, "most updates when --steps is not given (Table 1)", least=1)
     start: str = option("", "go on from this adapt RUN[@STEP]", "from")
     mask_documents: bool = option(False, "hide the documents of a packed row from each other (the paper does not)")
+    plan: bool = option(False, "run nothing; say what this training needs on --devices of --device", told=False)
+    device: Literal["none", "a10", "a100-40", "a100-80", "h100", "h200", "v5e", "v5p"] = option(
+        "none", "of --plan: of which kind", told=False
+    )
+    devices: int = option(1, "of --plan: how many", least=1, told=False)
+    mfu: float = option(0.0, "of --plan: share of the peak (default: as measured, else 0.4)", least=0, told=False)
+    price: float = option(
+        0.0, "of --plan: dollars for an hour of a device (default: an assumed one)", least=0, told=False
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +221,7 @@ def _check_bound(key: str, value: Any, least: int | None) -> None:
 
 def dump(config: Any) -> str:
     """The resolved config as YAML that `--config` reads again."""
-    values = {_name(f): getattr(config, f.name) for f in dataclasses.fields(config)}
+    values = {_name(f): getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("told", True)}
     plain = {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in values.items()}
     return yaml.safe_dump(plain, sort_keys=False)
 

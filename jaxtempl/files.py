@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sums(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder` but its own manifest, by relative POSIX path, sorted."""
+def sums(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
+    """sha256 of every wanted file below `folder` but its own manifest, by relative POSIX path, sorted."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     relative = ((p.relative_to(folder).as_posix(), p) for p in files)
-    return {name: sha256(path) for name, path in relative if name != "manifest.json"}
+    return {name: sha256(path) for name, path in relative if name != "manifest.json" and wanted(name)}
 
 
 def _temporary(path: Path) -> Path:
@@ -57,12 +57,12 @@ def atomic_folder(path: Path, replace: bool = False) -> Generator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _move_into_place(temporary, path)
+        move_into_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _move_into_place(temporary: Path, path: Path) -> None:
+def move_into_place(temporary: Path, path: Path) -> None:
     """Renames; an older folder of that name is moved aside first and removed last, so a whole one always exists."""
     if not path.exists():
         temporary.rename(path)

@@ -1,20 +1,27 @@
 """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxtempl import batches, config, launch, run, start, tasks
-from jaxtempl.batches import Batch, Contexts
+import jax
+import numpy as np
+
+from jaxtempl import batches, cluster, config, launch, partition, run, start, tasks
+from jaxtempl.batches import EVERYTHING, Batch, Contexts, Share
 from jaxtempl.config import FinetuneConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
 from jaxtempl.models import build
+from jaxtempl.partition import Shape
 from jaxtempl.precision import compute_dtype
 from jaxtempl.tokenizer import Tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
     """`bin/finetune`."""
-    finetune(config.parse(FinetuneConfig, argv, lambda given: start.layers("finetune", given)))
+    settings = config.parse(FinetuneConfig, argv, lambda given: start.layers("finetune", given))
+    with cluster.joined(settings):
+        finetune(settings)
 
 
 def finetune(asked: FinetuneConfig) -> run.Run:
@@ -50,9 +57,9 @@ def finetune(asked: FinetuneConfig) -> run.Run:
             phase="finetune",
             task=tasks.template(build.graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)),
             batches=batches.labelled_batches(
-                contexts, settings.batch, settings.accumulate, settings.seed, multiple=mesh.rows
+                contexts, settings.batch, settings.accumulate, settings.seed, mesh.rows, _share(contexts, mesh)
             ),
-            validation=_validation(held_out, settings, mesh.rows) if (held_out.labels.slot >= 0).any() else None,
+            validation=_validation(held_out, settings, mesh) if (held_out.labels.slot >= 0).any() else None,
             mesh=mesh,
             dtype=dtype,
             templates=dataset.templates,
@@ -66,5 +73,15 @@ def finetune(asked: FinetuneConfig) -> run.Run:
     )
 
 
-def _validation(contexts: Contexts, settings: FinetuneConfig, multiple: int) -> Callable[[], Iterator[Batch]]:
-    return lambda: batches.labelled_in_order(contexts, settings.batch, settings.accumulate, multiple)
+def _share(contexts: Contexts, mesh: Shape) -> Share:
+    """What this process makes of each batch; each of several finds the sizes of its share of the contexts."""
+    processes, own = jax.process_count(), functools.partial(partition.own_rows, partition.make_mesh(mesh))
+    if processes == 1:
+        return EVERYTHING
+    mine = [len(contexts[index].tokens) for index in range(jax.process_index(), len(contexts), processes)]
+    return Share(own, cluster.interleaved(np.array(mine, np.int32), len(contexts)))
+
+
+def _validation(contexts: Contexts, settings: FinetuneConfig, mesh: Shape) -> Callable[[], Iterator[Batch]]:
+    share = _share(contexts, mesh)
+    return lambda: batches.labelled_in_order(contexts, settings.batch, settings.accumulate, mesh.rows, share)

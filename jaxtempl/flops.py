@@ -53,9 +53,11 @@ def six_nd(a: Architecture, tokens: float, embeddings: bool) -> float:
 
 
 def peak(kinds: Sequence[str]) -> float | None:
-    """Operations a second of devices of these kinds (`jax.Device.device_kind`); None where one is not known.
+    """Operations a second of devices of these kinds (`jax.Device.device_kind`); None where one is not known."""
+    names = [named(kind) for kind in kinds]
+    return sum(PEAKS[name] for name in names) if all(names) else None
 
-    A kind is known by the longest name in `PEAKS` that begins it.
-    """
-    named = [max((name for name in PEAKS if kind.startswith(name)), key=len, default="") for kind in kinds]
-    return sum(PEAKS[name] for name in named) if all(named) else None
+
+def named(kind: str) -> str:
+    """The longest name in `PEAKS` that begins a kind of device; empty where there is none."""
+    return max((name for name in PEAKS if kind.startswith(name)), key=len, default="")

@@ -1,7 +1,9 @@
 """From a resolved config to fit(): the run's folder, where to start or resume, and how far to go."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,11 +11,12 @@ import grain
 import jax
 import yaml
 
-from jaxtempl import batches, config, flops, optim, partition, precision, run, start, train
+from jaxtempl import batches, boards, cluster, config, flops, optim, partition, precision, run, start, train
 from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
-from jaxtempl.errors import UserError
+from jaxtempl.errors import UsageError, UserError
+from jaxtempl.interrupt import Terminator
 from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
@@ -24,7 +27,11 @@ from jaxtempl.tracking import Tracker
 
 PIECE = 8192  # tokens computed at a time on a device unless --accumulate says otherwise; 2 M at once fit none
 # What a resumed training may say differently: it changes where and how it is computed, not what.
-FREE_TO_CHANGE = {"resume", "recover_minutes", "mesh.data", "mesh.fsdp", "mesh.tensor", "remat"}
+FREE_TO_CHANGE = {
+    *("resume", "allow_change", "recover_minutes", "keep", "accumulate", "remat", "tracker"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor", "coordinator", "num_processes", "process_id"),
+}
+VERSIONS = ("jaxtempl", "jax", "flax", "optax")  # another one of these may compute another number
 
 Settings = TypeVar("Settings", bound=TrainConfig)
 
@@ -68,12 +75,12 @@ def resolved(asked: Settings, phase: Phase, steps: int, saves: int, length: int)
         asked,
         steps=steps,
         save_every=asked.save_every or max(steps // saves, 1),
-        accumulate=asked.accumulate or _pieces(asked.batch, length, jax.device_count()),
+        accumulate=asked.accumulate or pieces(asked.batch, length, jax.device_count()),
         out=asked.out or f"runs/{phase}-{asked.size}",
     )
 
 
-def _pieces(batch: int, length: int, devices: int) -> int:
+def pieces(batch: int, length: int, devices: int) -> int:
     """The fewest equal pieces of a batch that are of at most PIECE tokens a device; a row is never cut."""
     most = PIECE * devices
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= most or n == batch))
@@ -101,14 +108,27 @@ def train_run(settings: TrainConfig, begin: Start, work: Work) -> Run:
     """Trains to `settings.steps`, from the run's newest recovery checkpoint if it has one, and says so.
 
     Raises:
-        UserError: the folder holds another run, another process trains it, or what `fit` raises.
+        UserError: the folder holds another run, another process trains it, the processes of this training disagree,
+            or what `fit` raises.
     """
-    with run.held(Path(settings.out)):
-        opened = _opened(settings, begin, work)
+    cluster.agree("settings", _agreed(settings, begin, work))
+    folder = Path(settings.out)
+    with run.held(folder) if cluster.is_main() else contextlib.nullcontext():
+        if cluster.is_main():
+            _open(settings, begin, work)
+        cluster.wait_for_all("the run's folder")
+        opened = Run(folder)  # on every host: they share the folder
+        opened.checkpoints.keep = settings.keep
         if settings.steps not in opened.checkpoints.steps():
             _train(settings, begin, work, opened)
     print(f"{opened.folder} is complete at step {settings.steps}")
     return opened
+
+
+def _agreed(settings: TrainConfig, begin: Start, work: Work) -> dict[str, Any]:
+    """What all processes of a training must say alike; which one each is, is its own."""
+    alike = dataclasses.replace(settings, process_id=0)
+    return yaml.safe_load(config.dump(alike)) | _inputs(begin.origin, work.facts) | _versions(run.provenance())
 
 
 def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None:
@@ -117,22 +137,34 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None
     outputs = opened.outputs
     params = start.parameters(begin, outputs, settings.seed, work.phase == "finetune", mesh)
     state = train.initial_state(params, optimizer, mesh, precision.loss_scale(work.dtype))
-    opened.checkpoints.sweep()
+    if cluster.is_main():
+        opened.checkpoints.sweep()
     newest = opened.checkpoints.resumable()
     if newest is not None:
-        print(f"going on from {opened.folder}@{newest}")
+        print(f"going on from {opened.folder}@{newest}", flush=True)
         state = train.resume(state, opened.checkpoints, newest)
-    rate = optim.learning_rate(settings, settings.steps)
+    rate = optim.rates(settings, settings.steps).item
     # An adapt run keeps the model as it was, which every study compares with.
     plan = train.Plan(settings.steps, settings.save_every, settings.recover_minutes * 60, first=work.phase == "adapt")
     peak = flops.peak([device.device_kind for device in mesh.devices.flat])
-    with Tracker(opened.folder, settings.steps, newest or 0, rate, peak) as tracker:
-        stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
-        train.fit(work.task, optimizer, state, stream, work.validation, plan, opened.checkpoints, tracker)
+    told = boards.opened(settings, opened.folder, newest or 0) if cluster.is_main() else []
+    stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
+    with Terminator() as terminator, Tracker(told, rate, peak) as tracker:
+        train.fit(
+            work.task,
+            optimizer,
+            state,
+            stream,
+            work.validation,
+            plan,
+            opened.checkpoints,
+            tracker,
+            lambda: terminator.asked,
+        )
 
 
-def _opened(settings: TrainConfig, begin: Start, work: Work) -> Run:
-    """The run's folder, new or gone on with, as `--resume` says."""
+def _open(settings: TrainConfig, begin: Start, work: Work) -> None:
+    """Makes the run's folder, or sees that it may be gone on with, as `--resume` says."""
     folder = Path(settings.out)
     exists = (folder / "manifest.json").exists()
     if settings.resume == "must" and not exists:
@@ -140,12 +172,10 @@ def _opened(settings: TrainConfig, begin: Start, work: Work) -> Run:
     if settings.resume == "never" and exists:
         raise UserError(f"--resume=never, but {folder} is a run already; name another --out or remove it")
     if exists:
-        opened = Run(folder)
-        _refuse_other_settings(folder, settings)
-        _refuse_other_inputs(opened, begin, work)
-        return opened
-    _refuse_other_folder(folder)
-    return _created(folder, settings, begin, work)
+        _refuse_changes(Run(folder), settings, begin, work)
+    else:
+        _refuse_other_folder(folder)
+        _create(folder, settings, begin, work)
 
 
 def _refuse_other_folder(folder: Path) -> None:
@@ -156,19 +186,52 @@ def _refuse_other_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds other files ({', '.join(sorted(found)[:3])}); name another --out")
 
 
-def _refuse_other_inputs(opened: Run, begin: Start, work: Work) -> None:
-    """What has the same name may have other content."""
-    started = opened.manifest["start"]
-    old = {"dataset": opened.manifest["datasets"], "start": started.get("weights_sha256")}
-    new = {"dataset": work.facts["datasets"], "start": begin.origin.get("weights_sha256")}
-    changed = " and ".join(what for what in old if old[what] != new[what])
-    if changed:
+def _refuse_changes(opened: Run, settings: TrainConfig, begin: Start, work: Work) -> None:
+    """What has changed since the run began, unless it may; what may is written into the run.
+
+    Raises:
+        UserError: something else has changed, or `--allow_change` names what is not there.
+    """
+    facts = {"versions": run.provenance()["versions"], "start": begin.origin, "datasets": work.facts["datasets"]}
+    old, new = _known(opened.folder / "config.yaml", opened.manifest), _known(config.dump(settings), facts)
+    unknown = set(settings.allow_change) - set(new)
+    if unknown:
+        raise UsageError(f"--allow_change={min(unknown)!r} is unknown; allowed: {', '.join(new)}")
+    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+    refused = {name: values for name, values in changed.items() if name not in settings.allow_change}
+    if refused:
+        told = "; ".join(f"{name} was {was!r}, is {now!r}" for name, (was, now) in refused.items())
         raise UserError(
-            f"{opened.folder} began with another {changed}, says its manifest.json; bring it back or name another --out"
+            f"{opened.folder} began otherwise ({told}); bring that back, name another --out, or pass "
+            f"--allow_change={','.join(refused)}"
         )
+    if changed:
+        told = {name: {"was": was, "is": now} for name, (was, now) in changed.items()}
+        run.change(opened, config.dump(settings), facts, told)
 
 
-def _created(folder: Path, settings: TrainConfig, begin: Start, work: Work) -> Run:
+def _known(settings: Path | str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a run by which a change is known, each by the name that `--allow_change` takes."""
+    values = config.load(settings) if isinstance(settings, Path) else yaml.safe_load(settings)
+    kept = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    return kept | _inputs(facts["start"], facts) | _versions(facts)
+
+
+def _versions(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts["versions"].get(name) for name in VERSIONS}
+
+
+def _inputs(origin: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Short digests of the dataset and of the weights, which may change under the same name."""
+    weights = "".join(sorted((origin.get("weights_sha256") or {}).values()))
+    dataset = "".join(facts["datasets"].values())
+    return {
+        name: hashlib.sha256(text.encode()).hexdigest()[:12]
+        for name, text in (("dataset", dataset), ("start", weights))
+    }
+
+
+def _create(folder: Path, settings: TrainConfig, begin: Start, work: Work) -> None:
     facts = {
         "mesh": work.mesh._asdict(),
         "phase": work.phase,
@@ -178,12 +241,4 @@ def _created(folder: Path, settings: TrainConfig, begin: Start, work: Work) -> R
         **work.facts,
     }
     tokenizer = begin.tokenizer.read_text(encoding="utf-8")
-    return run.create(folder, config.dump(settings), begin.architecture, tokenizer, work.templates, facts)
-
-
-def _refuse_other_settings(folder: Path, settings: TrainConfig) -> None:
-    old, new = config.load(folder / "config.yaml"), yaml.safe_load(config.dump(settings))
-    changed = [k for k in {**old, **new} if k not in FREE_TO_CHANGE and old.get(k) != new.get(k)]
-    if changed:
-        values = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in changed)
-        raise UserError(f"{folder} was trained by other settings ({values}); use the same, or name another --out")
+    run.create(folder, config.dump(settings), begin.architecture, tokenizer, work.templates, facts)

@@ -1,8 +1,9 @@
 """AdamW with a decay mask by leaf name, and the paper's two schedules."""
 
 import jax
+import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from jaxtempl.config import TrainConfig
 
@@ -20,6 +21,11 @@ def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
     }[config.schedule]
     rise = optax.linear_schedule(config.rate / max(warmup, 1), config.rate, max(warmup - 1, 1))
     return optax.join_schedules([rise, decay], [warmup]) if warmup else decay
+
+
+def rates(config: TrainConfig, steps: int) -> Float[np.ndarray, " steps"]:
+    """The learning rate of each update, on the host, so that telling it asks the device for nothing."""
+    return np.asarray(jax.jit(jax.vmap(learning_rate(config, steps)))(np.arange(steps)), np.float32)
 
 
 def decayed(params: PyTree) -> PyTree[bool]:

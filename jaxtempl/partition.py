@@ -17,16 +17,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Integer, PyTree, Shaped
 
 from jaxtempl.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # what the rows of a batch are cut over
-GATHERED = "gathered weights"  # what rematerialisation always drops, for they lie sharded anyway
 
 LEAVES: dict[str, tuple[str, ...]] = {
     "embed/embedding": ("vocabulary", "hidden"),
@@ -132,6 +131,12 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ROWS))
 
 
+def own_rows(mesh: Mesh, count: int) -> Integer[np.ndarray, " own"]:
+    """Of so many rows of a microbatch, those that devices of this process compute, in order."""
+    cuts = rows(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[cut] for cut in cuts]))
+
+
 def on_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: bool) -> Callable[..., Any]:
     """`function(params, microbatch, scalar)` run by each device on its own rows and its own part of every leaf.
 
@@ -169,7 +174,7 @@ def gather(params: PyTree, prefix: str = "", dtype: Any = None) -> PyTree:
         axes = LEAVES[prefix + _path(keys)][1 if prefix else 0 :]
         along = next(i for i, axis in enumerate(axes) if "fsdp" in RULES[axis])
         kind = part.dtype if dtype is None or part.ndim == 1 else dtype
-        return checkpoint_name(_together(part, along, kind, "vector" in axes), GATHERED)
+        return _together(part, along, kind, "vector" in axes)
 
     return jax.tree_util.tree_map_with_path(bring, params)
 
@@ -192,6 +197,15 @@ def _together_backward(along: int, dtype: Any, vector: bool, _: None, gradient: 
 
 
 _together.defvjp(_together_forward, _together_backward)
+
+
+def keep_all_but_gathered(_: Any, *__: Any, **parameters: Any) -> bool:
+    """A policy of rematerialisation: weights lie sharded anyway, and are brought together again in the backward pass.
+
+    JAX's own `save_anything_except_these_names` keeps what is named too, for it keeps everything.
+    """
+    call = parameters.get("call_jaxpr")  # `_together` is one call to it
+    return call is None or not any(equation.primitive is jax.lax.all_gather_p for equation in call.eqns)
 
 
 def _own(x: Array, along: int) -> Array:

@@ -25,7 +25,8 @@ class Program(NamedTuple):
 
 def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int, remat: Remat = "full") -> Program:
     """The compiled gradient of one microbatch of a language model, in bfloat16."""
-    graphdef = build.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, remat)
+    platform = mesh.devices.flat[0].platform  # not this process's, where the devices are only described
+    graphdef = build.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, remat, platform)
     optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
     params = _params(architecture, mesh)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=partition.rows(mesh))

@@ -1,7 +1,7 @@
 """A run: a folder of one training, complete in itself.
 
-`config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl tensorboard/` and
-`checkpoints/<step>/`.
+`config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl`, `tensorboard/` or
+`mlflow.json`, and `checkpoints/<step>/`.
 """
 
 import contextlib
@@ -105,6 +105,13 @@ def create(
     files.write_json(templates_json, [dataclasses.asdict(template) for template in templates])
     files.write_json(folder / "manifest.json", {"kind": "run", **provenance(), **manifest})
     return Run(folder)
+
+
+def change(opened: Run, config: str, facts: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Writes into a run what is to be otherwise from its newest checkpoint on, and that it was otherwise before."""
+    told = [*opened.manifest.get("changes", []), {"after": opened.checkpoints.steps()[-1:], **changes}]
+    files.write_json(opened.folder / "manifest.json", {**opened.manifest, **facts, "changes": told})
+    _write_text(opened.folder / "config.yaml", config)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Tas
         model = nnx.merge(graphdef, params)
         documents = batch["segments"] if mask_documents else None
         hidden = partition.enter(model.hidden(tokens, documents))
-        total = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights)
+        total: Any = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights, model.platform)
         operations = tokens.size * flops.trained_token(model.architecture, tokens.shape[1])
         return total, {"loss": total, "weight": weights.sum(), **_work(tokens, operations)}
 

@@ -2,7 +2,8 @@
 
 A batch is a list of microbatches. Each adds its gradient to the batch's; one update follows. Metrics of a step
 are read only after the next is dispatched, so the device never waits for the host, except where a checkpoint is
-due: that one is committed only when its own step's loss and gradient norm are known to be finite.
+due: that one is saved only when its own step's loss and gradient norm are known to be finite. Nothing else goes
+between host and device unasked: the transfer guard is on.
 """
 
 import dataclasses
@@ -19,9 +20,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, PyTree
 
-from jaxtempl import partition, precision
-from jaxtempl.checkpoint import Checkpoints
+from jaxtempl import cluster, partition, precision
+from jaxtempl.checkpoint import Checkpoints, Kind
 from jaxtempl.errors import UserError
+from jaxtempl.interrupt import Interrupted
 from jaxtempl.precision import LossScale
 from jaxtempl.tasks import Batch, Microbatch, Sums, Task
 from jaxtempl.tracking import Tracker
@@ -98,6 +100,7 @@ def fit(
     plan: Plan,
     checkpoints: Checkpoints,
     tracker: Tracker,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Trains from `state.step` to `plan.steps`, each microbatch cut by rows over the mesh that the state lies on.
 
@@ -105,50 +108,72 @@ def fit(
         task: loss and metrics.
         optimizer: what turns a mean gradient into an update.
         state: where to start; donated.
-        batches: from a step, the batches of that step and all later ones.
-        validation: batches to measure the loss on at each study checkpoint.
+        batches: from a step, the batches of that step and all later ones: this process's rows of them.
+        validation: batches to measure the loss on at each study checkpoint, likewise.
         plan: when to end and to save.
         checkpoints: where to save.
         tracker: what is told of each step.
+        stopping: whether to save and stop after the step in hand; with several processes all stop at one step.
 
     Raises:
-        UserError: the loss or the gradient's norm of a step is not finite; nothing of that step is kept.
+        Interrupted: it was asked to stop, and all is saved.
+        UserError: the loss or the gradient's norm of a step is not finite, and nothing of that step is kept; or a
+            checkpoint could not be saved.
     """
     places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
-    functions = compiled(task, optimizer, places)
-    placed = functools.partial(jax.device_put, device=partition.rows(places.step.mesh))
+    functions, mesh = compiled(task, optimizer, places), places.step.mesh
+    start, saved_at, vote = int(state.step), plan.clock(), cluster.Vote(mesh)
 
     def study(step: int, params: PyTree) -> None:
         if validation is not None:
-            held_out = ([placed(dict(microbatch)) for microbatch in batch] for batch in validation())
+            held_out = (_placed(batch, mesh) for batch in validation())
             tracker.validated(step, _finite(step, _mean(task, functions, params, held_out), "validation "))
 
-    saved_at = plan.clock()
+    def save(step: int, kind: Kind, state: TrainState, whole: bool) -> None:
+        with jax.transfer_guard("allow"):  # Orbax's own
+            moments = _optimizer_dict(state) if whole else None
+            checkpoints.save(step, kind, state.params, moments, {"step": step})
+        tracker.rest()
+
     previous: tuple[int, Sums, float] | None = None
-    start = int(state.step)
     if plan.first and start == 0:
         study(0, state.params)
-        checkpoints.save(0, "study", state.params, None, {"step": 0})
-        tracker.rest()
-    for step, (batch, waited) in enumerate(_timed(batches(start)), start + 1):
-        scale = state.scale and state.scale.scale
-        parts = (functions.gradient(state.params, placed(dict(microbatch)), scale) for microbatch in batch)
-        state, metrics = functions.update(state, functools.reduce(functions.add, parts))
-        if previous:
-            _report(tracker, *previous)
-        previous = step, metrics, waited
-        due = step % plan.save_every == 0 or step == plan.steps
-        recovery = plan.clock() - saved_at >= plan.recover_seconds and step < plan.steps
-        if due or recovery:
-            _report(tracker, *previous)
-            previous = None
-            if due:
-                study(step, state.params)
-            kept = _optimizer_dict(state) if recovery else None
-            checkpoints.save(step, "study" if due else "recovery", state.params, kept, {"step": step})
-            saved_at = plan.clock() if recovery else saved_at
-            tracker.rest()
+        save(0, "study", state, whole=False)
+    with jax.transfer_guard("disallow"):
+        for step, (batch, waited) in enumerate(_timed(batches(start)), start + 1):
+            state, metrics = _updated(functions, state, _placed(batch, mesh))
+            if previous:
+                _report(tracker, *previous)
+            previous = step, metrics, waited
+            checkpoints.check()
+            stop, late = vote(stopping(), plan.clock() - saved_at >= plan.recover_seconds)
+            due = step % plan.save_every == 0 or step == plan.steps
+            recovery = (stop or late) and step < plan.steps
+            if due or recovery:
+                _report(tracker, *previous)
+                previous = None
+                if due:
+                    study(step, state.params)
+                save(step, "study" if due else "recovery", state, recovery)
+                saved_at = plan.clock() if recovery else saved_at
+            if stop and recovery:
+                checkpoints.finish()
+                raise Interrupted(f"stopped after step {step}, as asked; the same command goes on from there")
+    checkpoints.finish()
     return state
+
+
+def _placed(batch: Batch, mesh: Mesh) -> list[Microbatch]:
+    """A batch on the mesh, out of this process's rows of each microbatch."""
+    with jax.transfer_guard("allow"):  # this one is asked for
+        return [jax.make_array_from_process_local_data(partition.rows(mesh), dict(part)) for part in batch]
+
+
+def _updated(functions: "Compiled", state: TrainState, batch: list[Microbatch]) -> tuple[TrainState, Sums]:
+    """The state after a batch, and the step's metrics."""
+    scale = state.scale and state.scale.scale
+    parts = (functions.gradient(state.params, microbatch, scale) for microbatch in batch)
+    return functions.update(state, functools.reduce(functions.add, parts))
 
 
 def resume(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState:
@@ -240,7 +265,7 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def _report(tracker: Tracker, step: int, metrics: Sums, waited: float) -> None:
-    values = {name: float(value) for name, value in metrics.items()} | {"data_seconds": waited}
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()} | {"data_seconds": waited}
     if values.pop("overflow", 0.0) and values["loss_scale"] > 1:  # that update was left out; nothing of it is kept
         values = {name: value for name, value in values.items() if math.isfinite(value)}
     tracker.step(step, _finite(step, values))
@@ -259,8 +284,8 @@ def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[s
 
 def _mean(task: Task, functions: Compiled, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
     parts = (functions.measure(params, microbatch) for batch in batches for microbatch in batch)
-    sums = functools.reduce(lambda total, new: jax.tree.map(jnp.add, total, new), parts)
-    return {name: float(value) for name, value in task.metrics(sums).items()}
+    sums = functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
+    return {name: float(value) for name, value in jax.device_get(jax.jit(task.metrics)(sums)).items()}
 
 
 def _optimizer_dict(state: TrainState) -> PyTree:

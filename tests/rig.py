@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from jaxtempl import batches, optim, partition, precision, tasks, train
+from jaxtempl import batches, boards, optim, partition, precision, tasks, train
 from jaxtempl.batches import Batch
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import AdaptConfig
@@ -19,8 +19,8 @@ from jaxtempl.partition import Shape
 from jaxtempl.tracking import Tracker
 from jaxtempl.train import Plan, TrainState
 
-CONFIG = AdaptConfig(rate=1e-2, warmup=0.2, decay=0.1, schedule="cosine")
 STEPS = 6
+CONFIG = AdaptConfig(steps=STEPS, rate=1e-2, warmup=0.2, decay=0.1, schedule="cosine")
 MESH = partition.make_mesh(Shape(1, 1, 1))
 
 
@@ -37,9 +37,11 @@ def rows(count: int = 24) -> list[dict[str, np.ndarray]]:
 class Rig:
     """A tiny language model ready to train in a folder."""
 
-    def __init__(self, folder: Path, accumulate: int = 1, dtype: Any = jnp.float32) -> None:
+    def __init__(
+        self, folder: Path, accumulate: int = 1, dtype: Any = jnp.float32, config: AdaptConfig = CONFIG
+    ) -> None:
         self.task = tasks.causal_lm(build.graphdef(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, dtype))
-        self.dtype = jnp.dtype(dtype)
+        self.dtype, self.config = jnp.dtype(dtype), config
         self.optimizer = optim.adamw(CONFIG, STEPS)
         self.stream = batches.row_batches([(rows(), None)], 4, accumulate, seed=0)
         self.folder, self.checkpoints = folder, Checkpoints(folder / "checkpoints")
@@ -55,7 +57,8 @@ class Rig:
         plan = plan or Plan(STEPS, save_every=3, recover_seconds=1e9)
         if spoil >= 0:
             state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
-        with Tracker(self.folder, STEPS, int(state.step), optim.learning_rate(CONFIG, STEPS)) as tracker:
+        told = boards.opened(self.config, self.folder, int(state.step))
+        with Tracker(told, optim.rates(CONFIG, STEPS).item) as tracker:
             return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker)
 
     def lines(self) -> list[dict[str, Any]]:

@@ -180,12 +180,38 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_from_other_weights(
     manifest = tmp_path / "copy" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(data.fingerprint, "0" * 64))
     assert call("adapt", *flags) == 1
-    assert "began with another dataset" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "began otherwise (dataset was " in told
+    assert "--allow_change=dataset" in told
     weights = files.read_json(tmp_path / "run" / "manifest.json")
     weights["start"]["weights_sha256"] = {"model.safetensors": "0" * 64}
     files.write_json(tmp_path / "run" / "manifest.json", weights)
     assert call("adapt", *flags) == 1
-    assert "another dataset and start" in capsys.readouterr().err
+    assert "--allow_change=dataset,start" in capsys.readouterr().err
+
+
+def test_a_change_that_is_allowed_is_written_into_the_run(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--size=nano", f"--data={data.folder}", "--batch=4", f"--out={tmp_path}", "--recover_minutes=0"]
+    assert call("adapt", *flags, "--steps=2") == 0
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    manifest = files.read_json(tmp_path / "manifest.json")
+    manifest["versions"]["optax"] = "0.0.1"
+    files.write_json(tmp_path / "manifest.json", manifest)
+    capsys.readouterr()
+    more = [*flags, "--steps=3", "--save_every=1"]
+    assert call("adapt", *more, "--allow_change=steps") == 1
+    assert "optax was '0.0.1', is " in capsys.readouterr().err
+    assert call("adapt", *more, "--allow_change=step") == 2
+    assert "allowed: " in capsys.readouterr().err
+    assert call("adapt", *more, "--allow_change=steps,optax") == 0
+    assert f"going on from {tmp_path}@1" in capsys.readouterr().out
+    changed = files.read_json(tmp_path / "manifest.json")
+    assert changed["changes"][0]["steps"] == {"was": 2, "is": 3}
+    assert changed["versions"]["optax"] != "0.0.1"
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    assert call("adapt", *more) == 0
 
 
 def test_adapt_wants_weights_with_a_language_model_head(

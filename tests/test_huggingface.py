@@ -115,6 +115,7 @@ def test_command_converts_a_run(tmp_path: Path, phase: str, templates: list[Temp
     made = run.create(tmp_path / "run", "", SMALL, NANO.read_text(), templates, {"phase": phase})
     params = random_params(made.outputs)
     made.checkpoints.save(3, "study", params, None, {})
+    made.checkpoints.finish()
     main(["huggingface", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"])
     read = weights.read(tmp_path / "out", SMALL)
     assert read.head == ("template" if templates else "lm")

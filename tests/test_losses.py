@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench.vocabulary import plain_cross_entropy
 from jaxtempl import partition, programs, tasks
 from jaxtempl.models import losses
 from jaxtempl.models.neox import Architecture
@@ -17,11 +18,6 @@ from jaxtempl.partition import Shape
 SMALL = Architecture(layers=1, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
 ROWS, LENGTH = 4, 64
 LARGE = 65_536  # vocabulary
-
-
-def plain_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    scores = jax.nn.log_softmax(jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32))
-    return -(weights * jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]).sum()
 
 
 def some(length: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
@@ -33,7 +29,7 @@ def some(length: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
 
 def value_and_gradient(loss: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], jit: bool = True) -> Any:
     def scaled(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-        return 2.5 * loss(hidden, kernel, *arrays[2:])  # so that the cotangent is used
+        return 2.5 * loss(hidden, kernel, *arrays[2:], "cpu")  # so that the cotangent is used
 
     both = jax.value_and_grad(scaled, (0, 1))
     return (jax.jit(both) if jit else both)(*arrays[:2])
@@ -50,7 +46,7 @@ def test_chunked_loss_is_plain_cross_entropy(
     arrays = some(length)
     got, wanted = (value_and_gradient(loss, arrays, jit) for loss in (losses.summed_cross_entropy, plain_cross_entropy))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
-    np.testing.assert_allclose(losses.summed_cross_entropy(*arrays), wanted[0] / 2.5, rtol=1e-5)
+    np.testing.assert_allclose(losses.summed_cross_entropy(*arrays, "cpu"), wanted[0] / 2.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

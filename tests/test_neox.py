@@ -235,7 +235,7 @@ def test_stack_is_n_single_blocks() -> None:
     keys = jax.random.split(jax.random.key(0), ODD.layers)
 
     def build(key: jax.Array) -> neox.Block:
-        return neox.Block(ODD, jnp.dtype("float32"), nnx.Rngs(key))
+        return neox.Block(ODD, jnp.dtype("float32"), "xla", nnx.Rngs(key))
 
     stacked = jax.jit(lambda keys: nnx.to_pure_dict(nnx.state(nnx.vmap(build)(keys))))(keys)
     alone = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key))))

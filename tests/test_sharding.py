@@ -6,7 +6,7 @@ import pytest
 from bench import sharding
 from jaxtempl import partition, programs
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
+from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
 
 SMALL = Architecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=272, positions=40)
@@ -25,6 +25,14 @@ def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: Shape) -> No
         found.bytes <= sharding.SCALARS
         for found in sharding.collectives(programs.update(SMALL, partition.make_mesh(shape)).text)
     )
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_what_is_kept_for_the_backward_pass_is_never_a_gathered_weight(remat: Remat) -> None:
+    shape = Shape(1, 8, 1)
+    program = programs.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH, remat)
+    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
+    assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
 
 
 def test_no_chunk_of_the_loss_adds_up_the_head_over_devices() -> None:

@@ -73,6 +73,7 @@ def make_run(folder: Path, templates: list[Template], steps: tuple[int, ...] = (
     for step in steps:
         params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(ARCHITECTURE, made.outputs, step))
         made.checkpoints.save(step, "study", params, None, {"step": step})
+    made.checkpoints.finish()
     lines = [{"step": s, "loss": 2.0 / s, "validation_loss": 1.0 / s} for s in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return made

@@ -11,10 +11,11 @@ from jaxtempl.models.neox import Architecture, NeoX, Remat
 
 
 def graphdef(
-    architecture: Architecture, outputs: int, dtype: Any = jnp.float32, remat: Remat = "none"
+    architecture: Architecture, outputs: int, dtype: Any = jnp.float32, remat: Remat = "none", platform: str = ""
 ) -> nnx.GraphDef[NeoX]:
-    """The static half of a model, made without any array."""
-    return nnx.split(nnx.eval_shape(lambda: NeoX(architecture, outputs, dtype, remat, rngs=nnx.Rngs(0))))[0]
+    """The static half of a model, made without any array, for this process's platform unless another is named."""
+    kind = platform or jax.default_backend()
+    return nnx.split(nnx.eval_shape(lambda: NeoX(architecture, outputs, dtype, remat, kind, rngs=nnx.Rngs(0))))[0]
 
 
 def abstract_params(architecture: Architecture, outputs: int) -> PyTree[jax.ShapeDtypeStruct]:

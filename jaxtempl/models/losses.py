@@ -6,6 +6,8 @@ kernel is brought to the computation's precision, and its gradient added up, for
 Dims: B batch, L length, T tokens of a chunk, D hidden, V vocabulary, C parts that an axis is cut into.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -19,34 +21,45 @@ ELSEWHERE = 2**27
 Gradients = tuple[Float[Array, "B L D"], Float[Array, "D V"]]
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def summed_cross_entropy(
-    hidden: Float[Array, "B L D"], kernel: Float[Array, "D V"], targets: Int[Array, "B L"], weights: Float[Array, "B L"]
+    hidden: Float[Array, "B L D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    weights: Float[Array, "B L"],
+    platform: str,
 ) -> Float[Array, ""]:
     """Sum over positions of weight times -log softmax(hidden @ kernel)[target], in float32 nats.
 
     The gradients come out of the same pass over the chunks as the loss, so no chunk's logits are made twice
     and none are kept. On a mesh a device may hold some of V alone; `hidden` has been `entered` then.
+
+    Args:
+        hidden: what the head reads.
+        kernel: the head's.
+        targets: the token that each position is to predict.
+        weights: of the positions.
+        platform: what it is to run on; it decides the size of a chunk.
     """
 
     def chunk(part: tuple[Array, ...]) -> Array:
         hidden, targets, weights = part
-        return weights @ _losses(_logits(hidden, kernel), targets)[0]
+        return weights @ _losses(_logits(hidden, kernel, platform), targets)[0]
 
-    return jax.lax.map(chunk, _chunks(kernel.shape[1], hidden, targets, weights)).sum()
+    return jax.lax.map(chunk, _chunks(kernel.shape[1], platform, hidden, targets, weights)).sum()
 
 
-def _chunks(vocabulary: int, *arrays: Array) -> tuple[Array, ...]:
+def _chunks(vocabulary: int, platform: str, *arrays: Array) -> tuple[Array, ...]:
     """Each [B L ...] array as [C T ...], a chunk being some positions of every row."""
     batch, length = arrays[0].shape[:2]
-    count = _count(length, batch * vocabulary)
+    count = _count(length, batch * vocabulary, platform)
     parts = (jnp.moveaxis(a.reshape(batch, count, -1, *a.shape[2:]), 1, 0) for a in arrays)
     return tuple(part.reshape(count, -1, *part.shape[3:]) for part in parts)
 
 
-def _count(length: int, size: int) -> int:
+def _count(length: int, size: int, platform: str) -> int:
     """Into how many equal parts to cut an axis, each place of which holds `size` numbers."""
-    most = CHUNK_LOGITS.get(jax.default_backend(), ELSEWHERE)
+    most = CHUNK_LOGITS.get(platform, ELSEWHERE)
     enough = (c for c in range(1, length + 1) if length % c == 0 and length // c * size <= most)
     return next(enough, length)
 
@@ -62,9 +75,9 @@ def _product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M 
     return jnp.matmul(a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"]) -> Float[Array, "T V"]:
+def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"], platform: str) -> Float[Array, "T V"]:
     """In float32; by rows of the kernel where these have to be converted."""
-    count = 1 if hidden.dtype == kernel.dtype else _count(*kernel.shape)
+    count = 1 if hidden.dtype == kernel.dtype else _count(kernel.shape[0], kernel.shape[1], platform)
 
     def add(logits: Array, index: Array) -> tuple[Array, None]:
         return logits + _product(_part(hidden, index, count, 1), _part(kernel, index, count)), None
@@ -84,26 +97,29 @@ def _losses(
 
 
 @jax.named_scope("loss")
-def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array) -> tuple[Array, Gradients]:
+def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array, platform: str) -> tuple[Array, Gradients]:
     def chunk(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         (loss, d_kernel), (hidden, targets, weights) = carry, part
-        losses, powers, total = _losses(_logits(hidden, kernel), targets)
+        losses, powers, total = _losses(_logits(hidden, kernel, platform), targets)
         at = jnp.arange(kernel.shape[1])[None] == partition.own_ids(targets, kernel.shape[1])[:, None]
         d_logits = powers * (weights / total)[:, None] - jnp.where(at, weights[:, None], 0)
         d_logits = d_logits.astype(hidden.dtype)
-        return (loss + weights @ losses, _added(d_kernel, hidden, d_logits)), _d_hidden(d_logits, kernel, hidden)
+        d_kernel = _added(d_kernel, hidden, d_logits, platform)
+        return (loss + weights @ losses, d_kernel), _d_hidden(d_logits, kernel, hidden, platform)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel))
-    (loss, d_kernel), d_hidden = jax.lax.scan(chunk, start, _chunks(kernel.shape[1], hidden, targets, weights))
+    (loss, d_kernel), d_hidden = jax.lax.scan(
+        chunk, start, _chunks(kernel.shape[1], platform, hidden, targets, weights)
+    )
     by_row = d_hidden.reshape(len(d_hidden), hidden.shape[0], -1, hidden.shape[2])
     return loss, (jnp.moveaxis(by_row, 0, 1).reshape(hidden.shape), d_kernel)
 
 
 def _d_hidden(
-    d_logits: Float[Array, "T V"], kernel: Float[Array, "D V"], hidden: Float[Array, "T D"]
+    d_logits: Float[Array, "T V"], kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], platform: str
 ) -> Float[Array, "T D"]:
     """By rows of the kernel where these have to be converted."""
-    count = 1 if hidden.dtype == kernel.dtype else _count(*kernel.shape)
+    count = 1 if hidden.dtype == kernel.dtype else _count(kernel.shape[0], kernel.shape[1], platform)
 
     def multiply(_: None, index: Array) -> tuple[None, Array]:
         return None, _product(d_logits, _part(kernel, index, count).T).astype(hidden.dtype)
@@ -113,10 +129,10 @@ def _d_hidden(
 
 
 def _added(
-    d_kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], d_logits: Float[Array, "T V"]
+    d_kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], d_logits: Float[Array, "T V"], platform: str
 ) -> Float[Array, "D V"]:
     """With a chunk's, in place, by rows."""
-    count = _count(*d_kernel.shape)
+    count = _count(d_kernel.shape[0], d_kernel.shape[1], platform)
 
     def add(d_kernel: Array, index: Array) -> tuple[Array, None]:
         new = _part(d_kernel, index, count) + _product(_part(hidden, index, count, 1).T, d_logits)
@@ -125,7 +141,7 @@ def _added(
     return jax.lax.scan(add, d_kernel, jnp.arange(count), unroll=count == 1)[0]
 
 
-def _backward(gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None]:
+def _backward(platform: str, gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None]:
     d_hidden, d_kernel = gradients
     return d_hidden * cotangent.astype(d_hidden.dtype), d_kernel * cotangent, None, None
 

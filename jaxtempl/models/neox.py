@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, Integer
 
 from jaxtempl import partition
 from jaxtempl.errors import UserError
-from jaxtempl.models import attention
+from jaxtempl.models import attention, kernels
+from jaxtempl.models.kernels import Kernel
 from jaxtempl.models.linear import Back, Into
 
 
@@ -59,7 +60,8 @@ class Architecture:
 
 Remat = Literal["none", "dots", "full"]
 REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are
-    "none": jax.checkpoint_policies.save_anything_except_these_names(partition.GATHERED),
+    "none": partition.keep_all_but_gathered,
+    # Attention's products have batch dims, and flash attention shows none: both are computed again.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -68,9 +70,10 @@ REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; ga
 class Attention(nnx.Module):
     """Causal self-attention with rotary positions."""
 
-    def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, a: Architecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
         self.query_key_value = Into(a.hidden, (a.heads, 3, a.head_dim), small_init(a), dtype, rngs)
         self.out = Back((a.heads, a.head_dim), a.hidden, output_init(a), dtype, rngs)
+        self.kernel: Kernel = kernel
 
     def __call__(
         self,
@@ -83,7 +86,7 @@ class Attention(nnx.Module):
         q, k, v = jnp.moveaxis(self.query_key_value(x), -2, 0)  # each [B L H K]
         q, k = attention.rotate(q, angles), attention.rotate(k, angles)
         if at is None:
-            return self.out(attention.causal(q, k, v, documents))
+            return self.out(kernels.causal(self.kernel, q, k, v, documents))
         return self.out(attention.single(pick(q, at), k, v, at))
 
 
@@ -103,9 +106,9 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention and MLP, each behind its own LayerNorm."""
 
-    def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(self, a: Architecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
         self.attention_norm = layer_norm(a, dtype, rngs)
-        self.attention = Attention(a, dtype, rngs)
+        self.attention = Attention(a, dtype, kernel, rngs)
         self.mlp_norm = layer_norm(a, dtype, rngs)
         self.mlp = MLP(a, dtype, rngs)
         self.parallel_residual = a.parallel_residual
@@ -134,20 +137,30 @@ class NeoX(nnx.Module):
         outputs: V for a language model, S for a template classifier.
         dtype: of the computation; parameters are always float32.
         remat: what the backward pass computes again, a key of `REMAT`.
+        platform: what it is to run on, as JAX names that; it decides the attention, not the parameters.
         rngs: source of the initial weights.
     """
 
     def __init__(
-        self, a: Architecture, outputs: int, dtype: Any = jnp.float32, remat: Remat = "none", *, rngs: nnx.Rngs
+        self,
+        a: Architecture,
+        outputs: int,
+        dtype: Any = jnp.float32,
+        remat: Remat = "none",
+        platform: str = "cpu",
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         # In float32, for its gradient adds up what every place of a token says.
         self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=jnp.float32, rngs=rngs)
-        stack = nnx.vmap(lambda key: Block(a, dtype, nnx.Rngs(key)))
+        kernel = kernels.choose(platform, a.head_dim, dtype)
+        stack = nnx.vmap(lambda key: Block(a, dtype, kernel, nnx.Rngs(key)))
         self.blocks = stack(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
         self.norm = layer_norm(a, dtype, rngs)
         self.head = nnx.Linear(a.hidden, outputs, use_bias=False, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
         self.architecture, self.outputs, self.dtype = a, outputs, dtype
         self.remat: Remat = remat
+        self.platform = platform
 
     def residual(
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None

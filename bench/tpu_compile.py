@@ -1,0 +1,235 @@
+"""Training steps compiled for TPU slices by the TPU's own compiler, which needs no TPU; nothing is run.
+
+    pip install libtpu==0.0.42     # the one that jax 0.10.2 asks for; 209 MB
+    python -m bench.tpu_compile
+
+Compiles the gradient of a microbatch (4 rows of 2,048 tokens a device, bfloat16) and the update after it. A case that
+docs/benchmarks/tpu_compile.json has is not compiled again, so a run that was cut off goes on; remove it to begin anew.
+"""
+
+import os
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from bench import common
+from bench.sharding import KINDS, Collective, arrays
+from jaxtempl import config, files, partition, programs
+from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.partition import Shape
+from jaxtempl.programs import Program
+
+NAME = "tpu_compile"
+ROWS, LENGTH = 4, 2048  # a device's
+HBM = {"v5e": 16e9, "v5p": 95e9}  # bytes a chip, as the vendor states them
+ACCELERATOR = {"v5e": "v5litepod-8", "v5p": "v5p-8"}  # what the compiler wants to be told that this machine is
+SHOWN = 1e6  # bytes of a collective that the page lists
+
+
+class Case(NamedTuple):
+    """One compilation.
+
+    Attributes:
+        size: of configs/sizes/.
+        slice: chips, as JAX names them: kind and grid.
+        remat: what the backward pass computes again, the least that fits.
+    """
+
+    size: str
+    slice: str
+    remat: Remat
+
+    @property
+    def chip(self) -> str:
+        """The kind."""
+        return self.slice.partition(":")[0]
+
+    def __str__(self) -> str:
+        """As it is told to people."""
+        return f"{self.size} on {self.slice}, remat {self.remat}"
+
+
+CASES = (
+    Case("410m", "v5e:2x4", "dots"),
+    Case("410m", "v5p:2x2x1", "none"),
+    Case("1.4b", "v5e:4x4", "dots"),
+    Case("1.4b", "v5p:2x2x1", "none"),
+    Case("2.8b", "v5e:4x8", "full"),
+    Case("2.8b", "v5p:2x2x2", "none"),
+)
+
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+_COLLECTIVE = re.compile(r"%?([\w.-]+) = (.*?) (" + "|".join(KINDS) + r")(?:-start)?\(")
+_SPLASH = re.compile(r"%?(splash_[a-z_]+)[\d.]* = .* custom-call\(")
+
+
+def collectives(program: str) -> list[Collective]:
+    """Every collective in the text of a program compiled for TPUs.
+
+    One that runs beside other work stands in each computation that it is fused into, always with its channel.
+    """
+    lines = list(_lines(program))
+    fused = set(re.findall(r"calls=%?([\w.-]+)", program))
+    looped = _looped(lines)
+    found = dict[tuple[Any, ...], Collective]()
+    for inside, line in lines:
+        match = _COLLECTIVE.search(line)
+        if match:
+            name, yields, kind = match.groups()
+            told = tuple(re.findall(r'channel_id=\d+|op_name="[^"]*"', line)) if inside in fused else name
+            moved = tuple(arrays(yields))
+            moved = (
+                moved[1:2] if kind == "collective-permute" and len(moved) > 1 else moved
+            )  # what it sends comes first
+            found[kind, moved, told] = Collective(kind, moved, inside in looped)
+    return list(found.values())
+
+
+def _lines(program: str) -> Iterator[tuple[str, str]]:
+    """Every line of a program with the computation that it belongs to."""
+    inside = ""
+    for line in program.splitlines():
+        header = _COMPUTATION.match(line)
+        inside = header.group(1) if header else inside
+        yield inside, line
+
+
+def _looped(lines: Iterable[tuple[str, str]]) -> set[str]:
+    """Computations that a loop runs, and all that these call."""
+    called, waiting, found = defaultdict[str, set[str]](set), set[str](), set[str]()
+    for inside, line in lines:
+        called[inside].update(re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", line))
+        waiting.update(re.findall(r"body=%?([\w.-]+)", line))
+    while waiting:
+        found.add(name := waiting.pop())
+        waiting |= called[name] - found
+    return found
+
+
+def splash(program: str) -> dict[str, int]:
+    """How often each kernel of splash attention stands in the text of a program."""
+    return dict(Counter(_SPLASH.findall(program)))
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One row of the report."""
+    start = time.perf_counter()
+    devices = topologies.get_topology_desc(case.slice, platform="tpu").devices
+    shape = Shape(1, len(devices), 1)
+    mesh = partition.make_mesh(shape, devices)
+    architecture = Architecture(**config.size(case.size)["architecture"])
+    row = {**case._asdict(), "devices": len(devices), "state_bytes": programs.state_bytes(architecture, shape)}
+    gradient = programs.gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
+    update = programs.update(architecture, mesh)
+    row |= {"gradient": _told(gradient), "update": _told(update), "splash": splash(gradient.text)}
+    row["held_bytes"] = held(row["state_bytes"], gradient, update)
+    row["fits"] = row["held_bytes"] < HBM[case.chip]
+    return {**row, "seconds": round(time.perf_counter() - start)}
+
+
+def held(state: int, gradient: Program, update: Program) -> int:
+    """The most that a device holds at a time: its state, and what a microbatch or an update needs beside it.
+
+    The gradient of the batch so far is a part of the state, that of the microbatch is not.
+    """
+    return state + max(gradient.outputs + gradient.temporary, update.temporary)
+
+
+def _told(program: Program) -> dict[str, Any]:
+    counted = Counter(collectives(program.text)).items()
+    listed = [
+        {"kind": c.kind, "in_a_loop": c.looped, "times": n, "bytes": c.bytes, "arrays": [list(a) for a in c.arrays]}
+        for c, n in sorted(counted, key=lambda pair: -pair[0].bytes * pair[1])
+    ]
+    return {
+        "argument_bytes": program.arguments,
+        "output_bytes": program.outputs,
+        "temporary_bytes": program.temporary,
+        "collectives": listed,
+    }
+
+
+def page(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = results["cases"]
+    missing = [str(case) for case in CASES if not _has(rows, case)]
+    return "\n".join(
+        [
+            "# Training steps, compiled for TPUs",
+            "",
+            f"{ROWS} rows of {LENGTH:,} tokens a device, bfloat16, all devices on `fsdp`, compiled by libtpu with no",
+            "TPU. **Nothing was run**, so how long a step takes is not known. `python -m bench.tpu_compile`",
+            "",
+            "In GB a device: state is parameters, gradients and both moments, all float32; arguments are what a",
+            "microbatch reads of it, with its tokens; beside it lie the microbatch's gradient and what is temporary.",
+            "Held is the state and these two, and fits where it is less than the chip's memory.",
+            "",
+            "| size | slice | remat | state | arguments | gradient | temporary | held | of | fits | splash | s |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            *[_line(row) for row in rows],
+            "",
+            *([f"Not compiled yet: {'; '.join(missing)}.", ""] if missing else []),
+            "A splash kernel that stands twice is computed again in the backward pass; s is seconds of compiling on",
+            "the machine below. What follows are the collectives of 1 MB and more, in the gradient and in the update.",
+            "The source gathers weights and reduce-scatters their gradients, and no more: an all-reduce or a",
+            "collective-permute of that size is what the compiler made of a reduce-scatter. A ring's all-reduce moves",
+            "about twice as much.",
+            "",
+            *[line for row in rows for line in _table(row)],
+            common.described(results["machine"]),
+            "",
+        ]
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    gradient = row["gradient"]
+    sizes = (row["state_bytes"], gradient["argument_bytes"], gradient["output_bytes"], gradient["temporary_bytes"])
+    told = " | ".join(f"{size / 1e9:.2f}" for size in (*sizes, row["held_bytes"]))
+    memory = HBM[row["slice"].partition(":")[0]] / 1e9
+    kernels = ", ".join(f"{name.removeprefix('splash_mha_')} {times}" for name, times in row["splash"].items())
+    fits = "yes" if row["fits"] else "no"
+    return (
+        f"| {row['size']} | {row['slice']} ({row['devices']}) | {row['remat']} | {told} | {memory:.0f} | {fits} "
+        f"| {kernels} | {row['seconds']} |"
+    )
+
+
+def _table(row: dict[str, Any]) -> list[str]:
+    lines = [f"## {row['size']} on {row['slice']}", "", "| collective | where | times | MB each | largest array |"]
+    lines.append("|---|---|---|---|---|")
+    for c in row["gradient"]["collectives"] + row["update"]["collectives"]:
+        if c["bytes"] >= SHOWN:
+            where = "a layer or chunk" if c["in_a_loop"] else "once"
+            dtype, sizes = max(c["arrays"], key=lambda array: Collective("", (tuple(array),), False).bytes)
+            largest = f"{dtype}[{', '.join(map(str, sizes))}]"
+            lines.append(f"| {c['kind']} | {where} | {c['times']} | {c['bytes'] / 1e6:,.1f} | {largest} |")
+    return [*lines, ""]
+
+
+def _has(rows: Sequence[dict[str, Any]], case: Case) -> bool:
+    return any(all(row[name] == value for name, value in case._asdict().items()) for row in rows)
+
+
+def main() -> None:
+    """Compiles what is not there yet, and writes docs/benchmarks/tpu_compile.json and .md after each case."""
+    jax.config.update("jax_platforms", "cpu")  # of this process; the compiler is asked by name
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    path = common.RESULTS / f"{NAME}.json"
+    machine = common.machine(("jax", "flax", "optax", "libtpu"))
+    results: dict[str, Any] = files.read_json(path) if path.exists() else {"machine": machine, "cases": []}
+    for case in CASES:
+        if not _has(results["cases"], case):
+            print(case, flush=True)
+            os.environ["TPU_ACCELERATOR_TYPE"] = ACCELERATOR[case.chip]
+            results["cases"].append(measure(case))
+            common.write(NAME, results, page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The boards of a training: metrics.jsonl, a progress bar or lines, and TensorBoard or MLflow."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxtempl import config, files
+from jaxtempl.config import TrainConfig
+from jaxtempl.mlflow_board import MLflow
+from jaxtempl.tracking import Board
+
+LINES = 20  # reports of a training without a terminal
+
+
+def opened(settings: TrainConfig, folder: Path, start: int) -> list[Board]:
+    """The boards that a training tells; what a try that was cut off told of the steps after `start` goes.
+
+    Raises:
+        UserError: MLflow was asked for and is not installed, or cannot use its tracking URI.
+    """
+    mlflow = settings.tracker == "mlflow"
+    asked = MLflow(folder, yaml.safe_load(config.dump(settings))) if mlflow else TensorBoard(folder, start)
+    return [Lines(folder, start), asked, Progress(settings.steps, start)]
+
+
+class Lines:
+    """metrics.jsonl, which everything in this project reads."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        _keep_through(self._path, start)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line."""
+        files.append_line(self._path, {"step": step, **values})
+
+    def close(self, finished: bool) -> None:
+        """Every line is written already."""
+
+
+class TensorBoard:
+    """`tensorboard --logdir` of the run's folder, or of the one above it, shows these."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A scalar a name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, finished: bool) -> None:
+        """Writes what is still in memory."""
+        self._writer.close()
+
+
+class Progress:
+    """A bar with rate and time left on a terminal, elsewhere some lines."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._steps = steps
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A step moves the bar; a validation is a line above it."""
+        if "seconds" in values:
+            self._show(step, values)
+        else:
+            said = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+            self._bar.write(f"step {step}  {said}", file=sys.stderr)
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        loss = f"loss {values['loss']:.4f}" if "gradient_norm" in values else "overflow, update left out"
+        text = f"{loss}  {values['tokens_per_second']:,.0f} tokens/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(1)
+        if self._bar.disable and (step % max(self._steps // LINES, 1) == 0 or step == 1):
+            print(f"step {step} of {self._steps}  {text}", file=sys.stderr, flush=True)
+
+    def close(self, finished: bool) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+
+def _keep_through(path: Path, step: int) -> None:
+    """Drops what a try that was cut off wrote of the steps that are now done again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    with files.atomic_file(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:  # the last line of a killed process may be cut
+        return float("inf")

@@ -1,0 +1,247 @@
+"""The processes of one training on several hosts: how they find each other, speak with one voice, and end together.
+
+`joined` is entered once, by `main`, before anything touches a device. Under SLURM, Open MPI, GKE and on TPU pods JAX
+finds the others by itself; elsewhere `--coordinator --num_processes --process_id` name them. The first process is the
+main one: it alone prints, tracks and writes what is not its part of a checkpoint.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Integer
+
+from jaxtempl import partition
+from jaxtempl.config import TrainConfig
+from jaxtempl.errors import UsageError, UserError
+from jaxtempl.interrupt import Interrupted
+
+SILENT_SECONDS = 20  # a process that says nothing for so long is dead, and the rest end
+START_SECONDS = 300  # for all processes to come
+BARRIER_SECONDS = 1800  # for the slowest process to write its part of a checkpoint
+FAREWELL_SECONDS = 3  # that a failed process stays, so that the others hear why
+# What launchers say to each process of several; a job of one is trained as anywhere else.
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+
+
+@contextlib.contextmanager
+def joined(config: TrainConfig) -> Generator[None]:
+    """Joins this process to the others of its training, if there are any, until the block ends.
+
+    Raises:
+        UsageError: only some of the three flags are given.
+        UserError: the others did not come, or one of them has gone.
+    """
+    if not _joins(config):
+        yield
+        return
+    _initialize(config)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    watch = _Watch()
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+        time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one has gone
+        raise UserError(f"a computation over all processes failed; has one of them gone? {_line(error)}") from None
+    except Interrupted:
+        watch.end()
+        raise
+    except BaseException as error:
+        watch.tell(_line(error))
+        raise
+    watch.end()
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _joins(config: TrainConfig) -> bool:
+    given = {
+        "coordinator": config.coordinator != "",
+        "num_processes": config.num_processes > 0,
+        "process_id": config.process_id >= 0,
+    }
+    missing = [name for name, there in given.items() if not there]
+    if missing and len(missing) < len(given):
+        raise UsageError(f"--{missing[0]} is missing; pass --coordinator, --num_processes and --process_id, or none")
+    if not missing and config.process_id >= config.num_processes:
+        raise UsageError(
+            f"--process_id={config.process_id} of --num_processes={config.num_processes}; they count from 0"
+        )
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return not missing or len(hosts) > 1 or any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS)
+
+
+def _initialize(config: TrainConfig) -> None:
+    given = (config.coordinator, config.num_processes, config.process_id) if config.coordinator else (None, None, None)
+    try:
+        jax.distributed.initialize(
+            *given,
+            local_device_ids=_local_devices(),
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=3 * SILENT_SECONDS,  # ours is sooner, and says who
+            shutdown_timeout_seconds=SILENT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes of this training did not find each other: {_line(error)}; "
+            "check --coordinator, and that all processes were started"
+        ) from None
+
+
+def _local_devices() -> list[int] | None:
+    """All of the host where it has one process; where it has several, JAX gives each the one of its place."""
+    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0]
+    alone = slurm == "1" and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+    return [] if alone else None
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return jax.process_index() == 0
+
+
+def gathered(text: str) -> list[str]:
+    """What each process says, in their order; all must call it."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(said)))
+    padded = np.pad(said, (0, int(sizes.max()) - len(said)))
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def interleaved(mine: Integer[np.ndarray, " own"], total: int) -> Integer[np.ndarray, " total"]:
+    """What each process knows of its share, every so many-th of `total` values from its own place on, put together."""
+    most = -(-total // jax.process_count())
+    rows = np.asarray(multihost_utils.process_allgather(np.pad(mine, (0, most - len(mine)))))
+    return rows.reshape(-1, most).T.reshape(-1)[:total]
+
+
+def wait_for_all(name: str) -> None:
+    """Goes on when every process has come here; any thread may call it, with a name used once."""
+    ocp.multihost.get_barrier_sync_fn()(key=f"jaxtempl {name}", timeout_ms=BARRIER_SECONDS * 1000)
+
+
+def agree(what: str, mine: dict[str, Any]) -> None:
+    """Raises UserError on every process when one has another value of something than the main one."""
+    said = gathered("\n".join(f"{key}: {value}" for key, value in mine.items()))
+    for process, theirs in enumerate(said):
+        pairs = zip(said[0].splitlines(), theirs.splitlines(), strict=False)
+        other = next((f"process 0 has {a!r}, process {process} has {b!r}" for a, b in pairs if a != b), None)
+        if other:
+            raise UserError(f"the processes disagree about the {what}: {other}; start all with the same command")
+
+
+class Vote:
+    """Whether any process wishes something; with several processes told one call late, so that none waits."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._place = NamedSharding(mesh, P(partition.AXES))
+        self._devices = mesh.size
+        self._any = jax.jit(lambda wishes: jnp.any(wishes, axis=0), out_shardings=partition.whole(mesh))
+        self._last: jax.Array | None = None
+
+    def __call__(self, *wishes: bool) -> tuple[bool, ...]:
+        """All processes call it equally often, with as many wishes."""
+        if jax.process_count() == 1:
+            return wishes
+        shape = (self._devices, len(wishes))
+        with jax.transfer_guard("allow"):
+            votes = jax.make_array_from_callback(shape, self._place, lambda _: np.array([wishes]))
+        last, self._last = self._last, self._any(votes)
+        return (False,) * len(wishes) if last is None else tuple(map(bool, jax.device_get(last)))
+
+
+class _Watch:
+    """A thread that tells the others that this process lives, and ends it when one of them has failed or is silent."""
+
+    def __init__(self) -> None:
+        from jax._src import distributed  # JAX has no public handle on the store that its processes share
+
+        self._client: Any = distributed.global_state.client
+        self._ended = threading.Event()
+        self._heard: dict[str, tuple[str, float]] = {}
+        self._hosts = dict(enumerate(gathered(socket.gethostname())))
+        self._own = ""  # why this process itself fails
+        self._handler = _on_abort(self._aborted)
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def tell(self, message: str) -> None:
+        """Tells the others why this process ends, and gives them time to hear it."""
+        self._own = message
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"jaxtempl/failed/{jax.process_index()}", message)
+        time.sleep(FAREWELL_SECONDS)
+        self._ended.set()
+
+    def end(self) -> None:
+        """Parts from the others, who end as well: all is done, or stopped as one."""
+        self._ended.set()
+        jax.distributed.shutdown()
+
+    def _run(self) -> None:
+        beats = 0
+        while not self._ended.wait(1.0):
+            beats += 1
+            try:
+                self._client.key_value_set(f"jaxtempl/beat/{jax.process_index()}", str(beats), allow_overwrite=True)
+                said = dict(self._client.key_value_dir_get("jaxtempl/"))
+            except jax.errors.JaxRuntimeError:
+                self._leave(self._gone(0, "is gone"))
+                return
+            self._listen(said)
+
+    def _listen(self, said: dict[str, str]) -> None:
+        now = time.monotonic()
+        for key, value in said.items():
+            kind, process = key.split("/")[-2:]
+            if kind == "failed":
+                self._leave(f"process {process} on {self._hosts[int(process)]} failed: {value}")
+            if self._heard.get(process, ("", 0.0))[0] != value:
+                self._heard[process] = (value, now)
+            elif now - self._heard[process][1] > SILENT_SECONDS:
+                silent = f"has said nothing for {SILENT_SECONDS} seconds: it was killed, or its host"
+                self._leave(self._gone(int(process), silent))
+
+    def _gone(self, process: int, what: str) -> str:
+        return f"process {process} on {self._hosts[process]} {what}; the same command goes on where this was"
+
+    def _leave(self, why: str) -> None:
+        """Ends this process, whose main thread may wait for a collective that never comes."""
+        if self._own or self._ended.is_set():  # it is ending already
+            return
+        print(f"error: {why}", file=sys.stderr, flush=True)
+        if is_main():
+            time.sleep(2 * FAREWELL_SECONDS)  # the others hear of it through this process
+        os._exit(1)
+
+    def _aborted(self) -> None:
+        """The last words when JAX itself ends this process, as it does once the main one is gone."""
+        if not self._ended.is_set():
+            print(f"error: {self._own or self._gone(0, 'is gone')}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _on_abort(last: Callable[[], None]) -> Any:
+    """Calls `last` when C++ code aborts this process; what it gives must be kept for as long."""
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: last())
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)  # Python's own handlers wait for the main thread, which is stuck
+    return handler

@@ -1,0 +1,218 @@
+"""Flash attention: what is chosen where, that it is XLA's, and what a training lowers to for GPUs and TPUs."""
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+from bench import attention as bench
+from jaxtempl import optim, partition, tasks, train
+from jaxtempl.config import ROOT, AdaptConfig
+from jaxtempl.models import attention, build, kernels, losses
+from jaxtempl.models.kernels import Kernel
+from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.partition import Shape
+
+LENGTH = 256
+SMALL = Architecture(layers=2, hidden=160, heads=2, feed_forward=64, vocabulary=64)  # heads of 80 dims, as 2.8b has
+CUDA = shutil.which("nvidia-smi") and any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splash attention by Pallas's interpreter, in blocks of which a row has several."""
+    make = functools.partial(splash_attention.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha_single_device", make)
+    monkeypatch.setattr(kernels, "BLOCKS", (128,))
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What JAX asks of a machine before it calls cuDNN, answered as one with a Hopper GPU does."""
+    monkeypatch.setattr(kernels, "capability", lambda: 9.0)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "head_dim", "dtype", "chosen"),
+    [
+        ("cpu", 0.0, 64, jnp.bfloat16, "xla"),
+        ("gpu", 8.0, 64, jnp.bfloat16, "cudnn"),
+        ("gpu", 8.6, 80, jnp.float16, "cudnn"),
+        ("gpu", 8.6, 128, jnp.float32, "xla"),  # cuDNN has half precision alone
+        ("gpu", 8.6, 36, jnp.bfloat16, "xla"),  # no multiple of 8
+        ("gpu", 8.6, 256, jnp.bfloat16, "xla"),  # Hopper's alone, 1b's
+        ("gpu", 9.0, 256, jnp.bfloat16, "cudnn"),
+        ("gpu", 10.0, 256, jnp.bfloat16, "xla"),
+        ("gpu", 12.0, 128, jnp.bfloat16, "cudnn"),
+        ("gpu", 7.5, 64, jnp.float16, "xla"),  # before Ampere
+        ("gpu", 0.0, 64, jnp.bfloat16, "xla"),  # not NVIDIA's
+        ("tpu", 0.0, 64, jnp.bfloat16, "splash"),
+        ("tpu", 0.0, 80, jnp.float32, "splash"),
+        ("tpu", 0.0, 256, jnp.bfloat16, "splash"),
+        ("tpu", 0.0, 128, jnp.float16, "xla"),  # the compiler refuses it
+        ("tpu", 0.0, 32, jnp.bfloat16, "xla"),  # a quarter of the lanes, 14m's
+    ],
+)
+def test_the_choice(
+    monkeypatch: pytest.MonkeyPatch, platform: str, capability: float, head_dim: int, dtype: Any, chosen: Kernel
+) -> None:
+    monkeypatch.setattr(kernels, "capability", lambda: capability)
+    assert kernels.choose(platform, head_dim, dtype) == chosen
+
+
+@pytest.mark.parametrize(("told", "capability"), [("9.0", 9.0), ("12.1", 12.1), ("gfx90a", 0.0), (None, 0.0)])
+def test_the_capability_is_nvidias(monkeypatch: pytest.MonkeyPatch, told: str | None, capability: float) -> None:
+    class Device:
+        """A GPU as JAX shows it; a CPU says nothing."""
+
+        if told:
+            compute_capability = told
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert kernels.capability() == capability
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "documents"),
+    [
+        (64, jnp.float32, True),
+        (80, jnp.float32, False),
+        (80, jnp.float32, True),
+        (128, jnp.float32, False),
+        (80, jnp.bfloat16, True),
+    ],
+)
+@pytest.mark.usefixtures("interpreted")
+def test_splash_is_xlas_attention(head_dim: int, dtype: Any, documents: bool) -> None:
+    found = bench.deviations("splash", head_dim, dtype, documents, LENGTH)
+    assert set(found) == {"output", "query", "key", "value"}
+    assert max(found.values()) < bench.GREATEST[dtype], found
+
+
+def test_blocks_are_the_greatest_that_divide_a_row() -> None:
+    assert [kernels._blocks(length).block_kv for length in (128, 384, 512, 768, 2048)] == [128, 128, 512, 256, 512]
+
+
+def numbers(length: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (3, 2, length, 2, 64)).astype(dtype)
+
+
+def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's own attention in XLA, asked for the same, is ours."""
+    theirs, asked = jax.nn.dot_product_attention, list[str]()
+
+    def on_xla(*arrays: jax.Array, implementation: str, **settings: Any) -> jax.Array:
+        asked.append(implementation)
+        return theirs(*arrays, implementation="xla", **settings)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_xla)
+    q, k, v = numbers(128)
+    got = jax.jit(functools.partial(kernels.causal, "cudnn"))(q, k, v)
+    np.testing.assert_allclose(got, jax.jit(attention.causal)(q, k, v), atol=1e-5)
+    assert asked == ["cudnn"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "length", "documents"), [("cudnn", 100, False), ("cudnn", 128, True), ("splash", 192, True)]
+)
+def test_what_a_kernel_cannot_serve_is_xlas(kernel: Kernel, length: int, documents: bool) -> None:
+    q, k, v = numbers(length, jnp.bfloat16)
+    told = jnp.ones((2, length), jnp.int32) if documents else None
+    got = jax.jit(functools.partial(kernels.causal, kernel))(q, k, v, told)
+    np.testing.assert_array_equal(got, jax.jit(attention.causal)(q, k, v, told))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.usefixtures("interpreted")
+def test_another_document_changes_no_logit_of_its_neighbours(platform: str) -> None:
+    """Exactly 0 in float32, before it and after it; without the mask those after it change."""
+    model: Any = nnx.merge(build.graphdef(SMALL, 64, platform=platform), build.random_params(SMALL, 64, 0))
+    assert model.blocks.attention.kernel == {"cpu": "xla", "tpu": "splash"}[platform]
+    at = jnp.arange(LENGTH)
+    documents = jnp.where(at < 70, 1, jnp.where(at < 140, 2, 3))[None].astype(jnp.uint16)
+    tokens = jax.random.randint(jax.random.key(0), (1, LENGTH), 0, 64)
+    other = jnp.where(documents == 2, (tokens + 1) % 64, tokens)
+    logits = jax.jit(lambda tokens, documents: model(tokens, documents)[0])
+    one, changed = (logits(some, documents) for some in (tokens, other))
+    np.testing.assert_array_equal(one[documents[0] != 2], changed[documents[0] != 2])
+    assert (one[documents[0] == 2] != changed[documents[0] == 2]).any(axis=-1).all()
+    assert (logits(tokens, None)[140:] != logits(other, None)[140:]).any(axis=-1).all()
+
+
+def lowered(platform: str, shape: Shape, remat: Remat = "none", documents: bool = False) -> str:
+    """The gradient of a microbatch, lowered for a platform that need not be there."""
+    mesh, optimizer = partition.make_mesh(shape), optim.adamw(AdaptConfig(rate=1e-3), 10)
+    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
+    params = partition.placed(shapes, partition.shardings(mesh, shapes))
+    task = tasks.causal_lm(build.graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat, platform), documents)
+    functions: Any = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
+    row = jax.ShapeDtypeStruct((8, LENGTH), jnp.int32, sharding=partition.rows(mesh))
+    traced = functions.gradient.trace(params, {"tokens": row, "segments": row}, None)
+    return traced.lower(lowering_platforms=({"gpu": "cuda"}.get(platform, platform),)).as_text()
+
+
+FORWARD, BACKWARD = "splash_mha_fwd{}_residuals", ("splash_mha_dkv{}_no_residuals", "splash_mha_dq{}_no_residuals")
+
+
+@pytest.mark.parametrize(
+    ("remat", "forwards", "documents"), [("none", 1, True), ("dots", 2, False), ("full", 2, False)]
+)
+@pytest.mark.parametrize("shape", [Shape(1, 1, 1), Shape(2, 2, 2)], ids=str)
+def test_a_training_on_tpus_is_of_splash_attention(shape: Shape, remat: Remat, forwards: int, documents: bool) -> None:
+    """Once a layer forward, and once more where the backward pass computes layers again."""
+    found = re.findall(r'kernel_name = "(\w+)"', lowered("tpu", shape, remat, documents))
+    named = [name.format("_segmented" if documents else "") for name in (*[FORWARD] * forwards, *BACKWARD)]
+    assert sorted(found) == sorted(named)
+
+
+@pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("full", 2)])
+@pytest.mark.parametrize("shape", [Shape(1, 1, 1), Shape(2, 2, 2)], ids=str)
+@pytest.mark.usefixtures("hopper")
+def test_a_training_on_nvidia_is_of_cudnns_attention(shape: Shape, remat: Remat, forwards: int) -> None:
+    program = lowered("gpu", shape, remat)
+    assert re.findall(r"@__cudnn\$(\w+)", program) == ["fmhaSoftmax"] * forwards + ["fmhaSoftmaxBackward"]
+    assert program.count("CAUSAL") == forwards + 1
+    assert f"{LENGTH}x{LENGTH}x" not in program, "scores of a row are whole"
+
+
+@pytest.mark.usefixtures("hopper")
+def test_documents_on_nvidia_are_xlas() -> None:
+    assert "cudnn" not in lowered("gpu", Shape(1, 1, 1), documents=True)
+
+
+def test_the_loss_is_cut_as_the_platform_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as this process's own platform does."""
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", LENGTH * SMALL.vocabulary)  # a row of 8 rows at a time
+    whole, part = (f"tensor<{8 * positions}x{SMALL.vocabulary}xf32>" for positions in (LENGTH, LENGTH // 8))
+    cpu, tpu = lowered("cpu", Shape(1, 1, 1)), lowered("tpu", Shape(1, 1, 1))
+    assert (part in cpu, whole in cpu) == (True, False)
+    assert (part in tpu, whole in tpu) == (False, True)
+
+
+def test_the_check_of_this_machines_attention_needs_an_accelerator() -> None:
+    with pytest.raises(SystemExit, match="no flash attention on cpu"):
+        bench.main()
+
+
+@pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU and jax with its CUDA plugin: cuDNN runs nowhere else")
+def test_cudnn_is_xlas_attention() -> None:
+    """In a process of its own, for this one has JAX on the CPU."""
+    env = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.attention"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,358 @@
+"""What starts a training elsewhere: no cluster is at hand, so scripts run with stand-ins and manifests are read."""
+
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench import scale
+from jaxtempl import config, partition, programs, start
+from jaxtempl.config import ROOT, AdaptConfig, FinetuneConfig, TrainConfig
+from jaxtempl.models import build
+from jaxtempl.models.neox import Architecture
+from jaxtempl.partition import Shape
+
+DEPLOY = ROOT / "deploy"
+SCRIPT = DEPLOY / "slurm" / "train.sbatch"
+OVERLAYS = sorted(path for path in (DEPLOY / "kubernetes").glob("[gt]pu/*") if path.name != "base")
+JOINING = ("--coordinator", "--num_processes", "--process_id")
+GPU_MEMORY, TPU_MEMORY = 80e9, 16e9
+KINDS = {"adapt": AdaptConfig, "finetune": FinetuneConfig}
+
+
+def parsed(argv: list[str]) -> TrainConfig:
+    """The config of a command line that begins with bin/."""
+    phase = argv[0].removeprefix("bin/")
+    return config.parse(KINDS[phase], argv[1:], lambda given: start.layers(phase, given))
+
+
+def architecture(size: str) -> Architecture:
+    return Architecture(**config.size(size)["architecture"])
+
+
+def mesh_of(settings: TrainConfig, devices: int) -> Shape:
+    """The mesh that a training of these settings has on so many devices; raises where there is none."""
+    a = architecture(settings.size)
+    asked = Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    return partition.choose(asked, build.abstract_params(a, a.vocabulary), scale.ROWS * devices, devices)
+
+
+# SLURM
+
+
+def stand_in(folder: Path, name: str, body: str) -> None:
+    """A command that notes how it was called."""
+    said = f'echo $(printf "%q " {name} "$@") >> {folder}/log'
+    (folder / name).write_text(f"#!/bin/bash\n{said}\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def environment(folder: Path, nodes: int) -> dict[str, str]:
+    told = {"SLURM_JOB_ID": "123", "SLURM_NNODES": str(nodes), "SLURM_CPUS_PER_TASK": "32"}
+    return {"PATH": f"{folder}:{os.environ['PATH']}", **told}
+
+
+def submitted(folder: Path, *argv: str, code: int = 0, nodes: int = 1) -> tuple[int, list[list[str]]]:
+    """Runs the batch script where srun ends with `code`; its exit status and the SLURM commands that it gave."""
+    stand_in(folder, "srun", f"exit {code}")
+    stand_in(folder, "scontrol", "")
+    done = subprocess.run(["bash", str(SCRIPT), *argv], cwd=ROOT, env=environment(folder, nodes), capture_output=True)
+    log = folder / "log"
+    return done.returncode, [shlex.split(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def options() -> dict[str, str]:
+    """What the script asks of sbatch, which reads no further than the first command."""
+    comments = SCRIPT.read_text().split("\nset -eu\n")[0].splitlines()
+    assert all(line.startswith("#") for line in comments)
+    pairs = [line.removeprefix("#SBATCH --").partition("=") for line in comments if line.startswith("#SBATCH")]
+    return {name: value for name, _, value in pairs}
+
+
+def test_the_tasks_hear_of_the_end_and_the_shell_does_not() -> None:
+    asked = options()
+    assert asked["signal"] == "TERM@120", "with B: the shell alone would hear it"
+    assert "requeue" in asked
+    assert asked["open-mode"] == "append", "a job that is queued again keeps its log"
+    assert asked["ntasks-per-node"] == "1"
+    assert len(re.findall("#SBATCH", SCRIPT.read_text())) == len(asked), "an option comes too late, or twice"
+
+
+@pytest.mark.parametrize("size", scale.SIZES)
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_a_job_trains_on_a_mesh_that_fits(size: str, nodes: int, tmp_path: Path) -> None:
+    code, [srun] = submitted(tmp_path, "adapt", size, nodes=nodes)
+    assert code == 0
+    command = next(i for i, word in enumerate(srun) if word.startswith("bin/"))
+    assert {"--wait=120", "--kill-on-bad-exit=0", "--cpus-per-task=32"} == set(srun[1:command])
+    settings = parsed(srun[command:])
+    mesh = mesh_of(settings, 8 * nodes)
+    assert mesh == Shape(nodes, 8, 1)
+    assert scale.held(size, scale.Choice(mesh, scale.ROWS, settings.remat)) < scale.ROOM * GPU_MEMORY
+
+
+def test_a_user_s_flags_are_passed_on_and_go_over_ours(tmp_path: Path) -> None:
+    _, [srun] = submitted(tmp_path, "finetune", "1.4b", "--out=runs/a b", "--remat=none")
+    settings = parsed(srun[srun.index("bin/finetune") :])
+    assert (settings.out, settings.remat) == ("runs/a b", "none")
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (1, False), (2, False), (137, False)])
+def test_a_job_that_saved_is_queued_again_and_no_other(code: int, requeued: bool, tmp_path: Path) -> None:
+    found, commands = submitted(tmp_path, "adapt", "410m", code=code)
+    assert found == code
+    assert commands[1:] == ([["scontrol", "requeue", "123"]] if requeued else [])
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_signal_to_the_tasks_queues_again_and_one_to_the_job_ends_it(cancelled: bool, tmp_path: Path) -> None:
+    stand_in(tmp_path, "srun", f'trap "exit 75" TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.02; done')
+    stand_in(tmp_path, "scontrol", "")
+    line = ["bash", str(SCRIPT), "adapt", "410m"]
+    job = subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path, 1), start_new_session=True)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.02)
+    if cancelled:
+        os.killpg(job.pid, signal.SIGTERM)
+    else:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    assert job.wait(timeout=60) == (-signal.SIGTERM if cancelled else 75)
+    assert ("scontrol requeue 123" in (tmp_path / "log").read_text()) == (not cancelled)
+
+
+@pytest.mark.parametrize("argv", [[], ["adapt"], ["adpat", "410m"]])
+def test_a_wrong_call_is_one_line(argv: list[str], tmp_path: Path) -> None:
+    assert submitted(tmp_path, *argv) == (2, [])
+
+
+# Kubernetes
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def resolved(folder: Path) -> dict[str, Any]:
+    """The JobSet of an overlay, as kustomize makes it out of the parts that are used here."""
+    [overlay] = documents(folder / "kustomization.yaml")
+    assert set(overlay) == {"apiVersion", "kind", "resources", "nameSuffix", "patches"}
+    [base_path] = overlay["resources"]
+    [base] = documents(folder / base_path / "kustomization.yaml")
+    assert set(base) == {"apiVersion", "kind", "resources", "images"}
+    [found] = documents(folder / base_path / base["resources"][0])
+    found["metadata"]["name"] += overlay["nameSuffix"]
+    for patch in overlay["patches"]:
+        assert patch["target"] == {"kind": found["kind"]}
+        for operation in yaml.safe_load(patch["patch"]):
+            apply(found, **operation)
+    for container in pod(found)["containers"]:
+        [image] = [image for image in base["images"] if image["name"] == container["image"]]
+        container["image"] = f"{image['newName']}:{image['newTag']}"
+    return found
+
+
+def apply(target: Any, op: str, path: str, value: Any) -> None:
+    """One operation of RFC 6902."""
+    *keys, last = [key.replace("~1", "/").replace("~0", "~") for key in path.split("/")[1:]]
+    for key in keys:
+        target = target[int(key)] if isinstance(target, list) else target[key]
+    if op == "replace":
+        assert last in target
+        target[last] = value
+    else:
+        assert (op, last) == ("add", "-")
+        target.append(value)
+
+
+def job(found: dict[str, Any]) -> dict[str, Any]:
+    [replicated] = found["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 1
+    return replicated["template"]["spec"]
+
+
+def pod(found: dict[str, Any]) -> dict[str, Any]:
+    return job(found)["template"]["spec"]
+
+
+def command(found: dict[str, Any]) -> list[str]:
+    """What the first pod runs, its environment filled in as the kubelet does."""
+    [container] = pod(found)["containers"]
+    known = {variable["name"] for variable in container.get("env", [])} | {"JOB_COMPLETION_INDEX"}
+    words = container["command"] + container["args"]
+    used = {name for word in words for name in re.findall(r"\$\((\w+)\)", word)}
+    assert used <= known
+    values = {"COORDINATOR": "adapt-410m-host-0-0.adapt-410m", "JOB_COMPLETION_INDEX": "0"}
+    return [re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], word) for word in words]
+
+
+def devices(found: dict[str, Any]) -> tuple[int, float]:
+    """In all, and the bytes of each."""
+    [(resource, count)] = pod(found)["containers"][0]["resources"]["limits"].items()
+    hosts = job(found)["parallelism"]
+    return count * hosts, {"nvidia.com/gpu": GPU_MEMORY, "google.com/tpu": TPU_MEMORY}[resource]
+
+
+def test_there_is_an_overlay_for_each_size_on_each_machine() -> None:
+    names = {f"{path.parent.name}/{path.name}" for path in OVERLAYS}
+    assert names == {f"{kind}/{size}" for kind in ("gpu", "tpu") for size in scale.SIZES}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_kustomize_says_the_same(folder: Path) -> None:
+    made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    assert yaml.safe_load(made.stdout) == resolved(folder)
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_a_jobset_trains_on_a_mesh_that_fits(folder: Path) -> None:
+    found = resolved(folder)
+    count, memory = devices(found)
+    settings = parsed([word for word in command(found) if not word.startswith(JOINING)])
+    assert (settings.size, settings.out) == (folder.name, f"/work/runs/adapt-{folder.name}")
+    mesh = mesh_of(settings, count)
+    assert mesh.devices == count
+    assert scale.held(settings.size, scale.Choice(mesh, scale.ROWS, settings.remat)) < scale.ROOM * memory
+    assert programs.state_bytes(architecture(settings.size), mesh) < memory / 4, "most is for activations"
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_a_jobset_is_one_that_kubernetes_takes(folder: Path) -> None:
+    found = resolved(folder)
+    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert re.fullmatch("[a-z][a-z0-9-]*[a-z0-9]", found["metadata"]["name"]), "the name of a service"
+    work, inside = job(found), pod(found)
+    assert work["parallelism"] == work["completions"]
+    assert (work["completionMode"], work["backoffLimit"]) == ("Indexed", 0)
+    assert inside["restartPolicy"] == "Never", "what a podFailurePolicy needs"
+    assert inside["terminationGracePeriodSeconds"] >= 60
+    volumes = {volume["name"]: volume for volume in inside["volumes"]}
+    mounts = [mount["name"] for mount in inside["containers"][0]["volumeMounts"]]
+    assert set(mounts) == set(volumes)
+    [claim] = documents(DEPLOY / "kubernetes" / "volume.yaml")
+    assert volumes["work"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_a_training_that_saved_starts_again_without_end_and_one_that_failed_does_not(folder: Path) -> None:
+    found = resolved(folder)
+    saved, disrupted = job(found)["podFailurePolicy"]["rules"]
+    assert saved["onExitCodes"] == {"containerName": "train", "operator": "In", "values": [75]}
+    assert pod(found)["containers"][0]["name"] == "train"
+    assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert saved["action"] == disrupted["action"] == "FailJob"
+    policy = found["spec"]["failurePolicy"]
+    assert 0 < policy["maxRestarts"] < 100
+    assert [(rule["action"], rule["onJobFailureReasons"]) for rule in policy["rules"]] == [
+        ("RestartJobSetAndIgnoreMaxRestarts", ["PodFailurePolicy"])
+    ]
+
+
+@pytest.mark.parametrize("folder", [p for p in OVERLAYS if p.parent.name == "gpu"], ids=lambda p: p.name)
+def test_the_processes_of_gpu_hosts_are_told_who_they_are(folder: Path) -> None:
+    found = resolved(folder)
+    told = dict(word.split("=") for word in command(found) if word.startswith(JOINING))
+    hosts = job(found)["completions"]
+    named = "adapt-410m-host-0-0.adapt-410m:8476"
+    assert told == {"--coordinator": named, "--num_processes": str(hosts), "--process_id": "0"}
+    assert found["spec"]["coordinator"] == {"replicatedJob": "host", "jobIndex": 0, "podIndex": 0}
+    assert found["spec"]["replicatedJobs"][0]["name"] == "host"
+    assert found["spec"]["network"]["enableDNSHostnames"] is True
+
+
+@pytest.mark.parametrize("folder", [p for p in OVERLAYS if p.parent.name == "tpu"], ids=lambda p: p.name)
+def test_a_slice_has_the_hosts_of_its_topology(folder: Path) -> None:
+    found = resolved(folder)
+    topology = pod(found)["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    wide, high = map(int, topology.split("x"))
+    assert wide * high == devices(found)[0]
+    assert not [word for word in command(found) if word.startswith(JOINING)], "GKE tells them"
+
+
+def test_both_machines_treat_failures_alike() -> None:
+    gpu, tpu = (resolved(DEPLOY / "kubernetes" / kind / "410m") for kind in ("gpu", "tpu"))
+    assert gpu["spec"]["failurePolicy"] == tpu["spec"]["failurePolicy"]
+    assert job(gpu)["podFailurePolicy"] == job(tpu)["podFailurePolicy"]
+    assert pod(gpu)["terminationGracePeriodSeconds"] == pod(tpu)["terminationGracePeriodSeconds"]
+
+
+# The image
+
+
+def test_the_image_is_made_of_what_there_is() -> None:
+    lines = (DEPLOY / "docker" / "Dockerfile.train").read_text().splitlines()
+    copied = [line.split()[1] for line in lines if line.startswith("COPY")]
+    assert {"bin", "configs", "jaxtempl", "requirements.txt"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    extras = set(importlib.metadata.metadata("jax").get_all("Provides-Extra") or [])
+    asked = {found for line in lines for found in re.findall(r"\bJAX=(\w+)", line)}
+    assert asked == {"cuda13", "tpu"}
+    assert asked <= extras
+
+
+# docs/scale.md
+
+
+PAGE = scale.PAGE.read_text()
+
+
+def test_the_tables_are_what_the_code_comes_to() -> None:
+    assert scale.filled(PAGE) == PAGE, "run python -m bench.scale"
+
+
+@pytest.mark.parametrize("size", scale.SIZES)
+def test_the_backward_pass_is_handed_what_formulas_say(size: str) -> None:
+    """A layer's input alone, or with it what the products of matrices gave; both in bfloat16."""
+    a, tokens = architecture(size), scale.ROWS * scale.LENGTH
+    inputs = a.layers * tokens * a.hidden * 2
+    products = a.layers * tokens * (3 * a.hidden + a.feed_forward) * 2  # the others' outputs are only added to x
+    assert scale.kept(size, "full") == pytest.approx(inputs, rel=0.4)
+    assert scale.kept(size, "dots") - scale.kept(size, "full") == pytest.approx(products, rel=0.05)
+    assert scale.kept(size, "none") > scale.kept(size, "dots")
+
+
+def lines_of_the_page() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.replace("\\\n", ""), re.S)
+    return [line.split("  #")[0] for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_page_names_what_there_is() -> None:
+    words = [word for line in lines_of_the_page() for word in shlex.split(line)]
+    named = [word for word in words if word.startswith(("deploy/", "bin/"))]
+    assert {"deploy/slurm/train.sbatch", "deploy/kubernetes/volume.yaml", "deploy/kubernetes/gpu/410m"} <= set(named)
+    assert all((ROOT / name).exists() for name in named)
+    assert all((scale.PAGE.parent / link).exists() for link in re.findall(r"\]\(([^)#:]+)\)", PAGE))
+
+
+COMMANDS = [line[line.index("bin/") :] for line in lines_of_the_page() if "bin/" in line]
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    assert len(COMMANDS) == 3
+    for line in COMMANDS:
+        parsed([word for word in shlex.split(line) if not word.startswith(JOINING)])
+
+
+def takes(line: list[str]) -> bool:
+    settings: Any = parsed(line)
+    return 0 <= settings.process_id < settings.num_processes
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if JOINING[0] in line])
+def test_processes_started_by_hand_are_told_who_they_are(line: str) -> None:
+    assert takes(shlex.split(line))
+
+
+@pytest.mark.parametrize("folder", [p for p in OVERLAYS if p.parent.name == "gpu"], ids=lambda p: p.name)
+def test_the_whole_command_of_a_gpu_host_is_one(folder: Path) -> None:
+    assert takes(command(resolved(folder)))

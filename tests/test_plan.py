@@ -1,0 +1,266 @@
+"""What a training needs, said without running it: against the compiled program, autodiff itself, and arithmetic."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from jax.experimental import topologies
+
+from jaxtempl import adapt, cli, config, flops, memory, plan, programs, start, tasks
+from jaxtempl.config import AdaptConfig
+from jaxtempl.devices import DEVICES
+from jaxtempl.errors import UserError
+from jaxtempl.memory import Piece
+from jaxtempl.models import build
+from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.partition import Shape
+
+SMALL = Architecture(layers=3, hidden=64, heads=4, feed_forward=160, vocabulary=1024, positions=256)
+ONE = Shape(1, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no dataset, and JAX takes what it takes by default."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def asked(*argv: str) -> AdaptConfig:
+    return config.parse(AdaptConfig, ["--plan", *argv], lambda given: start.layers("adapt", given))
+
+
+def lines(*argv: str) -> list[list[str]]:
+    """Name, value and source of each line of a plan."""
+    return [re.split(r" {2,}", line.strip()) for line in plan.page(asked(*argv)).splitlines()]
+
+
+def named(found: list[list[str]], name: str) -> list[list[str]]:
+    return [line for line in found if line[0] == name]
+
+
+def architecture(size: str) -> Architecture:
+    return Architecture(**config.size(size)["architecture"])
+
+
+def piece(shape: Shape = ONE, rows: int = 8, length: int = 128, remat: Remat = "none", **changes: Any) -> Piece:
+    return Piece(shape, rows, length, remat, **{"several": False, "flash": True, **changes})
+
+
+def test_there_is_a_device_for_every_name() -> None:
+    allowed = next(f.type for f in dataclasses.fields(AdaptConfig) if f.name == "device")
+    assert {"none", *DEVICES} == set(allowed.__args__)
+    assert all(device.kind in flops.PEAKS for device in DEVICES.values())
+    chips = {
+        name: math.prod(map(int, grid.split(":")[1].split("x")))
+        for d in DEVICES.values()
+        for name, grid in d.slices.items()
+    }
+    assert chips == {n: n for n in chips}
+
+
+def test_the_paper_at_2_8b() -> None:
+    found = lines("--size=2.8b", "--recipe=paper", "--device=a100-80", "--devices=8", "--mfu=0.5", "--price=3")
+    counts, held = named(found, "parameters")
+    assert counts[1] == "2,775,208,960"
+    assert counts[2].startswith("2,517,652,480")
+    tokens = 14_500 * 1024 * 2048
+    assert named(found, "tokens")[0][1] == f"{tokens:,}" == "30,408,704,000"
+    assert named(found, "FLOPs")[0][1] == f"{tokens * flops.trained_token(architecture('2.8b'), 2048):.4g}"
+    assert f"{6 * 2_775_208_960 * tokens:.4g}" in [line[0] for line in found]
+    assert named(found, "mesh")[0][1] == "1 x 8 x 1"
+    assert held[1] == f"{4 * 2_775_208_960 / 8 / 1e9:.2f} GB"
+    assert named(found, "moments")[0][1] == named(found, "gradients")[0][1] == f"{8 * 2_775_208_960 / 8 / 1e9:.2f} GB"
+    speed = 8 * 312e12 * 0.5 / flops.trained_token(architecture("2.8b"), 2048)
+    assert named(found, "speed")[0][1] == f"{speed:,.0f} tokens/s"
+    assert named(found, "time")[0][1] == f"{tokens / speed / 86400:.2f} days"
+    assert named(found, "cost")[0][1] == f"${tokens / speed / 3600 * 8 * 3:,.0f}"
+
+
+@pytest.mark.parametrize("shape", [ONE, Shape(1, 8, 1), Shape(2, 2, 2)], ids=str)
+def test_the_state_is_that_of_the_shardings(shape: Shape) -> None:
+    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    share = whole / (shape.fsdp * shape.tensor)
+    for several in (False, True):
+        held = memory.by_formula(SMALL, piece(shape, several=several))
+        assert held[:3] == (share, share * (1 + several), 2 * share)
+    total = memory.by_formula(SMALL, piece(shape)).total
+    assert total == held.activations + programs.state_bytes(SMALL, shape)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_layer_keeps_what_autodiff_keeps(remat: Remat) -> None:
+    """What JAX hands from the forward to the backward pass, layer by layer, without parameters and copies of them."""
+    rows, length = 2, 128
+    graphdef = build.graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
+    row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    params = build.abstract_params(SMALL, SMALL.vocabulary)
+
+    def backward(params: Any, batch: Any) -> Any:
+        return jax.vjp(lambda params: tasks.causal_lm(graphdef).loss(params, batch)[0], params)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
+    tokens = {rows, rows * length}  # an activation has the rows, or rows and length together, after its layer
+    stacked = [leaf for leaf in kept if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
+    size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in stacked)
+    assert memory.kept_by_layer(SMALL, piece(rows=rows, length=length, flash=False), remat) == size
+
+
+def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor() -> None:
+    a = architecture("410m")
+    base = memory.activations(a, piece(length=2048))
+    assert memory.activations(a, piece(length=2048, rows=16)) > 1.7 * base
+    assert memory.activations(dataclasses.replace(a, layers=48), piece(length=2048)) > 1.7 * base
+    by_remat = [memory.activations(a, piece(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
+    assert by_remat == sorted(by_remat, reverse=True)
+    assert memory.activations(a, piece(Shape(1, 1, 8), length=2048)) < base
+    assert memory.activations(a, piece(length=2048, flash=False)) > 3 * base
+
+
+def test_a_training_that_does_not_fit_is_told_what_would() -> None:
+    found = lines("--size=2.8b", "--device=a100-40", "--devices=8")
+    assert named(found, "DOES NOT FIT")
+    flags = [line[1] for line in named(found, "would fit")]
+    assert len(flags) == 2
+    assert flags[0].startswith("--accumulate=")
+    for instead in flags:
+        assert named(lines("--size=2.8b", "--device=a100-40", "--devices=8", *instead.split()), "FITS")
+    half = f"--accumulate={int(flags[0].split('=')[1]) // 2}"
+    assert named(lines("--size=2.8b", "--device=a100-40", "--devices=8", half), "DOES NOT FIT")
+    assert named(lines("--size=12b", "--device=h100"), "would fit")[0][1] == "--devices=8 --remat=full"
+
+
+def test_nothing_near_that_fits_is_said() -> None:
+    found = lines("--size=12b", "--device=a10", "--mesh.fsdp=1")
+    assert [line[0] for line in found if "near" in line[0]] == ["nothing near fits"]
+
+
+def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan.usable(DEVICES["h100"])[0] == 60e9
+    assert plan.usable(DEVICES["v5p"])[0] == 95e9
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
+    assert plan.usable(DEVICES["h100"])[0] == 72e9
+
+
+def test_attention_is_flash_where_the_device_has_it() -> None:
+    def attention(*argv: str) -> str:
+        return named(lines(*argv), "pieces")[0][2].rpartition("; ")[2]
+
+    assert attention("--size=1b", "--device=h100") == "flash attention"
+    assert attention("--size=1b", "--device=a100-80") == "XLA attention"  # heads of 256
+    assert attention("--size=14m", "--device=v5e") == "XLA attention"  # heads of 32
+    assert attention("--size=1b", "--device=v5p", "--precision=fp16") == "XLA attention"
+    assert attention("--size=410m", "--device=h100", "--mask_documents") == "XLA attention"
+
+
+def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, known = architecture("410m"), piece(rows=4, length=2048, remat="none")
+    plain = memory.by_formula(a, known)
+    row = {"device": "NVIDIA H200", "size": "410m", "rows": 4, "length": 2048, "remat": "none", "mfu": 0.5}
+    peak = plain.total + plain.activations / 2
+    rows = [{**row, "size": "1b", "peak_bytes": 1}, {**row, "peak_bytes": peak, "tokens_per_second": 1.0}]
+    (tmp_path / "gpu.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(memory, "MEASURED", tmp_path / "gpu.json")
+    held = memory.on_device(a, known, DEVICES["h200"])
+    assert held.activations == pytest.approx(1.5 * plain.activations)
+    assert "times 1.50, as measured at 4 rows" in held.source
+    assert "50% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
+    for device, remat in (("h100", "none"), ("h200", "full")):
+        other = memory.on_device(a, known._replace(remat=remat), DEVICES[device])
+        assert other.source.startswith("formula, not corrected")
+
+
+def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler here is the CPU's, behind the same call; it finds other sizes, for its bfloat16 is float32."""
+    small, device = piece(Shape(1, 8, 1), rows=16, length=64, remat="full", flash=False), DEVICES["v5e"]
+    assert memory.on_tpu(SMALL, small, device).source == "formula, for libtpu is not installed"
+    slices = []
+
+    def described(slice_: str, platform: str) -> Any:
+        slices.append((slice_, platform))
+        return type("Topology", (), {"devices": jax.devices()})
+
+    monkeypatch.setattr(topologies, "get_topology_desc", described)
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: name == "libtpu")
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")  # so that what is set is put back
+    made = list[Any]()
+    compile_ = programs.gradient
+    monkeypatch.setattr(programs, "gradient", lambda *given: made.append(compile_(*given)) or made[-1])
+    held = memory.on_tpu(SMALL, small, device)
+    assert [held.activations] == [program.temporary for program in made]
+    assert 0.5 < held.activations / memory.activations(SMALL, small) < 2
+    assert (held.source, slices) == ("the TPU's own compiler", [("v5e:2x4", "tpu")])
+    said = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.56G) exceeds available HBM (15.75G)."
+    for message, bytes_ in ((said, 21.56 * 2**30), ("INTERNAL: it broke", None)):
+        error = jax.errors.JaxRuntimeError(message)
+        monkeypatch.setattr(memory, "compiled", lambda *_, error=error: (_ for _ in ()).throw(error))
+        if bytes_:
+            assert memory.on_tpu(SMALL, small, device).activations == bytes_
+        else:
+            with pytest.raises(UserError, match="it broke"):
+                memory.on_tpu(SMALL, small, device)
+    assert "no slice of 3 chips" in memory.on_tpu(SMALL, piece(Shape(3, 1, 1), rows=3), device).source
+
+
+def test_a_dataset_says_how_many_tokens(tmp_path: Path) -> None:
+    data = tiny.dataset(tmp_path / "made")
+    flags = ("--size=nano", f"--data={data.folder}", "--device=a10", "--batch=4")
+    rows = int(named(lines(*flags), "tokens")[0][2].split("; ")[1].split()[0])
+    steps = math.ceil(rows / 4)
+    assert named(lines(*flags), "tokens")[0][1] == f"{steps * 4 * 32:,}"
+    assert named(lines(*flags, "--epochs=2"), "tokens")[0][1] == f"{math.ceil(rows / 2) * 4 * 32:,}"
+    assert named(lines(*flags, "--steps=3"), "tokens")[0][1] == f"{3 * 4 * 32:,}"
+    with pytest.raises(UserError, match="is no dataset"):
+        lines("--size=nano", "--data=nowhere", "--device=a10")
+    (tmp_path / "data").symlink_to(data.folder)  # the default, and another model's
+    assert "no dataset of this model" in named(lines("--size=410m", "--device=a10"), "tokens")[0][2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["--plan", "--size=410m"], 2, "pass --device=a10|a100-40|"),
+        (["--plan", "--size=410m", "--device=b200"], 2, "allowed: none, a10, a100-40"),
+        (["--plan", "--size=410m", "--device=h100", "--devices=0"], 2, "1 or more"),
+        (["--plan", "--size=410m", "--device=h100", "--precision=fp32"], 2, "use bf16 or fp16"),
+        (["--plan", "--size=410m", "--device=h100", "--accumulate=3"], 1, "does not divide --batch=1024"),
+        (["--plan", "--size=410m", "--device=h100", "--mesh.fsdp=2"], 1, "the nearest that fits"),
+        (["--plan", "--size=410m", "--device=h100", "--mfu=40"], 2, "from 0 to 1"),
+        (["--size=410m", "--device=h100"], 2, "--device and --devices are of --plan"),
+        (["--size=410m", "--devices=2"], 2, "--device and --devices are of --plan"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line(argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(adapt.main, argv) == code
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert said in stderr
+
+
+def test_the_command_plans_and_leaves_nothing(tmp_path: Path) -> None:
+    """From an empty folder, with no network and no weights: what it made would be there."""
+    (tmp_path / "empty").mkdir()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HOME": str(tmp_path / "empty"), "XLA_FLAGS": ""}
+    command = [config.ROOT / "bin" / "adapt", "--plan", "--size=6.9b", "--device=h200", "--devices=8"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "empty", env=environment)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("model")
+    assert "FITS" in found.stdout
+    assert list((tmp_path / "empty").iterdir()) == []
