@@ -11,6 +11,7 @@ from jaxtempl.batches import Batch
 from jaxtempl.config import AdaptConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.interrupt import NEVER, Terminator
 from jaxtempl.models import build
 from jaxtempl.precision import compute_dtype
 from jaxtempl.tokenizer import Tokenizer
@@ -29,11 +30,11 @@ def main(argv: Sequence[str]) -> None:
 
         plan.show(asked)
         return
-    with cluster.joined(asked):
-        adapt(asked)
+    with Terminator() as stop, cluster.joined(asked):
+        adapt(asked, stop)
 
 
-def adapt(asked: AdaptConfig) -> run.Run:
+def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
     """Trains a language model and leaves a run.
 
     Raises:
@@ -55,6 +56,8 @@ def adapt(asked: AdaptConfig) -> run.Run:
     steps = min(batches.steps_in(asked.epochs, total, asked.batch), asked.max_steps)
     settings = launch.resolved(asked, "adapt", steps, saves=10, length=length)
     launch.show(settings, f"{total:,} rows of {length} tokens, {settings.batch * length:,} tokens an update")
+    fingerprints = {str(dataset.folder): dataset.fingerprint for dataset, _ in datasets}
+    launch.agree(settings, begin, fingerprints)
     a = begin.architecture
     mesh = launch.mesh(settings, a, a.vocabulary, settings.batch // settings.accumulate)
     validation = datasets[0][0].rows(tokenizer, "validation")
@@ -73,9 +76,10 @@ def adapt(asked: AdaptConfig) -> run.Run:
             facts={
                 "length": length,
                 "mask_documents": settings.mask_documents,
-                "datasets": {str(d.folder): d.fingerprint for d, _ in datasets},
+                "datasets": fingerprints,
             },
         ),
+        stop,
     )
 
 

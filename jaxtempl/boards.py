@@ -2,11 +2,14 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
 
 from jaxtempl import config, files
@@ -44,18 +47,25 @@ class Lines:
 
 
 class TensorBoard:
-    """`tensorboard --logdir` of the run's folder, or of the one above it, shows these."""
+    """`tensorboard --logdir` of the run's folder, or of the one above it, shows these.
+
+    Events are written at once: tensorboardX's own writer does so in a thread, for whose death it would wait for ever.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
+        again = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after
+        self._writer.write_event(again)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """A scalar a name."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
+        self._writer.flush()
 
     def close(self, finished: bool) -> None:
-        """Writes what is still in memory."""
+        """Every event is written already."""
         self._writer.close()
 
 

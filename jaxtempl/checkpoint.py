@@ -7,6 +7,7 @@ its name, which is the commit.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -47,7 +48,11 @@ class Checkpoints:
     def steps(self, kind: Kind | None = None) -> list[int]:
         """Steps of the whole checkpoints, in order; those of one kind, if it is named."""
         found = sorted(int(p.parent.name) for p in self.folder.glob("*/manifest.json") if p.parent.name.isdigit())
-        return [s for s in found if kind is None or self._manifest(s)["kind"] == kind]
+        return [s for s in found if kind is None or self._manifest(s).get("kind") == kind]
+
+    def told(self) -> list[int]:
+        """The steps that the main process sees, for a shared folder may show another host an older state."""
+        return json.loads(cluster.told(json.dumps(self.steps())))
 
     def save(self, step: int, kind: Kind, params: PyTree, optimizer: PyTree | None, meta: Mapping[str, Any]) -> None:
         """Copies all items to the host and returns; they are written and committed meanwhile. All processes call it.
@@ -92,8 +97,14 @@ class Checkpoints:
                 _join_sums(partial, {"kind": kind, "step": step})
                 files.move_into_place(partial, self.folder / str(step))
                 for old in self.steps("recovery")[: -self.keep]:
-                    shutil.rmtree(self.folder / str(old))
+                    self._remove(old)
             cluster.wait_for_all(f"commit of {step}")
+
+    def _remove(self, step: int) -> None:
+        """Takes its name first, so that what a kill leaves of it does not count."""
+        going = self.folder / f".{step}.old.partial"
+        (self.folder / str(step)).rename(going)
+        shutil.rmtree(going)
 
     def sweep(self) -> None:
         """Removes what saves that were cut off have left; for the main process of those that train here."""
@@ -114,16 +125,32 @@ class Checkpoints:
             return reader.restore(self._whole(step) / "meta")
 
     def resumable(self) -> int | None:
-        """The newest undamaged step that holds an optimizer, or None; says which damaged ones it leaves out."""
-        for step in reversed([s for s in self.steps() if (self.folder / str(s) / "optimizer").is_dir()]):
+        """The newest undamaged step that holds an optimizer, or None where there never was one. All processes call it.
+
+        Newer ones are put aside, so that what is kept from here on is whole, and it is said.
+
+        Raises:
+            UserError: all of them are damaged.
+        """
+        there = [step for step in self.told() if (self.folder / str(step) / "optimizer").is_dir()]
+        for step in reversed(there):
             wrong = self._damaged(step)
             if not wrong:
                 return step
-            print(f"{_damage(self.folder / str(step), wrong)}; going back to the one before", file=sys.stderr)
+            if cluster.is_main():
+                print(f"{_damage(self.folder / str(step), wrong)}; going back to the one before", file=sys.stderr)
+                (self.folder / str(step)).replace(self.folder / f"{step}.damaged")
+            cluster.wait_for_all(f"damaged {step}")
+        if there:
+            raise UserError(f"all checkpoints of {self.folder} are damaged; remove the run's folder to begin again")
         return None
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        return files.read_json(self.folder / str(step) / "manifest.json")
+        """Empty where it cannot be read."""
+        try:
+            return files.read_json(self.folder / str(step) / "manifest.json")
+        except UserError:
+            return {}
 
     def _whole(self, step: int) -> Path:
         """Raises UserError when there is no such checkpoint or a file of it is not what was written."""
@@ -139,7 +166,7 @@ class Checkpoints:
         """Files that are not what was written; each process reads its share of them, once."""
         if step in self._sound:
             return []
-        sums = sorted(self._manifest(step)["files"].items())
+        sums = sorted(self._manifest(step).get("files", {"manifest.json": ""}).items())
         own = sums[jax.process_index() :: jax.process_count()]
         wrong = [name for name, digest in own if not _is(self.folder / str(step) / name, digest)]
         wrong = [name for said in cluster.gathered("\n".join(wrong)) for name in said.splitlines()]
@@ -160,10 +187,12 @@ def _told(partial: Path) -> Generator[None]:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         number = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore tells it, after many paths
-        line = os.strerror(int(number.group(1))) if number else next(iter(str(error).splitlines()), "")
+        number = int(number.group(1)) if number else getattr(error, "errno", None)
+        line = os.strerror(number) if number else next(iter(str(error).splitlines()), "")
+        advice = ": make room or give permission, and start the same command again" if number else ""
         raise UserError(
             f"checkpoint {partial.name.split('.')[1]} could not be saved in {partial.parent}: {line}; older ones are "
-            "whole: make room or give permission, and start the same command again"
+            f"whole{advice}"
         ) from error
 
 
@@ -177,7 +206,7 @@ def _is_own(name: str) -> bool:
 
 def _join_sums(partial: Path, facts: Mapping[str, Any]) -> None:
     """The manifest, out of what each process says of its part."""
-    said = [files.read_json(path)["files"] for path in (partial / SUMS).iterdir()]
+    said = [files.read_json(partial / SUMS / f"{process}.json")["files"] for process in range(jax.process_count())]
     shutil.rmtree(partial / SUMS)
     sums = {name: digest for part in said for name, digest in part.items()}
     files.write_json(partial / "manifest.json", {**facts, "files": dict(sorted(sums.items()))})

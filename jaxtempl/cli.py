@@ -16,7 +16,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
     Returns:
         0 when done, 1 for what the user can mend, 2 for a wrong flag, 75 when SIGTERM stopped a training that the
-        same command goes on with, 130 when interrupted at the keyboard.
+        same command goes on with, 130 when interrupted at the keyboard, 141 when nobody reads what it prints.
     """
     _quiet()
     try:
@@ -29,6 +29,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader has gone: say no more
+        return 141
     except OSError as error:  # a folder where a file should be, a full disk, no permission
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -7,7 +7,9 @@ main one: it alone prints, tracks and writes what is not its part of a checkpoin
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -30,7 +32,7 @@ from jaxtyping import Integer
 from jaxtempl import partition
 from jaxtempl.config import TrainConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.interrupt import Interrupted
+from jaxtempl.interrupt import Interrupted, TooEarly
 
 SILENT_SECONDS = 20  # a process that says nothing for so long is dead, and the rest end
 START_SECONDS = 300  # for all processes to come
@@ -47,27 +49,41 @@ def joined(config: TrainConfig) -> Generator[None]:
 
     Raises:
         UsageError: only some of the three flags are given.
-        UserError: the others did not come, or one of them has gone.
+        UserError: the others did not come, one of them has gone, or they were not given the same flags.
     """
     if not _joins(config):
         yield
         return
     _initialize(config)
-    if not is_main():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     watch = _Watch()
     try:
+        if not is_main():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        agree("settings", _flags(config))
         yield
-    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
-        time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one has gone
-        raise UserError(f"a computation over all processes failed; has one of them gone? {_line(error)}") from None
+    except TooEarly as stop:
+        watch.tell(str(stop))
+        raise
     except Interrupted:
         watch.end()
         raise
     except BaseException as error:
+        if _lost(error):
+            time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one has gone
         watch.tell(_line(error))
         raise
     watch.end()
+
+
+def _flags(config: TrainConfig) -> dict[str, Any]:
+    """What all processes must be told alike; which one each is, is its own."""
+    return dataclasses.asdict(dataclasses.replace(config, process_id=0))
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether a computation failed for want of another process."""
+    words = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "Connection", "connection", "NCCL")
+    return isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and any(word in str(error) for word in words)
 
 
 def _line(error: BaseException) -> str:
@@ -103,6 +119,7 @@ def _launched() -> bool:
 def _initialize(config: TrainConfig) -> None:
     given = (config.coordinator, config.num_processes, config.process_id) if config.coordinator else (None, None, None)
     alone = f"the other processes did not come within {START_SECONDS} s; check --coordinator, and start all of them"
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
     _on_abort(lambda: _exit(alone))  # JAX aborts where the main process does not come
     try:
         jax.distributed.initialize(
@@ -119,10 +136,13 @@ def _initialize(config: TrainConfig) -> None:
 
 
 def _local_devices() -> list[int] | None:
-    """All of the host where it has one process; where it has several, JAX gives each the one of its place."""
-    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0]
-    alone = slurm == "1" and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
-    return [] if alone else None
+    """All that this process sees, unless it shares its host: then JAX gives each the one of its place."""
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")  # as in 8(x2),4
+    tasks = {count.partition("(")[0] for count in slurm} | {os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")}
+    one_seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").isdigit()
+    return [] if tasks == {"1"} or one_seen else None
 
 
 def is_main() -> bool:
@@ -155,12 +175,17 @@ def wait_for_all(name: str) -> None:
 
 def agree(what: str, mine: dict[str, Any]) -> None:
     """Raises UserError on every process when one has another value of something than the main one."""
-    said = gathered("\n".join(f"{key}: {value}" for key, value in mine.items()))
+    said = [json.loads(each) for each in gathered(json.dumps(mine, default=str))]
     for process, theirs in enumerate(said):
-        pairs = zip(said[0].splitlines(), theirs.splitlines(), strict=False)
-        other = next((f"process 0 has {a!r}, process {process} has {b!r}" for a, b in pairs if a != b), None)
-        if other:
-            raise UserError(f"the processes disagree about the {what}: {other}; start all with the same command")
+        for key in {**said[0], **theirs}:
+            if said[0].get(key) != theirs.get(key):
+                told = f"{key} is {said[0].get(key)} in process 0 and {theirs.get(key)} in process {process}"
+                raise UserError(f"the processes disagree about the {what}: {told}; start all with the same command")
+
+
+def told(text: str) -> str:
+    """What the main process says, in all of them; all must call it."""
+    return gathered(text)[0]
 
 
 class Vote:
@@ -182,6 +207,10 @@ class Vote:
         last, self._last = self._last, self._any(votes)
         return (False,) * len(wishes) if last is None else tuple(map(bool, jax.device_get(last)))
 
+    def forget(self) -> None:
+        """Leaves out the wishes of the last call, which have been granted."""
+        self._last = None
+
 
 class _Watch:
     """A thread that tells the others that this process lives, and ends it when one of them has failed or is silent."""
@@ -190,10 +219,12 @@ class _Watch:
         from jax._src import distributed  # JAX has no public handle on the store that its processes share
 
         self._client: Any = distributed.global_state.client
+        self._process = int(distributed.global_state.process_id)
         self._ended = threading.Event()
         self._heard: dict[str, tuple[str, float]] = {}
-        self._hosts = dict(enumerate(gathered(socket.gethostname())))
+        self._hosts: dict[str, str] = {}
         self._own = ""  # why this process itself fails
+        self._client.key_value_set(f"jaxtempl/host/{self._process}", socket.gethostname())
         _on_abort(self._aborted)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
@@ -201,12 +232,13 @@ class _Watch:
         """Tells the others why this process ends, and gives them time to hear it."""
         self._own = message
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f"jaxtempl/failed/{jax.process_index()}", message)
+            self._client.key_value_set(f"jaxtempl/failed/{self._process}", message)
         time.sleep(FAREWELL_SECONDS)
         self._ended.set()
 
     def end(self) -> None:
         """Parts from the others, who end as well: all is done, or stopped as one."""
+        wait_for_all("the end")
         self._ended.set()
         jax.distributed.shutdown()
 
@@ -215,40 +247,48 @@ class _Watch:
         while not self._ended.wait(1.0):
             beats += 1
             try:
-                self._client.key_value_set(f"jaxtempl/beat/{jax.process_index()}", str(beats), allow_overwrite=True)
+                self._client.key_value_set(f"jaxtempl/beat/{self._process}", str(beats), allow_overwrite=True)
                 said = dict(self._client.key_value_dir_get("jaxtempl/"))
             except jax.errors.JaxRuntimeError:
-                self._leave(self._gone(0, "is gone"))
+                self._leave(self._gone("0", "is gone"))
                 return
-            self._listen(said)
+            self._listen({tuple(key.split("/")[-2:]): value for key, value in said.items()})
 
-    def _listen(self, said: dict[str, str]) -> None:
-        now = time.monotonic()
-        for key, value in said.items():
-            kind, process = key.split("/")[-2:]
-            if kind == "failed":
-                self._leave(f"process {process} on {self._hosts[int(process)]} failed: {value}")
-            if self._heard.get(process, ("", 0.0))[0] != value:
-                self._heard[process] = (value, now)
-            elif now - self._heard[process][1] > SILENT_SECONDS:
+    def _listen(self, said: dict[tuple[str, ...], str]) -> None:
+        self._hosts |= {process: value for (kind, process), value in said.items() if kind == "host"}
+        for process in self._hosts:
+            why = said.get(("failed", process))
+            if why is not None:
+                self._leave(f"process {process} on {self._hosts[process]} failed: {why}")
+            if self._silent(process, said.get(("beat", process), "")):
                 silent = f"has said nothing for {SILENT_SECONDS} seconds: it was killed, or its host"
-                self._leave(self._gone(int(process), silent))
+                self._leave(self._gone(process, silent))
 
-    def _gone(self, process: int, what: str) -> str:
-        return f"process {process} on {self._hosts[process]} {what}; the same command goes on where this was"
+    def _silent(self, process: str, beat: str) -> bool:
+        """Whether a process has said the same for too long."""
+        now = time.monotonic()
+        if process not in self._heard or self._heard[process][0] != beat:
+            self._heard[process] = (beat, now)
+        return now - self._heard[process][1] > SILENT_SECONDS
+
+    def _gone(self, process: str, what: str) -> str:
+        host = self._hosts.get(process, "another host")
+        return f"process {process} on {host} {what}; the same command goes on where this was"
 
     def _leave(self, why: str) -> None:
         """Ends this process, whose main thread may wait for a collective that never comes."""
         if self._own or self._ended.is_set():  # it is ending already
             return
         print(f"error: {why}", file=sys.stderr, flush=True)
-        if is_main():
+        if self._process == 0:
             time.sleep(2 * FAREWELL_SECONDS)  # the others hear of it through this process
         os._exit(1)
 
     def _aborted(self) -> None:
-        """The last words when JAX itself ends this process, as it does once the main one is gone."""
-        _exit("" if self._ended.is_set() else self._own or self._gone(0, "is gone"))
+        """The last words when C++ ends this process, as JAX does once the main one is gone."""
+        crashed = "this process crashed, as told above"
+        gone = crashed if self._process == 0 else self._gone("0", f"is gone, or {crashed}")
+        _exit("" if self._ended.is_set() else self._own or gone)
 
 
 def _exit(why: str) -> None:

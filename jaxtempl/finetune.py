@@ -11,6 +11,7 @@ from jaxtempl.batches import EVERYTHING, Batch, Contexts, Share
 from jaxtempl.config import FinetuneConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.interrupt import NEVER, Terminator
 from jaxtempl.models import build
 from jaxtempl.partition import Shape
 from jaxtempl.precision import compute_dtype
@@ -20,11 +21,11 @@ from jaxtempl.tokenizer import Tokenizer
 def main(argv: Sequence[str]) -> None:
     """`bin/finetune`."""
     settings = config.parse(FinetuneConfig, argv, lambda given: start.layers("finetune", given))
-    with cluster.joined(settings):
-        finetune(settings)
+    with Terminator() as stop, cluster.joined(settings):
+        finetune(settings, stop)
 
 
-def finetune(asked: FinetuneConfig) -> run.Run:
+def finetune(asked: FinetuneConfig, stop: Terminator = NEVER) -> run.Run:
     """Trains a template classifier and leaves a run.
 
     Raises:
@@ -48,6 +49,8 @@ def finetune(asked: FinetuneConfig) -> run.Run:
     steps = batches.steps_in(asked.epochs, len(contexts), asked.batch)
     settings = launch.resolved(asked, "finetune", steps, saves=1, length=asked.length)
     launch.show(settings, f"{len(contexts):,} labelled contexts of {count:,}, {len(dataset.templates)} templates")
+    fingerprints = {str(dataset.folder): dataset.fingerprint}
+    launch.agree(settings, begin, fingerprints)
     mesh = launch.mesh(settings, begin.architecture, len(dataset.templates), rows=0)
     held_out = Contexts(dataset, "validation", tokenizer, asked.length, asked.role_tags)
     return launch.train_run(
@@ -67,9 +70,10 @@ def finetune(asked: FinetuneConfig) -> run.Run:
                 "length": settings.length,
                 "role_tags": settings.role_tags,
                 "labels": settings.labels,
-                "datasets": {str(dataset.folder): dataset.fingerprint},
+                "datasets": fingerprints,
             },
         ),
+        stop,
     )
 
 

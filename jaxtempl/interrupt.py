@@ -1,7 +1,10 @@
-"""SIGTERM: the first is a wish to stop after the step in hand, the second ends at once."""
+"""SIGTERM: a training saves after the step in hand and ends with 75; a second one ends it at once."""
 
+import os
 import signal
+import socket
 import sys
+import threading
 from types import FrameType, TracebackType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
@@ -11,8 +14,12 @@ class Interrupted(Exception):  # noqa: N818 - no error: all is saved
     """A training stopped as it was asked to; its message says where it goes on."""
 
 
+class TooEarly(Interrupted):
+    """It was asked before its first step, so that nothing was to be saved."""
+
+
 class Terminator:
-    """Hears SIGTERM while it is entered.
+    """Hears SIGTERM while it is entered: before `ready` it raises TooEarly, from then on it notes the wish.
 
     Attributes:
         asked: whether one has come.
@@ -20,15 +27,42 @@ class Terminator:
 
     def __init__(self) -> None:
         self.asked = False
+        self._ready = False
+
+    def ready(self) -> None:
+        """From here on there is something to save."""
+        self._ready = True
 
     def __enter__(self) -> "Terminator":
         self._before = signal.signal(signal.SIGTERM, self._hear)
+        self._told, heard = socket.socketpair()
+        self._told.setblocking(False)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_count, args=(heard,), name="sigterm", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        signal.set_wakeup_fd(-1)
+        self._told.close()
         signal.signal(signal.SIGTERM, self._before)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not self._ready:
+            raise TooEarly("stopped before the first step, as asked; the same command starts again")
         print("SIGTERM: saving after the step in hand; a second one ends at once", file=sys.stderr, flush=True)
+
+
+NEVER = Terminator()  # for callers that hear no signals
+
+
+def _count(heard: socket.socket) -> None:
+    """Ends the process at the second SIGTERM, whatever its main thread waits for: Python's handlers wait for that."""
+    with heard:
+        come = 0
+        while come < 2:
+            said = heard.recv(1)
+            if not said:
+                return
+            come += said[0] == signal.SIGTERM
+    os._exit(128 + signal.SIGTERM)

@@ -2,21 +2,21 @@
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import grain
 import jax
-import yaml
+import optax
+from jax.sharding import Mesh
 
-from jaxtempl import batches, boards, cluster, config, flops, optim, partition, precision, run, start, train
+from jaxtempl import batches, boards, changes, cluster, config, flops, optim, partition, precision, run, start, train
 from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
-from jaxtempl.errors import UsageError, UserError
-from jaxtempl.interrupt import Terminator
+from jaxtempl.errors import UserError
+from jaxtempl.interrupt import NEVER, Terminator
 from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
@@ -24,15 +24,9 @@ from jaxtempl.run import Phase, Run
 from jaxtempl.start import Start
 from jaxtempl.tasks import Task
 from jaxtempl.tracking import Tracker
+from jaxtempl.train import TrainState
 
 PIECE = 8192  # tokens computed at a time on a device unless --accumulate says otherwise; 2 M at once fit none
-# What a resumed training may say differently: it changes where and how it is computed, not what.
-FREE_TO_CHANGE = {
-    *("resume", "allow_change", "recover_minutes", "keep", "accumulate", "remat", "tracker"),
-    *("mesh.data", "mesh.fsdp", "mesh.tensor", "coordinator", "num_processes", "process_id"),
-}
-VERSIONS = ("jaxtempl", "jax", "flax", "optax")  # another one of these may compute another number
-
 Settings = TypeVar("Settings", bound=TrainConfig)
 
 
@@ -110,14 +104,25 @@ def show(settings: TrainConfig, fact: str) -> None:
     print(f"{config.dump(settings)}# {fact}", flush=True)
 
 
-def train_run(settings: TrainConfig, begin: Start, work: Work) -> Run:
+def agree(settings: TrainConfig, begin: Start, datasets: Mapping[str, str]) -> None:
+    """Raises UserError where processes of one training have other data, another start, or other versions."""
+    alike = {"batch": settings.batch, "steps": settings.steps, "out": settings.out}
+    cluster.agree("data", alike | changes.inputs(begin.origin, datasets) | changes.versions(run.provenance()))
+
+
+def train_run(settings: TrainConfig, begin: Start, work: Work, stop: Terminator = NEVER) -> Run:
     """Trains to `settings.steps`, from the run's newest recovery checkpoint if it has one, and says so.
 
+    Args:
+        settings: resolved.
+        begin: where a new run starts.
+        work: what there is to do.
+        stop: what hears SIGTERM.
+
     Raises:
-        UserError: the folder holds another run, another process trains it, the processes of this training disagree,
-            or what `fit` raises.
+        Interrupted: SIGTERM came, and all is saved.
+        UserError: the folder holds another run, another process trains it, or what `fit` raises.
     """
-    cluster.agree("settings", _agreed(settings, begin, work))
     folder = Path(settings.out)
     with run.held(folder) if cluster.is_main() else contextlib.nullcontext():
         if cluster.is_main():
@@ -125,48 +130,50 @@ def train_run(settings: TrainConfig, begin: Start, work: Work) -> Run:
         cluster.wait_for_all("the run's folder")
         opened = Run(folder)  # on every host: they share the folder
         opened.checkpoints.keep = settings.keep
-        if settings.steps not in opened.checkpoints.steps():
-            _train(settings, begin, work, opened)
+        if settings.steps not in opened.checkpoints.told():
+            _train(settings, begin, work, opened, stop)
     print(f"{opened.folder} is complete at step {settings.steps}")
     return opened
 
 
-def _agreed(settings: TrainConfig, begin: Start, work: Work) -> dict[str, Any]:
-    """What all processes of a training must say alike; which one each is, is its own."""
-    alike = dataclasses.replace(settings, process_id=0)
-    return yaml.safe_load(config.dump(alike)) | _inputs(begin.origin, work.facts) | _versions(run.provenance())
-
-
-def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run) -> None:
-    mesh = partition.make_mesh(work.mesh)
-    optimizer = optim.adamw(settings, settings.steps)
-    outputs = opened.outputs
-    params = start.parameters(begin, outputs, settings.seed, work.phase == "finetune", mesh)
-    state = train.initial_state(params, optimizer, mesh, precision.loss_scale(work.dtype))
+def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run, stop: Terminator) -> None:
+    mesh, optimizer = partition.make_mesh(work.mesh), optim.adamw(settings, settings.steps)
     if cluster.is_main():
         opened.checkpoints.sweep()
     newest = opened.checkpoints.resumable()
-    if newest is not None:
-        print(f"going on from {opened.folder}@{newest}", flush=True)
-        state = train.resume(state, opened.checkpoints, newest)
+    if newest is None and settings.resume == "must" and opened.checkpoints.told():
+        raise UserError(f"--resume=must, but {opened.folder} has no checkpoint to go on from; use --resume=auto")
+    state = _state(settings, begin, work, opened, newest, mesh, optimizer)
     rate = optim.rates(settings, settings.steps).item
     # An adapt run keeps the model as it was, which every study compares with.
     plan = train.Plan(settings.steps, settings.save_every, settings.recover_minutes * 60, first=work.phase == "adapt")
     peak = flops.peak([device.device_kind for device in mesh.devices.flat])
     told = boards.opened(settings, opened.folder, newest or 0) if cluster.is_main() else []
     stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
-    with Terminator() as terminator, Tracker(told, rate, peak) as tracker:
-        train.fit(
-            work.task,
-            optimizer,
-            state,
-            stream,
-            work.validation,
-            plan,
-            opened.checkpoints,
-            tracker,
-            lambda: terminator.asked,
-        )
+    stop.ready()
+    with Tracker(told, rate, peak) as tracker:
+        saves, asked = opened.checkpoints, lambda: stop.asked
+        train.fit(work.task, optimizer, state, stream, work.validation, plan, saves, tracker, asked)
+
+
+def _state(
+    settings: TrainConfig,
+    begin: Start,
+    work: Work,
+    opened: Run,
+    newest: int | None,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """What a checkpoint holds, or without one the start's; never both at once."""
+    scale = precision.loss_scale(work.dtype)
+    if newest is None:
+        new_head = work.phase == "finetune"
+        params = start.parameters(begin, opened.outputs, settings.seed, new_head, mesh)
+        return train.initial_state(params, optimizer, mesh, scale)
+    print(f"going on from {opened.folder}@{newest}", flush=True)
+    shapes = build.abstract_params(opened.architecture, opened.outputs)
+    return train.resume(train.abstract_state(mesh, optimizer, shapes, scale), opened.checkpoints, newest)
 
 
 def _open(settings: TrainConfig, begin: Start, work: Work) -> None:
@@ -178,7 +185,7 @@ def _open(settings: TrainConfig, begin: Start, work: Work) -> None:
     if settings.resume == "never" and exists:
         raise UserError(f"--resume=never, but {folder} is a run already; name another --out or remove it")
     if exists:
-        _refuse_changes(Run(folder), settings, begin, work)
+        changes.refuse(Run(folder), settings, begin, work.facts["datasets"])
     else:
         _refuse_other_folder(folder)
         _create(folder, settings, begin, work)
@@ -190,51 +197,6 @@ def _refuse_other_folder(folder: Path) -> None:
     torn = run.CREATED[0] in found and found <= set(run.CREATED)
     if found and not torn:
         raise UserError(f"{folder} holds other files ({', '.join(sorted(found)[:3])}); name another --out")
-
-
-def _refuse_changes(opened: Run, settings: TrainConfig, begin: Start, work: Work) -> None:
-    """What has changed since the run began, unless it may; what may is written into the run.
-
-    Raises:
-        UserError: something else has changed, or `--allow_change` names what is not there.
-    """
-    facts = {"versions": run.provenance()["versions"], "start": begin.origin, "datasets": work.facts["datasets"]}
-    old, new = _known(opened.folder / "config.yaml", opened.manifest), _known(config.dump(settings), facts)
-    unknown = set(settings.allow_change) - set(new)
-    if unknown:
-        raise UsageError(f"--allow_change={min(unknown)!r} is unknown; allowed: {', '.join(new)}")
-    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
-    refused = {name: values for name, values in changed.items() if name not in settings.allow_change}
-    if refused:
-        told = "; ".join(f"{name} was {was!r}, is {now!r}" for name, (was, now) in refused.items())
-        raise UserError(
-            f"{opened.folder} began otherwise ({told}); bring that back, name another --out, or pass "
-            f"--allow_change={','.join(refused)}"
-        )
-    if changed:
-        told = {name: {"was": was, "is": now} for name, (was, now) in changed.items()}
-        run.change(opened, config.dump(settings), facts, told)
-
-
-def _known(settings: Path | str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a run by which a change is known, each by the name that `--allow_change` takes."""
-    values = config.load(settings) if isinstance(settings, Path) else yaml.safe_load(settings)
-    kept = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
-    return kept | _inputs(facts["start"], facts) | _versions(facts)
-
-
-def _versions(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: facts["versions"].get(name) for name in VERSIONS}
-
-
-def _inputs(origin: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Short digests of the dataset and of the weights, which may change under the same name."""
-    weights = "".join(sorted((origin.get("weights_sha256") or {}).values()))
-    dataset = "".join(facts["datasets"].values())
-    return {
-        name: hashlib.sha256(text.encode()).hexdigest()[:12]
-        for name, text in (("dataset", dataset), ("start", weights))
-    }
 
 
 def _create(folder: Path, settings: TrainConfig, begin: Start, work: Work) -> None:

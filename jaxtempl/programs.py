@@ -39,16 +39,13 @@ def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int, rem
 def update(architecture: Architecture, mesh: Mesh) -> Program:
     """The compiled update: AdamW on a gradient that lies as the parameters do."""
     optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
-    params, everywhere = _params(architecture, mesh), partition.whole(mesh)
-    places = train.state_shardings(mesh, optimizer, params)
-    moments = partition.placed(jax.eval_shape(optimizer.init, params), places.optimizer)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    state = train.abstract_state(mesh, optimizer, _params(architecture, mesh))
+    places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.whole(mesh))
     sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
-    total = train.Total(params, sums)
     graphdef = build.graphdef(architecture, architecture.vocabulary)
     functions: Any = train.compiled(tasks.causal_lm(graphdef), optimizer, places)
-    return _program(functions.update.lower(train.TrainState(params, moments, step), total))
+    return _program(functions.update.lower(state, train.Total(state.params, sums)))
 
 
 def state_bytes(architecture: Architecture, shape: Shape) -> int:

@@ -128,6 +128,8 @@ def held(folder: Path) -> Generator[None]:
         raise UserError(
             f"{folder} is being trained by another process; wait for it, end it, or name another --out"
         ) from None
+    except NotImplementedError:
+        raise UserError(f"the file system of {folder} has no locks (flock); name an --out on one that has") from None
     with lock:
         yield
 

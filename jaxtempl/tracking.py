@@ -1,8 +1,11 @@
 """What each step of a training comes to: its metrics, speed, and share of the time, told to every board."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+from jaxtempl.errors import UserError
 
 
 @runtime_checkable
@@ -37,7 +40,8 @@ class Tracker:
 
     def __exit__(self, error: object, *_: object) -> None:
         for board in self._boards:
-            board.close(error is None)
+            with contextlib.suppress(OSError):  # what could not be written was told
+                board.close(error is None)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """One update's metrics; `tokens` become tokens a second since the step before, `flops` the share of the peak.
@@ -65,5 +69,11 @@ class Tracker:
         self._last = time.perf_counter()
 
     def _write(self, step: int, record: Mapping[str, float]) -> None:
-        for board in self._boards:
-            board.write(step, record)
+        try:
+            for board in self._boards:
+                board.write(step, record)
+        except OSError as error:
+            raise UserError(
+                f"the metrics of step {step} could not be written: {error.strerror or error}; make room or give "
+                "permission, and start the same command again"
+            ) from error

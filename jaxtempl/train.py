@@ -91,6 +91,15 @@ def initial_state(
     return TrainState(params, moments, *counts)
 
 
+def abstract_state(
+    mesh: Mesh, optimizer: optax.GradientTransformation, shapes: PyTree, scale: LossScale | None = None
+) -> TrainState:
+    """Shapes and places of all of a state, for what is restored or compiled, out of those of the parameters."""
+    places = state_shardings(mesh, optimizer, shapes, scale)
+    kinds = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.int32(0), scale)
+    return partition.placed(kinds, places)
+
+
 def fit(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -152,10 +161,12 @@ def fit(
             if due or recovery:
                 _report(tracker, *previous)
                 previous = None
-                if due:
+                if due and not stop:  # one who asks to stop does not wait for a validation
                     study(step, state.params)
                 save(step, "study" if due else "recovery", state, recovery)
-                saved_at = plan.clock() if recovery else saved_at
+                if recovery:
+                    saved_at = plan.clock()
+                    vote.forget()
             if stop and recovery:
                 checkpoints.finish()
                 raise Interrupted(f"stopped after step {step}, as asked; the same command goes on from there")

@@ -7,10 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from jaxtempl.config import ROOT
+
+# Before a command: no file of it may grow beyond 1 MB, which is what a full disk is to the writer of a checkpoint.
+NO_ROOM = ("sh", "-c", 'ulimit -f 2048; exec "$@"', "sh")
 
 
 class Hosts:
@@ -23,7 +27,7 @@ class Hosts:
         *flags: str,
         devices: int = 2,
         own: dict[int, str] | None = None,
-        prefix: Sequence[str] = (),
+        prefix: Mapping[int, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._errors = [folder / f"{os.urandom(4).hex()}.{index}" for index in range(count)]
@@ -33,7 +37,9 @@ class Hosts:
             place = [f"--process_id={index}"] if count > 1 else []
             command = [*flags, *joins, *place, *filter(None, [(own or {}).get(index)])]
             self.processes.append(
-                self._start([*prefix, sys.executable, "-m", "jaxtempl", *command], self._errors[index], devices)
+                self._start(
+                    [*prefix.get(index, ()), sys.executable, "-m", "jaxtempl", *command], self._errors[index], devices
+                )
             )
 
     def _start(self, command: list[str], said: Path, devices: int) -> "subprocess.Popen[bytes]":

@@ -108,9 +108,9 @@ def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
 
 READERS = {  # the files that are handed each command's config
     "PrepareConfig": ["prepare/pipeline"],
-    "TrainConfig": ["adapt", "boards", "cluster", "finetune", "launch", "optim", "start"],
-    "AdaptConfig": ["adapt", "boards", "cluster", "launch", "plan", "optim", "start"],
-    "FinetuneConfig": ["boards", "cluster", "finetune", "launch", "optim", "start"],
+    "TrainConfig": ["adapt", "boards", "changes", "cluster", "finetune", "launch", "optim", "start"],
+    "AdaptConfig": ["adapt", "boards", "changes", "cluster", "launch", "plan", "optim", "start"],
+    "FinetuneConfig": ["boards", "changes", "cluster", "finetune", "launch", "optim", "start"],
     "EvaluateConfig": ["evaluate"],
     "SuggestConfig": ["suggest"],
     "DemoConfig": ["demo"],

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hosts import Hosts, told
+from hosts import NO_ROOM, Hosts, told
 
 from jaxtempl import batches, cluster, files, launch, partition
 from jaxtempl.batches import Contexts, Share
@@ -104,25 +104,27 @@ def test_the_others_end_when_one_is_killed_and_the_run_goes_on(
     same(alone, out)
 
 
-@pytest.mark.parametrize(
-    ("own", "line"),
-    [
-        (
-            "--rate=1e-4",
-            "the processes disagree about the settings: process 0 has 'rate: 0.0015', process 1 has 'rate: 0.0001'",
-        ),
-        ("--data=nowhere", "nowhere is no dataset"),
-    ],
-)
-def test_what_one_process_cannot_do_ends_all_of_them_with_its_reason(
-    data: Dataset, tmp_path: Path, own: str, line: str
-) -> None:
-    with Hosts(tmp_path, 2, *adapt(data, tmp_path / "run"), own={1: own}) as hosts:
+def test_processes_that_were_told_otherwise_are_refused(data: Dataset, tmp_path: Path) -> None:
+    with Hosts(tmp_path, 2, *adapt(data, tmp_path / "run"), own={1: "--rate=1e-4"}) as hosts:
         assert hosts.codes(60) == [1, 1]
     for index in (0, 1):
-        (said,) = [each for each in hosts.said(index).splitlines() if each.startswith("error: ")]
-        assert line in said
-    assert not (tmp_path / "run" / "checkpoints").exists()
+        (said,) = errors(hosts, index)
+        assert "disagree about the settings: rate is 0.0015 in process 0 and 0.0001 in process 1; start all" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_cannot_do_ends_all_of_them_with_its_reason(data: Dataset, tmp_path: Path) -> None:
+    with Hosts(tmp_path, 2, *adapt(data, tmp_path / "run"), prefix={1: NO_ROOM}) as hosts:
+        assert hosts.codes(60) == [1, 1]
+    told = [errors(hosts, index) for index in (0, 1)]
+    assert [len(each) for each in told] == [1, 1]
+    assert "error: process 1 on " in told[0][0]
+    assert "failed: checkpoint " in told[0][0]
+    assert all("could not be saved" in each[0] and "File too large" in each[0] for each in told)
+
+
+def errors(hosts: Hosts, index: int) -> list[str]:
+    return [line for line in hosts.said(index).splitlines() if line.startswith("error: ")]
 
 
 class Counted(list[Any]):

@@ -148,7 +148,8 @@ def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match="pip install mlflow-skinny"):
         boards.opened(ASKED, tmp_path, 0)
-    boards.opened(CONFIG, tmp_path, 0)
+    for board in boards.opened(CONFIG, tmp_path, 0):
+        board.close(finished=True)
 
 
 def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
