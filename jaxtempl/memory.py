@@ -165,18 +165,11 @@ def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:
     head = a.hidden * a.vocabulary / tensor
     matrices = (4 * a.hidden**2 + 2 * a.hidden * a.feed_forward) / tensor
     kept += 4 * head if fsdp > 1 else 2 * a.layers * matrices * (piece.remat == "none")
-    chunk = _chunk(piece.rows // piece.shape.rows, piece.length, a.vocabulary // tensor)
-    loss = 8 * chunk + (6 if fsdp > 1 else 2) * head
+    chunks = losses.count(piece.length, piece.rows // piece.shape.rows * a.vocabulary // tensor, "gpu")  # or "tpu"
+    loss = 8 * piece.tokens / chunks * a.vocabulary / tensor + (6 if fsdp > 1 else 2) * head
     again = 0.0 if piece.remat == "none" else kept_by_layer(a, piece, "none", lanes)
     layer = again + piece.tokens * (8 * a.hidden + 4 * a.feed_forward / tensor) + 6 * matrices
     return kept + max(loss, layer)
-
-
-def _chunk(rows: int, length: int, vocabulary: int) -> int:
-    """Logits of a chunk of the loss."""
-    counts = (c for c in range(1, length + 1) if length % c == 0)
-    sizes = (rows * length // c * vocabulary for c in counts)
-    return next((size for size in sizes if size <= losses.ELSEWHERE), rows * vocabulary)
 
 
 def kept_by_layer(a: Architecture, piece: Piece, remat: Remat, lanes: int = 1) -> float:
