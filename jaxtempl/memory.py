@@ -25,7 +25,6 @@ Beside what is kept there are, one after the other, so that the larger counts:
 """
 
 import importlib.util
-import math
 import os
 import re
 import sys
@@ -37,10 +36,10 @@ from jaxtempl import config, files, flops, partition, programs
 from jaxtempl.devices import Device
 from jaxtempl.errors import UserError
 from jaxtempl.models import attention, losses
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.neox import REMAT, Architecture, Remat
 from jaxtempl.partition import Shape
 
-MEASURED = config.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train.py on a GPU
+MEASURED = config.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train_gpu.py
 
 
 class Piece(NamedTuple):
@@ -99,24 +98,28 @@ def _corrected(a: Architecture, piece: Piece, device: Device, held: Held) -> Hel
     row = measured(a, device, piece.remat)
     if row is None:
         return held._replace(source="formula, not corrected: no measured peak for this device, size and --remat")
-    known = piece._replace(shape=Shape(1, 1, 1), rows=row["rows"], length=row["length"], several=False)
-    state, _, moments, formula, _ = by_formula(a, known)
-    factor = (row["peak_bytes"] - 2 * state - moments) / formula
+    several, flash = row["update_rows"] > row["rows"], row["attention"] != "xla"
+    known = Piece(Shape(1, 1, 1), row["rows"], row["length"], piece.remat, several, flash)
+    counted = by_formula(a, known, device.lanes)
+    factor = 1 + (row["peak_bytes"] - counted.total) / counted.activations
     source = f"formula times {factor:.2f}, as measured at {row['rows']} rows of {row['length']:,} on {row['device']}"
     return held._replace(activations=held.activations * factor, source=source)
 
 
 def measured(a: Architecture, device: Device, remat: Remat | None = None) -> Any:
-    """A row of the GPU benchmark of this model on one such device, with this `--remat` if one is named, or None."""
+    """The fastest row of the GPU benchmark of a model on such a device, with this `--remat` if one is named, or None.
+
+    Of what a training can be told: torch's rows, and those with other flags of XLA's, are no such.
+    """
     rows = files.read_json(MEASURED)["rows"] if MEASURED.exists() else []
     return next(
         (
             row
             for row in rows
-            if flops.named(row["device"]) == device.kind
+            if (row["side"], row["flags"]) == ("jaxtempl", "")
+            and flops.named(row["device"]) == device.kind
             and Architecture(**config.size(row["size"])["architecture"]) == a
-            and row["remat"] in (remat, remat or row["remat"])
-            and math.prod(row.get("mesh", {}).values()) == 1
+            and row["remat"] in ([remat] if remat else REMAT)
         ),
         None,
     )

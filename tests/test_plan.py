@@ -1,12 +1,12 @@
 """What a training needs, said without running it: against the compiled program, autodiff itself, and arithmetic."""
 
 import dataclasses
-import json
 import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 import tiny
 from jax.experimental import topologies
 
+from bench import common, measured
+from bench.measured import Setting
 from jaxtempl import adapt, cli, config, flops, memory, plan, programs, start, tasks
 from jaxtempl.config import AdaptConfig
 from jaxtempl.devices import DEVICES
@@ -165,16 +167,43 @@ def test_attention_is_flash_where_the_device_has_it() -> None:
     assert attention("--size=410m", "--device=h100", "--mask_documents") == "XLA attention"
 
 
-def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, known = architecture("410m"), piece(rows=4, length=2048, remat="none")
-    plain = memory.by_formula(a, known)
-    row = {"device": "NVIDIA H200", "size": "410m", "rows": 4, "length": 2048, "remat": "none", "mfu": 0.5}
-    peak = plain.total + plain.activations / 2
-    rows = [{**row, "size": "1b", "peak_bytes": 1}, {**row, "peak_bytes": peak, "tokens_per_second": 1.0}]
-    (tmp_path / "gpu.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setattr(memory, "MEASURED", tmp_path / "gpu.json")
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The GPU benchmark, with what its processes are to find; writes its file, which is read here."""
+    for module in (common, measured):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "train_gpu.json" if module is measured else tmp_path)
+    monkeypatch.setattr(memory, "MEASURED", measured.RESULTS)
+
+    def run(setting: Setting, **found: Any) -> None:
+        told = {
+            "device": "NVIDIA H200",
+            "attention": "cudnn",
+            "seconds": [1.0],
+            "first_seconds": [9.0],
+            "losses": [2.0],
+        }
+        monkeypatch.setattr(common, "alone", lambda *_, **__: {**told, **found})
+        assert measured.Results().measure(setting, measured.Clock(60))
+
+    return run
+
+
+def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Callable[..., None]) -> None:
+    a, known = architecture("410m"), piece(rows=4, length=measured.LENGTH, remat="none")
+    plain = memory.by_formula(a, known._replace(several=True))
+    ours = Setting("jaxtempl", "410m", 4, "none")
+    for other in (
+        ours._replace(side="torch"),
+        ours._replace(flags="--xla_x"),
+        ours._replace(remat="attention"),
+        ours._replace(size="1b"),
+    ):
+        benchmark(other, peak_bytes=1)
+    held = memory.on_device(a, known, DEVICES["h200"])
+    assert (held.activations, held.source.split(":")[0]) == (plain.activations, "formula, not corrected")
+    assert "40% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
+    half = measured.UPDATE * measured.LENGTH * flops.trained_token(a, measured.LENGTH) / (989e12 / 2)
+    benchmark(ours, peak_bytes=plain.total + plain.activations / 2, seconds=[half])
     held = memory.on_device(a, known, DEVICES["h200"])
     assert held.activations == pytest.approx(1.5 * plain.activations)
     assert "times 1.50, as measured at 4 rows" in held.source

@@ -72,7 +72,7 @@ def _converted(kernel: Float[Array, "D V"], dtype: Any, platform: str) -> int:
     An accelerator has the memory to convert it whole, and would convert its parts anew for every chunk.
     """
     cut = kernel.dtype != dtype and platform in CHUNK_LOGITS
-    return count(*kernel.shape, platform) if cut else 1
+    return count(kernel.shape[0], kernel.shape[1], platform) if cut else 1
 
 
 def _part(x: Array, index: Array, parts: int, axis: int = 0) -> Array:
@@ -143,7 +143,7 @@ def _added(
     d_kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], d_logits: Float[Array, "T V"], platform: str
 ) -> Float[Array, "D V"]:
     """With a chunk's, in place, by rows."""
-    parts = count(*d_kernel.shape, platform)
+    parts = count(d_kernel.shape[0], d_kernel.shape[1], platform)
 
     def add(d_kernel: Array, index: Array) -> tuple[Array, None]:
         new = _part(d_kernel, index, parts) + _product(_part(hidden, index, parts, 1).T, d_logits)
