@@ -7,7 +7,6 @@ Compiles the gradient of a microbatch (4 rows of 2,048 tokens a device, bfloat16
 docs/benchmarks/tpu_compile.json has is not compiled again, so a run that was cut off goes on; remove it to begin anew.
 """
 
-import os
 import re
 import time
 from collections import Counter, defaultdict
@@ -15,19 +14,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import topologies
 
 from bench import common
 from bench.sharding import KINDS, Collective, arrays
 from jaxtempl import config, files, partition, programs
+from jaxtempl.devices import DEVICES
 from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
 from jaxtempl.programs import Program
 
 NAME = "tpu_compile"
 ROWS, LENGTH = 4, 2048  # a device's
-HBM = {"v5e": 16e9, "v5p": 95e9}  # bytes a chip, as the vendor states them
-ACCELERATOR = {"v5e": "v5litepod-8", "v5p": "v5p-8"}  # what the compiler wants to be told that this machine is
 SHOWN = 1e6  # bytes of a collective that the page lists
 
 
@@ -119,7 +116,7 @@ def splash(program: str) -> dict[str, int]:
 def measure(case: Case) -> dict[str, Any]:
     """One row of the report."""
     start = time.perf_counter()
-    devices = topologies.get_topology_desc(case.slice, platform="tpu").devices
+    devices = programs.described(case.slice)
     shape = Shape(1, len(devices), 1)
     mesh = partition.make_mesh(shape, devices)
     architecture = Architecture(**config.size(case.size)["architecture"])
@@ -128,7 +125,7 @@ def measure(case: Case) -> dict[str, Any]:
     update = programs.update(architecture, mesh)
     row |= {"gradient": _told(gradient), "update": _told(update), "splash": splash(gradient.text)}
     row["held_bytes"] = held(row["state_bytes"], gradient, update)
-    row["fits"] = row["held_bytes"] < HBM[case.chip]
+    row["fits"] = row["held_bytes"] < DEVICES[case.chip].memory
     return {**row, "seconds": round(time.perf_counter() - start)}
 
 
@@ -191,7 +188,7 @@ def _line(row: dict[str, Any]) -> str:
     gradient = row["gradient"]
     sizes = (row["state_bytes"], gradient["argument_bytes"], gradient["output_bytes"], gradient["temporary_bytes"])
     told = " | ".join(f"{size / 1e9:.2f}" for size in (*sizes, row["held_bytes"]))
-    memory = HBM[row["slice"].partition(":")[0]] / 1e9
+    memory = DEVICES[row["slice"].partition(":")[0]].memory / 1e9
     kernels = ", ".join(f"{name.removeprefix('splash_mha_')} {times}" for name, times in row["splash"].items())
     fits = "yes" if row["fits"] else "no"
     return (
@@ -219,14 +216,12 @@ def _has(rows: Sequence[dict[str, Any]], case: Case) -> bool:
 def main() -> None:
     """Compiles what is not there yet, and writes docs/benchmarks/tpu_compile.json and .md after each case."""
     jax.config.update("jax_platforms", "cpu")  # of this process; the compiler is asked by name
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     path = common.RESULTS / f"{NAME}.json"
     machine = common.machine(("jax", "flax", "optax", "libtpu"))
     results: dict[str, Any] = files.read_json(path) if path.exists() else {"machine": machine, "cases": []}
     for case in CASES:
         if not _has(results["cases"], case):
             print(case, flush=True)
-            os.environ["TPU_ACCELERATOR_TYPE"] = ACCELERATOR[case.chip]
             results["cases"].append(measure(case))
             common.write(NAME, results, page(results))
 

@@ -25,12 +25,12 @@ Beside what is kept there are, one after the other, so that the larger counts:
 """
 
 import importlib.util
-import os
 import re
 import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxtempl import config, files, flops, partition, programs
 from jaxtempl.devices import Device
@@ -52,6 +52,8 @@ class Piece(NamedTuple):
         remat: what the backward pass computes again.
         several: whether an update has more than one microbatch.
         flash: whether attention never holds its scores.
+        dtype: of the computation, of 16 bit.
+        documents: whether those of a row do not see each other.
     """
 
     shape: Shape
@@ -60,6 +62,8 @@ class Piece(NamedTuple):
     remat: Remat
     several: bool
     flash: bool
+    dtype: Any = jnp.bfloat16
+    documents: bool = False
 
     @property
     def tokens(self) -> int:
@@ -149,16 +153,9 @@ def _refused(error: Exception) -> float:
 
 def compiled(a: Architecture, piece: Piece, slice_: str) -> int:
     """Temporary bytes of the gradient as libtpu compiles it for a slice, which takes minutes and needs no TPU."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # others may compile on this machine
-    from jax.experimental import topologies
-
     print(f"compiling for {slice_}, which takes minutes", file=sys.stderr, flush=True)
-    devices = topologies.get_topology_desc(slice_, platform="tpu").devices
-    mesh = partition.make_mesh(piece.shape, devices)
-    return programs.gradient(a, mesh, piece.rows, piece.length, piece.remat).temporary
+    mesh = partition.make_mesh(piece.shape, programs.described(slice_))
+    return programs.gradient(a, mesh, piece.rows, piece.length, piece.remat, piece.dtype, piece.documents).temporary
 
 
 def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxtempl import adapt, batches, config, flops, launch, memory, partition
 from jaxtempl.config import AdaptConfig
@@ -17,7 +18,7 @@ from jaxtempl.dataset import Dataset
 from jaxtempl.devices import DEVICES, Device
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.memory import Held, Piece
-from jaxtempl.models import build
+from jaxtempl.models import build, kernels
 from jaxtempl.models.neox import REMAT, Architecture
 from jaxtempl.partition import Shape
 from jaxtempl.tokenizer import Tokenizer
@@ -86,7 +87,8 @@ def _work(asked: AdaptConfig, a: Architecture) -> Work:
         if asked.data != AdaptConfig.data:
             raise
     why = "--steps or the recipe" if asked.steps else "at most, says --max_steps"
-    return Work(asked.steps or asked.max_steps, adapt.PAPER_LENGTH, f"{why}; no dataset of this model in {asked.data}")
+    length = min(adapt.PAPER_LENGTH, a.positions)
+    return Work(asked.steps or asked.max_steps, length, f"{why}; no dataset of this model in {asked.data}")
 
 
 def _of_data(asked: AdaptConfig, a: Architecture) -> Work:
@@ -109,14 +111,10 @@ def _piece(asked: AdaptConfig, a: Architecture, device: Device, length: int, tim
         raise UserError(f"--accumulate={count} does not divide --batch={asked.batch}; choose one that does")
     wanted, rows = Shape(asked.mesh_data, asked.mesh_fsdp, asked.mesh_tensor), asked.batch // count
     shape = partition.choose(wanted, build.abstract_params(a, a.vocabulary), rows, devices)
-    return Piece(shape, rows, length, asked.remat, count > 1, _flash(asked, a, device))
-
-
-def _flash(asked: AdaptConfig, a: Architecture, device: Device) -> bool:
-    """Whether the device has flash attention for this model: splash is of bfloat16, cuDNN's of whole rows alone."""
-    least, most = device.heads
-    served = asked.precision != "fp16" if device.slices else not asked.mask_documents
-    return served and least <= a.head_dim <= most and a.head_dim % 8 == 0
+    dtype = jnp.float16 if asked.precision == "fp16" else jnp.bfloat16
+    kernel = kernels.choose(device.platform, a.head_dim, dtype, device.capability)
+    flash = kernel != "xla" and kernels.serves(kernel, length, asked.mask_documents)
+    return Piece(shape, rows, length, asked.remat, count > 1, flash, dtype, asked.mask_documents)
 
 
 def _model(asked: AdaptConfig, a: Architecture, work: Work) -> Iterator[Line]:
@@ -216,10 +214,9 @@ def _more(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece) -> 
 
 def _cost(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, work: Work) -> Iterator[Line]:
     mfu, why = _mfu(asked, a, device)
-    peak = flops.PEAKS[device.kind]
-    speed = piece.shape.devices * peak * mfu / flops.trained_token(a, work.length)
+    speed = piece.shape.devices * device.peak * mfu / flops.trained_token(a, work.length)
     hours = work.steps * asked.batch * work.length / speed / 3600
-    yield Line("speed", f"{speed:,.0f} tokens/s", f"{mfu:.0%} of {peak / 1e12:.0f} TFLOP/s a device, {why}")
+    yield Line("speed", f"{speed:,.0f} tokens/s", f"{mfu:.0%} of {device.peak / 1e12:.0f} TFLOP/s a device, {why}")
     yield Line("time", f"{hours / 24:,.2f} days", "training alone: no validation, saving or waiting")
     price = asked.price or device.price
     source = "--price" if asked.price else "assumed, providers differ by 2 to 3 times: --price"

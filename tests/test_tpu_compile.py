@@ -4,6 +4,7 @@ from typing import Any
 
 from bench import tpu_compile
 from bench.sharding import Collective
+from jaxtempl.devices import DEVICES
 from jaxtempl.programs import Program
 
 # As the compiler prints it: layouts hold brackets, a collective that runs beside other work stands in each computation
@@ -65,7 +66,7 @@ def row(case: tpu_compile.Case, held: float) -> dict[str, Any]:
         "update": gradient,
         "splash": {"splash_mha_fwd_residuals": 2},
         "held_bytes": held,
-        "fits": held < tpu_compile.HBM[case.chip],
+        "fits": held < DEVICES[case.chip].memory,
         "seconds": 60,
     }
 
