@@ -6,7 +6,7 @@ Of a dataset only its numbers are looked at, and where there is none the recipe'
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -64,7 +64,7 @@ def page(asked: AdaptConfig) -> str:
     device = _device(asked)
     a = Architecture(**config.size(asked.size)["architecture"])
     work = _work(asked, a)
-    piece = _piece(asked, a, device, work.length)
+    piece = piece_of(asked, a, device, work.length)
     held = (memory.on_tpu if device.slices else memory.on_device)(a, piece, device)
     lines = [*_model(asked, a, work), *_mesh(asked, piece), *_memory(held), *_verdict(asked, a, device, piece, held)]
     return _aligned([*lines, *_cost(asked, a, device, piece, work)])
@@ -99,7 +99,7 @@ def _of_data(asked: AdaptConfig, a: Architecture) -> Work:
     return Work(asked.steps or steps, adapt.row_length(datasets, a.positions), f"{total:,} rows in {asked.data}")
 
 
-def _piece(asked: AdaptConfig, a: Architecture, device: Device, length: int, times: int = 1) -> Piece:
+def piece_of(asked: AdaptConfig, a: Architecture, device: Device, length: int, times: int = 1) -> Piece:
     """What is computed at a time on so many times the devices.
 
     Raises:
@@ -162,14 +162,14 @@ def _verdict(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, 
         yield Line("", "nothing near fits", f"not one row a piece, --remat=full, nor {MORE[-1]} times the devices")
 
 
-def usable(device: Device) -> tuple[float, str]:
+def usable(device: Device, environment: Mapping[str, str] = os.environ) -> tuple[float, str]:
     """Bytes that JAX takes of a device, and in words why."""
     stated = f"{device.kind} has {_gb(device.memory)}"
     if device.slices:
         return device.memory, stated
     names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-    name = next((name for name in names if name in os.environ), names[0])
-    share = float(os.environ.get(name, "0.75"))
+    name = next((name for name in names if name in environment), names[0])
+    share = float(environment.get(name, "0.75"))
     return share * device.memory, f"{stated}, and JAX takes {share:.0%} ({name})"
 
 
@@ -207,7 +207,7 @@ def _more(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece) -> 
     """On more devices, where a mesh fits them; at each number first as asked, then computing more again."""
     for times in MORE:
         with contextlib.suppress(UserError):
-            found = _piece(asked, a, device, piece.length, times)
+            found = piece_of(asked, a, device, piece.length, times)
             for flags, tried in [("", found), *_again(found)]:
                 yield f"--devices={asked.devices * times} {flags}".strip(), tried
 
