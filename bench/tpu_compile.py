@@ -9,14 +9,14 @@ docs/benchmarks/tpu_compile.json has is not compiled again, so a run that was cu
 
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from bench import common
-from bench.sharding import KINDS, Collective, arrays
+from bench import common, hlo
+from bench.hlo import Collective
 from jaxtempl import config, files, partition, programs
 from jaxtempl.devices import DEVICES
 from jaxtempl.models.neox import Architecture, Remat
@@ -60,52 +60,7 @@ CASES = (
     Case("2.8b", "v5p:2x2x2", "none"),
 )
 
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_COLLECTIVE = re.compile(r"%?([\w.-]+) = (.*?) (" + "|".join(KINDS) + r")(?:-start)?\(")
 _SPLASH = re.compile(r"%?(splash_[a-z_]+)[\d.]* = .* custom-call\(")
-
-
-def collectives(program: str) -> list[Collective]:
-    """Every collective in the text of a program compiled for TPUs.
-
-    One that runs beside other work stands in each computation that it is fused into, always with its channel.
-    """
-    lines = list(_lines(program))
-    fused = set(re.findall(r"calls=%?([\w.-]+)", program))
-    looped = _looped(lines)
-    found = dict[tuple[Any, ...], Collective]()
-    for inside, line in lines:
-        match = _COLLECTIVE.search(line)
-        if match:
-            name, yields, kind = match.groups()
-            told = tuple(re.findall(r'channel_id=\d+|op_name="[^"]*"', line)) if inside in fused else name
-            moved = tuple(arrays(yields))
-            moved = (
-                moved[1:2] if kind == "collective-permute" and len(moved) > 1 else moved
-            )  # what it sends comes first
-            found[kind, moved, told] = Collective(kind, moved, inside in looped)
-    return list(found.values())
-
-
-def _lines(program: str) -> Iterator[tuple[str, str]]:
-    """Every line of a program with the computation that it belongs to."""
-    inside = ""
-    for line in program.splitlines():
-        header = _COMPUTATION.match(line)
-        inside = header.group(1) if header else inside
-        yield inside, line
-
-
-def _looped(lines: Iterable[tuple[str, str]]) -> set[str]:
-    """Computations that a loop runs, and all that these call."""
-    called, waiting, found = defaultdict[str, set[str]](set), set[str](), set[str]()
-    for inside, line in lines:
-        called[inside].update(re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", line))
-        waiting.update(re.findall(r"body=%?([\w.-]+)", line))
-    while waiting:
-        found.add(name := waiting.pop())
-        waiting |= called[name] - found
-    return found
 
 
 def splash(program: str) -> dict[str, int]:
@@ -138,16 +93,11 @@ def held(state: int, gradient: Program, update: Program) -> int:
 
 
 def _told(program: Program) -> dict[str, Any]:
-    counted = Counter(collectives(program.text)).items()
-    listed = [
-        {"kind": c.kind, "in_a_loop": c.looped, "times": n, "bytes": c.bytes, "arrays": [list(a) for a in c.arrays]}
-        for c, n in sorted(counted, key=lambda pair: -pair[0].bytes * pair[1])
-    ]
     return {
         "argument_bytes": program.arguments,
         "output_bytes": program.outputs,
         "temporary_bytes": program.temporary,
-        "collectives": listed,
+        "collectives": hlo.listed(program.text),
     }
 
 

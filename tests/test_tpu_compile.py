@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bench import tpu_compile
-from bench.sharding import Collective
+from bench import hlo, tpu_compile
+from bench.hlo import Collective
 from jaxtempl.devices import DEVICES
 from jaxtempl.programs import Program
 
@@ -37,7 +37,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 def test_each_collective_is_read_once() -> None:
     scattered = Collective("reduce-scatter", (("f32", (4,)),), False)
-    assert tpu_compile.collectives(PROGRAM) == [
+    assert hlo.collectives(PROGRAM) == [
         Collective("all-gather", (("bf16", (1, 8, 32)),), True),
         Collective("all-reduce", (("f32", (8,)), ("f32", (2, 4))), True),
         Collective("collective-permute", (("f32", (2, 4)),), True),
