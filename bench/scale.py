@@ -2,28 +2,24 @@
 
     python -m bench.scale
 
-Bytes are counted from shapes and shardings, so they are where to start, not what a compiler will take: the state; one
-more gradient, while pieces are added up; what the backward pass keeps; the layer in hand, whole; and where weights are
-cut, the embedding and the head, whole, with their gradients. All of it is to fit into 0.9 of the device's memory.
+The bytes are those of `bin/adapt --plan`, by its formula alone (`jaxtempl/memory.py`).
 """
 
-import functools
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import NamedTuple
 
 from bench import common
-from jaxtempl import config, files, flops, launch, partition, programs, tasks
-from jaxtempl.models import build
+from jaxtempl import config, files, flops, launch, memory, plan
+from jaxtempl.config import AdaptConfig
+from jaxtempl.devices import DEVICES, Device
+from jaxtempl.memory import Held, Piece
 from jaxtempl.models.neox import REMAT, Architecture, Remat
-from jaxtempl.partition import Shape
 
 PAGE = common.ROOT / "docs" / "scale.md"
 SIZES = ("410m", "1.4b", "2.8b")
 STEPS, BATCH, LENGTH = 14_500, 1024, 2048  # Table 1 of the paper
 ROWS = launch.PIECE // LENGTH  # of a piece, a device
-ROOM = 0.9  # of a device's memory
+ENVIRONMENT = {"XLA_CLIENT_MEM_FRACTION": "0.92"}  # as in deploy/
+ROOM = 0.9  # of what JAX takes of a device's memory; the rest is for what no formula counts
 SHARE = 0.4  # of the peak, that the days are reckoned with
 
 
@@ -31,105 +27,60 @@ class Machine(NamedTuple):
     """What a training may run on.
 
     Attributes:
-        name: as people say it.
-        devices: as JAX counts them; TPUs are sold by cores, of which a v5p device has two.
-        memory: of a device, in GB.
-        kind: a key of `flops.PEAKS`.
+        name: as people say it; TPUs are sold by cores, of which a v5p device has two.
+        kind: a key of `DEVICES`.
+        devices: as JAX counts them.
     """
 
     name: str
-    devices: int
-    memory: int
     kind: str
+    devices: int
+
+    @property
+    def device(self) -> Device:
+        """One of them."""
+        return DEVICES[self.kind]
 
 
+GPUS = {"a100-40": "A100 40 GB", "a100-80": "A100 80 GB", "h100": "H100 80 GB", "h200": "H200"}
 MACHINES = (
-    Machine("1 x A100 40 GB", 1, 40, "NVIDIA A100"),
-    Machine("1 x A100 80 GB", 1, 80, "NVIDIA A100"),
-    Machine("1 x H100 80 GB", 1, 80, "NVIDIA H100"),
-    Machine("1 x H200", 1, 141, "NVIDIA H200"),
-    Machine("8 x A100 40 GB", 8, 40, "NVIDIA A100"),
-    Machine("8 x A100 80 GB", 8, 80, "NVIDIA A100"),
-    Machine("8 x H100 80 GB", 8, 80, "NVIDIA H100"),
-    Machine("8 x H200", 8, 141, "NVIDIA H200"),
-    Machine("v5e-8", 8, 16, "TPU v5 lite"),
-    Machine("v5e-16", 16, 16, "TPU v5 lite"),
-    Machine("v5e-32", 32, 16, "TPU v5 lite"),
-    Machine("v5p-8", 4, 95, "TPU v5"),
-    Machine("v5p-16", 8, 95, "TPU v5"),
+    *(Machine(f"{count} x {name}", kind, count) for count in (1, 8) for kind, name in GPUS.items()),
+    *(Machine(f"v5e-{count}", "v5e", count) for count in (8, 16, 32)),
+    *(Machine(f"v5p-{2 * count}", "v5p", count) for count in (4, 8)),
 )
 
 
-class Choice(NamedTuple):
-    """How to train on a machine.
-
-    Attributes:
-        mesh: devices along each axis.
-        rows: of a piece, a device.
-        remat: what the backward pass computes again.
-    """
-
-    mesh: Shape
-    rows: int
-    remat: Remat
-
-    @property
-    def accumulate(self) -> int:
-        """Pieces of a batch."""
-        return BATCH // (self.rows * self.mesh.rows)
-
-
-def choose(size: str, machine: Machine) -> Choice | None:
+def choose(size: str, machine: Machine) -> Piece | None:
     """The largest piece up to the default with the least computed again that fits; None where nothing does."""
     for rows in (ROWS, ROWS // 2, ROWS // 4):
         for remat in REMAT:
-            choice = Choice(_mesh(size, machine.devices, rows), rows, remat)
-            if held(size, choice) <= ROOM * machine.memory * 1e9:
-                return choice
+            piece = _piece(size, machine, rows, remat)
+            if fits(machine.device, held(size, machine, piece)):
+                return piece
     return None
 
 
-@functools.cache
-def _mesh(size: str, devices: int, rows: int) -> Shape:
-    """What a training takes by itself."""
-    shapes = build.abstract_params(_architecture(size), _architecture(size).vocabulary)
-    return partition.choose(Shape(0, 0, 1), shapes, rows * devices, devices)
+def _piece(size: str, machine: Machine, rows: int, remat: Remat) -> Piece:
+    """What is computed at a time with so many rows a device, and no flag but `--accumulate` and `--remat`."""
+    count = BATCH // (rows * machine.devices)
+    asked = AdaptConfig(size=size, batch=BATCH, accumulate=count, remat=remat, devices=machine.devices)
+    return plan.piece_of(asked, _architecture(size), machine.device, LENGTH)
 
 
-def held(size: str, choice: Choice) -> float:
-    """Bytes that a device holds, as the module's docstring counts them."""
-    a = _architecture(size)
-    activations = kept(size, choice.remat) + kept(size, "none") / a.layers
-    ends = 4 * 4 * a.vocabulary * a.hidden if choice.mesh.fsdp > 1 else 0
-    return state(size, choice.mesh) * 5 / 4 + activations * choice.rows / ROWS + ends  # a quarter is one gradient
+def held(size: str, machine: Machine, piece: Piece) -> Held:
+    """Bytes of a device."""
+    return memory.by_formula(_architecture(size), piece, machine.device.lanes)
 
 
-@functools.cache
-def state(size: str, mesh: Shape) -> int:
-    """Bytes of parameters, gradients and moments that a device holds."""
-    return programs.state_bytes(_architecture(size), mesh)
-
-
-@functools.cache
-def kept(size: str, remat: Remat) -> float:
-    """Bytes of what the backward pass of ROWS rows is handed by the forward pass, but for the parameters."""
-    a = _architecture(size)
-    task = tasks.causal_lm(build.graphdef(a, a.vocabulary, jnp.bfloat16, remat))
-    params = build.abstract_params(a, a.vocabulary)
-    row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
-
-    def backward(params: Any, rows: Any) -> Any:
-        return jax.vjp(lambda params: task.loss(params, rows)[0], params)[1]
-
-    handed = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
-    known = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}
-    return sum(x.size * x.dtype.itemsize for x in handed if (x.shape, x.dtype) not in known)
+def fits(device: Device, held: Held) -> bool:
+    """Whether that leaves a device the room that it should."""
+    return held.total <= ROOM * plan.usable(device, ENVIRONMENT)[0]
 
 
 def days(size: str, machine: Machine) -> float:
     """Of Table 1 at SHARE of the machine's peak."""
     operations = STEPS * BATCH * LENGTH * flops.trained_token(_architecture(size), LENGTH)
-    return operations / (SHARE * flops.PEAKS[machine.kind] * machine.devices) / 86_400
+    return operations / (SHARE * machine.device.peak * machine.devices) / 86_400
 
 
 def _architecture(size: str) -> Architecture:
@@ -143,14 +94,15 @@ def table(size: str) -> list[str]:
 
 
 def _row(size: str, machine: Machine) -> str:
-    choice = choose(size, machine)
-    if choice is None:
+    piece = choose(size, machine)
+    if piece is None:
         return f"| {machine.name} | does not fit | | | | | | |"
-    cut = f"fsdp {choice.mesh.fsdp}" if choice.mesh.fsdp > 1 else "one device"
-    pieces = str(choice.accumulate) if choice.rows == ROWS else f"**{choice.accumulate}**"
-    cells = [machine.name, cut, choice.rows * choice.mesh.rows, pieces, choice.remat]
-    numbers = [f"{state(size, choice.mesh) / 1e9:.1f}", f"{held(size, choice) / 1e9:.0f}", f"{days(size, machine):.1f}"]
-    return f"| {' | '.join(map(str, [*cells, *numbers]))} |"
+    found, count = held(size, machine, piece), BATCH // piece.rows
+    cut = f"fsdp {piece.shape.fsdp}" if piece.shape.fsdp > 1 else "one device"
+    pieces = str(count) if piece.rows == ROWS * machine.devices else f"**{count}**"
+    state = f"{(found.total - found.activations) / 1e9:.1f}"
+    cells = [machine.name, cut, piece.rows, pieces, piece.remat, state, f"{found.total / 1e9:.0f}"]
+    return f"| {' | '.join(map(str, [*cells, f'{days(size, machine):.1f}']))} |"
 
 
 def filled(page: str) -> str:

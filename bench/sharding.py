@@ -9,70 +9,22 @@ all-reduce whose result is sliced at once, so weights travel here at twice their
 """
 
 import math
-import re
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from bench import common
+from bench import common, hlo
 from jaxtempl import config, partition, programs
 from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
-from jaxtempl.programs import Program
 
 SIZE, ROWS, LENGTH = "2.8b", 64, 2048
 MESHES = (Shape(1, 8, 1), Shape(1, 16, 1), Shape(1, 32, 1), Shape(1, 64, 1), Shape(2, 8, 4))
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
-_ARRAY = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
-_COLLECTIVE = re.compile(r"%?[\w.-]+ = (\([^)]*\)|\S+) (" + "|".join(KINDS) + r")(?:-start)?\(")
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-
 UNWANTED = {"all-to-all": "moves data between all", "collective-permute": "passes data on"}
 SCALARS = 4096  # bytes; counts, norms and the like may go anywhere
-
-Array = tuple[str, tuple[int, ...]]  # dtype and sizes
-
-
-class Collective(NamedTuple):
-    """One collective operation of a compiled program.
-
-    Attributes:
-        kind: its name in HLO.
-        arrays: what it yields on a device.
-        looped: whether it is inside a loop, so runs once a layer or chunk.
-    """
-
-    kind: str
-    arrays: tuple[Array, ...]
-    looped: bool
-
-    @property
-    def bytes(self) -> int:
-        """Of what it yields on one device."""
-        return sum(BYTES[dtype] * math.prod(sizes) for dtype, sizes in self.arrays)
-
-
-def collectives(program: str) -> Iterator[Collective]:
-    """Every collective in the text of a compiled program."""
-    bodies = set(re.findall(r"body=%?([\w.-]+)", program))
-    inside = ""
-    for line in program.splitlines():
-        header = _COMPUTATION.match(line)
-        inside = header.group(1) if header else inside
-        found = _COLLECTIVE.search(line)
-        if found:
-            yield Collective(found.group(2), tuple(arrays(found.group(1))), inside in bodies)
-
-
-def arrays(text: str) -> Iterator[Array]:
-    """Every array type in a piece of HLO."""
-    for dtype, sizes in _ARRAY.findall(text):
-        yield dtype, tuple(int(size) for size in sizes.split(",") if size)
 
 
 def faults(program: str, shapes: Any, rows: int, length: int, shape: Shape) -> list[str]:
@@ -86,11 +38,11 @@ def faults(program: str, shapes: Any, rows: int, length: int, shape: Shape) -> l
         shape: the mesh.
     """
     stacks = {leaf.shape for leaf in jax.tree.leaves(shapes["blocks"]) if leaf.ndim > 2}
-    whole = [f"a stack of layers is whole: {sizes}" for sizes in {s for _, s in arrays(program)} & stacks]
+    whole = [f"a stack of layers is whole: {sizes}" for sizes in {s for _, s in hlo.arrays(program)} & stacks]
     # Of more rows than a device's own.
     tokens = {rows // n * length for n in range(1, shape.rows) if shape.rows % n == 0}
     told = []
-    for found in collectives(program):
+    for found in hlo.collectives(program):
         if found.kind in UNWANTED:
             told.append(f"{found.kind} {UNWANTED[found.kind]}: {found.arrays}")
         if found.kind == "all-gather" and any(_activation(sizes, rows, length, tokens) for _, sizes in found.arrays):
@@ -108,24 +60,16 @@ def measure(architecture: Architecture, shape: Shape) -> dict[str, Any]:
     computed, updated = programs.gradient(architecture, mesh, ROWS, LENGTH), programs.update(architecture, mesh)
     shapes = build.abstract_params(architecture, architecture.vocabulary)
     wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)
-    wrong += [f"the update moves {c.kind} {c.arrays}" for c in collectives(updated.text) if c.bytes > SCALARS]
+    wrong += [f"the update moves {c.kind} {c.arrays}" for c in hlo.collectives(updated.text) if c.bytes > SCALARS]
     if wrong:
         sys.exit(f"mesh {shape}: " + "; ".join(wrong))
     return {
         "mesh": shape._asdict(),
         "state_bytes": programs.state_bytes(architecture, shape),
         "temporary_bytes": computed.temporary,
-        "gradient": _listed(computed),
-        "update": _listed(updated),
+        "gradient": hlo.listed(computed.text),
+        "update": hlo.listed(updated.text),
     }
-
-
-def _listed(program: Program) -> list[dict[str, Any]]:
-    counted = Counter(collectives(program.text)).items()
-    return [
-        {"kind": c.kind, "in_a_loop": c.looped, "times": n, "bytes": c.bytes, "arrays": [list(a) for a in c.arrays]}
-        for c, n in sorted(counted, key=lambda pair: -pair[0].bytes * pair[1])
-    ]
 
 
 def page(results: dict[str, Any]) -> str:

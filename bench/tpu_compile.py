@@ -7,27 +7,24 @@ Compiles the gradient of a microbatch (4 rows of 2,048 tokens a device, bfloat16
 docs/benchmarks/tpu_compile.json has is not compiled again, so a run that was cut off goes on; remove it to begin anew.
 """
 
-import os
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import topologies
 
-from bench import common
-from bench.sharding import KINDS, Collective, arrays
+from bench import common, hlo
+from bench.hlo import Collective
 from jaxtempl import config, files, partition, programs
+from jaxtempl.devices import DEVICES
 from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
 from jaxtempl.programs import Program
 
 NAME = "tpu_compile"
 ROWS, LENGTH = 4, 2048  # a device's
-HBM = {"v5e": 16e9, "v5p": 95e9}  # bytes a chip, as the vendor states them
-ACCELERATOR = {"v5e": "v5litepod-8", "v5p": "v5p-8"}  # what the compiler wants to be told that this machine is
 SHOWN = 1e6  # bytes of a collective that the page lists
 
 
@@ -63,52 +60,7 @@ CASES = (
     Case("2.8b", "v5p:2x2x2", "none"),
 )
 
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_COLLECTIVE = re.compile(r"%?([\w.-]+) = (.*?) (" + "|".join(KINDS) + r")(?:-start)?\(")
 _SPLASH = re.compile(r"%?(splash_[a-z_]+)[\d.]* = .* custom-call\(")
-
-
-def collectives(program: str) -> list[Collective]:
-    """Every collective in the text of a program compiled for TPUs.
-
-    One that runs beside other work stands in each computation that it is fused into, always with its channel.
-    """
-    lines = list(_lines(program))
-    fused = set(re.findall(r"calls=%?([\w.-]+)", program))
-    looped = _looped(lines)
-    found = dict[tuple[Any, ...], Collective]()
-    for inside, line in lines:
-        match = _COLLECTIVE.search(line)
-        if match:
-            name, yields, kind = match.groups()
-            told = tuple(re.findall(r'channel_id=\d+|op_name="[^"]*"', line)) if inside in fused else name
-            moved = tuple(arrays(yields))
-            moved = (
-                moved[1:2] if kind == "collective-permute" and len(moved) > 1 else moved
-            )  # what it sends comes first
-            found[kind, moved, told] = Collective(kind, moved, inside in looped)
-    return list(found.values())
-
-
-def _lines(program: str) -> Iterator[tuple[str, str]]:
-    """Every line of a program with the computation that it belongs to."""
-    inside = ""
-    for line in program.splitlines():
-        header = _COMPUTATION.match(line)
-        inside = header.group(1) if header else inside
-        yield inside, line
-
-
-def _looped(lines: Iterable[tuple[str, str]]) -> set[str]:
-    """Computations that a loop runs, and all that these call."""
-    called, waiting, found = defaultdict[str, set[str]](set), set[str](), set[str]()
-    for inside, line in lines:
-        called[inside].update(re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", line))
-        waiting.update(re.findall(r"body=%?([\w.-]+)", line))
-    while waiting:
-        found.add(name := waiting.pop())
-        waiting |= called[name] - found
-    return found
 
 
 def splash(program: str) -> dict[str, int]:
@@ -119,7 +71,7 @@ def splash(program: str) -> dict[str, int]:
 def measure(case: Case) -> dict[str, Any]:
     """One row of the report."""
     start = time.perf_counter()
-    devices = topologies.get_topology_desc(case.slice, platform="tpu").devices
+    devices = programs.described(case.slice)
     shape = Shape(1, len(devices), 1)
     mesh = partition.make_mesh(shape, devices)
     architecture = Architecture(**config.size(case.size)["architecture"])
@@ -128,7 +80,7 @@ def measure(case: Case) -> dict[str, Any]:
     update = programs.update(architecture, mesh)
     row |= {"gradient": _told(gradient), "update": _told(update), "splash": splash(gradient.text)}
     row["held_bytes"] = held(row["state_bytes"], gradient, update)
-    row["fits"] = row["held_bytes"] < HBM[case.chip]
+    row["fits"] = row["held_bytes"] < DEVICES[case.chip].memory
     return {**row, "seconds": round(time.perf_counter() - start)}
 
 
@@ -141,16 +93,11 @@ def held(state: int, gradient: Program, update: Program) -> int:
 
 
 def _told(program: Program) -> dict[str, Any]:
-    counted = Counter(collectives(program.text)).items()
-    listed = [
-        {"kind": c.kind, "in_a_loop": c.looped, "times": n, "bytes": c.bytes, "arrays": [list(a) for a in c.arrays]}
-        for c, n in sorted(counted, key=lambda pair: -pair[0].bytes * pair[1])
-    ]
     return {
         "argument_bytes": program.arguments,
         "output_bytes": program.outputs,
         "temporary_bytes": program.temporary,
-        "collectives": listed,
+        "collectives": hlo.listed(program.text),
     }
 
 
@@ -191,7 +138,7 @@ def _line(row: dict[str, Any]) -> str:
     gradient = row["gradient"]
     sizes = (row["state_bytes"], gradient["argument_bytes"], gradient["output_bytes"], gradient["temporary_bytes"])
     told = " | ".join(f"{size / 1e9:.2f}" for size in (*sizes, row["held_bytes"]))
-    memory = HBM[row["slice"].partition(":")[0]] / 1e9
+    memory = DEVICES[row["slice"].partition(":")[0]].memory / 1e9
     kernels = ", ".join(f"{name.removeprefix('splash_mha_')} {times}" for name, times in row["splash"].items())
     fits = "yes" if row["fits"] else "no"
     return (
@@ -219,14 +166,12 @@ def _has(rows: Sequence[dict[str, Any]], case: Case) -> bool:
 def main() -> None:
     """Compiles what is not there yet, and writes docs/benchmarks/tpu_compile.json and .md after each case."""
     jax.config.update("jax_platforms", "cpu")  # of this process; the compiler is asked by name
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     path = common.RESULTS / f"{NAME}.json"
     machine = common.machine(("jax", "flax", "optax", "libtpu"))
     results: dict[str, Any] = files.read_json(path) if path.exists() else {"machine": machine, "cases": []}
     for case in CASES:
         if not _has(results["cases"], case):
             print(case, flush=True)
-            os.environ["TPU_ACCELERATOR_TYPE"] = ACCELERATOR[case.chip]
             results["cases"].append(measure(case))
             common.write(NAME, results, page(results))
 

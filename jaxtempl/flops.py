@@ -5,17 +5,11 @@ Dims: D hidden, F feed-forward, N layers, V vocabulary, L length of a row.
 
 from collections.abc import Sequence
 
+from jaxtempl.devices import ALIKE, DEVICES
 from jaxtempl.models.neox import Architecture
 
-# Dense bfloat16 operations a second, as the vendors state them, by what JAX calls the device.
-PEAKS = {
-    "NVIDIA A10": 125e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-}
+# Dense bfloat16 operations a second by how the name that JAX gives a device begins.
+PEAKS = {device.kind: device.peak for device in DEVICES.values()} | ALIKE
 
 
 def parameters(a: Architecture, embeddings: bool = True) -> int:

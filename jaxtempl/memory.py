@@ -25,22 +25,21 @@ Beside what is kept there are, one after the other, so that the larger counts:
 """
 
 import importlib.util
-import math
-import os
 import re
 import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxtempl import config, files, flops, partition, programs
 from jaxtempl.devices import Device
 from jaxtempl.errors import UserError
 from jaxtempl.models import attention, losses
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.neox import REMAT, Architecture, Remat
 from jaxtempl.partition import Shape
 
-MEASURED = config.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train.py on a GPU
+MEASURED = config.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train_gpu.py
 
 
 class Piece(NamedTuple):
@@ -53,6 +52,8 @@ class Piece(NamedTuple):
         remat: what the backward pass computes again.
         several: whether an update has more than one microbatch.
         flash: whether attention never holds its scores.
+        dtype: of the computation, of 16 bit.
+        documents: whether those of a row do not see each other.
     """
 
     shape: Shape
@@ -61,6 +62,8 @@ class Piece(NamedTuple):
     remat: Remat
     several: bool
     flash: bool
+    dtype: Any = jnp.bfloat16
+    documents: bool = False
 
     @property
     def tokens(self) -> int:
@@ -99,24 +102,28 @@ def _corrected(a: Architecture, piece: Piece, device: Device, held: Held) -> Hel
     row = measured(a, device, piece.remat)
     if row is None:
         return held._replace(source="formula, not corrected: no measured peak for this device, size and --remat")
-    known = piece._replace(shape=Shape(1, 1, 1), rows=row["rows"], length=row["length"], several=False)
-    state, _, moments, formula, _ = by_formula(a, known)
-    factor = (row["peak_bytes"] - 2 * state - moments) / formula
+    several, flash = row["update_rows"] > row["rows"], row["attention"] != "xla"
+    known = Piece(Shape(1, 1, 1), row["rows"], row["length"], piece.remat, several, flash)
+    counted = by_formula(a, known, device.lanes)
+    factor = 1 + (row["peak_bytes"] - counted.total) / counted.activations
     source = f"formula times {factor:.2f}, as measured at {row['rows']} rows of {row['length']:,} on {row['device']}"
     return held._replace(activations=held.activations * factor, source=source)
 
 
 def measured(a: Architecture, device: Device, remat: Remat | None = None) -> Any:
-    """A row of the GPU benchmark of this model on one such device, with this `--remat` if one is named, or None."""
+    """The fastest row of the GPU benchmark of a model on such a device, with this `--remat` if one is named, or None.
+
+    Of what a training can be told: torch's rows, and those with other flags of XLA's, are no such.
+    """
     rows = files.read_json(MEASURED)["rows"] if MEASURED.exists() else []
     return next(
         (
             row
             for row in rows
-            if flops.named(row["device"]) == device.kind
+            if (row["side"], row["flags"]) == ("jaxtempl", "")
+            and flops.named(row["device"]) == device.kind
             and Architecture(**config.size(row["size"])["architecture"]) == a
-            and row["remat"] in (remat, remat or row["remat"])
-            and math.prod(row.get("mesh", {}).values()) == 1
+            and row["remat"] in ([remat] if remat else REMAT)
         ),
         None,
     )
@@ -146,16 +153,9 @@ def _refused(error: Exception) -> float:
 
 def compiled(a: Architecture, piece: Piece, slice_: str) -> int:
     """Temporary bytes of the gradient as libtpu compiles it for a slice, which takes minutes and needs no TPU."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # others may compile on this machine
-    from jax.experimental import topologies
-
     print(f"compiling for {slice_}, which takes minutes", file=sys.stderr, flush=True)
-    devices = topologies.get_topology_desc(slice_, platform="tpu").devices
-    mesh = partition.make_mesh(piece.shape, devices)
-    return programs.gradient(a, mesh, piece.rows, piece.length, piece.remat).temporary
+    mesh = partition.make_mesh(piece.shape, programs.described(slice_))
+    return programs.gradient(a, mesh, piece.rows, piece.length, piece.remat, piece.dtype, piece.documents).temporary
 
 
 def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:
@@ -165,18 +165,11 @@ def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:
     head = a.hidden * a.vocabulary / tensor
     matrices = (4 * a.hidden**2 + 2 * a.hidden * a.feed_forward) / tensor
     kept += 4 * head if fsdp > 1 else 2 * a.layers * matrices * (piece.remat == "none")
-    chunk = _chunk(piece.rows // piece.shape.rows, piece.length, a.vocabulary // tensor)
-    loss = 8 * chunk + (6 if fsdp > 1 else 2) * head
+    chunks = losses.count(piece.length, piece.rows // piece.shape.rows * a.vocabulary // tensor, "gpu")  # or "tpu"
+    loss = 8 * piece.tokens / chunks * a.vocabulary / tensor + (6 if fsdp > 1 else 2) * head
     again = 0.0 if piece.remat == "none" else kept_by_layer(a, piece, "none", lanes)
     layer = again + piece.tokens * (8 * a.hidden + 4 * a.feed_forward / tensor) + 6 * matrices
     return kept + max(loss, layer)
-
-
-def _chunk(rows: int, length: int, vocabulary: int) -> int:
-    """Logits of a chunk of the loss."""
-    counts = (c for c in range(1, length + 1) if length % c == 0)
-    sizes = (rows * length // c * vocabulary for c in counts)
-    return next((size for size in sizes if size <= losses.ELSEWHERE), rows * vocabulary)
 
 
 def kept_by_layer(a: Architecture, piece: Piece, remat: Remat, lanes: int = 1) -> float:

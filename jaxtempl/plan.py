@@ -6,10 +6,11 @@ Of a dataset only its numbers are looked at, and where there is none the recipe'
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxtempl import adapt, batches, config, flops, launch, memory, partition
 from jaxtempl.config import AdaptConfig
@@ -17,7 +18,7 @@ from jaxtempl.dataset import Dataset
 from jaxtempl.devices import DEVICES, Device
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.memory import Held, Piece
-from jaxtempl.models import build
+from jaxtempl.models import build, kernels
 from jaxtempl.models.neox import REMAT, Architecture
 from jaxtempl.partition import Shape
 from jaxtempl.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def page(asked: AdaptConfig) -> str:
     device = _device(asked)
     a = Architecture(**config.size(asked.size)["architecture"])
     work = _work(asked, a)
-    piece = _piece(asked, a, device, work.length)
+    piece = piece_of(asked, a, device, work.length)
     held = (memory.on_tpu if device.slices else memory.on_device)(a, piece, device)
     lines = [*_model(asked, a, work), *_mesh(asked, piece), *_memory(held), *_verdict(asked, a, device, piece, held)]
     return _aligned([*lines, *_cost(asked, a, device, piece, work)])
@@ -86,7 +87,8 @@ def _work(asked: AdaptConfig, a: Architecture) -> Work:
         if asked.data != AdaptConfig.data:
             raise
     why = "--steps or the recipe" if asked.steps else "at most, says --max_steps"
-    return Work(asked.steps or asked.max_steps, adapt.PAPER_LENGTH, f"{why}; no dataset of this model in {asked.data}")
+    length = min(adapt.PAPER_LENGTH, a.positions)
+    return Work(asked.steps or asked.max_steps, length, f"{why}; no dataset of this model in {asked.data}")
 
 
 def _of_data(asked: AdaptConfig, a: Architecture) -> Work:
@@ -97,7 +99,7 @@ def _of_data(asked: AdaptConfig, a: Architecture) -> Work:
     return Work(asked.steps or steps, adapt.row_length(datasets, a.positions), f"{total:,} rows in {asked.data}")
 
 
-def _piece(asked: AdaptConfig, a: Architecture, device: Device, length: int, times: int = 1) -> Piece:
+def piece_of(asked: AdaptConfig, a: Architecture, device: Device, length: int, times: int = 1) -> Piece:
     """What is computed at a time on so many times the devices.
 
     Raises:
@@ -109,14 +111,10 @@ def _piece(asked: AdaptConfig, a: Architecture, device: Device, length: int, tim
         raise UserError(f"--accumulate={count} does not divide --batch={asked.batch}; choose one that does")
     wanted, rows = Shape(asked.mesh_data, asked.mesh_fsdp, asked.mesh_tensor), asked.batch // count
     shape = partition.choose(wanted, build.abstract_params(a, a.vocabulary), rows, devices)
-    return Piece(shape, rows, length, asked.remat, count > 1, _flash(asked, a, device))
-
-
-def _flash(asked: AdaptConfig, a: Architecture, device: Device) -> bool:
-    """Whether the device has flash attention for this model: splash is of bfloat16, cuDNN's of whole rows alone."""
-    least, most = device.heads
-    served = asked.precision != "fp16" if device.slices else not asked.mask_documents
-    return served and least <= a.head_dim <= most and a.head_dim % 8 == 0
+    dtype = jnp.float16 if asked.precision == "fp16" else jnp.bfloat16
+    kernel = kernels.choose(device.platform, a.head_dim, dtype, device.capability)
+    flash = kernel != "xla" and kernels.serves(kernel, length, asked.mask_documents)
+    return Piece(shape, rows, length, asked.remat, count > 1, flash, dtype, asked.mask_documents)
 
 
 def _model(asked: AdaptConfig, a: Architecture, work: Work) -> Iterator[Line]:
@@ -164,14 +162,14 @@ def _verdict(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, 
         yield Line("", "nothing near fits", f"not one row a piece, --remat=full, nor {MORE[-1]} times the devices")
 
 
-def usable(device: Device) -> tuple[float, str]:
+def usable(device: Device, environment: Mapping[str, str] = os.environ) -> tuple[float, str]:
     """Bytes that JAX takes of a device, and in words why."""
     stated = f"{device.kind} has {_gb(device.memory)}"
     if device.slices:
         return device.memory, stated
     names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-    name = next((name for name in names if name in os.environ), names[0])
-    share = float(os.environ.get(name, "0.75"))
+    name = next((name for name in names if name in environment), names[0])
+    share = float(environment.get(name, "0.75"))
     return share * device.memory, f"{stated}, and JAX takes {share:.0%} ({name})"
 
 
@@ -209,17 +207,16 @@ def _more(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece) -> 
     """On more devices, where a mesh fits them; at each number first as asked, then computing more again."""
     for times in MORE:
         with contextlib.suppress(UserError):
-            found = _piece(asked, a, device, piece.length, times)
+            found = piece_of(asked, a, device, piece.length, times)
             for flags, tried in [("", found), *_again(found)]:
                 yield f"--devices={asked.devices * times} {flags}".strip(), tried
 
 
 def _cost(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, work: Work) -> Iterator[Line]:
     mfu, why = _mfu(asked, a, device)
-    peak = flops.PEAKS[device.kind]
-    speed = piece.shape.devices * peak * mfu / flops.trained_token(a, work.length)
+    speed = piece.shape.devices * device.peak * mfu / flops.trained_token(a, work.length)
     hours = work.steps * asked.batch * work.length / speed / 3600
-    yield Line("speed", f"{speed:,.0f} tokens/s", f"{mfu:.0%} of {peak / 1e12:.0f} TFLOP/s a device, {why}")
+    yield Line("speed", f"{speed:,.0f} tokens/s", f"{mfu:.0%} of {device.peak / 1e12:.0f} TFLOP/s a device, {why}")
     yield Line("time", f"{hours / 24:,.2f} days", "training alone: no validation, saving or waiting")
     price = asked.price or device.price
     source = "--price" if asked.price else "assumed, providers differ by 2 to 3 times: --price"

@@ -1,14 +1,18 @@
 """What a training step compiles to on a mesh of devices, real or only described; nothing is run."""
 
 import math
+import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxtempl import optim, partition, tasks, train
 from jaxtempl.config import AdaptConfig
+from jaxtempl.devices import DEVICES
 from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
@@ -23,17 +27,37 @@ class Program(NamedTuple):
     temporary: int
 
 
-def gradient(architecture: Architecture, mesh: Mesh, rows: int, length: int, remat: Remat = "full") -> Program:
-    """The compiled gradient of one microbatch of a language model, in bfloat16."""
+def described(slice_: str) -> Sequence[Any]:
+    """The chips of a TPU slice (`Device.slices`) to libtpu, which compiles for them where there are none."""
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": DEVICES[slice_.partition(":")[0]].accelerator,
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # others may compile on this machine
+    }
+    return topologies.get_topology_desc(slice_, platform="tpu").devices
+
+
+def gradient(
+    architecture: Architecture,
+    mesh: Mesh,
+    rows: int,
+    length: int,
+    remat: Remat = "full",
+    dtype: Any = jnp.bfloat16,
+    mask_documents: bool = False,
+) -> Program:
+    """The compiled gradient of one microbatch of a language model, computed in 16 bit."""
     platform = mesh.devices.flat[0].platform  # not this process's, where the devices are only described
-    graphdef = build.graphdef(architecture, architecture.vocabulary, jnp.bfloat16, remat, platform)
+    graphdef = build.graphdef(architecture, architecture.vocabulary, dtype, remat, platform)
     optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
     params = _params(architecture, mesh)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=partition.rows(mesh))
     functions: Any = train.compiled(
-        tasks.causal_lm(graphdef), optimizer, train.state_shardings(mesh, optimizer, params)
+        tasks.causal_lm(graphdef, mask_documents), optimizer, train.state_shardings(mesh, optimizer, params)
     )
-    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, None))
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.whole(mesh)) if dtype == jnp.float16 else None
+    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, scale))
 
 
 def update(architecture: Architecture, mesh: Mesh) -> Program:

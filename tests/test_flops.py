@@ -45,7 +45,17 @@ def test_xla_counts_as_many_in_the_forward_pass() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10", 125e12), ("TPU v5 lite", 197e12)],
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+    ],
 )
 def test_peaks_by_the_name_of_the_device(kind: str, peak: float) -> None:
     assert flops.peak([kind] * 8) == 8 * peak

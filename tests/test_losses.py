@@ -1,6 +1,7 @@
 """The chunked loss beside the plain one, whose logits are whole: the same values, and not its memory."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,33 @@ def test_in_half_precision_sums_are_float32(monkeypatch: pytest.MonkeyPatch, dty
     eps = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(got[1][0].astype(jnp.float32), wanted[1][0], atol=4 * eps)
     np.testing.assert_allclose(got[1][1], wanted[1][1], atol=4 * eps)
+
+
+def written(platform: str, dtype: Any) -> str:
+    """The loss and its gradient as JAX writes them."""
+    hidden, kernel, *rest = some(12, dtype)
+
+    def loss(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        return losses.summed_cross_entropy(hidden, kernel, *rest, platform)
+
+    return str(
+        jax.make_jaxpr(lambda *arrays: (loss(*arrays), jax.value_and_grad(loss, (0, 1))(*arrays)))(hidden, kernel)
+    )
+
+
+def test_losses_are_added_up_and_not_multiplied_by_a_unit_for_matrices() -> None:
+    """Which rounds float32 to bfloat16 on a TPU, and to TF32 on an NVIDIA GPU, unless told."""
+    products = re.findall(r"\w+\[([\d,]*)\] = dot_general", written("tpu", jnp.float32))
+    assert len(products) == 4
+    assert all("," in sizes for sizes in products), products
+
+
+@pytest.mark.parametrize(("platform", "whole"), [("cpu", False), ("tpu", True), ("gpu", True)])
+def test_only_a_cpu_converts_the_kernel_by_rows(monkeypatch: pytest.MonkeyPatch, platform: str, whole: bool) -> None:
+    """Elsewhere each chunk would convert it anew, twice."""
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", 22)
+    monkeypatch.setattr(losses, "ELSEWHERE", 22)
+    assert ("bf16[6,11] = convert_element_type" in written(platform, jnp.bfloat16)) == whole
 
 
 def temporary(vocabulary: int) -> int:

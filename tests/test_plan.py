@@ -1,12 +1,13 @@
 """What a training needs, said without running it: against the compiled program, autodiff itself, and arithmetic."""
 
 import dataclasses
-import json
+import importlib.util
 import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from flax import nnx
 from jax.experimental import topologies
 
-from jaxtempl import adapt, cli, config, flops, memory, plan, programs, start, tasks
+from bench import common, measured
+from bench.measured import Setting
+from jaxtempl import adapt, cli, config, flops, memory, partition, plan, programs, start, tasks
 from jaxtempl.config import AdaptConfig
 from jaxtempl.devices import DEVICES
 from jaxtempl.errors import UserError
@@ -31,7 +35,9 @@ ONE = Shape(1, 1, 1)
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no dataset, and JAX takes what it takes by default."""
+    """Where there is no dataset and no TPU's compiler, and JAX takes what it takes by default."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "libtpu" else found(name, *of))
     monkeypatch.chdir(tmp_path)
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)
@@ -61,13 +67,12 @@ def piece(shape: Shape = ONE, rows: int = 8, length: int = 128, remat: Remat = "
 def test_there_is_a_device_for_every_name() -> None:
     allowed = next(f.type for f in dataclasses.fields(AdaptConfig) if f.name == "device")
     assert {"none", *DEVICES} == set(allowed.__args__)
-    assert all(device.kind in flops.PEAKS for device in DEVICES.values())
-    chips = {
-        name: math.prod(map(int, grid.split(":")[1].split("x")))
-        for d in DEVICES.values()
-        for name, grid in d.slices.items()
-    }
-    assert chips == {n: n for n in chips}
+    assert all(flops.PEAKS[device.kind] == device.peak for device in DEVICES.values())
+    slices = {(name, n): grid for name, device in DEVICES.items() for n, grid in device.slices.items()}
+    assert len(slices) == 10
+    for (name, n), grid in slices.items():
+        chip, _, sides = grid.partition(":")
+        assert (chip, math.prod(map(int, sides.split("x")))) == (name, n)
 
 
 def test_the_paper_at_2_8b() -> None:
@@ -154,7 +159,7 @@ def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPa
     assert plan.usable(DEVICES["h100"])[0] == 72e9
 
 
-def test_attention_is_flash_where_the_device_has_it() -> None:
+def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(*argv: str) -> str:
         return named(lines(*argv), "pieces")[0][2].rpartition("; ")[2]
 
@@ -163,18 +168,49 @@ def test_attention_is_flash_where_the_device_has_it() -> None:
     assert attention("--size=14m", "--device=v5e") == "XLA attention"  # heads of 32
     assert attention("--size=1b", "--device=v5p", "--precision=fp16") == "XLA attention"
     assert attention("--size=410m", "--device=h100", "--mask_documents") == "XLA attention"
+    assert attention("--size=410m", "--device=v5e", "--mask_documents") == "flash attention"
+    for length, kind in ((1024, "flash"), (1000, "XLA")):
+        monkeypatch.setattr(adapt, "PAPER_LENGTH", length)
+        assert {attention("--size=410m", f"--device={name}") for name in DEVICES} == {f"{kind} attention"}
 
 
-def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, known = architecture("410m"), piece(rows=4, length=2048, remat="none")
-    plain = memory.by_formula(a, known)
-    row = {"device": "NVIDIA H200", "size": "410m", "rows": 4, "length": 2048, "remat": "none", "mfu": 0.5}
-    peak = plain.total + plain.activations / 2
-    rows = [{**row, "size": "1b", "peak_bytes": 1}, {**row, "peak_bytes": peak, "tokens_per_second": 1.0}]
-    (tmp_path / "gpu.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setattr(memory, "MEASURED", tmp_path / "gpu.json")
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The GPU benchmark, with what its processes are to find; writes its file, which is read here."""
+    for module in (common, measured):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "train_gpu.json" if module is measured else tmp_path)
+    monkeypatch.setattr(memory, "MEASURED", measured.RESULTS)
+
+    def run(setting: Setting, **found: Any) -> None:
+        told = {
+            "device": "NVIDIA H200",
+            "attention": "cudnn",
+            "seconds": [1.0],
+            "first_seconds": [9.0],
+            "losses": [2.0],
+        }
+        monkeypatch.setattr(common, "alone", lambda *_, **__: {**told, **found})
+        assert measured.Results().measure(setting, measured.Clock(60))
+
+    return run
+
+
+def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Callable[..., None]) -> None:
+    a, known = architecture("410m"), piece(rows=4, length=measured.LENGTH, remat="none")
+    plain = memory.by_formula(a, known._replace(several=True))
+    ours = Setting("jaxtempl", "410m", 4, "none")
+    for other in (
+        ours._replace(side="torch"),
+        ours._replace(flags="--xla_x"),
+        ours._replace(remat="attention"),
+        ours._replace(size="1b"),
+    ):
+        benchmark(other, peak_bytes=1)
+    held = memory.on_device(a, known, DEVICES["h200"])
+    assert (held.activations, held.source.split(":")[0]) == (plain.activations, "formula, not corrected")
+    assert "40% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
+    half = measured.UPDATE * measured.LENGTH * flops.trained_token(a, measured.LENGTH) / (989e12 / 2)
+    benchmark(ours, peak_bytes=plain.total + plain.activations / 2, seconds=[half])
     held = memory.on_device(a, known, DEVICES["h200"])
     assert held.activations == pytest.approx(1.5 * plain.activations)
     assert "times 1.50, as measured at 4 rows" in held.source
@@ -195,7 +231,7 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
         return type("Topology", (), {"devices": jax.devices()})
 
     monkeypatch.setattr(topologies, "get_topology_desc", described)
-    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "1")  # so that what is set is put back
     made = list[Any]()
@@ -205,6 +241,7 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     assert [held.activations] == [program.temporary for program in made]
     assert 0.5 < held.activations / memory.activations(SMALL, small) < 2
     assert (held.source, slices) == ("the TPU's own compiler", [("v5e:2x4", "tpu")])
+    assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
     said = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.56G) exceeds available HBM (15.75G)."
     for message, bytes_ in ((said, 21.56 * 2**30), ("INTERNAL: it broke", None)):
         error = jax.errors.JaxRuntimeError(message)
@@ -217,7 +254,27 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     assert "no slice of 3 chips" in memory.on_tpu(SMALL, piece(Shape(3, 1, 1), rows=3), device).source
 
 
-def test_a_dataset_says_how_many_tokens(tmp_path: Path) -> None:
+def test_a_tpu_s_compiler_is_given_the_training_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Any]()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr(programs, "described", lambda slice_: jax.devices())
+    monkeypatch.setattr(tasks, "causal_lm", lambda graphdef, masked=False: seen.append((graphdef, masked)) or 1 / 0)
+    for flags, wanted in ((("--mask_documents",), (jnp.bfloat16, True)), (("--precision=fp16",), (jnp.float16, False))):
+        with pytest.raises(ZeroDivisionError):
+            lines("--size=nano", "--device=v5e", "--devices=8", *flags)
+        graphdef, masked = seen.pop()
+        model: Any = nnx.merge(graphdef, build.abstract_params(architecture("nano"), architecture("nano").vocabulary))
+        assert (model.dtype, masked) == wanted
+
+
+def test_a_float16_gradient_has_its_scale() -> None:
+    mesh = partition.make_mesh(Shape(1, 8, 1))
+    program = programs.gradient(SMALL, mesh, 16, 64, dtype=jnp.float16, mask_documents=True)
+    assert "f16[" in program.text
+    assert program.arguments - programs.gradient(SMALL, mesh, 16, 64).arguments == 4
+
+
+def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny.dataset(tmp_path / "made")
     flags = ("--size=nano", f"--data={data.folder}", "--device=a10", "--batch=4")
     rows = int(named(lines(*flags), "tokens")[0][2].split("; ")[1].split()[0])
@@ -225,6 +282,9 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path) -> None:
     assert named(lines(*flags), "tokens")[0][1] == f"{steps * 4 * 32:,}"
     assert named(lines(*flags, "--epochs=2"), "tokens")[0][1] == f"{math.ceil(rows / 2) * 4 * 32:,}"
     assert named(lines(*flags, "--steps=3"), "tokens")[0][1] == f"{3 * 4 * 32:,}"
+    positions = architecture("nano").positions
+    monkeypatch.setattr(adapt, "PAPER_LENGTH", 2 * positions)
+    assert named(lines(*[f for f in flags if f[:6] != "--data"], "--steps=3"), "tokens")[0][1] == f"{12 * positions:,}"
     with pytest.raises(UserError, match="is no dataset"):
         lines("--size=nano", "--data=nowhere", "--device=a10")
     (tmp_path / "data").symlink_to(data.folder)  # the default, and another model's

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from bench import sharding
+from bench import hlo, sharding
 from jaxtempl import partition, programs
-from jaxtempl.models import build
+from jaxtempl.models import build, losses
 from jaxtempl.models.neox import Architecture, Remat
 from jaxtempl.partition import Shape
 
@@ -18,12 +18,12 @@ def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: Shape) -> No
     program = programs.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH)
     shapes = build.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
-    kinds = {found.kind for found in sharding.collectives(program.text)}
+    kinds = {found.kind for found in hlo.collectives(program.text)}
     assert "all-gather" in kinds, "weights come together"
     assert kinds & {"all-reduce", "reduce-scatter"}, "gradients are added up"
     assert all(
         found.bytes <= sharding.SCALARS
-        for found in sharding.collectives(programs.update(SMALL, partition.make_mesh(shape)).text)
+        for found in hlo.collectives(programs.update(SMALL, partition.make_mesh(shape)).text)
     )
 
 
@@ -35,10 +35,13 @@ def test_what_is_kept_for_the_backward_pass_is_never_a_gathered_weight(remat: Re
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
 
 
-def test_no_chunk_of_the_loss_adds_up_the_head_over_devices() -> None:
+def test_no_chunk_of_the_loss_adds_up_the_head_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ROWS // 8 * SMALL.vocabulary
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", own * 10)
+    assert losses.count(LENGTH, own, "cpu") == 4
     program = programs.gradient(SMALL, partition.make_mesh(Shape(1, 8, 1)), ROWS, LENGTH)
     head = SMALL.hidden * SMALL.vocabulary * 4
-    looped = [found for found in sharding.collectives(program.text) if found.looped and found.bytes >= head // 8]
+    looped = [found for found in hlo.collectives(program.text) if found.looped and found.bytes >= head // 8]
     assert not [found for found in looped if any(SMALL.vocabulary in sizes for _, sizes in found.arrays)]
 
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from bench import tpu_compile
-from bench.sharding import Collective
+from bench import hlo, tpu_compile
+from bench.hlo import Collective
+from jaxtempl.devices import DEVICES
 from jaxtempl.programs import Program
 
 # As the compiler prints it: layouts hold brackets, a collective that runs beside other work stands in each computation
@@ -36,7 +37,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 def test_each_collective_is_read_once() -> None:
     scattered = Collective("reduce-scatter", (("f32", (4,)),), False)
-    assert tpu_compile.collectives(PROGRAM) == [
+    assert hlo.collectives(PROGRAM) == [
         Collective("all-gather", (("bf16", (1, 8, 32)),), True),
         Collective("all-reduce", (("f32", (8,)), ("f32", (2, 4))), True),
         Collective("collective-permute", (("f32", (2, 4)),), True),
@@ -65,7 +66,7 @@ def row(case: tpu_compile.Case, held: float) -> dict[str, Any]:
         "update": gradient,
         "splash": {"splash_mha_fwd_residuals": 2},
         "held_bytes": held,
-        "fits": held < tpu_compile.HBM[case.chip],
+        "fits": held < DEVICES[case.chip].memory,
         "seconds": 60,
     }
 

@@ -1,12 +1,14 @@
 """Cross-entropy over a vocabulary whose logits never exist whole.
 
 Nothing but the kernel and its gradient grows with the vocabulary: logits are made for some tokens at a time, and the
-kernel is brought to the computation's precision, and its gradient added up, for some of its rows at a time.
+kernel's gradient is added up for some of its rows at a time. So is the kernel brought to the computation's precision on
+a CPU; an accelerator holds it whole in that.
 
 Dims: B batch, L length, T tokens of a chunk, D hidden, V vocabulary, C parts that an axis is cut into.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxtempl import partition
 
-# Numbers in one array on a device: on a CPU 8 MB in float32, which stay in its cache; elsewhere 0.5 GB.
-CHUNK_LOGITS = {"cpu": 2**21}
+# Numbers of one array on a device, in float32: on a CPU 32 MB, for with less the products are slower; elsewhere 0.5 GB.
+CHUNK_LOGITS = {"cpu": 2**23}
 ELSEWHERE = 2**27
 
 Gradients = tuple[Float[Array, "B L D"], Float[Array, "D V"]]
@@ -44,7 +46,7 @@ def summed_cross_entropy(
 
     def chunk(part: tuple[Array, ...]) -> Array:
         hidden, targets, weights = part
-        return weights @ _losses(_logits(hidden, kernel, platform), targets)[0]
+        return (weights * _losses(_logits(hidden, kernel, platform), targets)[0]).sum()
 
     return jax.lax.map(chunk, _chunks(kernel.shape[1], platform, hidden, targets, weights)).sum()
 
@@ -52,21 +54,30 @@ def summed_cross_entropy(
 def _chunks(vocabulary: int, platform: str, *arrays: Array) -> tuple[Array, ...]:
     """Each [B L ...] array as [C T ...], a chunk being some positions of every row."""
     batch, length = arrays[0].shape[:2]
-    count = _count(length, batch * vocabulary, platform)
-    parts = (jnp.moveaxis(a.reshape(batch, count, -1, *a.shape[2:]), 1, 0) for a in arrays)
-    return tuple(part.reshape(count, -1, *part.shape[3:]) for part in parts)
+    parts = count(length, batch * vocabulary, platform)
+    cut = (jnp.moveaxis(a.reshape(batch, parts, -1, *a.shape[2:]), 1, 0) for a in arrays)
+    return tuple(part.reshape(parts, -1, *part.shape[3:]) for part in cut)
 
 
-def _count(length: int, size: int, platform: str) -> int:
+def count(length: int, size: int, platform: str) -> int:
     """Into how many equal parts to cut an axis, each place of which holds `size` numbers."""
     most = CHUNK_LOGITS.get(platform, ELSEWHERE)
     enough = (c for c in range(1, length + 1) if length % c == 0 and length // c * size <= most)
     return next(enough, length)
 
 
-def _part(x: Array, index: Array, count: int, axis: int = 0) -> Array:
+def _converted(kernel: Float[Array, "D V"], dtype: Any, platform: str) -> int:
+    """Into how many parts to cut the rows of a kernel that products convert to `dtype`.
+
+    An accelerator has the memory to convert it whole, and would convert its parts anew for every chunk.
+    """
+    cut = kernel.dtype != dtype and platform in CHUNK_LOGITS
+    return count(kernel.shape[0], kernel.shape[1], platform) if cut else 1
+
+
+def _part(x: Array, index: Array, parts: int, axis: int = 0) -> Array:
     """One of the equal parts of an axis."""
-    size = x.shape[axis] // count
+    size = x.shape[axis] // parts
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
@@ -76,14 +87,14 @@ def _product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M 
 
 
 def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"], platform: str) -> Float[Array, "T V"]:
-    """In float32; by rows of the kernel where these have to be converted."""
-    count = 1 if hidden.dtype == kernel.dtype else _count(kernel.shape[0], kernel.shape[1], platform)
+    """In float32; by rows of the kernel where these are converted for a chunk alone."""
+    parts = _converted(kernel, hidden.dtype, platform)
 
     def add(logits: Array, index: Array) -> tuple[Array, None]:
-        return logits + _product(_part(hidden, index, count, 1), _part(kernel, index, count)), None
+        return logits + _product(_part(hidden, index, parts, 1), _part(kernel, index, parts)), None
 
     start = jnp.zeros((len(hidden), kernel.shape[1]), jnp.float32)
-    return jax.lax.scan(add, start, jnp.arange(count), unroll=count == 1)[0]
+    return jax.lax.scan(add, start, jnp.arange(parts), unroll=parts == 1)[0]
 
 
 def _losses(
@@ -105,7 +116,7 @@ def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array, platf
         d_logits = powers * (weights / total)[:, None] - jnp.where(at, weights[:, None], 0)
         d_logits = d_logits.astype(hidden.dtype)
         d_kernel = _added(d_kernel, hidden, d_logits, platform)
-        return (loss + weights @ losses, d_kernel), _d_hidden(d_logits, kernel, hidden, platform)
+        return (loss + (weights * losses).sum(), d_kernel), _d_hidden(d_logits, kernel, hidden, platform)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel))
     (loss, d_kernel), d_hidden = jax.lax.scan(
@@ -118,27 +129,27 @@ def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array, platf
 def _d_hidden(
     d_logits: Float[Array, "T V"], kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], platform: str
 ) -> Float[Array, "T D"]:
-    """By rows of the kernel where these have to be converted."""
-    count = 1 if hidden.dtype == kernel.dtype else _count(kernel.shape[0], kernel.shape[1], platform)
+    """By rows of the kernel where these are converted for a chunk alone."""
+    parts = _converted(kernel, hidden.dtype, platform)
 
     def multiply(_: None, index: Array) -> tuple[None, Array]:
-        return None, _product(d_logits, _part(kernel, index, count).T).astype(hidden.dtype)
+        return None, _product(d_logits, _part(kernel, index, parts).T).astype(hidden.dtype)
 
-    parts = jax.lax.scan(multiply, None, jnp.arange(count), unroll=count == 1)[1]
-    return jnp.moveaxis(parts, 0, 1).reshape(hidden.shape)
+    columns = jax.lax.scan(multiply, None, jnp.arange(parts), unroll=parts == 1)[1]
+    return jnp.moveaxis(columns, 0, 1).reshape(hidden.shape)
 
 
 def _added(
     d_kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], d_logits: Float[Array, "T V"], platform: str
 ) -> Float[Array, "D V"]:
     """With a chunk's, in place, by rows."""
-    count = _count(d_kernel.shape[0], d_kernel.shape[1], platform)
+    parts = count(d_kernel.shape[0], d_kernel.shape[1], platform)
 
     def add(d_kernel: Array, index: Array) -> tuple[Array, None]:
-        new = _part(d_kernel, index, count) + _product(_part(hidden, index, count, 1).T, d_logits)
+        new = _part(d_kernel, index, parts) + _product(_part(hidden, index, parts, 1).T, d_logits)
         return jax.lax.dynamic_update_slice_in_dim(d_kernel, new, index * len(new), 0), None
 
-    return jax.lax.scan(add, d_kernel, jnp.arange(count), unroll=count == 1)[0]
+    return jax.lax.scan(add, d_kernel, jnp.arange(parts), unroll=parts == 1)[0]
 
 
 def _backward(platform: str, gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None]:
