@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -151,9 +151,23 @@ def _train(settings: TrainConfig, begin: Start, work: Work, opened: Run, stop: T
     told = boards.opened(settings, opened.folder, newest or 0) if cluster.is_main() else []
     stream = lambda first: batches.from_step(work.batches, first, settings.steps)  # noqa: E731
     stop.ready()
-    with Tracker(told, rate, peak) as tracker:
+    with Tracker(told, rate, peak) as tracker, _memory_told():
         saves, asked = opened.checkpoints, lambda: stop.asked
         train.fit(work.task, optimizer, state, stream, work.validation, plan, saves, tracker, asked)
+
+
+@contextlib.contextmanager
+def _memory_told() -> Generator[None]:
+    """A device that is full as one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"a device has too little memory ({str(error).splitlines()[0]}); compute fewer rows at a time "
+            "(--accumulate), more of them again (--remat=full), or use more devices: bin/adapt --plan tells what fits"
+        ) from error
 
 
 def _state(

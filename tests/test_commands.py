@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from jaxtempl import cli, files, run
+from jaxtempl import cli, files, run, train
 from jaxtempl.__main__ import COMMANDS, command
 from jaxtempl.config import ASSETS, ROOT
 from jaxtempl.dataset import Dataset
@@ -188,6 +189,21 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_from_other_weights(
     files.write_json(tmp_path / "run" / "manifest.json", weights)
     assert call("adapt", *flags) == 1
     assert "--allow_change=dataset,start" in capsys.readouterr().err
+
+
+def test_a_device_that_is_full_is_one_line(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+
+    monkeypatch.setattr(train, "_updated", full)
+    flags = ["--size=nano", f"--data={data.folder}", "--batch=4", "--steps=1", f"--out={tmp_path}/run"]
+    assert call("adapt", *flags) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(
+        "error: a device has too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)"
+    )
 
 
 def test_a_change_that_is_allowed_is_written_into_the_run(
