@@ -241,6 +241,9 @@ def test_a_jobset_is_one_that_kubernetes_takes(folder: Path) -> None:
     volumes = {volume["name"]: volume for volume in inside["volumes"]}
     mounts = [mount["name"] for mount in inside["containers"][0]["volumeMounts"]]
     assert set(mounts) == set(volumes)
+    told = {variable["name"]: variable.get("value", "") for variable in inside["containers"][0]["env"]}
+    places = {mount["mountPath"]: mount["name"] for mount in inside["containers"][0]["volumeMounts"]}
+    assert places[str(Path(told["HF_HOME"]).parent)] == "work", "what is fetched outlives the pod"
     [claim] = documents(DEPLOY / "kubernetes" / "volume.yaml")
     assert volumes["work"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
