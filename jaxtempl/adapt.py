@@ -40,8 +40,10 @@ def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
     Raises:
         UserError: anything about data, weights or flags that the user can mend.
     """
-    if (asked.device, asked.devices) != ("none", 1):
-        raise UsageError("--device and --devices are of --plan; a training uses what it finds, or --mesh.fsdp=N of it")
+    if (asked.device, asked.devices, asked.mfu, asked.price) != ("none", 1, 0.0, 0.0):
+        raise UsageError(
+            "--device, --devices, --mfu and --price are of --plan; a training takes what it finds, or --mesh.fsdp=N"
+        )
     dtype = compute_dtype(asked.precision)
     datasets = [(Dataset(folder), weight) for folder, weight in mixture(asked.data)]
     begin = start.point(asked)

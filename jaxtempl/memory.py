@@ -18,7 +18,8 @@ D' is D, but 128 H where a TPU pads narrower heads. All the while there are 12 T
 with f > 1, 4 D V / t of the head's gradient before it is cut; with f = 1 and `none`, 2 N W / t of weights in 16 bit.
 Beside what is kept there are, one after the other, so that the larger counts:
 
-    loss   8 for each logit of a chunk (`losses.ELSEWHERE`) and 2 D V / t for the head in 16 bit;
+    loss   8 for each logit of a chunk (`losses.ELSEWHERE`), 2 D V / t for the head in 16 bit and 4 D V / t for what
+           a chunk adds to its gradient;
            with f > 1, 4 D V / t for the head brought together
     layer  what `none` keeps of one layer, if that is not kept; T (8 D + 4 F / t) of cotangents;
            6 W / t for the layer's weights in 16 bit and their gradient in 32
@@ -166,7 +167,7 @@ def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:
     matrices = (4 * a.hidden**2 + 2 * a.hidden * a.feed_forward) / tensor
     kept += 4 * head if fsdp > 1 else 2 * a.layers * matrices * (piece.remat == "none")
     chunks = losses.count(piece.length, piece.rows // piece.shape.rows * a.vocabulary // tensor, "gpu")  # or "tpu"
-    loss = 8 * piece.tokens / chunks * a.vocabulary / tensor + (6 if fsdp > 1 else 2) * head
+    loss = 8 * piece.tokens / chunks * a.vocabulary / tensor + (10 if fsdp > 1 else 6) * head
     again = 0.0 if piece.remat == "none" else kept_by_layer(a, piece, "none", lanes)
     layer = again + piece.tokens * (8 * a.hidden + 4 * a.feed_forward / tensor) + 6 * matrices
     return kept + max(loss, layer)

@@ -84,14 +84,6 @@ def test_losses_are_added_up_and_not_multiplied_by_a_unit_for_matrices() -> None
     assert all("," in sizes for sizes in products), products
 
 
-@pytest.mark.parametrize(("platform", "whole"), [("cpu", False), ("tpu", True), ("gpu", True)])
-def test_only_a_cpu_converts_the_kernel_by_rows(monkeypatch: pytest.MonkeyPatch, platform: str, whole: bool) -> None:
-    """Elsewhere each chunk would convert it anew, twice."""
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", 22)
-    monkeypatch.setattr(losses, "ELSEWHERE", 22)
-    assert ("bf16[6,11] = convert_element_type" in written(platform, jnp.bfloat16)) == whole
-
-
 def temporary(vocabulary: int) -> int:
     """Bytes that a gradient takes beside parameters, microbatch and gradients."""
     architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)

@@ -301,8 +301,10 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
         (["--plan", "--size=410m", "--device=h100", "--accumulate=3"], 1, "does not divide --batch=1024"),
         (["--plan", "--size=410m", "--device=h100", "--mesh.fsdp=2"], 1, "the nearest that fits"),
         (["--plan", "--size=410m", "--device=h100", "--mfu=40"], 2, "from 0 to 1"),
-        (["--size=410m", "--device=h100"], 2, "--device and --devices are of --plan"),
-        (["--size=410m", "--devices=2"], 2, "--device and --devices are of --plan"),
+        (["--size=410m", "--device=h100"], 2, "are of --plan; a training takes"),
+        (["--size=410m", "--devices=2"], 2, "are of --plan; a training takes"),
+        (["--size=410m", "--mfu=0.5"], 2, "are of --plan; a training takes"),
+        (["--size=410m", "--price=2"], 2, "are of --plan; a training takes"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )

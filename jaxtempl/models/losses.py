@@ -69,10 +69,10 @@ def count(length: int, size: int, platform: str) -> int:
 def _converted(kernel: Float[Array, "D V"], dtype: Any, platform: str) -> int:
     """Into how many parts to cut the rows of a kernel that products convert to `dtype`.
 
-    An accelerator has the memory to convert it whole, and would convert its parts anew for every chunk.
+    Where it is more than one (6.9b and 12b, on an accelerator) each chunk converts them anew; a copy of the whole
+    would grow with the vocabulary.
     """
-    cut = kernel.dtype != dtype and platform in CHUNK_LOGITS
-    return count(kernel.shape[0], kernel.shape[1], platform) if cut else 1
+    return 1 if kernel.dtype == dtype else count(kernel.shape[0], kernel.shape[1], platform)
 
 
 def _part(x: Array, index: Array, parts: int, axis: int = 0) -> Array:
