@@ -222,7 +222,7 @@ def test_a_jobset_trains_on_a_mesh_that_fits(folder: Path) -> None:
     found = resolved(folder)
     machine = machine_of(found)
     settings = parsed([word for word in command(found) if not word.startswith(JOINING)])
-    assert (settings.size, settings.out) == (folder.name, f"/work/runs/adapt-{folder.name}")
+    assert (settings.size, settings.out) == (folder.name, f"/volume/runs/adapt-{folder.name}")
     piece = planned(settings, machine)
     assert (piece.shape.devices, piece.rows) == (machine.devices, scale.ROWS * machine.devices)
     assert scale.fits(machine.device, scale.held(settings.size, machine, piece))
@@ -243,9 +243,9 @@ def test_a_jobset_is_one_that_kubernetes_takes(folder: Path) -> None:
     assert set(mounts) == set(volumes)
     told = {variable["name"]: variable.get("value", "") for variable in inside["containers"][0]["env"]}
     places = {mount["mountPath"]: mount["name"] for mount in inside["containers"][0]["volumeMounts"]}
-    assert places[str(Path(told["HF_HOME"]).parent)] == "work", "what is fetched outlives the pod"
+    assert places[str(Path(told["HF_HOME"]).parent)] == "volume", "what is fetched outlives the pod"
     [claim] = documents(DEPLOY / "kubernetes" / "volume.yaml")
-    assert volumes["work"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert volumes["volume"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
