@@ -48,12 +48,11 @@ def start(data: Path, out: Path, steps: int) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(data: Path, out: Path, steps: int) -> str:
+def finish(data: Path, out: Path, steps: int) -> None:
     """Trains to the end; ends this script when that fails."""
     said, errors = start(data, out, steps).communicate()
     if "is complete at step" not in said:
         sys.exit(f"the training did not finish: {errors}")
-    return said
 
 
 def kill(data: Path, out: Path, steps: int, choose: random.Random) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def kill(data: Path, out: Path, steps: int, choose: random.Random) -> dict[str, 
     before = metrics(out)
     process = start(data, out, steps)
     # Until it has told a step of its own, in the metrics that it cut to where it goes on.
-    while (metrics(out) == before or told(out) <= (whole or 0)) and process.poll() is None:
+    while (metrics(out) == before or max(told(out), default=0) <= (whole or 0)) and process.poll() is None:
         time.sleep(0.002)
     time.sleep(choose.uniform(0, MOST_SECONDS))
     process.send_signal(signal.SIGKILL)
@@ -85,19 +84,19 @@ def metrics(out: Path) -> int:
     return path.stat().st_ino if path.exists() else 0
 
 
-def told(out: Path) -> int:
-    """The newest step that has a loss."""
+def told(out: Path) -> dict[int, float]:
+    """The training loss of each step that a run, alive or dead, has written so far."""
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    records = (json.loads(line) for line in lines if line.endswith("\n"))
-    return max((record["step"] for record in records if "loss" in record), default=0)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
 def phase(out: Path) -> dict[str, Any]:
     """What the dead training was doing, told by what it left: nothing, a part of a checkpoint, or all of one."""
     left = sorted((out / "checkpoints").glob(".*.partial*"))
     if not left:
-        return {"phase": "training", "step": told(out)}
+        return {"phase": "training", "step": max(told(out), default=0)}
     committing = any((path / SUMS).exists() or (path / "manifest.json").exists() for path in left)
     return {"phase": "committing" if committing else "writing", "step": int(left[-1].name.split(".")[1])}
 

@@ -60,8 +60,8 @@ def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
     launch.show(settings, f"{total:,} rows of {length} tokens, {settings.batch * length:,} tokens an update")
     fingerprints = {str(dataset.folder): dataset.fingerprint for dataset, _ in datasets}
     launch.agree(settings, begin, fingerprints)
-    a = begin.architecture
-    mesh = launch.mesh(settings, a, a.vocabulary, settings.batch // settings.accumulate)
+    a, piece = begin.architecture, batches.rows_a_piece(settings.batch, settings.accumulate)
+    mesh = launch.mesh(settings, a, a.vocabulary, piece)
     validation = datasets[0][0].rows(tokenizer, "validation")
     own = functools.partial(partition.own_rows, partition.make_mesh(mesh))
     return launch.train_run(
@@ -71,7 +71,7 @@ def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
             phase="adapt",
             task=tasks.causal_lm(build.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
             batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed, own),
-            validation=_validation(validation, settings.batch // settings.accumulate, own) if len(validation) else None,
+            validation=_validation(validation, piece, own) if len(validation) else None,
             mesh=mesh,
             dtype=dtype,
             templates=[],

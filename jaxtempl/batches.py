@@ -10,7 +10,7 @@ Dims: B rows, L length.
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -89,6 +89,17 @@ def nested(total: int, count: int, seed: int) -> Integer[np.ndarray, " count"]:
     return np.random.default_rng(seed).permutation(total)[: count or total]
 
 
+def rows_a_piece(batch: int, accumulate: int) -> int:
+    """Rows computed at a time where a batch is cut into so many equal pieces.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    if batch % accumulate:
+        raise UserError(f"--accumulate={accumulate} does not divide --batch={batch}; choose one that does")
+    return batch // accumulate
+
+
 def row_batches(
     sources: Sequence[tuple[Any, float | None]], batch: int, accumulate: int, seed: int, own: Own = np.arange
 ) -> grain.MapDataset:
@@ -104,17 +115,15 @@ def row_batches(
     Raises:
         UserError: `accumulate` does not divide `batch`, or a source has no rows.
     """
-    if batch % accumulate:
-        raise UserError(f"--accumulate={accumulate} does not divide --batch={batch}; choose one that does")
+    size = rows_a_piece(batch, accumulate)
     if not all(len(rows) for rows, _ in sources):
         raise UserError("a dataset of --data has no packed training rows; prepare it again with more text")
-    size = batch // accumulate
     places = [piece * size + int(row) for piece in range(accumulate) for row in own(size)]
     picked = grain.MapDataset.source(_Picked(_mixed(sources, seed), batch, places))
     return picked.batch(len(places), batch_fn=functools.partial(_stack, pieces=accumulate))
 
 
-class _Picked(Sequence[Microbatch]):
+class _Picked:
     """The rows at some places of each batch."""
 
     def __init__(self, rows: Any, batch: int, places: Sequence[int]) -> None:
@@ -123,13 +132,7 @@ class _Picked(Sequence[Microbatch]):
     def __len__(self) -> int:
         return len(self._rows) // self._batch * len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Microbatch: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Microbatch]: ...
-    def __getitem__(self, index: int | slice) -> Microbatch | Sequence[Microbatch]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+    def __getitem__(self, index: int) -> Microbatch:
         step, place = divmod(index, len(self._places))
         return self._rows[step * self._batch + self._places[place]]
 

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from jaxtempl import cluster, files
-from jaxtempl.errors import UserError
+from jaxtempl.errors import UserError, first_line
 
 Kind = Literal["study", "recovery"]
 SUMS = "sums"  # folder of what each process says of its part, until they are joined
@@ -38,9 +38,9 @@ class Checkpoints:
         keep: that many.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.keep = keep
+        self.keep = 2
         self._sound: set[int] = set()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
@@ -188,7 +188,7 @@ def _told(partial: Path) -> Generator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         number = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore tells it, after many paths
         number = int(number.group(1)) if number else getattr(error, "errno", None)
-        line = os.strerror(number) if number else next(iter(str(error).splitlines()), "")
+        line = os.strerror(number) if number else first_line(error)
         advice = ": make room or give permission, and start the same command again" if number else ""
         raise UserError(
             f"checkpoint {partial.name.split('.')[1]} could not be saved in {partial.parent}: {line}; older ones are "

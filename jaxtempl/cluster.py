@@ -31,7 +31,7 @@ from jaxtyping import Integer
 
 from jaxtempl import partition
 from jaxtempl.config import TrainConfig
-from jaxtempl.errors import UsageError, UserError
+from jaxtempl.errors import UsageError, UserError, first_line
 from jaxtempl.interrupt import Interrupted, TooEarly
 
 SILENT_SECONDS = 20  # a process that says nothing for so long is dead, and the rest end
@@ -70,7 +70,7 @@ def joined(config: TrainConfig) -> Generator[None]:
     except BaseException as error:
         if _lost(error):
             time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one has gone
-        watch.tell(_line(error))
+        watch.tell(first_line(error))
         raise
     watch.end()
 
@@ -84,10 +84,6 @@ def _lost(error: BaseException) -> bool:
     """Whether a computation failed for want of another process."""
     words = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "Connection", "connection", "NCCL")
     return isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and any(word in str(error) for word in words)
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _joins(config: TrainConfig) -> bool:
@@ -132,7 +128,7 @@ def _initialize(config: TrainConfig) -> None:
     except jax.errors.JaxRuntimeError:
         raise UserError(alone) from None
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of this training are not known: {_line(error)}") from None
+        raise UserError(f"the processes of this training are not known: {first_line(error)}") from None
 
 
 def _local_devices() -> list[int] | None:
@@ -279,10 +275,7 @@ class _Watch:
         """Ends this process, whose main thread may wait for a collective that never comes."""
         if self._own or self._ended.is_set():  # it is ending already
             return
-        print(f"error: {why}", file=sys.stderr, flush=True)
-        if self._process == 0:
-            time.sleep(2 * FAREWELL_SECONDS)  # the others hear of it through this process
-        os._exit(1)
+        _exit(why, 2 * FAREWELL_SECONDS if self._process == 0 else 0.0)  # the others hear of it through the main one
 
     def _aborted(self) -> None:
         """The last words when C++ ends this process, as JAX does once the main one is gone."""
@@ -291,10 +284,11 @@ class _Watch:
         _exit("" if self._ended.is_set() else self._own or gone)
 
 
-def _exit(why: str) -> None:
-    """Ends the process at once, whatever its threads wait for."""
+def _exit(why: str, seconds: float = 0.0) -> None:
+    """Says why and after so many seconds ends the process, whatever its threads wait for."""
     if why:
         print(f"error: {why}", file=sys.stderr, flush=True)
+    time.sleep(seconds)
     os._exit(1)
 
 

@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """A flag or a config key that the command does not take; the command exits 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

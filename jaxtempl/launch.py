@@ -15,7 +15,7 @@ from jaxtempl import batches, boards, changes, cluster, config, flops, optim, pa
 from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
-from jaxtempl.errors import UserError
+from jaxtempl.errors import UserError, first_line
 from jaxtempl.interrupt import NEVER, Terminator
 from jaxtempl.models import build
 from jaxtempl.models.neox import Architecture
@@ -80,14 +80,20 @@ def pieces(batch: int, length: int, devices: int) -> int:
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= most or n == batch))
 
 
+def asked_mesh(settings: TrainConfig) -> Shape:
+    """As the flags have it; 0 where they leave the choice."""
+    return Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+
+
 def mesh(settings: TrainConfig, architecture: Architecture, outputs: int, rows: int) -> Shape:
     """The mesh that the flags ask for, or the best that fits the model and the rows of a microbatch.
 
     Raises:
         UserError: none such fits.
     """
-    asked = Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
-    chosen = partition.choose(asked, build.abstract_params(architecture, outputs), rows, jax.device_count())
+    chosen = partition.choose(
+        asked_mesh(settings), build.abstract_params(architecture, outputs), rows, jax.device_count()
+    )
     if jax.device_count() > 1:
         print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
     if jax.process_count() > 1 and chosen.devices < jax.device_count():
@@ -165,7 +171,7 @@ def _memory_told() -> Generator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"a device has too little memory ({str(error).splitlines()[0]}); compute fewer rows at a time "
+            f"a device has too little memory ({first_line(error)}); compute fewer rows at a time "
             "(--accumulate), more of them again (--remat=full), or use more devices: bin/adapt --plan tells what fits"
         ) from error
 

@@ -20,7 +20,6 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.memory import Held, Piece
 from jaxtempl.models import build, kernels
 from jaxtempl.models.neox import REMAT, Architecture
-from jaxtempl.partition import Shape
 from jaxtempl.tokenizer import Tokenizer
 
 MFU = 0.4  # assumed where none is measured and none is given
@@ -107,10 +106,8 @@ def piece_of(asked: AdaptConfig, a: Architecture, device: Device, length: int, t
     """
     devices = asked.devices * times
     count = asked.accumulate or launch.pieces(asked.batch, length, devices)
-    if asked.batch % count:
-        raise UserError(f"--accumulate={count} does not divide --batch={asked.batch}; choose one that does")
-    wanted, rows = Shape(asked.mesh_data, asked.mesh_fsdp, asked.mesh_tensor), asked.batch // count
-    shape = partition.choose(wanted, build.abstract_params(a, a.vocabulary), rows, devices)
+    rows = batches.rows_a_piece(asked.batch, count)
+    shape = partition.choose(launch.asked_mesh(asked), build.abstract_params(a, a.vocabulary), rows, devices)
     dtype = jnp.float16 if asked.precision == "fp16" else jnp.bfloat16
     kernel = kernels.choose(device.platform, a.head_dim, dtype, device.capability)
     flash = kernel != "xla" and kernels.serves(kernel, length, asked.mask_documents)

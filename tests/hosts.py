@@ -1,6 +1,5 @@
 """Trainings of several real processes on this machine, for tests."""
 
-import json
 import os
 import signal
 import socket
@@ -82,11 +81,3 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return f"localhost:{probe.getsockname()[1]}"
-
-
-def told(folder: Path) -> dict[int, float]:
-    """The training loss of each step that a run has written so far."""
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {record["step"]: record["loss"] for record in records if "loss" in record}

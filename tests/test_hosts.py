@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hosts import NO_ROOM, Hosts, told
+from hosts import NO_ROOM, Hosts
 
+from bench.kill import told
 from jaxtempl import batches, cluster, files, launch, partition
 from jaxtempl.batches import Contexts, Share
 from jaxtempl.config import ROOT, AdaptConfig, tokenizer_path

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hosts import NO_ROOM, Hosts, told
+from hosts import NO_ROOM, Hosts
 from rig import STEPS, Rig
 
 from bench import kill
+from bench.kill import told
 from jaxtempl import batches, train
 from jaxtempl.config import ROOT, tokenizer_path
 from jaxtempl.dataset import Dataset
