@@ -83,10 +83,8 @@ def said(module: str, *arguments: str, seconds: float | None = None, **environme
     Raises:
         ChildError: it ended with an error, or was ended.
     """
-    script = '. bin/environment.sh; exec "$@"'  # which finds the project by $0
-    command = ["sh", "-c", script, "bin/bench", sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(
-        command,
+        command(module, *arguments),
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -103,6 +101,12 @@ def said(module: str, *arguments: str, seconds: float | None = None, **environme
     if process.returncode:
         raise ChildError(error)
     return printed
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """`python -m MODULE ARGUMENTS` in the environment that `bin/` gives to training; to be run in ROOT."""
+    script = '. bin/environment.sh; exec "$@"'  # which finds the project by $0
+    return ["sh", "-c", script, "bin/bench", sys.executable, "-m", module, *arguments]
 
 
 def save(name: str, results: dict[str, Any], markdown: str) -> None:

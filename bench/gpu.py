@@ -1,4 +1,4 @@
-"""All that is to be learnt on a GPU, in 25 minutes: `python -m bench.gpu [--parts=PART,...] [--out=DIR]`.
+"""All that is to be learnt on a GPU, in 33 minutes: `python -m bench.gpu [--parts=PART,...] [--out=DIR]`.
 
 Each part has so many minutes, so that a slow one does not eat the others, and what is found is saved as it is found,
 under docs/benchmarks/ and in --out. Measurements that are there are not made again, so a visit that was cut off goes
@@ -13,6 +13,7 @@ on with the same command; `--parts` names what is still to be done.
 | `profile` | 2 | where 410m's time goes, by kind of kernel |
 | `flags` | 3 | 410m with flags of XLA's that may help |
 | `vocabulary` | 1 | memory against vocabulary, from this device's compiler |
+| `latency` | 8 | a classifier's latency beside torch |
 """
 
 import argparse
@@ -23,13 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import common, train_gpu
+from bench import common, latency_gpu, train_gpu
 from bench.common import ChildError
 from bench.measured import AIMS, ENVIRONMENT, Clock, Results
 from jaxtempl import files
 
-MINUTES = {"parity": 3, "ceilings": 1, "fit": 8, "beside": 7, "profile": 2, "flags": 3, "vocabulary": 1}
-SAVED = ("gpu", "train_gpu", "profile_gpu", "vocabulary_gpu")
+MINUTES = {"parity": 3, "ceilings": 1, "fit": 8, "beside": 7, "profile": 2, "flags": 3, "vocabulary": 1, "latency": 8}
+SAVED = ("gpu", "train_gpu", "profile_gpu", "vocabulary_gpu", "latency_gpu")
 SIZE = "410m"  # of parity, profile and flags
 FLAGS = (
     "--xla_gpu_enable_triton_gemm=false",
@@ -117,7 +118,12 @@ def vocabulary(visit: Visit, clock: Clock) -> None:
     visit.tell("vocabulary", lambda: f"{len(_said('bench.vocabulary', clock=clock))} characters on a page of its own")
 
 
-PARTS = {p.__name__: p for p in (parity, ceilings, fit, beside, profile, flags, vocabulary)}
+def latency(visit: Visit, clock: Clock) -> None:
+    """As far as time allows; it saves what it has."""
+    latency_gpu.measure(clock, visit.copy)
+
+
+PARTS = {p.__name__: p for p in (parity, ceilings, fit, beside, profile, flags, vocabulary, latency)}
 
 
 def _said(module: str, *arguments: str, clock: Clock) -> str:
@@ -221,7 +227,8 @@ def page(found: dict[str, Any]) -> str:
     """All but what has pages of its own."""
     told = {name: value for name, value in found.items() if value and name != "format"}
     lines = [f"## {name}\n\n```json\n{json.dumps(value, indent=1)}\n```\n" for name, value in told.items()]
-    about = "Beside `train_gpu.md`, `profile_gpu.md` and `vocabulary_gpu.md`. `python -m bench.gpu` repeats it."
+    beside = ", ".join(f"`{name}.md`" for name in SAVED[1:])
+    about = f"Beside {beside}. `python -m bench.gpu` repeats it."
     return "\n".join(["# What a visit to a GPU found", "", about, "", *lines])
 
 

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from bench import common
 from jaxtempl import batches, pages
-from jaxtempl.batches import Contexts
 from jaxtempl.config import tokenizer_path
+from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.run import Run
 from jaxtempl.tokenizer import Tokenizer

@@ -1,13 +1,22 @@
-"""`python -m converters huggingface --run=RUN --out=DIR`: one converter by name, its flags after it."""
+"""`python -m converters NAME --flags`: one converter by name, its flags after it.
 
+A converter is imported when it is called: those for the serving machine run where there is no JAX.
+"""
+
+import importlib
 import sys
 from collections.abc import Sequence
 
-from converters import huggingface
 from jaxtempl import cli, config
+from jaxtempl.config import ConvertHuggingfaceConfig, ConvertOnnxConfig, ConvertTensorrtConfig, ConvertTritonConfig
 from jaxtempl.errors import UsageError
 
-CONVERTERS = {"huggingface": huggingface.main}
+CONVERTERS: dict[str, tuple[str, type]] = {
+    "huggingface": ("converters.huggingface", ConvertHuggingfaceConfig),
+    "onnx": ("converters.onnx_export", ConvertOnnxConfig),
+    "tensorrt": ("converters.tensorrt", ConvertTensorrtConfig),
+    "triton": ("converters.triton", ConvertTritonConfig),
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,15 +28,17 @@ def main(argv: Sequence[str]) -> None:
     """
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
-        print(f"usage: bin/convert {'|'.join(CONVERTERS)} --run=RUN --out=DIR; each has its own --help")
+        print("usage: bin/convert NAME --flags; each has its own --help")
+        print("\n".join(f"  {name:12} {kind.__doc__}" for name, (_, kind) in CONVERTERS.items()))
         return
     if name not in CONVERTERS:
         raise UsageError(
             f"converter {name!r} is unknown; allowed: {', '.join(CONVERTERS)}, as in bin/convert huggingface"
         )
-    asked = config.parse(config.ConvertConfig, argv[1:])
+    module, kind = CONVERTERS[name]
+    asked = config.parse(kind, argv[1:])
     print(config.dump(asked), flush=True)
-    CONVERTERS[name](asked)
+    importlib.import_module(module).main(asked)
 
 
 if __name__ == "__main__":

@@ -17,65 +17,14 @@ import numpy as np
 from jaxtyping import Int32, Integer, Shaped
 
 from jaxtempl import text
-from jaxtempl.cases import Case, Message
-from jaxtempl.dataset import Dataset, Labels
+from jaxtempl.contexts import Context, Contexts
 from jaxtempl.errors import UserError
-from jaxtempl.tokenizer import Tokenizer
 
-LENGTHS = (64, 128, 256, 512)  # buckets of a labelled context; a window longer than the last is its own bucket
 WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 Microbatch = Mapping[str, Shaped[np.ndarray, "..."]]
 Batch = list[Microbatch]
 Own = Callable[[int], Integer[np.ndarray, " own"]]  # of so many rows of a microbatch, those that this process makes
-
-
-class Context(NamedTuple):
-    """One labelled context, read: the window's ids and the slot to predict (-1: the template is no class)."""
-
-    tokens: list[int]
-    slot: int
-
-
-class Contexts:
-    """Labelled contexts of one split at random; made and tokenized when read.
-
-    Args:
-        dataset: where the cases and labels are.
-        split: side of the dataset.
-        tokenizer: the model's.
-        limit: tokens of the window.
-        role_tags: keep the phase-1 tags.
-        chosen: indices of the labels to serve (default: all of the split).
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: str,
-        tokenizer: Tokenizer,
-        limit: int = text.WINDOW,
-        role_tags: bool = False,
-        chosen: Integer[np.ndarray, " n"] | None = None,
-    ) -> None:
-        self.cases = dataset.cases(split)
-        labels = dataset.labels(split)
-        self.labels = labels if chosen is None else Labels(*(column[chosen] for column in labels))
-        self.limit = limit
-        # A case's messages come back in the context of each of its labels, so what they encode to is remembered.
-        self._encode = functools.lru_cache(2**16)(lambda piece: tokenizer.encode([piece])[0])
-        self._pieces = functools.partial(text.pieces, role_tags=role_tags)
-
-    def __len__(self) -> int:
-        return len(self.labels.slot)
-
-    def __getitem__(self, index: int) -> Context:
-        case: Case = self.cases[int(self.labels.case[index])]
-        return Context(self.window(case.messages[: self.labels.message[index]]), int(self.labels.slot[index]))
-
-    def window(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the newest whole messages that fit."""
-        return text.window([self._encode(piece) for piece in self._pieces(messages)], self.limit)
 
 
 def nested(total: int, count: int, seed: int) -> Integer[np.ndarray, " count"]:
@@ -197,8 +146,10 @@ def _cutter(
     def cut(drawn: Sequence[int]) -> Batch:
         if share.sizes is None:
             read = [contexts[index] for index in drawn]
-            return microbatches(read, buckets(contexts.limit), budget, batch, multiple)
-        parts = cuts([int(share.sizes[index]) for index in drawn], buckets(contexts.limit), budget, batch, multiple)
+            return microbatches(read, text.buckets(contexts.limit), budget, batch, multiple)
+        parts = cuts(
+            [int(share.sizes[index]) for index in drawn], text.buckets(contexts.limit), budget, batch, multiple
+        )
         return [_part([drawn[place] for place in part.places], part, contexts, share.own) for part in parts]
 
     return cut
@@ -208,11 +159,6 @@ def _part(drawn: Sequence[int], part: "Cut", contexts: Contexts, own: Own) -> Mi
     """This process's rows of a microbatch; only they are read."""
     rows = own(part.rows)
     return _pad([contexts[drawn[row]] for row in rows if row < len(drawn)], len(rows), part.length)
-
-
-def buckets(limit: int) -> tuple[int, ...]:
-    """Lengths that windows of at most `limit` tokens are padded to."""
-    return (*(length for length in LENGTHS if length < limit), limit)
 
 
 class Cut(NamedTuple):

@@ -4,6 +4,8 @@ Every stage is the command of its name with the flags that are printed, so a rea
 """
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from jaxtempl import adapt, config, evaluate, finetune, prepare, sample, suggest
 from jaxtempl.config import DemoConfig
 from jaxtempl.dataset import Dataset
+from jaxtempl.errors import UserError
 
 CASES = 1_400
 LABELS = 800  # scarce on purpose: adaptation pays most where labels are few
@@ -32,8 +35,9 @@ def main(argv: Sequence[str]) -> None:
     sample.write(out / "sample", CASES)
     for command, *flags in _stages(out):
         _stage(command, flags)
-    _show_case(out)
+    _convert(out)
     _show_gain(out)
+    _show_case(out)
     print(f"\n{time.perf_counter() - started:.0f} seconds. Files: {out}/  (start with the pages named above)")
 
 
@@ -62,6 +66,14 @@ def _stage(command: str, flags: Sequence[str]) -> None:
     STAGES[command](flags)
 
 
+def _convert(out: Path) -> None:
+    """The classifier as a bundle; by a process of its own, for nothing in this package knows the converters."""
+    flags = [f"--run={out}/adapted-classifier", "--verify_contexts=200", "--overwrite", f"--out={out}/bundle"]
+    print(f"\n$ bin/convert onnx {' '.join(flags)}", flush=True)
+    if subprocess.run([sys.executable, "-m", "converters", "onnx", *flags], check=False).returncode:
+        raise UserError("the bundle could not be made, as the line above says")
+
+
 def _show_case(out: Path) -> None:
     """One unseen case up to a labelled reply, and what is suggested there."""
     dataset = Dataset(out / "data")
@@ -74,8 +86,8 @@ def _show_case(out: Path) -> None:
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"\nAn unseen case ({path}):\n")
     print("\n".join(f"  {m.role:>9}: {m.text}" for m in case.messages[:message]))
-    print(f"\n$ bin/suggest --run={out}/adapted-classifier {path}", flush=True)
-    suggest.main([f"--run={out}/adapted-classifier", str(path)])
+    print(f"\n$ bin/suggest --bundle={out}/bundle {path}", flush=True)
+    suggest.main([f"--bundle={out}/bundle", str(path)])
     print(f"The advocate sent {case.messages[message].template}.")
 
 

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from scipy import special
 
 from jaxtempl import baselines, batches, config, evaluate_page, examples, files, heldout, metrics
-from jaxtempl.batches import Contexts
 from jaxtempl.config import EvaluateConfig
+from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.examples import Examples

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Generator
@@ -12,6 +13,7 @@ from typing import Any
 from jaxtempl.errors import UserError
 
 FORMAT = 1  # the version of every JSON artefact that this release writes and the newest that it reads
+MOST_JSON = 64 * 2**20  # bytes of a JSON file; a tokenizer.json of 250,000 words has some 30 million
 
 
 def sha256(path: Path) -> str:
@@ -85,18 +87,47 @@ def read_json(path: Path) -> Any:
     """Reads JSON that `write_json` or a user wrote.
 
     Raises:
-        UserError: the file is missing, is not JSON, or is of a newer format than this release reads.
+        UserError: the file is missing, too large, is not JSON, or is of a newer format than this release reads.
     """
     try:
+        refuse_large(path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is {path.parent} the folder you meant?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of its syntax, its characters, its numbers or its depth
         raise UserError(f"{path} is not JSON: {error}") from None
     newer = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
     if isinstance(newer, int) and newer > FORMAT:
         raise UserError(f"{path} has format {newer}; this release reads up to {FORMAT}: update jaxtempl")
     return value
+
+
+def refuse_large(path: Path, most: int = MOST_JSON) -> None:
+    """Raises UserError, before it is read, when a file has more than `most` bytes; it must exist."""
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(f"{path} has {size:,} bytes; up to {most:,} are read: is it the file you meant?")
+
+
+def check_sum(path: Path, known: Any) -> None:
+    """Holds a file to what a manifest says of it; sizes are compared before anything is read.
+
+    Args:
+        path: may be missing.
+        known: `{"sha256", "bytes"}` as a manifest has it, or whatever else is there in its place.
+
+    Raises:
+        UserError: the manifest has no size or sum, or the file has others.
+    """
+    if not isinstance(known, dict) or type(known.get("bytes")) is not int or type(known.get("sha256")) is not str:
+        raise UserError(f"the manifest of {path.parent} has no size and sha256 of {path.name}; make the folder again")
+    if not path.is_file():
+        raise UserError(f"{path} is missing, and the manifest beside it names it; copy the whole folder again")
+    if path.stat().st_size != known["bytes"]:
+        got = f"{path.stat().st_size:,} bytes, not {known['bytes']:,}"
+        raise UserError(f"{path} has {got} as the manifest beside it says; copy the folder again")
+    if sha256(path) != known["sha256"]:
+        raise UserError(f"{path} is not what the manifest beside it sums up (sha256); copy the folder again")
 
 
 def kind(path: Path) -> str | None:
@@ -108,15 +139,34 @@ def kind(path: Path) -> str | None:
     return value.get("kind") if isinstance(value, dict) else None
 
 
-def contained(folder: Path, name: str) -> Path:
-    """The path of `name` inside `folder`.
+def check_target(path: Path, overwrite: bool, manifest: str, kind_: str) -> None:
+    """Whether a command may write a folder there: a new one, or with `overwrite` in place of one of its own kind.
 
     Raises:
-        UserError: `name` is absolute, leaves the folder, or goes through a link that leaves it.
+        UserError: it may not.
     """
-    path = (folder / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{path} exists already; --overwrite replaces it, or name another folder with --out")
+    empty = path.is_dir() and not any(path.iterdir())
+    if not empty and kind(path / manifest) != kind_:
+        raise UserError(f"{path} is no {kind_}, so --overwrite leaves it alone; name another folder with --out")
+
+
+def contained(folder: Path, name: str) -> Path:
+    """The path of `name` inside `folder`, which itself may be reached through links.
+
+    Raises:
+        UserError: `name` is absolute, leaves the folder, or goes through a link, wherever that leads.
+    """
+    root = folder.resolve()
+    path = Path(os.path.normpath(root / name))
+    if Path(name).is_absolute() or not path.is_relative_to(root) or "\0" in name:
         raise UserError(f"{name!r} points outside {folder}; only files inside the folder are read")
+    parts = path.relative_to(root).parts
+    if any(root.joinpath(*parts[: depth + 1]).is_symlink() for depth in range(len(parts))):
+        raise UserError(f"{name!r} in {folder} goes through a link, which is not followed; put the file itself there")
     return path
 
 

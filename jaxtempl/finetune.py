@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from jaxtempl import batches, cluster, config, launch, partition, run, start, tasks
-from jaxtempl.batches import EVERYTHING, Batch, Contexts, Share
+from jaxtempl.batches import EVERYTHING, Batch, Share
 from jaxtempl.config import FinetuneConfig
+from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
 from jaxtempl.interrupt import NEVER, Terminator

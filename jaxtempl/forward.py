@@ -15,8 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 from tqdm import tqdm
 
-from jaxtempl import batches
-from jaxtempl.batches import Batch, Context, Contexts
+from jaxtempl import batches, text
+from jaxtempl.batches import Batch
+from jaxtempl.contexts import Context, Contexts
 from jaxtempl.errors import UserError
 from jaxtempl.precision import compute_dtype
 from jaxtempl.run import Run
@@ -55,7 +56,7 @@ class Forward:
 
     def one(self, tokens: Sequence[int]) -> Float32[np.ndarray, " S"]:
         """Logits of one window."""
-        (batch,) = batches.microbatches([Context(list(tokens), 0)], batches.buckets(self._limit), 1, 1)
+        (batch,) = batches.microbatches([Context(list(tokens), 0)], text.buckets(self._limit), 1, 1)
         return self._rows(batch)[0]
 
     def all(self, contexts: Contexts, rows: int, progress: bool = False) -> Float32[np.ndarray, "N S"]:
@@ -83,7 +84,7 @@ class Forward:
 
 
 def _batches(contexts: Contexts, rows: int) -> Iterator[Batch]:
-    lengths = batches.buckets(contexts.limit)
+    lengths = text.buckets(contexts.limit)
     cut = functools.partial(batches.microbatches, lengths=lengths, budget=rows * lengths[0], most=rows)
     source = grain.MapDataset.source(_Numbered(contexts)).batch(SORTED, batch_fn=cut)
     return iter(source.to_iter_dataset(batches.WORKERS))

@@ -10,7 +10,7 @@ from jaxtempl.errors import UserError
 
 PACKAGE = Path(__file__).parent
 ELSEWHERE = "or fetch it on another machine (hf download NAME --local-dir=DIR) and pass --weights=DIR"
-PATTERNS = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]
+PATTERNS = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json", "manifest.json"]
 
 
 def fetch(name_or_folder: str, revision: str | None = None) -> Path:

@@ -79,6 +79,12 @@ class Run:
         placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
         return self.checkpoints.params(step, placed)
 
+    def temperature(self, step: int) -> float:
+        """That bin/evaluate fitted for this very checkpoint; 1 without one."""
+        path = self.folder / "calibration.json"
+        fitted = files.read_json(path)["steps"] if path.exists() else {}
+        return float(fitted[str(step)]["temperature"]) if str(step) in fitted else 1.0
+
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"

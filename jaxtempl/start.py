@@ -95,7 +95,7 @@ def _restored(source: run.Run, step: int, places: Params) -> Params:
 def _from_weights(name: str, revision: str | None, architecture: Architecture, tokenizer: Path) -> Start:
     folder = hub.fetch(name, revision)
     found, head = weights.check(folder, architecture)
-    own = folder / "tokenizer.json"
+    own = weights.own_file(folder, weights.TOKENIZER)
     origin = {"weights": name, "revision": revision, "weights_sha256": _digest(folder)}
     load: Callable[[Params], Params] = lambda places: weights.read(folder, architecture, places).params  # noqa: E731
     return Start(found, PARTS if head == "lm" else PARTS - {"head"}, load, own if own.exists() else tokenizer, origin)

@@ -4,53 +4,33 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy import special
-
-from jaxtempl import config, files, text
-from jaxtempl.cases import Case, Message, case_from
+from jaxtempl import config, files
+from jaxtempl.bundle import Bundle
+from jaxtempl.cases import Case, case_from
 from jaxtempl.config import SuggestConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.forward import Forward
-from jaxtempl.run import Run, resolve
+from jaxtempl.serve.suggester import Suggester, Suggestion, Suggestions, of_bundle
+
+if TYPE_CHECKING:
+    from jaxtempl.run import Run
 
 BAR = 20  # characters of a probability of 1
 SHOWN = 100  # characters of a template's text in the table
 
 
-class Suggestion(NamedTuple):
-    """One template with its probability among the active ones."""
-
-    template: str
-    text: str
-    probability: float
-
-
-class Suggestions(NamedTuple):
-    """What is suggested for a context.
-
-    Attributes:
-        suggestions: best first.
-        tokens: of the window that was read.
-        dropped_messages: messages older than the window.
-    """
-
-    suggestions: list[Suggestion]
-    tokens: int
-    dropped_messages: int
-
-
 def main(argv: Sequence[str]) -> None:
     """`bin/suggest`."""
     asked = config.parse(SuggestConfig, argv)
-    if not asked.run:
-        raise UsageError("which run? pass --run=RUN, RUN@STEP or RUN@best of a finetune")
+    if bool(asked.run) == bool(asked.bundle):
+        raise UsageError(
+            "what is to suggest? pass one of --bundle=DIR and --run=RUN (RUN@STEP, RUN@best) of a finetune"
+        )
     messages = read(asked.case).messages
-    run, step = resolve(asked.run)
-    found = suggest(run, step, messages, asked.k)
-    print(json.dumps(as_json(found, run, step), ensure_ascii=False, indent=1) if asked.json else table(found))
+    suggester, origin = _chosen(asked)
+    found = suggester.suggest(messages, asked.k)
+    print(json.dumps(as_json(found, origin), ensure_ascii=False, indent=1) if asked.json else table(found))
 
 
 def read(path: Path) -> Case:
@@ -78,58 +58,40 @@ def _standard_input() -> Any:
         raise UserError(f"standard input is not JSON: {error}; pass one case") from None
 
 
-def suggest(run: Run, step: int, messages: Sequence[Message], k: int) -> Suggestions:
-    """The k templates that the run finds most likely to come after `messages`, retired ones left out.
-
-    Args:
-        run: a finetune run.
-        step: its checkpoint.
-        messages: the context, oldest first; read through the same window as in training.
-        k: how many; fewer come where fewer templates are active.
+def of_run(run: "Run", step: int) -> Suggester:
+    """Suggests with a run's checkpoint in JAX.
 
     Raises:
-        UserError: the run is an adapt run, or all of its templates are retired.
+        UserError: the run is an adapt run, which knows no templates.
     """
+    from jaxtempl.forward import Forward
+
     if run.phase != "finetune":
         raise UserError(f"{run.folder} is an adapt run, which knows no templates; name a finetune run")
-    active = np.array([template.active for template in run.templates])
-    if not active.any():
-        raise UserError(f"all templates of {run.folder} are retired; set one active in its templates.json")
-    tokens, dropped = window(run, messages)
-    logits = Forward(run, step).one(tokens) / _temperature(run, step)
-    probability = special.softmax(np.where(active, logits, -np.inf))
-    best = np.argsort(-probability, kind="stable")[: min(k, int(active.sum()))]
-    chosen = [Suggestion(run.templates[i].id, run.templates[i].text, float(probability[i])) for i in best]
-    return Suggestions(chosen, len(tokens), dropped)
+    length, tags = run.manifest["length"], run.manifest["role_tags"]
+    score, temperature = Forward(run, step).one, run.temperature(step)
+    return Suggester(str(run.folder), score, run.tokenizer, run.templates, length, tags, temperature)
 
 
-def window(run: Run, messages: Sequence[Message]) -> tuple[list[int], int]:
-    """Ids of the window that the run reads, and how many older messages it leaves out."""
-    pieces = run.tokenizer.encode(text.pieces(messages, run.manifest["role_tags"]))
-    ids = text.window(pieces, run.manifest["length"])
-    left, kept = len(ids), 0
-    while left > 0:
-        kept += 1
-        left -= len(pieces[-kept])
-    return ids, len(messages) - kept
+def _chosen(asked: SuggestConfig) -> tuple[Suggester, dict[str, Any]]:
+    """What is to suggest, and how `--json` names it; a bundle needs no JAX, so only a run imports it."""
+    if asked.bundle:
+        bundle = Bundle.open(Path(asked.bundle))
+        return of_bundle(bundle), {"bundle": asked.bundle, "version": bundle.manifest["version"]}
+    from jaxtempl.run import resolve
+
+    run, step = resolve(asked.run)
+    return of_run(run, step), {"run": str(run.folder), "step": step}
 
 
-def _temperature(run: Run, step: int) -> float:
-    """The temperature that bin/evaluate fitted for this very checkpoint; 1 without one."""
-    path = run.folder / "calibration.json"
-    fitted = files.read_json(path)["steps"] if path.exists() else {}
-    return float(fitted[str(step)]["temperature"]) if str(step) in fitted else 1.0
-
-
-def as_json(found: Suggestions, run: Run, step: int) -> Mapping[str, Any]:
+def as_json(found: Suggestions, origin: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `--json` prints."""
     return {
         "format": files.FORMAT,
         "suggestions": [suggestion._asdict() for suggestion in found.suggestions],
         "tokens": found.tokens,
         "dropped_messages": found.dropped_messages,
-        "run": str(run.folder),
-        "step": step,
+        **origin,
     }
 
 

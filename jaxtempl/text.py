@@ -11,6 +11,7 @@ from jaxtempl.cases import Message
 
 TAGS = {"customer": "<CUSTOMER>: ", "system": "<SYSTEM>: ", "advocate": "<ADVOCATE>: "}
 WINDOW = 512  # tokens; paper section 4.3
+LENGTHS = (64, 128, 256, 512)  # buckets of a context; a window longer than the last is its own bucket
 
 
 def document(messages: Sequence[Message]) -> str:
@@ -45,3 +46,8 @@ def window(messages: Sequence[Sequence[int]], limit: int = WINDOW) -> list[int]:
     if start == len(messages) and messages:
         return list(messages[-1][-limit:])
     return [token for message in messages[start:] for token in message]
+
+
+def buckets(limit: int) -> tuple[int, ...]:
+    """Lengths that windows of at most `limit` tokens are padded to."""
+    return (*(length for length in LENGTHS if length < limit), limit)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
+from jaxtempl import files
 from jaxtempl.errors import UserError
 
 END_OF_TEXT = ("<|endoftext|>", "[SEP]")  # Pythia's and BERT's name for it
@@ -26,12 +27,15 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError when `path` is missing or is no tokenizer.json with an end-of-text token."""
+        """Raises UserError when `path` is missing, too large, or no tokenizer.json with an end-of-text token."""
         try:
+            files.refuse_large(path)
             self.json = path.read_text(encoding="utf-8")
             self._tokenizer = _Tokenizer.from_str(self.json)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; name a tokenizer.json") from None
+        except UserError:
+            raise
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise UserError(f"{path} is not a tokenizer.json: {error}") from None
         self._tokenizer.encode_special_tokens = True

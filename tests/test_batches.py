@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtempl import adapt, batches, tasks
-from jaxtempl.batches import Context, Contexts
 from jaxtempl.config import tokenizer_path
+from jaxtempl.contexts import Context, Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import build

@@ -269,4 +269,4 @@ def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
     found = subprocess.run(
         [ROOT / "bin" / "convert", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert found.stdout.startswith("usage: bin/convert huggingface")
+    assert found.stdout.startswith("usage: bin/convert NAME --flags")

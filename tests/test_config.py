@@ -114,7 +114,10 @@ READERS = {  # the files that are handed each command's config
     "EvaluateConfig": ["evaluate"],
     "SuggestConfig": ["suggest"],
     "DemoConfig": ["demo"],
-    "ConvertConfig": ["../converters/huggingface"],
+    "ConvertHuggingfaceConfig": ["../converters/huggingface"],
+    "ConvertOnnxConfig": ["../converters/onnx_export", "../converters/quantize"],
+    "ConvertTensorrtConfig": ["../converters/tensorrt"],
+    "ConvertTritonConfig": ["../converters/triton"],
 }
 NAMES = {"asked", "config", "settings", "self.config", "subject.config"}  # what those files call it
 

@@ -7,10 +7,10 @@ import optax
 import pytest
 import tiny
 
-from jaxtempl import batches, cli, evaluate, files, text
-from jaxtempl.batches import Contexts
+from jaxtempl import cli, evaluate, files, text
 from jaxtempl.cases import Case, Message
 from jaxtempl.config import EvaluateConfig
+from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
 from jaxtempl.examples import Examples
@@ -53,7 +53,7 @@ def direct(data: Dataset, made: Run) -> np.ndarray:
 def test_logits_come_back_in_order_from_every_bucket(
     data: Dataset, made: Run, direct: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "LENGTHS", (4, 16))
+    monkeypatch.setattr(text, "LENGTHS", (4, 16))
     contexts = Contexts(data, "test", made.tokenizer, 32)
     lengths = [len(contexts[i].tokens) for i in range(len(contexts))]
     assert min(lengths) <= 4 < max(lengths) > 16

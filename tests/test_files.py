@@ -32,14 +32,53 @@ def test_an_existing_folder_is_not_written_over_unasked(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "link/out"])
-def test_a_path_that_leaves_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../out", "outside"),
+        ("a/../../out", "outside"),
+        ("/etc/passwd", "outside"),
+        ("a\0b", "outside"),
+        ("out/file", "link"),
+        ("within", "link"),
+        ("a/loop", "link"),
+        ("dangling", "link"),
+    ],
+)
+def test_a_path_that_leaves_its_folder_or_goes_through_a_link_is_refused(
+    name: str, message: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "link").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="outside"):
+    (folder / "a").mkdir(parents=True)
+    for link, target in {"out": "..", "within": "a", "a/loop": "loop", "dangling": "none"}.items():
+        (folder / link).symlink_to(target)
+    with pytest.raises(UserError, match=message):
         files.contained(folder, name)
-    assert files.contained(folder, "a/b") == (folder / "a/b").resolve()
+
+
+def test_a_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    assert files.contained(tmp_path / "link", "a/./b") == tmp_path / "in" / "a" / "b"
+
+
+def test_a_file_is_held_to_its_size_and_its_sum(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    known = {"bytes": 3, "sha256": files.sha256(path)}
+    files.check_sum(path, known)
+    for wrong, message in {
+        (3, "0" * 64): "sums up",
+        (4, known["sha256"]): "has 3 bytes, not 4",
+        ("3", known["sha256"]): "no size and sha256 of file",
+        (3, None): "no size and sha256 of file",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            files.check_sum(path, dict(zip(known, wrong, strict=True)))
+    with pytest.raises(UserError, match="no size and sha256 of file"):
+        files.check_sum(path, None)
+    with pytest.raises(UserError, match="is missing"):
+        files.check_sum(tmp_path / "none", known)
 
 
 def test_json_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None:
@@ -50,13 +89,22 @@ def test_json_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None
         files.read_json(tmp_path / "b.json")
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", None])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 10**6, b"1" * 10**4, None])
 def test_bad_json_is_one_line(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as error:
         files.read_json(path)
+    assert "\n" not in str(error.value)
+
+
+def test_json_of_an_absurd_size_is_not_read(tmp_path: Path) -> None:
+    """A terabyte, of which the disk holds nothing."""
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match=r"has 1,099,511,627,776 bytes; up to 67,108,864"):
+        files.read_json(tmp_path / "a.json")
 
 
 def test_sums_see_one_changed_byte(tmp_path: Path) -> None:

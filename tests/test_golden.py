@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+from made import bundle
 
 from jaxtempl import adapt, evaluate, finetune
 from jaxtempl.config import AdaptConfig, EvaluateConfig, FinetuneConfig
@@ -17,13 +18,17 @@ from jaxtempl.run import Run
 GOLDEN = Path(__file__).parent / "golden"
 NAMED = {"format", "kind", "phase", "size"}  # keys whose values are part of the format
 VARYING = {"commit"}  # null outside a checkout
-DIGESTS = {"files", "weights_sha256", "datasets"}  # objects whose keys are names of files
+DIGESTS = {"files", "weights_sha256", "datasets", "real", "made"}  # objects whose keys are names of files
 
 
 def masked(value: Any, key: str = "") -> Any:
     """Objects keep their keys, lists one of their elements, and other values their kind."""
     if isinstance(value, dict):
-        return {"*": "str"} if key in DIGESTS else {k: masked(v, k) for k, v in value.items()}
+        return (
+            {"*": masked(next(iter(value.values()), 0))}
+            if key in DIGESTS
+            else {k: masked(v, k) for k, v in value.items()}
+        )
     if isinstance(value, list):
         return [masked(v) for v in value[:1]]
     return value if key in NAMED else "*" if key in VARYING else type(value).__name__
@@ -71,3 +76,9 @@ SAME = {"adapt.architecture.json", "adapt.templates.json", "adapt.meta.json"}  #
 )
 def test_formats_of_a_run(runs: dict[str, Run], name: str) -> None:
     assert form(runs, name) == (GOLDEN / name).read_text().rstrip()
+
+
+def test_format_of_a_bundle(runs: dict[str, Run], tmp_path: Path) -> None:
+    made = bundle(runs["finetune"], tmp_path / "bundle")
+    found = json.dumps(masked(json.loads((made.folder / "bundle.json").read_text())), indent=1)
+    assert found == (GOLDEN / "bundle.json").read_text().rstrip()

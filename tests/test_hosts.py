@@ -17,8 +17,9 @@ from hosts import NO_ROOM, Hosts
 
 from bench.kill import told
 from jaxtempl import batches, cluster, files, launch, partition
-from jaxtempl.batches import Contexts, Share
+from jaxtempl.batches import Share
 from jaxtempl.config import ROOT, AdaptConfig, tokenizer_path
+from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.partition import Shape

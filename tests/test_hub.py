@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import SMALL, assert_same, saved
 
-from jaxtempl import hub
+from jaxtempl import hub, start
 from jaxtempl.errors import UserError
+from jaxtempl.models import weights
+from jaxtempl.tokenizer import Tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
@@ -111,6 +114,19 @@ def test_a_repository_is_fetched_without_its_pickle(endpoint: str, tmp_path: Pat
     got = {path.name: path.read_bytes() for path in folder.iterdir()}
     wanted = ("config.json", "tokenizer.json", "model.safetensors")
     assert got == {name: REPOSITORIES["owner/model"][name] for name in wanted}
+
+
+def test_weights_are_read_out_of_the_hubs_cache(endpoint: str, tmp_path: Path) -> None:
+    """Where every file of a revision is a link, and a tokenizer comes with it."""
+    (tmp_path / "made").mkdir()
+    saved(tmp_path / "made", shard_bytes=2000)
+    (tmp_path / "made" / "tokenizer.json").write_bytes((hub.fetch("assets/nano") / "tokenizer.json").read_bytes())
+    REPOSITORIES["owner/small"] = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    folder = Path(fetch(endpoint, tmp_path, "owner/small"))
+    assert all(path.is_symlink() for path in folder.iterdir())
+    assert_same(weights.read(folder).params, weights.read(tmp_path / "made").params)
+    begun = start._from_weights(str(folder), None, SMALL, tmp_path / "another")
+    assert Tokenizer(begun.tokenizer).end_of_text == 0
 
 
 def test_what_was_fetched_is_used_without_a_network(endpoint: str, tmp_path: Path) -> None:

@@ -1,7 +1,14 @@
-"""`convert huggingface`: transformers loads the folder and gives our logits."""
+"""`convert huggingface`: transformers loads the folder and gives a real run's logits; there and back is bit-equal."""
 
+import contextlib
+import functools
+import io
 import json
-from collections.abc import Sequence
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,74 +16,148 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 from flax import nnx
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from converters import huggingface
 from converters.__main__ import main
-from jaxtempl import run
-from jaxtempl.cases import Template
+from jaxtempl import adapt, config, evaluate, files, finetune, run, suggest, text
+from jaxtempl.cases import Message
+from jaxtempl.config import ASSETS, ROOT, AdaptConfig, EvaluateConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import build, config_json, weights
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models import build, weights
+from jaxtempl.models.neox import Architecture
+from jaxtempl.run import Run
 from jaxtempl.tokenizer import Tokenizer
 
-ASSETS = Path(weights.__file__).parent.parent / "assets"
 NANO, PYTHIA = ASSETS / "nano" / "tokenizer.json", ASSETS / "tokenizers" / "pythia.json"
-SMALL = Architecture(layers=2, hidden=32, heads=2, feed_forward=48, vocabulary=8192)
-TEMPLATES = [Template(slot, f"reply/{slot}", f"text {slot}", slot != 1, False, slot) for slot in range(4)]
 TEXTS = ["Hello,  where is my order?\n\n", "a <|endoftext|> typed by hand, and <|padding|>", "naïve café, 你好 🙂"]
+TEMPLATES = [tiny.template(slot, name, active=name != "card") for slot, name in enumerate(tiny.REPLIES)]
+TOLERANCE = 1e-5  # of the largest logit
+END = 0  # end-of-text
+PHASES = ("adapt", "finetune")
 
 
-def random_params(outputs: int) -> dict[str, Any]:
-    generator = np.random.default_rng(0)
-    model = nnx.eval_shape(lambda: NeoX(SMALL, outputs, rngs=nnx.Rngs(0)))
-    shapes = nnx.to_pure_dict(nnx.state(model))
-    return jax.tree.map(lambda leaf: jnp.array(generator.standard_normal(leaf.shape, np.float32)) * 0.3, shapes)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """The embedded model adapted and fine-tuned by the real commands, and measured."""
+    folder = tmp_path_factory.mktemp("huggingface")
+    data = tiny.dataset(folder / "made").folder
+    shared: dict[str, Any] = {"size": "nano", "batch": 4, "rate": 1e-3, "steps": 2, "save_every": 2}
+    adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/adapted"))
+    begun: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
+    tuned = finetune.finetune(FinetuneConfig(**shared, **begun, out=f"{folder}/tuned"))
+    evaluate.run(EvaluateConfig(run=str(tuned.folder), data=data, batch=4))
+    templates = [
+        {**entry, "active": entry["id"] != "card"} for entry in files.read_json(tuned.folder / "templates.json")
+    ]
+    files.write_json(tuned.folder / "templates.json", templates)
+    return {"adapt": adapted, "finetune": Run(tuned.folder)}
 
 
-def model_of(params: dict[str, Any], outputs: int) -> NeoX:
-    return nnx.merge(build.graphdef(SMALL, outputs), params)
+@pytest.fixture(scope="module")
+def converted(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both runs, by the command."""
+    folder = tmp_path_factory.mktemp("converted")
+    for phase, made in runs.items():
+        main(["huggingface", f"--run={made.folder}", f"--out={folder / phase}"])
+    return {phase: folder / phase for phase in runs}
 
 
-def converted(
-    out: Path, head: config_json.Head, templates: Sequence[Template] = (), tokenizer: Path = NANO
-) -> dict[str, Any]:
-    params = random_params(len(templates) or SMALL.vocabulary)
-    huggingface.convert(params, SMALL, head, templates, tokenizer.read_text(), out)
-    return params
+Rows = tuple[tuple[int, ...], ...]
 
 
-def assert_close(got: Any, wanted: Any) -> None:
-    assert np.abs(np.asarray(got) - np.asarray(wanted)).max() < 1e-4 * np.abs(np.asarray(wanted)).max()
+@functools.cache
+def ours(folder: Path, rows: Rows) -> np.ndarray:
+    """A run's own logits, of each row's tokens or of its classes."""
+    made, lengths = Run(folder), [len(row) for row in rows]
+    graphdef, params = made.graphdef(), made.params(2)
+    tokens = jnp.array([[*row, *[END] * (max(lengths) - len(row))] for row in rows])
+    if made.phase == "finetune":
+        classify = jax.jit(lambda params, at: nnx.merge(graphdef, params).classify(tokens, at))
+        return np.asarray(classify(params, jnp.array(lengths)))
+    logits = np.asarray(jax.jit(lambda params: nnx.merge(graphdef, params)(tokens))(params))
+    return np.concatenate([row[:length] for row, length in zip(logits, lengths, strict=True)])
 
 
-def test_language_model(tmp_path: Path) -> None:
-    params = converted(tmp_path / "out", "lm")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    tokens = np.random.default_rng(0).integers(2, 8192, (2, 11))
+def error(got: Any, wanted: Any) -> float:
+    return float(np.abs(np.asarray(got) - np.asarray(wanted)).max() / np.abs(np.asarray(wanted)).max())
+
+
+def rows() -> Rows:
+    """Ragged, with an end-of-text within, at the end, at the start, and alone."""
+    random = np.random.default_rng(0)
+    made = [random.integers(2, 8192, count).tolist() for count in (300, 7, 23, 12)]
+    made[0][11], made[1][-1], made[2][0] = END, END, END
+    return (*map(tuple, made), (END,))
+
+
+def padded(rows: Rows, side: str, id: int, positions: bool) -> dict[str, torch.Tensor]:
+    """What transformers takes; `positions` counts from each row's first token, which is not needed."""
+    spare = [max(map(len, rows)) - len(row) for row in rows]
+    pads = [(0, n) if side == "right" else (n, 0) for n in spare]
+    ids = [np.pad(row, pad, constant_values=id) for row, pad in zip(rows, pads, strict=True)]
+    mask = [np.pad(np.ones(len(row), np.int64), pad) for row, pad in zip(rows, pads, strict=True)]
+    batch = {"input_ids": torch.tensor(np.stack(ids)), "attention_mask": torch.tensor(np.stack(mask))}
+    counted = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return {**batch, "position_ids": counted} if positions else batch
+
+
+CASES = [("right", False), ("left", False), ("left", True)]
+
+
+@pytest.mark.parametrize(("side", "positions"), CASES)
+def test_language_model_gives_the_runs_logits(
+    runs: dict[str, Run], converted: dict[str, Path], side: str, positions: bool
+) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(converted["adapt"]).eval()
+    assert type(theirs).__name__ == "GPTNeoXForCausalLM"
+    batch = padded(rows(), side, theirs.config.pad_token_id, positions)
     with torch.no_grad():
-        assert_close(model_of(params, 8192)(jnp.array(tokens)), theirs(torch.tensor(tokens)).logits)
+        got = theirs(**batch).logits[batch["attention_mask"] == 1]
+    assert error(got, ours(runs["adapt"].folder, rows())) < TOLERANCE
 
 
-def test_template_classifier_on_ragged_texts(tmp_path: Path) -> None:
-    params = converted(tmp_path / "out", "template", TEMPLATES)
-    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    assert theirs.config.id2label == {template.slot: template.id for template in TEMPLATES}
-    assert theirs.config.label2id == {template.id: template.slot for template in TEMPLATES}
-    encoded = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, return_tensors="pt", padding=True)
+@pytest.mark.parametrize(("side", "positions"), CASES)
+def test_classifier_gives_the_runs_logits(
+    runs: dict[str, Run], converted: dict[str, Path], side: str, positions: bool
+) -> None:
+    theirs = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
+    assert type(theirs).__name__ == "GPTNeoXForSequenceClassification"
     with torch.no_grad():
-        wanted = theirs(**encoded).logits
-    lengths = jnp.array(encoded["attention_mask"].sum(1).numpy())
-    assert len(set(lengths.tolist())) > 1
-    assert_close(model_of(params, 4).classify(jnp.array(encoded["input_ids"].numpy()), lengths), wanted)
+        got = theirs(**padded(rows(), side, theirs.config.pad_token_id, positions)).logits
+    assert error(got, ours(runs["finetune"].folder, rows())) < TOLERANCE
+
+
+def test_classes_are_the_runs(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+    found = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).config
+    assert found.id2label == {template.slot: template.id for template in runs["finetune"].templates}
+    assert found.label2id == {template.id: template.slot for template in runs["finetune"].templates}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_in_their_tokenizer_give_the_runs_logits(
+    runs: dict[str, Run], converted: dict[str, Path], side: str
+) -> None:
+    """The special tokens that `TEXTS` has in writing are text to both."""
+    tokenizer = AutoTokenizer.from_pretrained(converted["finetune"])
+    theirs = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
+    with torch.no_grad():
+        got = theirs(**tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)).logits
+    ids = tuple(map(tuple, runs["finetune"].tokenizer.encode(TEXTS)))
+    assert error(got, ours(runs["finetune"].folder, ids)) < TOLERANCE
 
 
 @pytest.mark.parametrize("tokenizer", [NANO, PYTHIA])
 def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
-    converted(tmp_path / "out", "lm", tokenizer=tokenizer)
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    made = run.create(tmp_path / "run", "", tiny.ARCHITECTURE, tokenizer.read_text(), [], {"phase": "adapt"})
+    padding = huggingface.special_tokens(made.tokenizer.json)[1]
+    files.write_json(tmp_path / "tokenizer_config.json", huggingface.tokenizer_config(made, padding))
+    shutil.copy(tokenizer, tmp_path / "tokenizer.json")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs(TEXTS)["input_ids"] == Tokenizer(tokenizer).encode(TEXTS)
     assert (theirs.eos_token_id, theirs.pad_token_id, theirs.padding_side) == (0, 1, "right")
 
@@ -84,42 +165,191 @@ def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
 def test_tokenizer_without_padding_pads_with_end_of_text() -> None:
     tokenizer = json.loads(NANO.read_text())
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != huggingface.PADDING]
-    ids = huggingface.special_ids(json.dumps(tokenizer))
-    assert ids == {huggingface.END_OF_TEXT: 0, huggingface.PADDING: 0}
-    assert huggingface.tokenizer_config(json.dumps(tokenizer), SMALL)["pad_token"] == huggingface.END_OF_TEXT
+    assert huggingface.special_tokens(json.dumps(tokenizer)) == (0, (huggingface.END_OF_TEXT, 0))
 
 
-def test_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_without_end_of_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"no <\|endoftext\|>"):
-        huggingface.convert(random_params(4), SMALL, "template", TEMPLATES, '{"added_tokens": []}', tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+        huggingface.special_tokens('{"added_tokens": []}')
 
 
-def test_card_names_the_loader(tmp_path: Path) -> None:
-    converted(tmp_path / "out", "template", TEMPLATES)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("shard_bytes", [weights.SHARD_BYTES, 10**6])
+def test_there_and_back_is_the_same_bits(runs: dict[str, Run], tmp_path: Path, phase: str, shard_bytes: int) -> None:
+    made = runs[phase]
+    huggingface.convert(made, 2, tmp_path / "out", shard_bytes)
+    assert (tmp_path / "out" / weights.INDEX).exists() == (shard_bytes == 10**6)
+    read = weights.read(tmp_path / "out", made.architecture)
+    assert read.head == ("template" if phase == "finetune" else "lm")
+    jax.tree.map(np.testing.assert_array_equal, read.params, made.params(2))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_transformers_loads_shards(
+    runs: dict[str, Run], converted: dict[str, Path], tmp_path: Path, phase: str
+) -> None:
+    huggingface.convert(runs[phase], 2, tmp_path / "out", shard_bytes=10**6)
+    assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 3
+    kind = {"adapt": AutoModelForCausalLM, "finetune": AutoModelForSequenceClassification}[phase]
+    one, many = (kind.from_pretrained(folder).state_dict() for folder in (converted[phase], tmp_path / "out"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize(("size", "shards"), [("410m", 1), ("1.4b", 2), ("2.8b", 3)])
+def test_what_is_above_five_gigabytes_is_sharded(size: str, shards: int) -> None:
+    """By the plan that the command writes by, of the sizes' own shapes; nothing of that size is made."""
+    architecture = Architecture(**config.size(size)["architecture"])
+    slots = weights._slots(architecture, "lm", architecture.vocabulary)
+    planned = weights._plan(slots, weights.SHARD_BYTES)
+    held = [sum(4 * np.prod(slots[name].shape, dtype=np.int64) for name in names) for names in planned.values()]
+    assert len(held) == shards
+    assert max(held) <= 5 * 10**9
+    total = 4 * sum(leaf.size for leaf in jax.tree.leaves(build.abstract_params(architecture, architecture.vocabulary)))
+    assert sum(held) == total
+    assert weights._index(slots, planned)["metadata"]["total_size"] == total
+    assert (weights.SINGLE in planned) == (shards == 1)
+
+
+def code(folder: Path) -> tuple[str, dict[str, Any]]:
+    """What the card's own code prints, and its variables."""
+    known: dict[str, Any] = {}
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(block.replace("THIS_FOLDER", str(folder)), known)
+    return said.getvalue(), known
+
+
+@pytest.mark.parametrize("role_tags", [False, True])
+def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bool) -> None:
+    """Through the same window, which the three newest messages fill to the last token; without the retired template."""
+    said = [("advocate", "Hello, how can I help?"), ("customer", "My card has not come")]
+    said += [("advocate", "When was it sent?"), ("customer", "Two weeks ago")]
+    messages = [Message(role, said_so, None) for role, said_so in said]
+    encoded = Tokenizer(NANO).encode(text.pieces(messages, role_tags))
+    length = sum(map(len, encoded[1:]))
+    made = tiny.make_run(tmp_path / "run", TEMPLATES, length=length, role_tags=role_tags)
+    files.write_json(made.folder / "calibration.json", {"steps": {"3": {"temperature": 2.5}}})
+    huggingface.convert(made, 3, tmp_path / "out")
+    wanted = suggest.of_run(made, 3).suggest(messages, 5)
+    assert (wanted.tokens, wanted.dropped_messages) == (length, 1)
+    printed, known = code(tmp_path / "out")
+    assert known["ids"] == [token for ids in encoded[1:] for token in ids]
+    got = [line.split() for line in printed.splitlines()]
+    assert [name for name, _ in got] == [suggestion.template for suggestion in wanted.suggestions]
+    assert [float(p) for _, p in got] == pytest.approx([s.probability for s in wanted.suggestions], abs=1e-4)
+
+
+def test_the_cards_code_writes_on(converted: dict[str, Path]) -> None:
+    assert code(converted["adapt"])[0].startswith("<CUSTOMER>: Where is my card?\n<ADVOCATE>:")
+
+
+def test_the_card_as_the_hub_reads_it(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+    card = ModelCard.load(converted["finetune"] / "README.md")
+    assert (card.data["library_name"], card.data["pipeline_tag"]) == ("transformers", "text-classification")
+    report = files.read_json(runs["finetune"].folder / "evaluate-test" / "report.json")
+    (top1,) = [found for found in card.data["eval_results"] if found.metric_name == "top-1"]
+    assert (top1.metric_type, top1.metric_value) == ("accuracy", report["metrics"]["top1"]["value"])
+    assert (top1.dataset_split, top1.dataset_revision) == ("test", report["dataset"]["fingerprint"])
+    assert "eval_results" not in ModelCard.load(converted["adapt"] / "README.md").data.to_dict()
+
+
+def test_the_card_tells_data_figures_and_limits(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+    card = (converted["finetune"] / "README.md").read_text()
+    manifest = runs["finetune"].manifest
+    (fingerprint,) = manifest["datasets"].values()
+    read = f"2 steps on `data` (fingerprint `{fingerprint[:12]}`): 20 training cases, "
+    assert "It began with the weights `nano` and was trained on" in card
+    assert f"- language modelling (adapt), {read}" in card
+    assert f"- template classification (finetune), {read}60 labels, 4 templates" in card
+    validation = [line["validation_loss"] for line in runs["finetune"].metrics() if "validation_loss" in line]
+    assert f"validation loss at the last {validation[-1]:.3f}" in card
+    report = files.read_json(runs["finetune"].folder / "evaluate-test" / "report.json")
+    for row, found in {"this model": report, **report["baselines"]}.items():
+        value, low, high = (found["metrics"]["top3"][key] for key in ("value", "low", "high"))
+        assert re.search(
+            rf"\| {row.replace('_', ' ').replace('ngrams', 'n-grams')} \|.* {value:.3f} \[{low:.3f}, {high:.3f}\]", card
+        )
+    assert f"divided by {report['temperature']:.4f}" in card
+    for limit in ("fit in 32 tokens", "It reads no roles", "Retired templates still have a class (1)", "not tested"):
+        assert limit in card.partition("## Limits")[2]
+
+
+def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
+    """Of a dataset that is gone, and of a run that another has taken the place of."""
+    datasets = {f"{tmp_path}/secret/gone": "0" * 64}
+    older = tiny.make_run(tmp_path / "secret" / "older", [], steps=(7,)).folder
+    begun = {"run": str(older), "step": 7, "weights_sha256": {"manifest.json": "0" * 64}}
+    made = tiny.make_run(tmp_path / "run", TEMPLATES, datasets=datasets, start=begun)
+    files.write_json(made.folder / "evaluate-test" / "report.json", {"kind": "evaluation", "step": 2})
+    files.write_json(made.folder / "calibration.json", {"steps": {"2": {"temperature": 2.5}}})
+    huggingface.convert(made, 3, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "AutoModelForSequenceClassification" in card
-    assert "scores the 4 templates" in card
+    for told in (
+        "step 7 of a run `older` that is no longer where it was",
+        "on `gone` (fingerprint `000000000000`): its counts are not known",
+        "It was not measured on a test split",
+        "No temperature was fitted",
+    ):
+        assert told in card
+    assert "secret" not in card
+
+
+def test_published_weights_are_the_base_model(tmp_path: Path) -> None:
+    begun = {"weights": "EleutherAI/pythia-410m", "revision": "main"}
+    made = tiny.make_run(tmp_path / "run", [], size="410m", start=begun)
+    huggingface.convert(made, 3, tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data["base_model"] == "EleutherAI/pythia-410m"
+
+
+def test_no_text_of_the_data_is_in_the_folder(converted: dict[str, Path]) -> None:
+    said = {m["text"] for n in range(20) for m in tiny.case(n, ("refund", "card")[n % 2])["messages"]}
+    for folder in converted.values():
+        small = [path for path in folder.iterdir() if path.suffix in (".json", ".md") and path.name != "tokenizer.json"]
+        assert len(small) == 4
+        written = "".join(path.read_text() for path in small)
+        assert not [line for line in said if len(line) > 6 and line != tiny.REPLIES["greet"] and line in written]
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
+    made = tiny.make_run(tmp_path / "run", [])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").touch()
     with pytest.raises(UserError, match="exists already"):
-        converted(tmp_path / "out", "lm")
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
+        huggingface.convert(made, 3, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
-@pytest.mark.parametrize(("phase", "templates"), [("adapt", []), ("finetune", TEMPLATES)])
-def test_command_converts_a_run(tmp_path: Path, phase: str, templates: list[Template]) -> None:
-    made = run.create(tmp_path / "run", "", SMALL, NANO.read_text(), templates, {"phase": phase})
-    params = random_params(made.outputs)
-    made.checkpoints.save(3, "study", params, None, {})
-    made.checkpoints.finish()
-    main(["huggingface", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"])
-    read = weights.read(tmp_path / "out", SMALL)
-    assert read.head == ("template" if templates else "lm")
-    jax.tree.map(np.testing.assert_array_equal, read.params, params)
+KILLED = """
+import sys, time
+from jaxtempl.models import weights
+save = weights.save_file
+def slow(tensors, path, metadata):
+    save(tensors, path, metadata=metadata)
+    print("writing", flush=True)
+    time.sleep(60)
+weights.save_file = slow
+from converters.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_kill_while_it_writes_leaves_nothing_of_that_name(tmp_path: Path) -> None:
+    """A real process and a real SIGKILL; it waits in the middle, so that the signal comes there each time."""
+    tiny.make_run(tmp_path / "run", TEMPLATES)
+    flags = ["huggingface", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]
+    command = [sys.executable, "-c", KILLED, *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "writing\n" in iter(process.stdout.readline, "")
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".out.*.partial")
+    assert (left / weights.SINGLE).exists()
+    assert not (tmp_path / "out").exists()
+    main(flags)
+    assert weights.check(tmp_path / "out") == (tiny.ARCHITECTURE, "template")
 
 
 @pytest.mark.parametrize("argv", [[], ["torch"], ["huggingface", "--runs=x"]])

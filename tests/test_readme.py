@@ -13,7 +13,12 @@ from jaxtempl.config import ROOT
 
 README = (ROOT / "README.md").read_text()
 # Trainings are cut short, and what installs or needs a network is looked at in other ways.
-SHORTER = {"adapt": ["--steps=2"], "finetune": ["--steps=2"], "evaluate": ["--baselines=false"]}
+SHORTER = {
+    "bin/adapt": ["--steps=2"],
+    "bin/finetune": ["--steps=2"],
+    "bin/evaluate": ["--baselines=false"],
+    "bin/convert onnx": ["--verify_contexts=40"],
+}
 
 
 def commands() -> list[str]:
@@ -35,7 +40,7 @@ def test_the_first_two_commands_can_be_started() -> None:
 
 def start(line: str, folder: Path) -> "subprocess.Popen[str]":
     words = shlex.split(line.replace("600", "40"))
-    script, short = Path(words[0]), SHORTER.get(Path(words[0]).name, [])
+    script, short = Path(words[0]), next((f for name, f in SHORTER.items() if line.startswith(name)), [])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     command = [str(ROOT / script), *words[1:], *short]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

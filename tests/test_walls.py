@@ -31,7 +31,7 @@ def reached(path: Path) -> set[str]:
     while waiting:
         new = imports(waiting.pop()) - found
         found |= new
-        files = (ROOT / f"{name.replace('.', '/')}.py" for name in new if name.startswith("jaxtempl."))
+        files = (ROOT / f"{name.replace('.', '/')}.py" for name in new if name.startswith(("jaxtempl.", "converters.")))
         waiting += [file for file in files if file.is_file()]
     return found
 
@@ -70,6 +70,19 @@ def test_nothing_in_the_package_knows_the_converters_or_torch(path: Path) -> Non
 def test_converters_know_no_training(path: Path) -> None:
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("jaxtempl.")}
     assert not ours & {"train", "tasks", "optim", "batches", "prepare", "launch", "adapt", "finetune"}
+
+
+SERVING = [
+    *sources("bundle", "onnx_file", "serve"),
+    *(path for path in (ROOT / "converters").glob("*.py") if path.name.startswith(("tensorrt", "triton"))),
+]
+
+
+@pytest.mark.parametrize("path", SERVING, ids=lambda p: p.name)
+def test_what_runs_where_it_serves_knows_nothing_of_training(path: Path) -> None:
+    known = reached(path)
+    assert not {name.split(".")[0] for name in known} & (TRAINING | {"onnx_ir", "tensorflow_datasets"})
+    assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in (*CORE, "run")]}
 
 
 DATA = {"grain", "tensorflow_datasets", "array_record", "msgspec", "tensorboardX", "zstandard"}

@@ -9,45 +9,20 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
+from folders import SMALL, assert_same, edit_config, random_params, saved
 from safetensors.numpy import load_file, save_file
 
 from jaxtempl import partition
 from jaxtempl.errors import UserError
 from jaxtempl.models import config_json, weights
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
-SMALL = Architecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
-OUTPUTS: dict[config_json.Head, int] = {"lm": 17, "template": 5}
 Tensors = dict[str, np.ndarray]
-
-
-def random_params(outputs: int) -> dict[str, Any]:
-    model = nnx.eval_shape(lambda: NeoX(SMALL, outputs, rngs=nnx.Rngs(0)))
-    generator = np.random.default_rng(0)
-    shapes = nnx.to_pure_dict(nnx.state(model))
-    return jax.tree.map(lambda leaf: generator.standard_normal(leaf.shape, np.float32), shapes)
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def saved(folder: Path, head: config_json.Head = "lm", **options: Any) -> dict[str, Any]:
-    params = random_params(OUTPUTS[head])
-    weights.write(folder, SMALL, params, head, **options)
-    return params
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
     save_file(change(load_file(folder / weights.SINGLE)), folder / weights.SINGLE)
-
-
-def edit_config(folder: Path, **keys: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])

@@ -62,16 +62,18 @@ def dataset(folder: Path, validation: int = 6) -> Dataset:
     return Dataset(folder / "data")
 
 
-def make_run(folder: Path, templates: list[Template], steps: tuple[int, ...] = (3,), **facts: Any) -> Run:
-    """A finetune run of random weights; an adapt run when there are no templates."""
+def make_run(
+    folder: Path, templates: list[Template], steps: tuple[int, ...] = (3,), scale: int = 4, **facts: Any
+) -> Run:
+    """A finetune run of random weights, scaled to say something; an adapt run when there are no templates."""
     phase = "finetune" if templates else "adapt"
-    known = {"phase": phase, "size": "nano", "seed": 0, "length": 32, "datasets": {}}
+    known = {"phase": phase, "size": "nano", "seed": 0, "length": 32, "datasets": {}, "start": {"weights": "random"}}
     known |= {"mask_documents": False} if phase == "adapt" else {"role_tags": False, "labels": 0}
     known |= facts
     tokenizer = (ASSETS / "nano" / "tokenizer.json").read_text()
-    made = run.create(folder, "size: nano\n", ARCHITECTURE, tokenizer, templates, known)
+    made = run.create(folder, "size: nano\nbatch: 4\n", ARCHITECTURE, tokenizer, templates, known)
     for step in steps:
-        params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(ARCHITECTURE, made.outputs, step))
+        params = jax.tree.map(lambda leaf: leaf * scale, build.random_params(ARCHITECTURE, made.outputs, step))
         made.checkpoints.save(step, "study", params, None, {"step": step})
     made.checkpoints.finish()
     lines = [{"step": s, "loss": 2.0 / s, "validation_loss": 1.0 / s} for s in steps]

@@ -1,7 +1,8 @@
 """Hugging Face's GPT-NeoX safetensors and our parameters, both ways.
 
 `ROWS` is the whole mapping: a stored name, our path, and the transform between them. Reading and writing go through
-the same rows, so they cannot drift apart.
+the same rows, so they cannot drift apart. A folder is not trusted: it is read file by file through `own_file`, its
+`manifest.json` is held to if it is one of ours, and nothing is made in memory that its files are too small to fill.
 
 Dims: D hidden, H heads, K head_dim, F feed-forward, N layers, V vocabulary, O outputs of the head.
 """
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -24,7 +26,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxtempl import files
+from jaxtempl import files, flops
 from jaxtempl.errors import UserError
 from jaxtempl.models.config_json import Head, architecture_from, hugging_face_config
 from jaxtempl.models.neox import Architecture, NeoX
@@ -33,9 +35,15 @@ Params = dict[str, Any]  # nested dict of float32 arrays
 
 SHARD_BYTES = 5 * 10**9  # Hugging Face's own greatest file before it shards
 FLOATS = ("F16", "BF16", "F32")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+MANIFEST, KIND = "manifest.json", "huggingface"  # of folders that this project wrote; others have none, or their own
+MOST_FAULTS = 20  # that are told
 HEADS: dict[str, Head] = {"embed_out.weight": "lm", "score.weight": "template"}
 ALIASES = {"lm_head.weight": "embed_out.weight"}  # transformers 5's name, and that of published files
+PICKLE = (
+    "which could run code and is never loaded; convert it with transformers: "
+    "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+)
 PREFIX = "gpt_neox."  # absent in a folder saved from the base model alone
 
 
@@ -140,38 +148,95 @@ def read(folder: Path, architecture: Architecture | None = None, places: Params 
     """Reads a Hugging Face folder, tensor by tensor, into float32.
 
     Args:
-        folder: has config.json and model.safetensors, or model.safetensors.index.json and its shards.
+        folder: has config.json and model.safetensors, or model.safetensors.index.json and its shards. Where it has a
+            manifest of ours, those files and tokenizer.json must be as that says.
         architecture: what config.json must agree with, where the caller knows it.
         places: a sharding for each leaf wanted; this process then holds its own shards and one tensor, no more.
             Without it, all comes as numpy arrays.
 
     Raises:
-        UserError: the config is not ours to run, or any tensor is missing, unknown, twice there, or of a wrong
-            shape or type; all such faults are in one message.
+        UserError: a file is a link, outside of the folder or not as its manifest says; the config is not ours to run;
+            or any tensor is missing, unknown, twice there, or of a wrong shape or type: these are in one message.
     """
     with _opened(folder, architecture) as (found, head, sources, slots):
         return Weights(found, _fill(found, sources, slots, places), head)
 
 
 def check(folder: Path, architecture: Architecture | None = None) -> tuple[Architecture, Head | None]:
-    """What `read` would find, without reading a tensor; raises what it would raise."""
+    """What `read` would find, without making a tensor; raises what it would raise."""
     with _opened(folder, architecture) as (found, head, _, _):
         return found, head
 
 
 @contextlib.contextmanager
 def _opened(folder: Path, architecture: Architecture | None) -> Generator["Opened"]:
-    found = architecture_from(files.read_json(folder / "config.json"))
+    found = architecture_from(files.read_json(own_file(folder, "config.json")))
     if architecture is not None:
         _check_agreement(folder, found, architecture)
+    shards = _shards(folder)
+    _check_sums(folder, shards)
     with contextlib.ExitStack() as stack:
-        sources, faults = _sources(folder, stack)
+        sources, faults = _sources(folder, shards, stack)
+        faults = faults or _oversized(found, sources)
+        if faults:
+            raise _unreadable(folder, faults)
         head: Head | None = next((HEADS[s.name] for s in sources if s.name in HEADS), None)
         slots = _slots(found, head, _outputs(found, head, sources))
-        faults += _faults(sources, slots)
+        faults = _faults(sources, slots)
         if faults:
-            raise UserError(f"{folder} cannot be read as GPT-NeoX weights: {'; '.join(faults)}. Fetch the folder again")
+            raise _unreadable(folder, faults)
         yield Opened(found, head, sources, slots)
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file of a Hugging Face folder, there or not.
+
+    The hub's cache keeps a revision as links, `snapshots/REVISION/NAME` to a file of `blobs/` beside `snapshots`. Those
+    are followed, since what they lead to is part of the same download; no other link is.
+
+    Raises:
+        UserError: `name` is absolute, leaves the folder, or goes through another link.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and Path(name).name == name and (root / name).is_symlink():
+        blob = Path(os.path.realpath(root / name))
+        if blob.parent == root.parent.parent / "blobs":
+            return blob
+    return files.contained(folder, name)
+
+
+def _check_sums(folder: Path, shards: Mapping[str, set[str]]) -> None:
+    """Raises UserError where a manifest of ours says otherwise of a file that is read."""
+    path = own_file(folder, MANIFEST)
+    manifest = files.read_json(path) if path.exists() else None
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        return
+    listed = manifest["files"] if isinstance(manifest.get("files"), dict) else {}
+    index = [INDEX] if SINGLE not in shards else []
+    tokenizer = [TOKENIZER] if own_file(folder, TOKENIZER).exists() else []
+    for name in ("config.json", *index, *tokenizer, *shards):
+        files.check_sum(own_file(folder, name), listed.get(name))
+
+
+def _unreadable(folder: Path, faults: list[str]) -> UserError:
+    more = [f"and {len(faults) - MOST_FAULTS:,} more faults"] if len(faults) > MOST_FAULTS else []
+    told = "; ".join(faults[:MOST_FAULTS] + more)
+    return UserError(f"{folder} cannot be read as GPT-NeoX weights: {told}. Fetch the folder again")
+
+
+def _oversized(a: Architecture, sources: list[Source]) -> list[str]:
+    """Where config.json tells of a model that the files hold less than half of, before anything of its size is made."""
+    layered = sum("{layer}" in row.stored for row in ROWS)
+    held = sum(math.prod(source.shape) for source in sources)
+    asked = {
+        "tensors": (a.layers * layered, len(sources)),
+        "numbers": (flops.parameters(a, embeddings=False) + a.vocabulary * a.hidden, held),
+    }
+    return [
+        f"config.json tells of {wanted:,} {what} and more, the files have {there:,}"
+        for what, (wanted, there) in asked.items()
+        if wanted > 2 * there
+    ]
 
 
 def write(
@@ -200,6 +265,17 @@ def write(
     if len(shards) > 1:
         _write_json(folder / INDEX, _index(slots, shards))
     _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Sums up every file of a folder of ours, to which `read` holds those that it reads; nothing is added after it.
+
+    Args:
+        folder: complete but for its manifest.json.
+        facts: what else is told there.
+    """
+    listed = {p.name: {"sha256": files.sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+    files.write_json(folder / MANIFEST, {"kind": KIND, **facts, "files": listed})
 
 
 def _check_agreement(folder: Path, found: Architecture, wanted: Architecture) -> None:
@@ -238,43 +314,51 @@ def _outputs(architecture: Architecture, head: Head | None, sources: list[Source
     return columns if head == "template" and columns else architecture.vocabulary
 
 
-def _sources(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Source], list[str]]:
-    """Every stored tensor but the dropped ones, and what is wrong with the files themselves."""
+def _sources(
+    folder: Path, shards: Mapping[str, set[str]], stack: contextlib.ExitStack
+) -> tuple[list[Source], list[str]]:
+    """Every stored tensor but the dropped ones, and what is wrong with the files themselves.
+
+    safetensors holds a file's header to the file's length and every tensor's shape to its bytes when it opens one.
+    """
     sources: list[Source] = []
     faults: list[str] = []
-    for path, promised in _shard_paths(folder).items():
+    for name, promised in shards.items():
         try:
-            file = stack.enter_context(safe_open(path, framework="numpy"))
+            file = stack.enter_context(safe_open(own_file(folder, name), framework="numpy"))
         except (SafetensorError, OSError) as error:
-            faults.append(f"{path.name} is missing or damaged ({error})")
+            faults.append(f"{name} is missing or damaged ({error})")
             continue
         stored = list(file.keys())
-        faults += [f"{name} is not in {path.name}, where the index has it" for name in sorted(promised - set(stored))]
-        sources += [_source(file, name) for name in stored]
+        faults += [f"{tensor} is not in {name}, where the index has it" for tensor in sorted(promised - set(stored))]
+        sources += [_source(file, tensor) for tensor in stored]
     return [source for source in sources if not _is_dropped(source.name)], faults
 
 
-def _shard_paths(folder: Path) -> dict[Path, set[str]]:
-    """The safetensors files of a folder, each with the names that the index promises in it."""
-    if (folder / SINGLE).exists():
-        return {folder / SINGLE: set()}
-    if (folder / INDEX).exists():
+def _shards(folder: Path) -> dict[str, set[str]]:
+    """Names of the safetensors files of a folder, each with the tensors that the index promises in it."""
+    if own_file(folder, SINGLE).exists():
+        return {SINGLE: set()}
+    if own_file(folder, INDEX).exists():
         return _indexed(folder)
     if any(folder.glob("pytorch_model*.bin*")):
-        raise UserError(
-            f"{folder} has its weights as a pickle (pytorch_model.bin), which could run code and is never loaded; "
-            "convert it with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-        )
+        raise UserError(f"{folder} has its weights as a pickle (pytorch_model.bin), {PICKLE}")
     raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}; name a Hugging Face folder with safetensors")
 
 
-def _indexed(folder: Path) -> dict[Path, set[str]]:
-    index = files.read_json(folder / INDEX)
+def _indexed(folder: Path) -> dict[str, set[str]]:
+    index = files.read_json(own_file(folder, INDEX))
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise UserError(f"{folder / INDEX} has no weight_map of names and files; fetch the folder again")
-    paths = {file: files.contained(folder, file) for file in sorted(set(placed.values()))}
-    return {path: {name for name, f in placed.items() if f == file} for file, path in paths.items()}
+    shards: dict[str, set[str]] = {file: set() for file in sorted(set(placed.values()))}
+    for tensor, file in placed.items():
+        shards[file].add(tensor)
+    for file in shards:
+        own_file(folder, file)
+        if not file.endswith(".safetensors"):
+            raise UserError(f"{folder / INDEX} names {file}, which is no safetensors and may be a pickle, {PICKLE}")
+    return shards
 
 
 def _source(file: Any, stored: str) -> Source:

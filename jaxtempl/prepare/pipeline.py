@@ -81,17 +81,7 @@ def _check(config: PrepareConfig) -> None:
         raise UserError(f"label is {config.label!r}, which says something else; name the key that holds template ids")
     if config.size and config.tokenizer:
         raise UserError("size and tokenizer are both given; give one, the rows belong to one tokenizer")
-    _check_out(config)
-
-
-def _check_out(config: PrepareConfig) -> None:
-    if not config.out.exists():
-        return
-    if not config.overwrite:
-        raise UserError(f"{config.out} exists already; --overwrite replaces it, or name another folder with --out")
-    empty = config.out.is_dir() and not any(config.out.iterdir())
-    if not empty and files.kind(config.out / "manifest.json") != "dataset":
-        raise UserError(f"{config.out} is no dataset, so --overwrite leaves it alone; name another folder with --out")
+    files.check_target(config.out, config.overwrite, "manifest.json", "dataset")
 
 
 def _tokenizer(config: PrepareConfig) -> Tokenizer:

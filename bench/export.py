@@ -1,0 +1,143 @@
+"""What `bin/convert onnx` takes at 410m and 1.4b: seconds, peak memory, nodes and bytes. Random weights.
+
+    python -m bench.export [SIZE ...]
+
+Each conversion is a process of its own; the run that it converts is made by another. 1.4b in float32 needs some 20 GB.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import common
+from jaxtempl import config, onnx_file, run, sample
+from jaxtempl.bundle import Bundle
+from jaxtempl.cases import Template
+from jaxtempl.config import ConvertOnnxConfig, PrepareConfig
+from jaxtempl.models import build
+from jaxtempl.models.neox import Architecture
+
+SIZES = ("410m", "1.4b")
+DTYPES = ("fp32", "fp16")
+CONTEXTS = 32
+TEMPLATES = 500
+
+
+def make(folder: Path, size: str) -> None:
+    """A finetune run of random weights at a size, and a dataset of synthetic cases."""
+    from jaxtempl.prepare import pipeline
+
+    sample.write(folder / "sample", 400)
+    pipeline.run(
+        PrepareConfig(transcripts=(f"{folder}/sample/transcripts.jsonl.gz",), size="nano", out=folder / "data")
+    )
+    a = Architecture(**config.size(size)["architecture"])
+    templates = [Template(i, f"T{i}", f"Reply {i}", True, False, 1) for i in range(TEMPLATES)]
+    tokenizer = config.tokenizer_path(size).read_text(encoding="utf-8")
+    facts = {"phase": "finetune", "size": size, "length": 512, "role_tags": False, "datasets": {f"{folder}/data": ""}}
+    made = run.create(folder / "run", "", a, tokenizer, templates, facts)
+    made.checkpoints.save(1, "study", build.random_params(a, TEMPLATES, 0), None, {"step": 1})
+    made.checkpoints.finish()
+
+
+def convert(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
+    """One conversion, whole."""
+    from converters import onnx_export
+
+    out = folder / dtype
+    started = time.perf_counter()
+    onnx_export.main(ConvertOnnxConfig(run=f"{folder}/run", dtype=dtype, verify_contexts=CONTEXTS, out=out))
+    seconds = time.perf_counter() - started
+    return {"size": size, "dtype": dtype, "seconds": seconds, **_peak(), **described(Bundle.open(out))}
+
+
+def write(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
+    """The graph alone, not verified."""
+    from converters import onnx_export, onnx_graph
+
+    found, step = run.resolve(f"{folder}/run")
+    (folder / "graph").mkdir(exist_ok=True)
+    params = found.params(step)
+    started = time.perf_counter()
+    options = onnx_graph.Options("template", dtype)
+    onnx_export.save(onnx_graph.build(params, found.architecture, options), folder / "graph")
+    return {"size": size, "dtype": dtype, "seconds": time.perf_counter() - started, **_peak()}
+
+
+def _peak() -> dict[str, float]:
+    return {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
+def described(bundle: Bundle) -> dict[str, Any]:
+    """Nodes, bytes and verify figures of a bundle."""
+    nodes = sum(1 for _ in onnx_file.nodes(onnx_file.load(bundle.model).graph))
+    sizes = {name: known["bytes"] for name, known in bundle.manifest["files"].items() if name.startswith("model")}
+    return {"nodes": nodes, "bytes": sizes, "verify": dict(bundle.manifest["verify"])}
+
+
+def measure(size: str) -> list[dict[str, Any]]:
+    """Every type of one size."""
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=common.ROOT / "runs") as folder:
+        common.said("bench.export", "make", folder, size)
+        for dtype in DTYPES:
+            graph = common.alone("bench.export", "write", folder, size, dtype)
+            whole = common.alone("bench.export", "convert", folder, size, dtype)
+            found.append(whole | {"graph": {key: graph[key] for key in ("seconds", "peak_gb")}})
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def page(results: dict[str, Any]) -> str:
+    """The table."""
+    lines = [
+        "# What an export takes",
+        "",
+        f"`bin/convert onnx` of random weights with {TEMPLATES} templates, each conversion in a process of its own; "
+        f"verified on {CONTEXTS} contexts of synthetic cases (the default is 1,000), 8 of each length bucket.",
+        "",
+        "| size | type | graph written | its peak | verified | its peak | nodes | model files | largest difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(row) for row in results["exports"]),
+        "",
+        "The first peak holds the run's parameters in float32; weights are written one at a time. The second holds "
+        "them, ONNX Runtime's session with its packed copies, and Flax. The difference is the largest between two "
+        "logits, beside the largest logit.",
+        "",
+        common.described(results["machine"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    files = " + ".join(
+        f"{bytes_ / 1e9:.2f} GB" if bytes_ > 1e7 else f"{bytes_ / 1e6:.1f} MB" for bytes_ in row["bytes"].values()
+    )
+    verify = row["verify"]
+    return (
+        f"| {row['size']} | {row['dtype']} | {row['graph']['seconds']:.0f} s | {row['graph']['peak_gb']:.1f} GB | "
+        f"{row['seconds']:.0f} s | {row['peak_gb']:.1f} GB | {row['nodes']} | {files} | "
+        f"{verify['largest_difference']:.1e} of {verify['largest_logit']:.2f} |"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """All sizes, or those named; or one step of one in this process."""
+    steps = {"make": make, "write": write, "convert": convert}
+    if argv and argv[0] in steps:
+        print(json.dumps(steps[argv[0]](Path(argv[1]), *argv[2:]), default=dataclasses.asdict))
+        return
+    (common.ROOT / "runs").mkdir(exist_ok=True)
+    machine = common.machine(["jax", "onnx", "onnx-ir", "onnxruntime", "numpy"])
+    exports = [row for size in argv or SIZES for row in measure(size)]
+    results = {"machine": machine, "contexts": CONTEXTS, "exports": exports}
+    common.write("export", results, page(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,146 @@
+"""What TensorRT makes of the graphs of real sizes, without a GPU: built by tensorrt_rtx for an A10, nothing is run.
+
+    python -m bench.tensorrt_check
+
+Weights are random; each size is written by one process and built by another, whose peak memory is told.
+"""
+
+import dataclasses
+import itertools
+import json
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench import common
+
+NAME = "tensorrt_check"
+SIZES = ("410m", "1.4b", "2.8b")
+SLOTS, BATCH, CAPABILITY = 1024, 8, "8.6"
+
+
+@dataclasses.dataclass(frozen=True)
+class Random:
+    """A stack of layers' weights, each made when it is asked for; no two alike, for those would be stored once."""
+
+    shape: tuple[int, ...]
+    seed: int
+
+    def __getitem__(self, layer: int) -> Any:
+        import numpy as np
+
+        drawn = np.random.default_rng((self.seed, layer)).standard_normal(self.shape[1:], np.float32)
+        return drawn * np.float32(0.02)
+
+
+def write(size: str, folder: Path) -> dict[str, Any]:
+    """The fp16 graph of a size, in a process that may use JAX."""
+    import jax
+
+    from converters import onnx_export, onnx_graph
+    from jaxtempl import config
+    from jaxtempl.models import build
+    from jaxtempl.models.neox import Architecture
+
+    architecture = Architecture(**config.size(size)["architecture"])
+    seeds = itertools.count()
+    shapes = build.abstract_params(architecture, SLOTS - 24)
+    params = {name: jax.tree.map(lambda leaf: Random(leaf.shape, next(seeds)), part) for name, part in shapes.items()}
+    for name in ("embed", "norm", "head"):  # which are no stacks
+        params[name] = jax.tree.map(lambda leaf: Random((1, *leaf.shape), next(seeds))[0], shapes[name])
+    graph = onnx_graph.build(params, architecture, onnx_graph.Options("template", "fp16", slots=SLOTS))
+    onnx_export.save(graph, folder)
+    return {"nodes": len(graph.graph), "onnx_bytes": sum(path.stat().st_size for path in folder.iterdir())}
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """What became of the graph in a folder."""
+    from converters import tensorrt_check
+    from converters.tensorrt_engine import Wanted
+    from jaxtempl import bundle, text
+
+    wanted = Wanted(text.buckets(text.WINDOW), BATCH, compute_capability=CAPABILITY)
+    found = tensorrt_check.check(tensorrt_check.module(), folder / bundle.ONNX, wanted)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    operators = {kind: use._asdict() for kind, use in found.operators.items()}
+    told = {**dataclasses.asdict(found), "operators": operators, "kernels": len(found.kernels)}
+    return {**told, "peak_bytes": peak, "buckets": list(wanted.buckets)}
+
+
+def page(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    rows = results["sizes"]
+    return "\n".join(
+        [
+            "# What TensorRT makes of the graph, without a GPU",
+            "",
+            f"The fp16 graph of a template classifier with {SLOTS:,} slots, random weights, built by tensorrt_rtx "
+            f"{rows[0]['version']} for",
+            f"compute capability {CAPABILITY} (the A10's), a profile of 1 to {BATCH} rows for each of "
+            f"{', '.join(map(str, rows[0]['buckets']))} tokens. **Nothing was",
+            "run**: it shows that each operator is supported and which are fused, not how fast or how exact an engine",
+            "is, and an engine of TensorRT itself may be made otherwise. `python -m bench.tensorrt_check`",
+            "",
+            "| size | nodes | ONNX GB | plan GB | parsed s | built s | peak GB | kernels | attention in one kernel |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *[_line(row) for row in rows],
+            "",
+            "Peak is the memory of the process that builds. Kernels are those of the program of the longest rows. What",
+            "became of the graph's nodes there: run in one kernel with others, in one of their own, in several, or in",
+            "none (shapes, and what became needless).",
+            "",
+            *[line for row in rows for line in _operators(row)],
+            common.described(results["machine"]),
+            "",
+        ]
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    whole = sum(row["attention"].values())
+    by = ", ".join(f"{name} {count}" for name, count in row["attention"].items())
+    sizes = " | ".join(f"{row[key] / 1e9:.2f}" for key in ("onnx_bytes", "bytes"))
+    seconds = f"{row['parse_seconds']:.0f} | {row['build_seconds']:.0f}"
+    return (
+        f"| {row['size']} | {row['nodes']} | {sizes} | {seconds} | {row['peak_bytes'] / 1e9:.1f} | {row['kernels']} "
+        f"| {whole} of {whole + len(row['unfused'])} ({by}) |"
+    )
+
+
+def _operators(row: dict[str, Any]) -> list[str]:
+    lines = [f"## {row['size']}", "", "| operator | nodes | with others | alone | in several | in none |"]
+    lines.append("|---|---|---|---|---|---|")
+    lines += [
+        f"| {kind} | {' | '.join(str(count) for count in use.values())} |" for kind, use in row["operators"].items()
+    ]
+    return [*lines, ""]
+
+
+def measure(size: str) -> dict[str, Any]:
+    """One size, in two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = common.alone(f"bench.{NAME}", "write", size, folder)
+        return {"size": size, **written, **common.alone(f"bench.{NAME}", "check", folder)}
+
+
+def main() -> None:
+    """Measures every size, and writes docs/benchmarks/tensorrt_check.json and .md."""
+    machine = common.machine(("tensorrt-rtx-cu13-libs", "onnx", "onnx-ir"))
+    rows: list[dict[str, Any]] = []
+    for size in SIZES:
+        rows.append(measure(size))
+        print(f"{size}: {rows[-1]['build_seconds']:.0f} s", flush=True)
+    results = {"machine": machine, "sizes": rows}
+    common.write(NAME, results, page(results))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["write", size, folder]:
+            print(json.dumps(write(size, Path(folder))))
+        case ["check", folder]:
+            print(json.dumps(check(Path(folder))))
+        case _:
+            main()

@@ -1,0 +1,190 @@
+"""The shared comparison: is a converted network the one it was made from? On real contexts, single and batched.
+
+Dims: B rows, L length, N places compared, S slots (or vocabulary).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+from tqdm import tqdm
+
+Network = Callable[[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]], Float32[np.ndarray, "B *L S"]]
+Row = Sequence[int]
+
+ROWS = 8  # contexts of a batch
+# Agreement outside ties; issue 4. An engine of a quantised graph is held to that graph by the bounds of its own dtype.
+LEAST_TOP1 = {"fp32": 1.0, "fp16": 0.999, "tensorrt-int8": 0.999, "tensorrt-fp8": 0.999}
+# What moves no logit by more than d moves no top-1 whose margin is over 2 d, so a wrong network makes ties of nearly
+# all places and changes many. A true one had 1.1 % in fp16 (nano, star), and 8 % as a language model: the largest of
+# a thousand million differences is far from a usual one. Eight bits make more of what floats are rounded to: one
+# quantised graph with floats of fp32 and of fp16 had 7 % in int8 and 16 % in fp8.
+MOST_TIES = {"fp32": 0.01, "fp16": 0.1, "tensorrt-int8": 0.2, "tensorrt-fp8": 0.4}
+LEAST_TOP1_WITH_TIES = {"fp32": 0.999, "fp16": 0.99, "tensorrt-int8": 0.99, "tensorrt-fp8": 0.99}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What was found; shares are of the places compared: one a context, or every token for a language model.
+
+    Attributes:
+        compared: places, each context single and batched.
+        largest_logit: of the reference, without sign.
+        largest_difference: between two logits.
+        top1: share with the same best slot.
+        top5: share with the same five best, in any order.
+        ties: share whose best two logits are less than twice the largest difference apart in the reference.
+        top1_outside_ties: share of the others with the same best slot.
+        not_finite: logits that are no numbers.
+    """
+
+    compared: int
+    largest_logit: float
+    largest_difference: float
+    top1: float
+    top5: float
+    ties: float
+    top1_outside_ties: float
+    not_finite: int
+
+
+class Comparison:
+    """Two networks' logits, compared piece by piece."""
+
+    def __init__(self) -> None:
+        self._largest = self._difference = 0.0
+        self._not_finite = 0
+        self._margins: list[Float32[np.ndarray, " N"]] = []
+        self._same1: list[Bool[np.ndarray, " N"]] = []
+        self._same5: list[Bool[np.ndarray, " N"]] = []
+
+    def add(self, reference: Float32[np.ndarray, "N S"], candidate: Float32[np.ndarray, "N S"]) -> None:
+        """Compares some places."""
+        bad = ~np.isfinite(candidate)
+        self._not_finite += int(bad.sum())
+        candidate = np.where(bad, np.float32(-np.inf), candidate)
+        apart = np.abs(np.where(bad, np.float32(0), candidate - reference))
+        self._difference = max(self._difference, float(apart.max(initial=0)))
+        self._largest = max(self._largest, float(np.abs(reference).max(initial=0)))
+        best = np.partition(reference, -2, axis=1)[:, -2:] if reference.shape[1] > 1 else np.zeros((len(reference), 2))
+        self._margins.append(np.asarray(best[:, 1] - best[:, 0], np.float32))
+        self._same1.append(reference.argmax(axis=1) == candidate.argmax(axis=1))
+        self._same5.append((_top5(reference) == _top5(candidate)).all(axis=1))
+
+    def figures(self) -> Figures:
+        """All that was added, summed up."""
+        margins, same1, same5 = (np.concatenate(parts) for parts in (self._margins, self._same1, self._same5))
+        tied = margins < 2 * self._difference
+        return Figures(
+            compared=len(same1),
+            largest_logit=self._largest,
+            largest_difference=self._difference,
+            top1=float(same1.mean()),
+            top5=float(same5.mean()),
+            ties=float(tied.mean()),
+            top1_outside_ties=float(same1[~tied].mean()) if not tied.all() else 0.0,
+            not_finite=self._not_finite,
+        )
+
+
+def compare(
+    reference: Network, candidate: Network, rows: Sequence[Row], buckets: Sequence[int], progress: bool = False
+) -> Figures:
+    """Runs both networks on every row: the reference batched, the candidate batched and one row at a time.
+
+    Slots that the reference does not have, which are padding, are left out.
+
+    Args:
+        reference: what the candidate was made from.
+        candidate: what is verified.
+        rows: token ids, none longer than the last bucket.
+        buckets: lengths that batches are padded to.
+        progress: show a bar.
+    """
+    found = Comparison()
+    with tqdm(total=len(rows), desc="verifying", unit=" contexts", disable=not progress) as bar:
+        for batch in batched(rows, buckets):
+            ids, lengths = padded(batch.rows, batch.bucket)
+            wanted = places(reference(ids, lengths), lengths)
+            together = places(candidate(ids, lengths), lengths)
+            single = ((ids[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths))
+            alone = np.concatenate([places(candidate(*row), row[1]) for row in single])
+            for got in (together, alone):
+                found.add(wanted, got[:, : wanted.shape[1]])
+            bar.update(len(batch.rows))
+    return found.figures()
+
+
+def faults(figures: Figures, dtype: str) -> list[str]:
+    """Why the candidate is not what it was made from; none if it is."""
+    found: list[str] = []
+    if figures.not_finite:
+        found.append(f"{figures.not_finite:,} logits are no numbers")
+    if figures.top1_outside_ties < LEAST_TOP1[dtype]:
+        found.append(f"top-1 agrees in {figures.top1_outside_ties:.2%} outside ties, not {LEAST_TOP1[dtype]:.1%}")
+    if figures.top1 < LEAST_TOP1_WITH_TIES[dtype]:
+        found.append(f"top-1 agrees in {figures.top1:.2%} in all, not {LEAST_TOP1_WITH_TIES[dtype]:.1%}")
+    if figures.ties > MOST_TIES[dtype]:
+        found.append(
+            f"{figures.ties:.2%} are ties, above {MOST_TIES[dtype]:.0%}: logits differ by up to "
+            f"{figures.largest_difference:.3g} (the largest is {figures.largest_logit:.3g})"
+        )
+    return found
+
+
+def said(figures: Figures) -> str:
+    """The figures in one line."""
+    return (
+        f"largest difference {figures.largest_difference:.2g} of logits up to {figures.largest_logit:.3g}, "
+        f"top-1 the same in {figures.top1:.2%}, top-5 in {figures.top5:.2%}, ties {figures.ties:.2%}, "
+        f"{figures.not_finite} not finite, {figures.compared:,} compared"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows that are padded to one length."""
+
+    rows: Sequence[Row]
+    bucket: int
+
+
+def batched(rows: Sequence[Row], buckets: Sequence[int], size: int = ROWS) -> list[Batch]:
+    """The rows by bucket, `size` at a time."""
+    found: list[Batch] = []
+    for bucket in buckets:
+        own = [row for row in rows if bucket_of(len(row), buckets) == bucket]
+        found += [Batch(own[i : i + size], bucket) for i in range(0, len(own), size)]
+    return found
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """The least bucket that holds so many tokens."""
+    return next(bucket for bucket in buckets if length <= bucket)
+
+
+def padded(rows: Sequence[Row], length: int) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
+    """Rows padded on the right, and their lengths."""
+    ids = np.zeros((len(rows), length), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids, np.array([len(row) for row in rows], np.int32)
+
+
+def places(logits: Float32[np.ndarray, "B *L S"], lengths: Int32[np.ndarray, " B"]) -> Float32[np.ndarray, "N S"]:
+    """The logits that count: one a row, or those of every token that is not padding."""
+    if logits.ndim == 2:
+        return logits
+    return np.concatenate([row[:length] for row, length in zip(logits, lengths, strict=True)])
+
+
+def _top5(logits: Float32[np.ndarray, "N S"]) -> Int32[np.ndarray, "N K"]:
+    k = min(5, logits.shape[1])
+    return np.sort(np.argpartition(-logits, k - 1, axis=1)[:, :k], axis=1).astype(np.int32)
+
+
+def as_json(figures: Figures) -> Mapping[str, Any]:
+    """The figures as `bundle.json` keeps them."""
+    return dataclasses.asdict(figures)

@@ -1,0 +1,34 @@
+"""Suggests with two libraries: pip install onnxruntime tokenizers; python suggest_onnx.py BUNDLE CASE.json."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder = Path(sys.argv[1])
+messages = [m for m in json.loads(Path(sys.argv[2]).read_text("utf-8"))["messages"] if m["text"].strip()]
+bundle = json.loads((folder / "bundle.json").read_text("utf-8"))
+templates = json.loads((folder / "templates.json").read_text("utf-8"))
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+tokenizer.encode_special_tokens = True  # what a customer types is text, `<|endoftext|>` too
+
+# The window: the newest whole messages that fit, one space between; a newest one that is too long keeps its end.
+window: list[int] = []
+for i, message in reversed(list(enumerate(messages))):
+    tag = f"<{message['role'].upper()}>: " if bundle["role_tags"] else ""
+    ids = tokenizer.encode((" " if i else "") + tag + message["text"], add_special_tokens=False).ids
+    if len(ids) + len(window) > bundle["window"]:
+        window = window or ids[-bundle["window"] :]
+        break
+    window = ids + window
+
+session = onnxruntime.InferenceSession(folder / bundle["model"])
+feeds = {"input_ids": np.array([window], np.int32), "lengths": np.array([[len(window)]], np.int32)}
+logits = session.run(["logits"], feeds)[0][0, : len(templates)] / bundle["temperature"]
+logits[[not template["active"] for template in templates]] = -np.inf
+probability = np.exp(logits - np.logaddexp.reduce(logits))
+for slot in np.argsort(-probability, kind="stable")[:5]:
+    print(f"{probability[slot]:6.1%}  {templates[slot]['id']}  {' '.join(templates[slot]['text'].split())}")

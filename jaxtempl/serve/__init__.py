@@ -1,0 +1,1 @@
+"""What serves a bundle: no JAX, no Flax, nothing of training."""

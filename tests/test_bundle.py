@@ -1,0 +1,291 @@
+"""Bundles are read only when all of them is what they say; hostile ones are refused in one line."""
+
+import ast
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from made import TEMPLATES
+from onnx import TensorProto, helper
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_walls import without
+from tiny import ASSETS
+
+from jaxtempl import bundle, files, onnx_file
+from jaxtempl.bundle import Bundle
+from jaxtempl.config import ROOT
+from jaxtempl.errors import UserError
+from jaxtempl.serve.backends import OnnxRuntime
+from jaxtempl.serve.suggester import of_bundle
+
+FACTS: dict[str, Any] = {
+    "model": "model.onnx",
+    "head": "template",
+    "dtype": "fp32",
+    "window": 8,
+    "role_tags": False,
+    "special_tokens": 0,
+    "temperature": 1.0,
+    "slots": 7,
+    "buckets": [8],
+    "run": {},
+    "verify": {},
+}
+
+
+def graph(weight: TensorProto | None = None, domain: str = "") -> onnx.ModelProto:
+    """Gathers rows of a table: enough of a network to be opened."""
+    own = weight or onnx.numpy_helper.from_array(np.ones((8192, 7), np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["each"]),
+        helper.make_node("ReduceSum", ["each", "axes"], ["logits"], keepdims=0, domain=domain),
+    ]
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["batch", "length"])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 7])]
+    made = helper.make_graph(nodes, "test", inputs, outputs, [own, axes])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def external(location: str, **place: Any) -> TensorProto:
+    """A weight whose values are said to be in a file."""
+    tensor = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[50, 7], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **place}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def write(folder: Path, model: onnx.ModelProto | bytes, **facts: Any) -> Path:
+    folder.mkdir()
+    raw = model if isinstance(model, bytes) else model.SerializeToString()
+    (folder / "model.onnx").write_bytes(raw)
+    (folder / "tokenizer.json").write_text((ASSETS / "nano" / "tokenizer.json").read_text())
+    entries = [
+        {"slot": t.slot, "id": t.id, "text": t.text, "active": t.active, "observed": False, "count": 1}
+        for t in TEMPLATES
+    ]
+    files.write_json(folder / "templates.json", entries)
+    bundle.write(folder, FACTS | facts)
+    return folder
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    edit(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    found = Bundle.open(write(tmp_path / "b", graph()))
+    assert found.templates == TEMPLATES
+    assert found.model.name == "model.onnx"
+    assert found.manifest["temperature"] == 1
+    assert found.tokenizer.encode(["hi"])
+    assert OnnxRuntime(found.model)(np.zeros((2, 3), np.int32), np.ones(2, np.int32)).shape == (2, 7)
+
+
+def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
+    one, same = (Bundle.open(write(tmp_path / name, graph())) for name in ("a", "b"))
+    other = Bundle.open(write(tmp_path / "c", graph(domain="ai.onnx")))
+    assert one.manifest["version"] == same.manifest["version"] != other.manifest["version"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "model.onnx").write_bytes(b"x"), "1 bytes, not"),
+        (lambda f: (f / "templates.json").unlink(), "templates.json is missing"),
+        (lambda f: (f / "bundle.json").unlink(), "is no bundle"),
+        (lambda f: (f / "bundle.json").write_text("{"), "is not JSON"),
+        (lambda f: (f / "bundle.json").write_text("[]"), "not that of a bundle"),
+        (lambda f: change(f, lambda m: m.update(kind="run")), "not that of a bundle"),
+        (lambda f: change(f, lambda m: m.update(format=2)), "has format 2"),
+        (lambda f: change(f, lambda m: m.update(window="8", head=None)), "no proper head, window"),
+        (lambda f: change(f, lambda m: m["files"].pop("tokenizer.json")), "does not name tokenizer.json"),
+        (lambda f: change(f, lambda m: m["files"].update(extra={"bytes": 1})), "no size and sha256 of extra"),
+        (lambda f: change(f, lambda m: m.update(model="../model.onnx")), "does not name"),
+        (lambda f: change(f, lambda m: m.update(version="0" * 16)), "is not that of its files"),
+    ],
+)
+def test_what_is_not_as_it_says_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
+    folder = write(tmp_path / "b", graph())
+    spoil(folder)
+    with pytest.raises(UserError, match=said) as caught:
+        Bundle.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_is_seen_in_every_file(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", graph())
+    for name in ("model.onnx", "tokenizer.json", "templates.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
+        with pytest.raises(UserError, match=rf"{name} is not what the manifest beside it sums up"):
+            Bundle.open(folder)
+        (folder / name).write_bytes(kept)
+    Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "inner/../../secret"])
+def test_a_file_outside_is_never_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = write(tmp_path / "b", graph())
+    change(folder, lambda m: m["files"].update({name: {"bytes": 1, "sha256": files.sha256(tmp_path / "secret")}}))
+    with pytest.raises(UserError, match="points outside"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "templates.json", "bundle.json"])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "b", graph())
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match=r"outside|link"):
+        Bundle.open(folder)
+
+
+GIANT = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[2**40, 7], raw_data=b"1234")
+LIST = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[2**40, 7], float_data=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (external("/etc/passwd"), "points outside"),
+        (external("../secret"), "points outside"),
+        (external("link"), "points outside|link"),
+        (external("beside"), "none of the bundle's files"),
+        (external(""), "none of the bundle's files"),
+        (external("tokenizer.json", offset=549_000), "is told to lie at 549,000"),
+        (external("tokenizer.json", offset=-4), "is told to lie at -4"),
+        (external("tokenizer.json", length=10**12), "needs 1,400 bytes"),
+        (external("tokenizer.json", offset="x"), "is no number"),
+        (GIANT, "its shape needs"),
+        (LIST, "too few values"),
+        (TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[-1, 7]), "no dim is negative"),
+    ],
+)
+def test_a_hostile_weight_is_refused(tmp_path: Path, weight: TensorProto, said: str) -> None:
+    (tmp_path / "secret").write_bytes(bytes(1400))
+    folder = write(tmp_path / "b", graph(weight))
+    (folder / "beside").write_bytes(bytes(1400))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=said) as caught:
+        Bundle.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_inside_a_node_is_looked_at_too(tmp_path: Path) -> None:
+    model = graph()
+    model.graph.node.append(helper.make_node("Constant", [], ["y"], value=external("/etc/passwd")))
+    inner = helper.make_graph([helper.make_node("Constant", [], ["z"], value=external("../x"))], "inner", [], [])
+    with_if = graph()
+    with_if.graph.node.append(helper.make_node("If", ["c"], [], then_branch=inner, else_branch=inner))
+    for i, hostile in enumerate((model, with_if)):
+        with pytest.raises(UserError, match="points outside"):
+            Bundle.open(write(tmp_path / f"b{i}", hostile))
+
+
+def test_operators_that_are_not_onnxs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"outside the ONNX standard \(com.example\)"):
+        Bundle.open(write(tmp_path / "b", graph(domain="com.example")))
+
+
+def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no ONNX model"):
+        Bundle.open(write(tmp_path / "b", b"\xff" * 100))
+
+
+def test_a_file_too_large_for_onnx_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate(2**31 + 1)  # a hole: takes no room
+    with pytest.raises(UserError, match="an ONNX file has at most"):
+        onnx_file.load(path)
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    """A pickle in a bundle is a file like any other; one in place of the model is no model."""
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    with pytest.raises(UserError, match="is no ONNX model"):
+        Bundle.open(write(tmp_path / "b", pickle.dumps(Trap())))
+    assert not (tmp_path / "sprung").exists()
+
+
+def closure(names: set[str]) -> set[str]:
+    """These distributions and all that they need."""
+    found, waiting = set[str](), set(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        found.add(name)
+        every = (Requirement(line) for line in importlib.metadata.requires(name) or [])
+        needs = (need for need in every if not need.marker or need.marker.evaluate({"extra": ""}))
+        waiting |= {canonicalize_name(need.name) for need in needs} - found
+    return found
+
+
+def test_what_suggests_is_in_requirements_serve(tmp_path: Path) -> None:
+    """All that is imported belongs to a distribution named there, or to one that those need."""
+    folder = write(tmp_path / "b", graph())
+    code = f"""
+import sys
+from jaxtempl import suggest
+suggest.main(["--bundle={folder}", "--json", "examples/case.json"])
+print(sorted({{name.split(".")[0] for name in sys.modules}}), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    owners = importlib.metadata.packages_distributions()
+    imported = {name for name in ast.literal_eval(done.stderr) if name in owners and not name.startswith("_")}
+    serving = lines("requirements-serve.txt")
+    installed = closure({Requirement(line).name for line in serving})
+    assert not {name for name in imported if not {canonicalize_name(owner) for owner in owners[name]} & installed}
+    assert {"onnxruntime", "tokenizers", "onnx"} <= imported
+    assert serving <= lines("requirements.txt")
+
+
+def lines(name: str) -> set[str]:
+    every = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return {line for line in every if line}
+
+
+def test_an_engine_without_its_gpu_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", graph())
+    (folder / "bundle.json").unlink()
+    (folder / "model.onnx").rename(folder / "model.plan")
+    bundle.write(folder, FACTS | {"model": "model.plan"})
+    with pytest.raises(UserError, match="run it on the machine with the GPU"):
+        of_bundle(Bundle.open(folder))
+
+
+TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "tensorflow_datasets", "onnx_ir"}
+
+
+def test_suggesting_from_a_bundle_needs_nothing_of_training(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", graph())
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {TRAINING!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+from jaxtempl import suggest
+suggest.main(["--bundle={folder}", "examples/case.json"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("%") == 5
+    assert "jax" in without(TRAINING, ["jaxtempl.forward"]).stderr

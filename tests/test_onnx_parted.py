@@ -1,0 +1,63 @@
+"""The form of the ONNX graph for CPUs: with the queries in parts it gives Flax's logits at any length."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from flax import nnx
+
+from converters import onnx_graph
+from converters.onnx_attention import PARTS
+from converters.onnx_graph import Options
+from jaxtempl.models import build
+from jaxtempl.models.config_json import Head
+from jaxtempl.models.neox import Architecture
+
+ARCHITECTURE = Architecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=120, positions=64)
+OUTPUTS = 7
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than parts, as many, and parts of unequal length
+
+
+def saved(path: Path, head: Head) -> dict[str, Any]:
+    """Writes the graph of a random model, and gives its parameters."""
+    params = build.random_params(ARCHITECTURE, OUTPUTS, 0)
+    ir.save(onnx_graph.build(params, ARCHITECTURE, Options(head, form="parted")), path)
+    onnx.checker.check_model(path, full_check=True)
+    return params
+
+
+@pytest.mark.parametrize("head", ["template", "lm"])
+def test_logits_are_flaxs_at_any_length(tmp_path: Path, head: Head) -> None:
+    """One call of Flax tells all lengths, for no position sees those after it."""
+    params, graphdef = saved(tmp_path / "model.onnx", head), build.graphdef(ARCHITECTURE, OUTPUTS)
+    ids = np.random.default_rng(0).integers(0, 120, (2, max(LENGTHS))).astype(np.int32)
+    wanted = np.asarray(jax.jit(lambda p, tokens: nnx.merge(graphdef, p)(tokens))(params, ids))  # [B L O]
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    for length in LENGTHS:
+        feeds, own = {"input_ids": ids[:, :length]}, wanted[:, :length]
+        if head == "template":
+            ends = np.array([length, (length + 1) // 2], np.int32)
+            feeds, own = {**feeds, "lengths": ends[:, None]}, wanted[[0, 1], ends - 1]
+        got = np.asarray(session.run(None, feeds)[0])
+        np.testing.assert_allclose(got, own, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_standard_operators_an_attention_for_each_part(tmp_path: Path) -> None:
+    """The last block has one query, and so one part."""
+    saved(tmp_path / "model.onnx", "template")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    kinds = Counter(node.op_type for node in graph.node)
+    layers = ARCHITECTURE.layers
+    assert {node.domain for node in graph.node} == {""}
+    assert kinds["Attention"] == PARTS * (layers - 1) + 1
+    assert (kinds["RotaryEmbedding"], kinds["Gelu"], kinds["LayerNormalization"]) == (
+        2 * layers,
+        layers,
+        2 * layers + 1,
+    )

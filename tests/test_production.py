@@ -1,0 +1,104 @@
+"""docs/production.md: what of it can be run here is run, and its commands are ones."""
+
+import ast
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from test_triton import PB2, TEMPLATES, convert, make, network
+
+from converters import triton_config
+from converters.__main__ import CONVERTERS
+from jaxtempl import config
+from jaxtempl.config import ROOT, ConvertTritonConfig
+from jaxtempl.devices import DEVICES
+
+PAGE = (ROOT / "docs" / "production.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+KINDS = {name: kind for name, (_, kind) in CONVERTERS.items()}
+
+__all__ = ["network"]  # a fixture
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.replace("\\\n", ""), re.S)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_every_converter_takes_its_flags() -> None:
+    lines = [words for words in commands() if words[0] == "bin/convert"]
+    assert {words[1] for words in lines} == {"onnx", "tensorrt", "triton"}
+    for words in lines:
+        if words[1] in KINDS:
+            config.parse(KINDS[words[1]], words[2:])
+
+
+def test_what_is_made_is_what_is_used_next() -> None:
+    """The repository that is mounted and the model that is asked are the defaults; Triton is of one release."""
+    text = " ".join(" ".join(words) for words in commands())
+    wanted = ConvertTritonConfig()
+    assert f"-v $PWD/{wanted.out}:/models:ro" in text
+    assert set(re.findall(r"--load-model=(\S+)", text)) == {wanted.name}
+    assert set(re.findall(r"/models/([\w-]+)/(?:ready|infer|load)", text)) == {wanted.name}
+    assert f"-m {wanted.name} " in text
+    assert len(set(re.findall(r"tritonserver:(\d\d\.\d\d)-py3", text))) == 1, "one release of Triton"
+
+
+def test_the_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", PAGE):
+        assert (ROOT / "docs" / link).exists()
+    headings = {
+        re.sub(r"[^a-z -]", "", line[3:].lower()).replace(" ", "-") for line in re.findall("^## .*", PAGE, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= headings
+
+
+def test_the_request_of_the_page_is_answered(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = convert(make(tmp_path / "bundle", network, TEMPLATES, buckets=[64]), tmp_path / "models")
+    (tmp_path / "ask.py").write_text(PYTHON[0])
+    runpy.run_path("ask.py")
+    request = json.loads(Path("request.json").read_text())
+    fed = {given["name"]: np.array(given["data"], np.int32).reshape(given["shape"]) for given in request["inputs"]}
+    declared = {given.name: given for given in asked.input}
+    assert {given["datatype"] for given in request["inputs"]} == {"INT32"}
+    for name, array in fed.items():
+        assert declared[name].data_type == PB2.TYPE_INT32
+        assert list(declared[name].dims) in ([-1], list(array.shape[1:]))
+    session = onnxruntime.InferenceSession("models/templates/1/model.onnx", providers=["CPUExecutionProvider"])
+    (padded,) = session.run(["logits"], fed)
+    length = fed["lengths"].item()
+    (bare,) = session.run(["logits"], {"input_ids": fed["input_ids"][:, :length], "lengths": fed["lengths"]})
+    np.testing.assert_allclose(padded, bare, rtol=1e-4, atol=1e-5)
+    assert [given["name"] for given in request["outputs"]] == [output.name for output in asked.output]
+
+
+def test_the_other_client_reads_the_same_request() -> None:
+    ast.parse(PYTHON[1])
+    assert "request.json" in PYTHON[1]
+    assert len(PYTHON) == 2
+
+
+@pytest.mark.parametrize(
+    "row", re.findall(r"^\| (\S+b|\S+m) \| (\S+) \| (\d+) ms \| (\d+) ms \| (\d+) % \|$", PAGE, re.M)
+)
+def test_the_table_is_arithmetic(row: tuple[str, ...]) -> None:
+    milliseconds = float(row[1].replace(",", "")) * 1e9 / (0.4 * DEVICES["a10"].peak) * 1000
+    told = [int(value) for value in row[2:]]
+    most: Any = ConvertTritonConfig().max_batch
+    assert told == [round(milliseconds), round(most * milliseconds), round(20 * milliseconds / 10)]
+
+
+def test_the_page_tells_the_settings() -> None:
+    wanted = ConvertTritonConfig()
+    assert f"**{wanted.timeout_ms} ms in the queue** (`--timeout_ms`)" in PAGE
+    assert f"At most {triton_config.WAITING} wait" in PAGE
+    assert f"**{triton_config.DELAY_MICROSECONDS // 1000} ms for company.**" in PAGE
+    assert wanted.max_batch == 4
+    assert "**Four at once at most** (`--max_batch`)" in PAGE

@@ -1,0 +1,131 @@
+"""The shared comparison, against hand-made networks."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converters import real_contexts, verify
+from converters.verify import Comparison
+from jaxtempl.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+BUCKETS = (4, 8)
+
+
+def network(error: float = 0.0, at: int = -1) -> Any:
+    """Logits [B 6] that depend on the row's real tokens alone, wrong by `error` in one slot."""
+    table = np.random.default_rng(1).standard_normal((50, 6)).astype(np.float32)
+
+    def logits(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        rows = [table[row[:n]].sum(axis=0) for row, n in zip(ids, lengths, strict=True)]
+        found = np.stack(rows).astype(np.float32)
+        found[:, at] += np.float32(error)
+        return found
+
+    return logits
+
+
+ROWS = [RANDOM.integers(0, 50, n).tolist() for n in RANDOM.integers(1, 9, 200)]
+
+
+def shifted(base: Any, change: Any) -> Any:
+    return lambda ids, lengths: change(base(ids, lengths))
+
+
+def test_a_network_is_what_it_is() -> None:
+    same = network()
+    found = verify.compare(same, same, ROWS, BUCKETS)
+    assert found.compared == 2 * len(ROWS)
+    assert (found.top1, found.top5, found.ties, found.largest_difference, found.not_finite) == (1, 1, 0, 0, 0)
+    assert not verify.faults(found, "fp32")
+
+
+def test_every_length_single_and_batched_is_run() -> None:
+    same, shapes = network(), []
+    verify.compare(same, lambda ids, n: (shapes.append(ids.shape), same(ids, n))[1], ROWS, BUCKETS)
+    batched = [shape for shape in shapes if shape[1] in BUCKETS and shape[0] > 1]
+    assert {length for _, length in batched} == set(BUCKETS)
+    assert sum(rows for rows, _ in batched) + (len(shapes) - len(batched)) >= 2 * len(ROWS)
+    assert {length for rows, length in shapes if rows == 1} == set(range(1, 9))
+
+
+def test_small_errors_make_ties_and_large_ones_a_refusal() -> None:
+    same = network()
+    near = verify.compare(same, shifted(same, lambda x: x + np.float32([1e-3, 0, 0, 0, 0, 0])), ROWS, BUCKETS)
+    assert near.largest_difference == pytest.approx(1e-3, rel=1e-2)
+    assert near.top1_outside_ties == 1
+    assert near.ties <= 0.01
+    assert not verify.faults(near, "fp16")
+    moved = dataclasses.replace(near, top1=0.995)
+    assert verify.faults(moved, "fp32") == ["top-1 agrees in 99.50% in all, not 99.9%"]
+    assert not verify.faults(moved, "fp16")
+    far = verify.compare(same, shifted(same, lambda x: x[:, ::-1]), ROWS, BUCKETS)
+    assert far.ties > 0.9
+    assert any("are ties" in fault for fault in verify.faults(far, "fp16"))
+    assert all(verify.faults(far, dtype) for dtype in ("fp32", "fp16"))
+
+
+def test_a_nan_is_a_fault_and_no_best_slot() -> None:
+    same = network()
+
+    def broken(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        found = same(ids, lengths)
+        found[0, found[0].argmax()] = np.nan
+        return found
+
+    found = verify.compare(same, broken, ROWS, BUCKETS)
+    assert found.not_finite > 200  # one in every batch, and in every single row
+    assert found.top1 < 1
+    assert any("are no numbers" in fault for fault in verify.faults(found, "fp16"))
+
+
+def test_every_token_of_a_language_model_counts_but_padding() -> None:
+    table = np.random.default_rng(2).standard_normal((50, 6)).astype(np.float32)
+    padding = np.arange(8)[None, :, None]
+
+    def wrong_in_padding(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return np.where(padding[:, : ids.shape[1]] < lengths[:, None, None], table[ids], 9).astype(np.float32)
+
+    found = verify.compare(lambda ids, _: table[ids], wrong_in_padding, ROWS, BUCKETS)
+    assert found.compared == 2 * sum(map(len, ROWS))
+    assert found.largest_difference == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 3), st.integers(2, 9))
+@settings(max_examples=50, deadline=None)
+def test_a_top1_that_moves_is_a_tie(seed: int, size: float, slots: int) -> None:
+    """No logit moves by more than d, so no top-1 whose margin is over 2 d does."""
+    random = np.random.default_rng(seed)
+    reference = random.standard_normal((40, slots)).astype(np.float32)
+    noise = random.uniform(-size, size, reference.shape).astype(np.float32)
+    compared = Comparison()
+    compared.add(reference, reference + noise)
+    found = compared.figures()
+    assert found.top1 >= 1 - found.ties
+    assert found.ties == 1 or found.top1_outside_ties == 1
+
+
+def test_contexts_are_of_every_length_and_those_made_are_told() -> None:
+    rows = [[i] * (i % 4 + 1) for i in range(1, 500)]  # 1 to 4 tokens: the bucket of 8 is empty
+    chosen = real_contexts.choose(iter(rows), BUCKETS, 300)
+    assert (chosen.real, chosen.made) == ({4: 300}, {8: 100})
+    assert len(chosen.rows) == 400
+    assert all(5 <= len(row) <= 8 for row in chosen.rows[300:])
+    assert chosen.rows[:300] == rows[:300]
+
+
+def test_rare_lengths_are_looked_for() -> None:
+    rows = [[1] * (7 if i % 15 == 14 else 2) for i in range(1500)]
+    chosen = real_contexts.choose(iter(rows), BUCKETS, 100)
+    assert (chosen.real, chosen.made) == ({4: 50, 8: 50}, {})
+    few = real_contexts.choose(iter([[1] * 6, [2] * 3]), BUCKETS, 100)
+    assert (few.real, few.made) == ({4: 1, 8: 1}, {4: 49, 8: 49})
+
+
+def test_no_contexts_are_refused() -> None:
+    with pytest.raises(UserError, match="there are no contexts"):
+        real_contexts.choose(iter([[], []]), BUCKETS, 10)
