@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import jax
@@ -270,3 +271,9 @@ def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
         [ROOT / "bin" / "convert", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert found.stdout.startswith("usage: bin/convert NAME --flags")
+
+
+def test_every_package_is_installed() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {path.parent for top in ("jaxtempl", "converters") for path in (ROOT / top).rglob("__init__.py")}
+    assert {str(path.relative_to(ROOT)).replace("/", ".") for path in found} == set(wanted)
