@@ -32,7 +32,7 @@ def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
     assert set(scores) == {"n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned"}
     assert all(len(values) == 3 and values == sorted(values) for values in scores.values())
     assert min(values[0] for values in scores.values()) > 0.3  # the majority class has a twelfth
-    assert said.index("bin/convert onnx") < said.index("top-5 the same") < said.index("bin/suggest --bundle=")
+    assert said.index("bin/convert onnx") < said.index("largest difference") < said.index("bin/suggest --bundle=")
     assert (tmp_path / "demo" / "adapted-classifier" / "evaluate-test" / "index.html").is_file()
 
 
