@@ -105,9 +105,10 @@ def page(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in results["exports"]),
         "",
-        "The first peak holds the run's parameters in float32; weights are written one at a time. The second holds "
-        "them, ONNX Runtime's session with its packed copies, and Flax. The difference is the largest between two "
-        "logits, beside the largest logit.",
+        "Peaks include reading the run's float32 parameters, and memory that is kept once it was taken "
+        "(bin/environment.sh). Above 2 GB weights are written one at a time; below, the model is one message in "
+        "memory. The second peak holds ONNX Runtime's session with its packed copies, and Flax, too. The difference "
+        "is the largest between two logits, beside the largest logit.",
         "",
         common.described(results["machine"]),
     ]

@@ -11,7 +11,7 @@ from jaxtempl import files, run
 from jaxtempl.cases import Template
 from jaxtempl.config import ConvertHuggingfaceConfig
 from jaxtempl.errors import UserError
-from jaxtempl.models import config_json, weights
+from jaxtempl.models import weights
 from jaxtempl.run import Run
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -39,11 +39,10 @@ def convert(source: Run, step: int, out: Path, shard_bytes: int = weights.SHARD_
     Raises:
         UserError: `out` exists, or the tokenizer has no end-of-text token.
     """
-    head: config_json.Head = "template" if source.phase == "finetune" else "lm"
     end, padding = special_tokens(source.tokenizer.json)
     config = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": padding.id} | labels(source.templates)
     with files.atomic_folder(out) as folder:
-        weights.write(folder, source.architecture, source.params(step), head, config, shard_bytes)
+        weights.write(folder, source.architecture, source.params(step), source.head, config, shard_bytes)
         (folder / weights.TOKENIZER).write_text(source.tokenizer.json, encoding="utf-8")
         _write_json(folder / "tokenizer_config.json", tokenizer_config(source, padding))
         (folder / "README.md").write_text(model_card.card(source, step, padding), encoding="utf-8")

@@ -81,20 +81,9 @@ def _graph(params: PyTree, found: Run, config: ConvertOnnxConfig, dtype: Dtype) 
 
 def options_of(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> Options:
     """How the run's graph of that type is written; raises UserError where the run has no such head or slots."""
-    head, slots = head_of(found, config), _slots(found, config)
-    return Options(head, dtype, config.wide_residual, form_of(config, dtype), slots)
-
-
-def head_of(found: Run, config: ConvertOnnxConfig) -> Head:
-    """The head that the run has.
-
-    Raises:
-        UserError: another one was asked for.
-    """
-    head: Head = "template" if found.phase == "finetune" else "lm"
-    if config.head not in ("auto", head):
-        raise UserError(f"--head={config.head}, but {found.folder} is of {found.phase}, whose head is {head}")
-    return head
+    if config.head not in ("auto", found.head):
+        raise UserError(f"--head={config.head}, but {found.folder} is of {found.phase}, whose head is {found.head}")
+    return Options(found.head, dtype, config.wide_residual, form_of(config, dtype), _slots(found, config))
 
 
 def form_of(config: ConvertOnnxConfig, dtype: Dtype) -> Form:

@@ -27,6 +27,7 @@ from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import ROOT
 from jaxtempl.errors import UserError
 from jaxtempl.models import build
+from jaxtempl.models.config_json import Head
 from jaxtempl.models.neox import Architecture, NeoX
 from jaxtempl.tokenizer import Tokenizer
 
@@ -62,6 +63,11 @@ class Run:
     def phase(self) -> Phase:
         """What made it: `adapt` (a language model) or `finetune` (a template classifier)."""
         return self.manifest["phase"]
+
+    @property
+    def head(self) -> Head:
+        """What the model ends in: `lm` after adapt, `template` after finetune."""
+        return "template" if self.phase == "finetune" else "lm"
 
     @property
     def outputs(self) -> int:
