@@ -46,7 +46,7 @@ def write(size: str, folder: Path) -> None:
 def onnx_runtime(folder: Path, threads: int) -> dict[str, Ask]:
     """The graphs, and beside them a product by itself."""
     return {name: _session(folder / f"{name}.onnx", threads) for name in ("fp32", "fused", "fp16", "int8")} | {
-        "product": _product(threads)
+        "product": product(threads)
     }
 
 
@@ -65,7 +65,7 @@ def _lengths(ids: np.ndarray) -> np.ndarray:
     return np.full(len(ids), ids.shape[1], np.int32)
 
 
-def _product(threads: int) -> Ask:
+def product(threads: int) -> Ask:
     """Of two square float32 matrices, whatever is asked."""
     from onnx import TensorProto, helper
 

@@ -4,9 +4,11 @@ Every stage is the command of its name with the flags that are printed, so a rea
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,10 @@ def main(argv: Sequence[str]) -> None:
     _convert(out)
     _show_gain(out)
     _show_case(out)
-    print(f"\n{time.perf_counter() - started:.0f} seconds. Files: {out}/  (start with the pages named above)")
+    print(
+        f"\n{time.perf_counter() - started:.0f} seconds. Files: {out}/  (start with the pages named above)", flush=True
+    )
+    _serve(out, asked.serve)
 
 
 def _stages(out: Path) -> list[list[str]]:
@@ -89,6 +94,43 @@ def _show_case(out: Path) -> None:
     print(f"\n$ bin/suggest --bundle={out}/bundle {path}", flush=True)
     suggest.main([f"--bundle={out}/bundle", str(path)])
     print(f"The advocate sent {case.messages[message].template}.")
+
+
+def _serve(out: Path, stay: bool) -> None:
+    """A server of the bundle, asked once; it stays only if it is to."""
+    flags = [f"--bundle={out}/bundle", f"--store=sqlite:///{out}/events.sqlite"]
+    print(f"\n$ bin/serve {' '.join(flags)}", flush=True)
+    command = [sys.executable, "-m", "jaxtempl", "serve", *flags, "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            url = _address(server)
+            answer = _asked(url, json.loads((out / "case.json").read_text(encoding="utf-8")))
+            print(f"The same case over HTTP: {answer['suggestions'][0]['template']} in {answer['latency_ms']:.1f} ms.")
+            print(f"The advocate's console: {url}/console", flush=True)
+            if stay:
+                print("Ctrl-C ends it.", flush=True)
+                server.wait()
+            else:
+                print("It is closed again; bin/demo --serve leaves it open, and so does the command above.")
+        except KeyboardInterrupt:
+            print("\nThe server ends.")
+        finally:
+            server.terminate()
+
+
+def _address(server: "subprocess.Popen[str]") -> str:
+    """Where the server says that it is, once it is ready."""
+    found = (re.search(r"is served at (\S+)", line) for line in server.stdout or ())
+    ready = next((match for match in found if match), None)
+    if ready is None:
+        raise UserError("the server did not start; the command above says why")
+    return ready[1]
+
+
+def _asked(url: str, case: dict[str, Any]) -> dict[str, Any]:
+    body = json.dumps({"case_id": "demo", **case}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/suggest", body), timeout=30) as answer:
+        return json.load(answer)
 
 
 def _show_gain(out: Path) -> None:

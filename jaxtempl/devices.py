@@ -12,6 +12,7 @@ class Device(NamedTuple):
         kind: how the name that JAX gives it begins.
         peak: dense bfloat16 operations a second, as the vendor states them.
         memory: bytes, as the vendor states them.
+        bandwidth: of the memory, bytes a second, as the vendor states it.
         price: dollars an hour, a round figure of renting one on demand in 2026; providers differ by 2 to 3 times.
         capability: NVIDIA's compute capability; 0 of TPUs.
         lanes: to which the device pads a head of fewer dims.
@@ -22,6 +23,7 @@ class Device(NamedTuple):
     kind: str
     peak: float
     memory: float
+    bandwidth: float
     price: float
     capability: float = 0.0
     lanes: int = 1
@@ -35,15 +37,16 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-    "a10": Device("NVIDIA A10", 125e12, 24e9, 1.0, 8.6),
-    "a100-40": Device("NVIDIA A100", 312e12, 40e9, 1.5, 8.0),
-    "a100-80": Device("NVIDIA A100", 312e12, 80e9, 2.0, 8.0),
-    "h100": Device("NVIDIA H100", 989e12, 80e9, 3.0, 9.0),
-    "h200": Device("NVIDIA H200", 989e12, 141e9, 4.0, 9.0),
+    "a10": Device("NVIDIA A10", 125e12, 24e9, 600e9, 1.0, 8.6),
+    "a100-40": Device("NVIDIA A100", 312e12, 40e9, 1555e9, 1.5, 8.0),
+    "a100-80": Device("NVIDIA A100", 312e12, 80e9, 2039e9, 2.0, 8.0),
+    "h100": Device("NVIDIA H100", 989e12, 80e9, 3350e9, 3.0, 9.0),
+    "h200": Device("NVIDIA H200", 989e12, 141e9, 4800e9, 4.0, 9.0),
     "v5e": Device(
         "TPU v5 lite",
         197e12,
         16e9,
+        819e9,
         1.2,
         lanes=128,
         accelerator="v5litepod-8",
@@ -53,6 +56,7 @@ DEVICES = {
         "TPU v5",
         459e12,
         95e9,
+        2765e9,
         4.2,
         lanes=128,
         accelerator="v5p-8",

@@ -5,8 +5,8 @@ Dims: D hidden, F feed-forward, N layers, V vocabulary, L length of a row.
 
 from collections.abc import Sequence
 
+from jaxtempl.architecture import Architecture
 from jaxtempl.devices import ALIKE, DEVICES
-from jaxtempl.models.neox import Architecture
 
 # Dense bfloat16 operations a second by how the name that JAX gives a device begins.
 PEAKS = {device.kind: device.peak for device in DEVICES.values()} | ALIKE

@@ -11,7 +11,9 @@ from jaxtempl.bundle import Bundle
 from jaxtempl.cases import Case, case_from
 from jaxtempl.config import SuggestConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.serve.suggester import Suggester, Suggestion, Suggestions, of_bundle
+from jaxtempl.serve.ranking import Ranker, Suggestion
+from jaxtempl.serve.reader import Reader
+from jaxtempl.serve.suggester import Suggester, Suggestions, of_bundle
 
 if TYPE_CHECKING:
     from jaxtempl.run import Run
@@ -70,7 +72,7 @@ def of_run(run: "Run", step: int) -> Suggester:
         raise UserError(f"{run.folder} is an adapt run, which knows no templates; name a finetune run")
     length, tags = run.manifest["length"], run.manifest["role_tags"]
     score, temperature = Forward(run, step).one, run.temperature(step)
-    return Suggester(str(run.folder), score, run.tokenizer, run.templates, length, tags, temperature)
+    return Suggester(score, Reader(run.tokenizer, length, tags), Ranker(str(run.folder), run.templates, temperature))
 
 
 def _chosen(asked: SuggestConfig) -> tuple[Suggester, dict[str, Any]]:

@@ -113,13 +113,16 @@ READERS = {  # the files that are handed each command's config
     "FinetuneConfig": ["boards", "changes", "cluster", "finetune", "launch", "optim", "start"],
     "EvaluateConfig": ["evaluate"],
     "SuggestConfig": ["suggest"],
+    "ServeConfig": ["serve/app", "serve/model", "serve/server", "serve/service"],
+    "EventsExportConfig": ["serve/events_export"],
+    "LoadtestConfig": ["loadtest/pipeline", "loadtest/report"],
     "DemoConfig": ["demo"],
     "ConvertHuggingfaceConfig": ["../converters/huggingface"],
     "ConvertOnnxConfig": ["../converters/onnx_export", "../converters/quantize"],
     "ConvertTensorrtConfig": ["../converters/tensorrt"],
     "ConvertTritonConfig": ["../converters/triton"],
 }
-NAMES = {"asked", "config", "settings", "self.config", "subject.config"}  # what those files call it
+NAMES = {"asked", "self._asked", "config", "settings", "self.config", "subject.config"}  # what those files call it
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

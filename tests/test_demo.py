@@ -3,6 +3,8 @@
 import os
 import re
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,11 @@ def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
     assert all(len(values) == 3 and values == sorted(values) for values in scores.values())
     assert min(values[0] for values in scores.values()) > 0.3  # the majority class has a twelfth
     assert said.index("bin/convert onnx") < said.index("largest difference") < said.index("bin/suggest --bundle=")
+    url = re.search(r"console: (http://\S+)/console", said[said.index("bin/serve --bundle=") :])
+    assert url
+    assert re.search(r"over HTTP: [A-Z0-9_]+ in [\d.]+ ms", said)
+    with pytest.raises(urllib.error.URLError):  # nothing is left running
+        urllib.request.urlopen(f"{url[1]}/livez", timeout=5)
     assert (tmp_path / "demo" / "adapted-classifier" / "evaluate-test" / "index.html").is_file()
 
 

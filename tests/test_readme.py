@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import free_port
 
 from jaxtempl.config import ROOT
 
@@ -18,6 +19,7 @@ SHORTER = {
     "bin/finetune": ["--steps=2"],
     "bin/evaluate": ["--baselines=false"],
     "bin/convert onnx": ["--verify_contexts=40"],
+    "bin/loadtest": ["--minutes=0.02", "--warmup=0"],
 }
 
 
@@ -39,23 +41,36 @@ def test_the_first_two_commands_can_be_started() -> None:
 
 
 def start(line: str, folder: Path) -> "subprocess.Popen[str]":
-    words = shlex.split(line.replace("600", "40"))
+    words = shlex.split(line.replace(", 600)", ", 40)"))
     script, short = Path(words[0]), next((f for name, f in SHORTER.items() if line.startswith(name)), [])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    command = [str(ROOT / script), *words[1:], *short]
+    program = str(ROOT / script) if words[0].startswith("bin/") else words[0]
+    command = [program, *words[1:], *short]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
 def test_the_path_runs_as_written(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    server, port = None, free_port()
     for line in commands()[2:]:
         if "410m" in line:
             continue
+        if line == "bin/serve --bundle=bundle":
+            server = start(f"{line} --port={port}", tmp_path)
+            assert any("is served at" in told for told in server.stdout or ())
+            continue
+        line = line.replace(":8080", f":{port}").replace("bin/loadtest", f"bin/loadtest --url=http://localhost:{port}")
         started = [start(line.replace("$i", i), tmp_path) for i in ("0", "1")[: 1 + ("$i" in line)]]
         for process in started:
             said = process.communicate()[1]
             assert process.returncode == 0, f"{line}\n{said}"
+    assert server
+    server.terminate()
+    assert server.wait(30) == 0
+    server.communicate()
+    assert (tmp_path / "events.parquet").is_file()
+    assert (tmp_path / "loadtest" / "index.html").is_file()
     assert (tmp_path / "converted" / "model.safetensors").is_file()
     assert (tmp_path / "runs" / "finetune-nano" / "evaluate-test" / "index.html").is_file()
 

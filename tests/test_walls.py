@@ -73,7 +73,7 @@ def test_converters_know_no_training(path: Path) -> None:
 
 
 SERVING = [
-    *sources("bundle", "onnx_file", "serve"),
+    *sources("bundle", "onnx_file", "serve", "loadtest"),
     *(path for path in (ROOT / "converters").glob("*.py") if path.name.startswith(("tensorrt", "triton"))),
 ]
 

@@ -6,7 +6,6 @@ O outputs of the head (V or S).
 The blocks are built as one stack by `nnx.vmap` and run by `jax.lax.scan`, so compile time does not grow with N.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,47 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxtempl import partition
-from jaxtempl.errors import UserError
+from jaxtempl.architecture import Architecture
 from jaxtempl.models import attention, kernels
 from jaxtempl.models.kernels import Kernel
 from jaxtempl.models.linear import Back, Into
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """Shape of a GPT-NeoX model; `configs/sizes/` has the published ones."""
-
-    layers: int  # N
-    hidden: int  # D
-    heads: int  # H
-    feed_forward: int  # F
-    vocabulary: int  # V, rows of the embedding
-    positions: int = 2048  # greatest L
-    rotary_fraction: float = 0.25  # share of K that is rotated
-    rotary_base: float = 10_000.0
-    parallel_residual: bool = True  # x + attention(norm(x)) + mlp(norm(x)), else one after the other
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a shape that no model has."""
-        if self.hidden % self.heads:
-            raise UserError(f"hidden={self.hidden} is not a multiple of heads={self.heads}; choose one that is")
-        if self.rotary % 2:
-            raise UserError(
-                f"rotary_fraction={self.rotary_fraction} rotates {self.rotary} of {self.head_dim} dims; "
-                "rotary pairs dims, so choose a fraction that gives an even number"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """K."""
-        return self.hidden // self.heads
-
-    @property
-    def rotary(self) -> int:
-        """Dims of each head that are rotated."""
-        return int(self.head_dim * self.rotary_fraction)
-
 
 Remat = Literal["none", "dots", "full"]
 REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are

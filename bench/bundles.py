@@ -1,0 +1,67 @@
+"""Bundles of a size's shape with random weights, for what is measured of serving alone."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import common
+from jaxtempl import bundle, config, files, text
+from jaxtempl.cases import Template
+
+TEMPLATES = 640  # the paper's number
+SEED = 0
+
+
+def write(folder: Path, size: str, dtype: str) -> Path:
+    """A bundle, made by a process of its own, as that needs JAX and memory.
+
+    Args:
+        folder: to write.
+        size: one of configs/sizes/.
+        dtype: fp32 or int8.
+    """
+    common.said("bench.bundles", str(folder), size, dtype)
+    return folder
+
+
+def _made(folder: Path, size: str, dtype: str) -> None:
+    import onnx_ir as ir
+
+    from bench import steps
+    from converters import dynamic_int8, onnx_graph
+    from converters.onnx_graph import Options
+    from jaxtempl.models import build
+
+    a = steps.architecture(size)
+    folder.mkdir(parents=True)
+    graph = onnx_graph.build(build.random_params(a, TEMPLATES, SEED), a, Options("template", form="parted"))
+    ir.save(graph, folder / bundle.ONNX)
+    if dtype == "int8":
+        (folder / bundle.ONNX).rename(folder / "float.onnx")
+        dynamic_int8.quantize(folder / "float.onnx", folder / bundle.ONNX)
+        (folder / "float.onnx").unlink()
+    (folder / "tokenizer.json").write_text(config.tokenizer_path(size).read_text())
+    templates = [Template(i, f"T{i}", f"Reply number {i}", True, False, 1) for i in range(TEMPLATES)]
+    files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
+    bundle.write(folder, _facts(size, dtype))
+
+
+def _facts(size: str, dtype: str) -> dict[str, Any]:
+    return {
+        "model": bundle.ONNX,
+        "head": "template",
+        "dtype": dtype,
+        "window": text.WINDOW,
+        "role_tags": False,
+        "special_tokens": 0,
+        "temperature": 1.0,
+        "slots": TEMPLATES,
+        "buckets": list(text.buckets(text.WINDOW)),
+        "run": {"size": size},
+        "verify": {},
+    }
+
+
+if __name__ == "__main__":
+    _made(Path(sys.argv[1]), *sys.argv[2:])

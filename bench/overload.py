@@ -1,0 +1,197 @@
+"""What becomes of a server under more load than it can bear, and of reloads and a kill under load.
+
+    python -m bench.overload
+
+A real network in ONNX Runtime (70m's shape, int8) on one core, the generator on the other. Its capacity is what it
+answers when it is asked far too much; then a minute at that rate, a minute at three times that, and seconds after it.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench import bundles, common, servers
+from bench.servers import Server
+
+SIZE, DTYPE = "70m", "int8"
+FLAGS = ("--queue=8", "--timeout_ms=2000", "--threads=1")
+FACTOR = 3  # times the capacity
+LONGER = 1.5  # times the P99 at capacity that an accepted request may take
+RELOADS, KILLS = 50, 2
+PACKAGES = ("starlette", "uvicorn", "onnxruntime", "aiohttp")
+
+
+class Memory:
+    """Reads a server's memory every tenth of a second inside the block."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._ended = server, threading.Event()
+        self.seen: list[float] = []
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        while not self._ended.wait(0.1):
+            self.seen.append(self._server.memory)
+
+
+class Rig:
+    """A server on one core, and loads from another."""
+
+    def __init__(self, folder: Path, cases: Path, minutes: float) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        self.folder, self.cases, self.minutes = folder, cases, minutes
+        self.own, self.other = {cores[0]}, {cores[-1]}
+
+    def served(self, *flags: str, port: int = 0) -> Any:
+        """A server of the bundle."""
+        return servers.served(self.folder / "bundle", self.folder, *flags, cores=self.own, port=port)
+
+    def load(self, server: Server, rate: float, minutes: float, seed: int = 0, warmup: float = 5) -> dict[str, Any]:
+        """The row of one rate."""
+        flags = (f"--rates={rate:g}", f"--minutes={minutes}", f"--warmup={warmup}", f"--seed={seed}")
+        return servers.load(server, self.cases, self.folder / "out", *flags, cores=self.other)["rates"][0]
+
+
+def overloaded(rig: Rig) -> dict[str, Any]:
+    """At capacity, far above it, and after it."""
+    with rig.served(*FLAGS) as server:
+        tried = rig.load(server, 200, 0.25)
+        capacity = tried["answered_rate"]
+        at = rig.load(server, capacity, rig.minutes)
+        with Memory(server) as memory:
+            above = rig.load(server, FACTOR * capacity, rig.minutes, warmup=0)
+        after = rig.load(server, max(capacity / 3, 1), 0.2, warmup=1)
+    return {"capacity": capacity, "at": at, "above": above, "after": after, "memory_mb": memory.seen}
+
+
+def reloaded(rig: Rig) -> dict[str, Any]:
+    """Bundles read anew while requests come."""
+    with rig.served(*FLAGS) as server, ThreadPoolExecutor(1) as pool:
+        rate = 5.0
+        loading = pool.submit(rig.load, server, rate, 2.0)
+        took = list[float]()
+        for _ in range(RELOADS):
+            began = time.perf_counter()
+            server.post("/admin/reload", {})
+            took.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        server.post("/admin/rollback", {})
+        back = time.perf_counter() - began
+        row = loading.result()
+        memory = server.memory
+    return {"rate": rate, "row": row, "seconds": took, "rollback_seconds": back, "memory_mb": memory}
+
+
+def killed(rig: Rig) -> dict[str, Any]:
+    """SIGKILL and a new start while requests come."""
+    port, row = _free_port(), dict[str, Any]()
+    with ThreadPoolExecutor(1) as pool:
+        loading = None
+        for number in range(KILLS + 1):
+            with rig.served(*FLAGS, port=port) as server:
+                loading = loading or pool.submit(rig.load, server, 5.0, 0.75)
+                time.sleep(8)
+                if number < KILLS:
+                    server.process.send_signal(signal.SIGKILL)
+                else:
+                    row = loading.result()
+    return {"row": row, "kills": KILLS}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    over, again, dead = results["overload"], results["reload"], results["kill"]
+    at, above, after = over["at"], over["above"], over["after"]
+    memory = over["memory_mb"]
+    ratio = above["run"]["p99"] / at["run"]["p99"]
+    errors = sum(again["row"]["errors"].values())
+    return "\n".join(
+        [
+            "# Overload, reloads, kills",
+            "",
+            f"`bin/serve {' '.join(FLAGS)}` of {SIZE}'s shape, {DTYPE}, random weights, in ONNX Runtime on one core;",
+            "`bin/loadtest` on the other, Poisson arrivals. `python -m bench.overload` repeats it.",
+            "",
+            f"## Three times capacity for {results['minutes']:g} minutes",
+            "",
+            "| | requests/s | answered/s | shed | late | P50, ms | P99, ms | longest, ms | errors |",
+            "|---" * 9 + "|",
+            _row("at capacity", at),
+            _row(f"{FACTOR} times that", above),
+            _row("a third of it, from one second after", after),
+            "",
+            f"- Accepted requests keep {ratio:.2f} of the P99 at capacity ({LONGER} is allowed); the rest are shed.",
+            f"- Memory meanwhile: {memory[len(memory) // 10]:.0f} MB in the beginning, {memory[-1]:.0f} in the end.",
+            "",
+            f"## {RELOADS} reloads at {again['rate']:g} requests a second",
+            "",
+            f"{again['row']['requests']} requests, {again['row']['answered']} answered, {again['row']['shed']} shed,",
+            f"{again['row']['late']} late, {errors} failed. A reload took {statistics.median(again['seconds']):.1f} s",
+            "(median; the new bundle is verified and warmed on the core that serves), the rollback",
+            f"{1000 * again['rollback_seconds']:.0f} ms. Memory in the end: {again['memory_mb']:.0f} MB.",
+            "",
+            f"## {dead['kills']} SIGKILLs and new starts at 5 requests a second",
+            "",
+            f"{dead['row']['requests']} requests: {dead['row']['answered']} answered; others:"
+            f" {_others(dead['row'])}. Answers that are not answers: {_wrong(dead['row'])}.",
+            "That no acknowledged event is lost is a test (tests/test_serve_process.py, tests/test_events.py).",
+            "",
+            common.described(results["machine"]),
+            "",
+        ]
+    )
+
+
+def _row(name: str, row: dict[str, Any]) -> str:
+    run, errors = row["run"], sum(row["errors"].values())
+    cells = [f"{row['sent_rate']:.1f}", f"{row['answered_rate']:.1f}", row["shed"], row["late"]]
+    cells += [f"{run['p50']:.0f}", f"{run['p99']:.0f}", f"{run['max']:.0f}", errors]
+    return f"| {name} | {' | '.join(map(str, cells))} |"
+
+
+def _others(row: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in row["errors"].items()) or "none"
+
+
+def _wrong(row: dict[str, Any]) -> int:
+    return sum(count for kind, count in row["errors"].items() if "answer" in kind)
+
+
+def main() -> None:
+    """Measures and writes docs/benchmarks/overload.{json,md}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=1.0, help="at capacity and above it (default: 1)")
+    asked = parser.parse_args()
+    machine = common.machine(PACKAGES)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundles.write(folder / "bundle", SIZE, DTYPE)
+        rig = Rig(folder, common.data() / "star" / "dev.jsonl.gz", asked.minutes)
+        results: dict[str, Any] = {"machine": machine, "minutes": asked.minutes}
+        results |= {"overload": overloaded(rig), "reload": reloaded(rig), "kill": killed(rig)}
+    common.write("overload", results, page(results))
+
+
+if __name__ == "__main__":
+    main()

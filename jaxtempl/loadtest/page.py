@@ -1,0 +1,180 @@
+"""The page of a load test: what report.json says, drawn beside the paper's Table 4."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxtempl import pages
+from jaxtempl.loadtest.client import ANSWERED, LATE, SHED, SUPERSEDED
+from jaxtempl.loadtest.report import Row, errors, said
+from jaxtempl.loadtest.table4 import PAPER, Latency
+from jaxtempl.pages import Cell, Measured, Page
+
+Report = Mapping[str, Any]
+
+
+def write(report: Report, path: Path) -> None:
+    """Writes the page of a report."""
+    model = report["model"]
+    page = Page(
+        f"Load test of {model['size'] or 'a model'}, {model['dtype']} on {model['backend']}", " ".join(said(report))
+    )
+    _measured(page, report)
+    _drawn(page, report)
+    _beside_paper(page, report)
+    _minutes(page, report)
+    page.facts(_facts(report)).write(path)
+
+
+def _measured(page: Page, report: Report) -> None:
+    columns = ["requests/s", "average, ms", "P99, ms", "maximum, ms", "in budget", "requests"]
+    rows: list[list[Cell]] = [_row(row) for row in report["rates"]]
+    page.table(
+        [*columns, "shed", "late", "superseded", "errors"],
+        rows,
+        "The average is that of the worst minute. Latencies are of answered requests, from when each was due to the "
+        "end of its answer. In budget: the share of all requests that was answered within "
+        f"{report['budget_ms']:g} ms. Shed: 429, late: 504, superseded: 409.",
+    )
+    for row in report["rates"]:
+        if row["void"]:
+            page.text(f"The row of {row['rate']:g} requests/s is void: {row['void']}.")
+        if row["errors"]:
+            page.text(f"Errors at {row['rate']:g} requests/s: {errors(row)}.")
+
+
+def _row(row: Row) -> list[Cell]:
+    return [
+        Measured(f"{row['rate']:g}", "void" if row["void"] else ""),
+        *_latencies(row),
+        None if row["in_budget"] is None else Measured(f"{row['in_budget']:.2%}"),
+        Measured(f"{row['requests']:,}", f"sent {row['sent_rate']:.2f}/s"),
+        row[SHED],
+        row[LATE],
+        row[SUPERSEDED],
+        sum(row["errors"].values()),
+    ]
+
+
+def _latencies(row: Row) -> list[Cell]:
+    run, peak = row["run"], row["peak_minute"]
+    if not run:
+        return [None] * 3
+    return [
+        Measured(f"{peak['average']:.2f}", f"whole run {run['average']:.2f}"),
+        Measured(f"{run['p99']:.2f}", f"worst minute {peak['p99']:.2f}"),
+        Measured(f"{run['max']:.2f}"),
+    ]
+
+
+def _drawn(page: Page, report: Report) -> None:
+    kept = [row for row in report["rates"] if row["run"] and not row["void"]]
+    rows = sorted(kept, key=lambda row: row["rate"])
+    if rows:
+        page.heading("Latency against rate")
+        page.figure(_by_rate(rows, report), "This server. Void rows are not drawn.")
+        page.figure(_p99(rows, report), "P99 beside the paper's, on an NVIDIA A10 with TensorRT in FP16.")
+
+
+def _by_rate(rows: Sequence[Row], report: Report) -> Figure:
+    lines = {
+        "maximum": ([row["run"]["max"] for row in rows], pages.ORANGE, "^"),
+        "P99": ([row["run"]["p99"] for row in rows], pages.BLUE, "o"),
+        "average of the worst minute": ([row["peak_minute"]["average"] for row in rows], pages.GREEN, "s"),
+    }
+    with pages.drawing() as (figure, axes):
+        for name, (values, colour, marker) in lines.items():
+            axes.plot(_rates(rows), values, color=colour, marker=marker, markersize=5, label=name)
+        if report["floor"]:
+            axes.axhline(
+                report["floor"]["ms"], color="#888888", linewidth=1, linestyle=":", label="least of the device"
+            )
+        _finish(axes, report)
+    return figure
+
+
+def _p99(rows: Sequence[Row], report: Report) -> Figure:
+    colours = (pages.ORANGE, pages.GREEN, pages.PURPLE)
+    with pages.drawing() as (figure, axes):
+        for (size, paper), colour in zip(PAPER.items(), colours, strict=True):
+            values = [latency.p99 for latency in paper.values()]
+            axes.plot(list(paper), values, color=colour, linestyle="--", marker=".", label=f"paper, {size}")
+        axes.plot(_rates(rows), [row["run"]["p99"] for row in rows], color=pages.BLUE, marker="o", label="this server")
+        _finish(axes, report)
+    return figure
+
+
+def _rates(rows: Sequence[Row]) -> list[float]:
+    return [row["rate"] for row in rows]
+
+
+def _finish(axes: Axes, report: Report) -> None:
+    """The budget's line, and what both figures share."""
+    axes.axhline(report["budget_ms"], color="#888888", linewidth=1, linestyle="--", label="budget")
+    pages.logarithmic(axes, "x")
+    pages.logarithmic(axes, "y")
+    axes.set(xlabel="requests a second", ylabel="latency, ms")
+    axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+
+
+def _beside_paper(page: Page, report: Report) -> None:
+    both = [row for row in report["rates"] if row["rate"] in PAPER["410m"]]
+    if not both:
+        return
+    rows: list[list[Cell]] = [[Measured(f"{row['rate']:g}"), _own(row), *_papers(row["rate"])] for row in both]
+    page.heading("Beside the paper").table(
+        ["requests/s", "this server", *(f"paper, {size}" for size in PAPER)],
+        rows,
+        "Milliseconds: average of the worst minute / P99 / maximum. The paper's Table 4 is of TensorRT in FP16 on an "
+        "NVIDIA A10, one request at a time.",
+    )
+
+
+def _own(row: Row) -> Cell:
+    if not row["run"]:
+        return None
+    latency = Latency(row["peak_minute"]["average"], row["run"]["p99"], row["run"]["max"])
+    return Measured(_joined(latency), "void" if row["void"] else "")
+
+
+def _papers(rate: float) -> list[Cell]:
+    return [Measured(_joined(latencies[int(rate)])) for latencies in PAPER.values()]
+
+
+def _joined(latency: Latency) -> str:
+    return " / ".join(f"{value:.2f}" for value in latency)
+
+
+def _minutes(page: Page, report: Report) -> None:
+    names = ("requests", ANSWERED, "average", "p99", "max")
+    rows: list[list[Cell]] = [
+        [Measured(f"{row['rate']:g}"), i, *(minute.get(name) for name in names), sum(minute["errors"].values())]
+        for row in report["rates"]
+        for i, minute in enumerate(row["minutes"], 1)
+    ]
+    columns = ["requests/s", "minute", "requests", "answered", "average, ms", "P99, ms", "maximum, ms", "errors"]
+    page.table(columns, rows, f"All {len(rows):,} minutes", folded=True)
+
+
+def _facts(report: Report) -> dict[str, str]:
+    model, inputs, client, floor = report["model"], report["inputs"], report["client"], report["floor"]
+    bursts = f", variance of the gaps {report['burstiness']:g}" if report["burstiness"] else ""
+    bad = ", ".join(f"{count:,} {reason}" for reason, count in inputs["bad"].items())
+    return {
+        "server": f"{report['url']}, version {model['version']}, {model['slots']:,} slots, window {model['window']:,}",
+        "begun": report["started"],
+        "arrivals": f"{report['arrivals']}{bursts}, seed {report['seed']}",
+        "each rate": f"{report['minutes']:g} minutes after {report['warmup']:g} seconds that are not counted",
+        "inputs": f"{inputs['contexts']:,} contexts of {inputs['cases']:,} cases; left out: {bad or 'nothing'}",
+        "least time": f"{floor['ms']:.2f} ms, {floor['operations'] / 1e9:,.1f} G operations" if floor else "not known",
+        "client": f"{client['processor']}, {client['cores']} cores, {client['system']}",
+        "generator": ", ".join(
+            f"{row['rate']:g}/s: late by {row['lag_ms']['p99']:.2f} ms (P99), {row['lag_ms']['max']:.2f} ms at most"
+            for row in report["rates"]
+            if row["lag_ms"]
+        ),
+        "versions": ", ".join(f"{name} {version}" for name, version in client["versions"].items()),
+    }

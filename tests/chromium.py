@@ -1,0 +1,56 @@
+"""The system's Chromium, driven headless, and the console in it."""
+
+import contextlib
+import shutil
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from require import missing
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    """The browser; the test skips where there is none. No test of the module can have an event loop of its own."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or missing("chromium")
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=FLAGS.split()) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def console(browser: Browser, url: str, **context: Any) -> Generator[Page]:
+    """The console of the server at `url` in a window of its own, once its model is known or a token asked for."""
+    with browser.new_context(**context) as window:
+        window.set_default_timeout(10_000)
+        page = window.new_page()
+        page.goto(f"{url}/console")
+        page.locator("#model:not(:empty), #asked[open]").first.wait_for()
+        yield page
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Generator[Page]:
+    with console(browser, url) as opened:
+        yield opened
+
+
+def customer_says(page: Page, text: str = "Where is my card?") -> None:
+    page.get_by_label("Customer says").fill(text)
+    page.get_by_label("Customer says").press("Enter")
+
+
+def suggested(page: Page, text: str = "Where is my card?") -> None:
+    """The customer says something, and five suggestions for it are there."""
+    customer_says(page, text)
+    settled(page)
+
+
+def settled(page: Page) -> None:
+    """Five suggestions are there, and no others are waited for."""
+    expect(page.locator("#suggestions:not([aria-busy]) .suggestion")).to_have_count(5)

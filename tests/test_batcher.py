@@ -1,0 +1,303 @@
+"""The queue: who goes with whom, who waits, and who is refused; the network stands still until it is told to go on."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import serving
+
+from jaxtempl.bundle import Bundle
+from jaxtempl.errors import UserError
+from jaxtempl.serve.batcher import Batcher, FailedError, FullError, LateError, SupersededError
+from jaxtempl.serve.metrics import Metrics
+from jaxtempl.serve.model import Model
+
+SLOTS = 7
+
+
+class Network:
+    """Waits for a permit a batch; notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.asked: list[tuple[int, ...]] = []
+        self.fail = self.poison = False
+
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        self.asked.append((ids.shape[1], *(int(row[0]) for row in ids)))
+        assert self.permits.acquire(timeout=10)
+        if self.fail:
+            raise UserError("out of order")
+        logits = np.repeat(ids[:, :1].astype(np.float32), SLOTS, axis=1)
+        logits[(ids[:, 0] == 13) & self.poison] = np.nan
+        return logits
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return serving.bundle(tmp_path_factory.mktemp("batcher") / "b")
+
+
+class Rig:
+    """A batcher with a model of that network; `ask` gives a request of `first` as its first id."""
+
+    def __init__(self, folder: Path, batch: int = 4, queue: int = 8, timeout: float = 30.0) -> None:
+        self.network, self.metrics = Network(), Metrics()
+        self.network.permits.release(8)  # of warming
+        self.model = Model(Bundle.open(folder), self.network, "test").warm(2)
+        self.network.asked.clear()
+        self.batcher = Batcher(batch, queue, timeout, self.metrics)
+
+    async def ask(self, first: int, length: int = 10, case: str | None = None) -> float:
+        with self.batcher.place(case) as place:
+            logits = await self.batcher.logits(place, self.model, [first] * length)
+        return float(logits[0])
+
+    async def asked(self, *wanted: int, **each: Any) -> "list[asyncio.Future[float]]":
+        """Requests, one after another, all of them in the queue or on the network."""
+        tasks = [asyncio.ensure_future(self.ask(first, **each)) for first in wanted]
+        await self.settle()
+        return tasks
+
+    async def settle(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def running(self, count: int) -> None:
+        """Until the network has been asked so often."""
+        while len(self.network.asked) < count:
+            await asyncio.sleep(0.001)
+
+    def go(self, batches: int = 1) -> None:
+        self.network.permits.release(batches)
+
+
+Test = Callable[[Rig], Awaitable[None]]
+
+
+def run(folder: Path, test: Test, **options: Any) -> None:
+    async def whole() -> None:
+        rig = Rig(folder, **options)
+        try:
+            async with asyncio.timeout(20):
+                await test(rig)
+        finally:
+            rig.go(99)
+            await rig.batcher.close()
+
+    asyncio.run(whole())
+
+
+def test_a_lone_request_waits_for_nobody_and_the_others_go_together(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        rest = await rig.asked(3, 4, 5, 6, 7)
+        assert rig.batcher.waiting == 5
+        rig.go(3)
+        assert await asyncio.gather(*first, *rest) == [2, 3, 4, 5, 6, 7]
+        assert rig.network.asked == [(64, 2), (64, 3, 4, 5, 6), (64, 7)]
+
+    run(folder, test)
+
+
+def test_only_one_length_goes_together_and_the_oldest_goes_first(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        rest = [*await rig.asked(3, length=100), *await rig.asked(4), *await rig.asked(5, length=65)]
+        rig.go(3)
+        assert await asyncio.gather(*first, *rest) == [2, 3, 4, 5]
+        assert rig.network.asked == [(64, 2), (128, 3, 5), (64, 4)]
+
+    run(folder, test)
+
+
+def test_only_one_model_goes_together(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        old, other = rig.model, Rig(folder)
+        first = await rig.asked(2)
+        await rig.running(1)
+        waiting = await rig.asked(3)
+        rig.model = other.model
+        newer = await rig.asked(4)
+        assert rig.batcher.uses(old)
+        rig.go(2)
+        other.go()
+        assert await asyncio.gather(*first, *waiting, *newer) == [2, 3, 4]
+        assert (rig.network.asked, other.network.asked) == ([(64, 2), (64, 3)], [(64, 4)])
+        assert not rig.batcher.uses(old)
+        await other.batcher.close()
+
+    run(folder, test)
+
+
+def test_a_failed_batch_fails_its_own_requests_alone(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        rest = await rig.asked(3, 4, 5, 6, 7)
+        rig.go()
+        await rig.running(2)
+        rig.network.fail = True
+        rig.go()
+        await rig.running(3)
+        rig.network.fail = False
+        rig.go()
+        found = await asyncio.gather(*first, *rest, return_exceptions=True)
+        assert [type(each) for each in found] == [float, *[FailedError] * 4, float]
+        assert b"jaxtempl_failed_batches_total 1.0" in rig.metrics.text()
+
+    run(folder, test)
+
+
+def test_a_row_that_is_not_finite_fails_alone(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        rig.network.poison = True
+        first = await rig.asked(2)
+        await rig.running(1)
+        rest = await rig.asked(3, 13, 5)
+        rig.go(2)
+        found = await asyncio.gather(*first, *rest, return_exceptions=True)
+        assert [type(each) for each in found] == [float, float, FailedError, float]
+
+    run(folder, test)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        rest = await rig.asked(3, 4)
+        with pytest.raises(FullError) as refused:
+            await rig.ask(5)
+        assert refused.value.after >= 1
+        rig.go(2)
+        assert await asyncio.gather(*first, *rest) == [2, 3, 4]
+        rig.go()
+        assert await rig.ask(6) == 6, "there is room again"
+
+    run(folder, test, queue=2)
+
+
+def test_who_would_be_too_late_is_refused_at_once(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        rig.model.pace.update(dict.fromkeys(rig.model.pace, 7.0))
+        first = await rig.asked(2)
+        await rig.running(1)
+        with pytest.raises(FullError) as refused:
+            await rig.ask(3)
+        assert refused.value.after == 7
+        assert rig.batcher.waiting == 0
+        rig.go()
+        assert await asyncio.gather(*first) == [2]
+
+    run(folder, test, timeout=5.0)
+
+
+def test_a_request_whose_deadline_has_passed_is_never_run(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        with pytest.raises(LateError):
+            await rig.ask(3)
+        assert rig.batcher.waiting == 0
+        with pytest.raises(LateError):
+            await first[0]  # it is on the network still, and nobody waits for it
+        rig.go(2)
+        assert await rig.ask(4) == 4
+        assert rig.network.asked == [(64, 2), (64, 4)]
+
+    run(folder, test, timeout=0.2)
+
+
+def test_a_deadline_is_looked_at_again_before_a_batch_begins(folder: Path) -> None:
+    """Timers are late where the loop is busy."""
+
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        late = await rig.asked(3)
+        next(iter(rig.batcher._waiting)).deadline = 0.0
+        rig.go()
+        found = await asyncio.gather(*first, *late, return_exceptions=True)
+        assert [type(each) for each in found] == [float, LateError]
+        assert rig.network.asked == [(64, 2)]
+
+    run(folder, test)
+
+
+def test_a_newer_request_of_a_case_takes_the_place_of_one_that_waits(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2, case="a")
+        await rig.running(1)
+        older = await rig.asked(3, case="a")
+        other = await rig.asked(4, case="b")
+        newer = await rig.asked(5, case="a")
+        with pytest.raises(SupersededError):
+            await older[0]
+        rig.go(2)
+        assert await asyncio.gather(*first, *other, *newer) == [2, 4, 5], "one that is computed is left alone"
+        assert rig.network.asked == [(64, 2), (64, 4, 5)]
+
+    run(folder, test)
+
+
+def test_a_newer_request_of_a_case_needs_no_room_of_its_own(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        older = await rig.asked(3, case="a")
+        newer = await rig.asked(4, case="a")
+        with pytest.raises(SupersededError):
+            await older[0]
+        rig.go(2)
+        assert await asyncio.gather(*first, *newer) == [2, 4]
+
+    run(folder, test, queue=1)
+
+
+def test_a_client_that_left_frees_its_place(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        left = await rig.asked(3)
+        left[0].cancel()
+        await rig.settle()
+        assert rig.batcher.waiting == 0
+        second = await rig.asked(4)
+        rig.go(2)
+        assert await asyncio.gather(*first, *second) == [2, 4]
+        assert rig.network.asked == [(64, 2), (64, 4)]
+
+    run(folder, test, queue=1)
+
+
+def test_one_that_is_still_read_has_a_place_and_can_be_superseded(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        with rig.batcher.place("a") as place:
+            assert rig.batcher.waiting == 1
+            newer = await rig.asked(5, case="a")
+            rig.go()
+            assert await newer[0] == 5
+            with pytest.raises(SupersededError):
+                await rig.batcher.logits(place, rig.model, [2])
+
+    run(folder, test)
+
+
+def test_the_pace_of_a_length_follows_its_batches(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        assert set(rig.model.pace) == {64, 128, 256, 512}
+        rig.model.pace[64] = 100.0
+        rig.go()
+        await rig.ask(2)
+        assert 80 <= rig.model.pace[64] < 81
+
+    run(folder, test, timeout=1000.0)

@@ -1,0 +1,67 @@
+"""The console on the real server: what is typed, picked and sent is in the store, and overload is told."""
+
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import serving
+from chromium import browser as browser
+from chromium import console, customer_says, settled
+from playwright.sync_api import Browser, expect
+from serving import Server, served
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return serving.bundle(tmp_path_factory.mktemp("console") / "bundle", window=64, buckets=[64])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "events.sqlite"
+
+
+def kept(store: Path, count: int) -> list[tuple[str, str | None, int | None]]:
+    """The events, once there are so many."""
+    query = "SELECT event, template, position FROM events ORDER BY at, received"
+    for _ in range(200):
+        connection = sqlite3.connect(store)
+        found = connection.execute(query).fetchall()
+        connection.close()
+        if len(found) >= count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(found)
+
+
+def test_a_pick_by_key_is_in_the_store(browser: Browser, folder: Path, store: Path) -> None:
+    with served(folder, store) as server, console(browser, server.url) as page:
+        customer_says(page)
+        settled(page)
+        name = page.locator(".suggestion").nth(1).get_by_text(re.compile("^(greet|card|refund|bye|wait|thanks)$"))
+        template = name.first.inner_text()
+        page.keyboard.press("2")
+        expect(page.get_by_label("Reply to the customer")).not_to_have_value("")
+        assert kept(store, 2) == [("shown", None, None), ("picked", template, 2)]
+
+
+@pytest.fixture
+def slow(folder: Path, store: Path) -> Iterator[Server]:
+    with served(folder, store, "--fake_ms=1500", "--queue=1", "--batch=1", "--timeout_ms=60000") as server:
+        yield server
+
+
+def test_overload_is_told_and_passes(browser: Browser, slow: Server) -> None:
+    """A second and a third console ask for so much that the first is shed; then it comes again by itself."""
+    pages = [console(browser, slow.url) for _ in range(3)]
+    with pages[0] as one, pages[1] as two, pages[2] as three:
+        for page in (two, three):
+            customer_says(page)
+            page.wait_for_timeout(150)
+        customer_says(one)
+        expect(one.get_by_role("status")).to_contain_text("The service is busy")
+        settled(one)
+        expect(one.get_by_role("status")).not_to_contain_text("busy")

@@ -1,0 +1,423 @@
+"""The event store on both databases: what is kept, and what is told when it cannot be."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kept import NOON, happened, keep, opened, rows, suggestion, suggestions
+from kept import url as url
+from postgres import Postgres
+from postgres import postgres as postgres
+from sqlalchemy import event as listening
+
+from jaxtempl.config import ROOT
+from jaxtempl.errors import UserError
+from jaxtempl.serve import events, events_tables
+from jaxtempl.serve.api import Event, FieldError
+from jaxtempl.serve.events import Store, StoreUnavailableError, UnknownSuggestionError
+
+# A server that is to be killed: it says of which suggestion both events are acknowledged, and never closes its store.
+SERVER = """
+import asyncio, sys
+from kept import happened, suggestion
+from jaxtempl.serve.events import Store
+
+async def serve() -> None:
+    store = Store(sys.argv[1])
+    while True:
+        answered = suggestion()
+        store.suggested(answered)
+        await store.keep(happened(answered))
+        await store.keep(happened(answered, event="edited"))
+        print(answered.suggestion_id, flush=True)
+
+asyncio.run(serve())
+"""
+
+
+@contextlib.contextmanager
+def locked(url: str) -> Generator[None]:
+    """SQLite's write lock is held by somebody else, so that the store cannot write."""
+    with contextlib.closing(sqlite3.connect(str(sa.make_url(url).database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def slow_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suggestions alone are gathered until the store is closed, so a test knows what is in a group."""
+    monkeypatch.setattr(events, "GATHER", 600.0)
+
+
+def test_what_is_kept_is_read_back_equal(url: str) -> None:
+    none = suggestion(case_id=None, threshold=None, templates=[], probabilities=[], reason="low", at=LAST)
+    answered = [suggestion(at=datetime(1, 1, 1, tzinfo=UTC)), none]
+    picked = happened(answered[0], at=NOON.astimezone(timezone(timedelta(hours=9))))
+    shown = happened(answered[1], event="shown", template=None, position=None, at=LAST)
+    with opened(url) as store:
+        for record in answered:
+            store.suggested(record)
+        assert keep(store, picked, shown) == [None, None]
+    kept = {row["suggestion_id"]: row for row in rows(url, events_tables.suggestions)}
+    assert kept == {record.suggestion_id: msgspec.structs.asdict(record) for record in answered}
+    found = {row["event"]: row for row in rows(url, events_tables.events)}
+    for wanted in (picked, shown):
+        row = found[wanted.event]
+        assert datetime.now(UTC) - row.pop("received") < timedelta(hours=1)
+        assert len(row.pop("event_id")) == 64
+        assert row == msgspec.structs.asdict(wanted)
+        assert row["at"].tzinfo == UTC
+
+
+LAST = datetime.max.replace(tzinfo=UTC)
+TIMES = st.datetimes(
+    datetime(1, 1, 2),
+    datetime(9999, 12, 30),
+    timezones=st.builds(timezone, st.timedeltas(-timedelta(hours=23), timedelta(hours=23))),
+)
+IDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=200)
+
+
+EVENTS = st.sampled_from(["shown", "picked", "edited", "dismissed", "searched", "freehand"])
+CHANGES = st.fixed_dictionaries(
+    {"event": EVENTS, "at": TIMES, "template": st.none() | IDS, "position": st.none() | st.integers(1, 100)}
+)
+ANSWERED = st.fixed_dictionaries(
+    {"case_id": IDS, "at": TIMES, "probabilities": st.lists(st.floats(0, 1)), "threshold": st.none() | st.floats(0, 1)}
+)
+
+
+def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
+    @settings(max_examples=10, deadline=None)
+    @given(st.lists(st.tuples(ANSWERED, CHANGES), max_size=20))
+    def check(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        answered = [suggestion(**own) for own, _ in pairs]
+        wanted = [happened(record, **changes) for record, (_, changes) in zip(answered, pairs, strict=True)]
+        with opened(url) as store:
+            for record in answered:
+                store.suggested(record)
+            assert keep(store, *wanted) == [None] * len(wanted)
+        of_id = {row["suggestion_id"]: row for row in rows(url, events_tables.suggestions)}
+        assert [of_id[record.suggestion_id] for record in answered] == list(map(msgspec.structs.asdict, answered))
+        of_id = {row["suggestion_id"]: row for row in rows(url, events_tables.events)}
+        found = [Event(**{name: of_id[x.suggestion_id][name] for name in Event.__struct_fields__}) for x in wanted]
+        assert found == wanted
+
+    check()
+
+
+def test_an_event_sent_again_is_one_row_and_another_one_is_not(url: str) -> None:
+    answered = suggestion()
+    once, east = happened(answered), timezone(timedelta(hours=9))
+    again = happened(answered, at=once.at.astimezone(east))
+    others = [happened(answered, position=3), happened(answered, at=once.at + timedelta(microseconds=1))]
+    with opened(url) as store:
+        store.suggested(answered)
+        store.suggested(answered)
+        assert keep(store, once, once, again, *others) == [None] * 5
+    with opened(url) as store:
+        store.suggested(answered)
+        assert keep(store, once) == [None]
+        assert store.dropped == 0
+    assert len(rows(url, events_tables.suggestions)) == 1
+    assert len(rows(url, events_tables.events)) == 3
+
+
+def test_an_event_of_no_suggestion_is_refused_and_leaves_the_others_of_its_group(url: str) -> None:
+    answered = suggestion()
+    with opened(url) as store:
+        store.suggested(answered)
+        outcomes = keep(store, happened(answered), happened(suggestion()), happened(answered, event="edited"))
+    assert [type(outcome) for outcome in outcomes] == [type(None), UnknownSuggestionError, type(None)]
+    assert {row["event"] for row in rows(url, events_tables.events)} == {"picked", "edited"}
+
+
+@pytest.mark.usefixtures("slow_to_write")
+def test_records_that_the_database_refuses_leave_the_others_of_their_group(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, refused = [suggestion(), suggestion()], suggestion(case_id="secret\ud800")
+    with opened(url) as store:
+        for record in (good[0], refused, good[1]):
+            store.suggested(record)
+        outcomes = keep(store, happened(good[0]), happened(good[0], position=2**70), happened(good[1]))
+        assert [type(outcome) for outcome in outcomes] == [type(None), FieldError, type(None)]
+        assert store.dropped == 1
+    assert suggestions(url) == {record.suggestion_id for record in good}
+    assert len(rows(url, events_tables.events)) == 2
+    assert "refuses a suggestion" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_time_that_is_none_in_utc_is_a_wrong_field(tmp_path: Path) -> None:
+    early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
+    with opened(f"sqlite:///{tmp_path / 'a'}") as store:
+        (outcome,) = keep(store, happened(suggestion(), at=early))
+    assert isinstance(outcome, FieldError)
+    assert outcome.field == "at"
+
+
+def test_hundreds_of_events_share_a_few_commits_and_find_the_suggestions_that_came_before_them(url: str) -> None:
+    answered, commits = [suggestion() for _ in range(600)], list[sa.Connection]()
+    count = commits.append
+    with opened(url) as store:
+        listening.listen(sa.Engine, "commit", count)
+
+        async def answer_and_keep() -> None:
+            async with asyncio.TaskGroup() as group:
+                for record in answered:
+                    store.suggested(record)
+                    group.create_task(store.keep(happened(record)))
+
+        try:
+            asyncio.run(answer_and_keep())
+        finally:
+            listening.remove(sa.Engine, "commit", count)
+    assert len(rows(url, events_tables.events)) == 600
+    assert len(commits) < 100
+
+
+@pytest.mark.usefixtures("slow_to_write")
+def test_closing_writes_what_waits_and_what_comes_later_is_not_kept(url: str) -> None:
+    store, answered = Store(url), [suggestion() for _ in range(1200)]
+    for record in answered:
+        store.suggested(record)
+    assert store.waiting == 1200
+    store.close()
+    store.close()
+    assert suggestions(url) == {record.suggestion_id for record in answered}
+    store.suggested(suggestion())
+    assert (store.waiting, store.dropped) == (0, 1)
+    (outcome,) = keep(store, happened(answered[0]))
+    assert isinstance(outcome, StoreUnavailableError)
+
+
+@pytest.mark.usefixtures("slow_to_write")
+def test_a_full_queue_drops_suggestions_and_counts_them_and_takes_no_event(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOST", 2)
+    answered = [suggestion() for _ in range(3)]
+    with opened(url) as store:
+        for record in answered:
+            store.suggested(record)
+        assert (store.waiting, store.dropped) == (2, 1)
+        (outcome,) = keep(store, happened(answered[0]))
+        assert isinstance(outcome, StoreUnavailableError)
+    assert suggestions(url) == {record.suggestion_id for record in answered[:2]}
+
+
+def test_an_event_that_waits_too_long_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "PATIENCE", 0.05)
+    url, answered = f"sqlite:///{tmp_path / 'a'}", suggestion()
+    with opened(url) as store:
+        with locked(url):
+            store.suggested(answered)
+            (outcome,) = keep(store, happened(answered))
+            assert isinstance(outcome, StoreUnavailableError)
+        monkeypatch.setattr(events, "PATIENCE", 60.0)
+        assert keep(store, happened(answered)) == [None]
+    assert len(rows(url, events_tables.events)) == 1
+
+
+def patient(url: str) -> str:
+    """Which waits for SQLite's lock as long as it does by default, and not only as long as a test of an outage may."""
+    return url.split("?timeout")[0]
+
+
+def start_server(url: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", SERVER, patient(url)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_servers_of_one_database_that_are_killed_have_kept_all_that_they_acknowledged(url: str) -> None:
+    servers, acknowledged = [start_server(url) for _ in range(2)], list[str]()
+    for server in servers:
+        assert server.stdout
+        with server.stdout as said:
+            acknowledged += [said.readline().strip() for _ in range(30)]
+            server.send_signal(signal.SIGKILL)
+            acknowledged += [line.strip() for line in said if line.endswith("\n")]
+        server.wait()
+    assert len(acknowledged) >= 60
+    kept = [(row["suggestion_id"], row["event"]) for row in rows(url, events_tables.events)]
+    assert {(key, name) for key in acknowledged for name in ("picked", "edited")} <= set(kept)
+    assert set(acknowledged) <= suggestions(url)
+
+
+def test_servers_may_make_the_tables_at_the_same_time(url: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for engine in threads.map(events_tables.open_to_write, [patient(url)] * 8):
+            engine.dispose()
+    assert rows(url, events_tables.store) == [{"format": 1}]
+
+
+@pytest.mark.usefixtures("slow_to_write")
+def test_an_event_finds_a_suggestion_that_another_server_answered_and_had_not_written(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, other = suggestion(), Store(url)
+    other.suggested(answered)
+
+    async def until_it_has(_: float) -> None:
+        other.close()
+
+    monkeypatch.setattr(asyncio, "sleep", until_it_has)
+    with opened(url) as store:
+        assert keep(store, happened(answered)) == [None]
+
+
+class Outage:
+    """PostgreSQL stopped, or SQLite locked by another program."""
+
+    def __init__(self, url: str, server: Callable[[], Postgres]) -> None:
+        self._lock = None if url.startswith("postgresql") else locked(url)
+        self._server = server
+
+    def __enter__(self) -> None:
+        self._lock.__enter__() if self._lock else self._server().stop()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error) if self._lock else self._server().start()
+
+
+@pytest.fixture
+def outage(url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Outage:
+    monkeypatch.setattr(events, "RETRY", 0.1)
+    return Outage(url, lambda: request.getfixturevalue("postgres"))
+
+
+def test_a_database_that_went_and_came_back_has_all_once(
+    url: str, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, during = suggestion(), [suggestion() for _ in range(600)]
+    with opened(url) as store:
+        store.suggested(before)
+        assert keep(store, happened(before)) == [None]
+        with outage:
+            for record in during:
+                store.suggested(record)
+            for _ in range(2):
+                outcomes = keep(store, happened(before, event="edited"), happened(during[-1]))
+                assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
+            until(lambda: store.waiting == 600)
+            assert suggestions(url) == {before.suggestion_id} if url.startswith("sqlite") else True
+        until(lambda: keep(store, happened(during[-1])) == [None])
+        assert keep(store, happened(before), happened(before, event="edited")) == [None, None]
+        assert (store.waiting, store.dropped) == (0, 0)
+    assert suggestions(url) == {record.suggestion_id for record in (before, *during)}
+    assert sorted(row["event"] for row in rows(url, events_tables.events)) == ["edited", "picked", "picked"]
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "the event store cannot be reached",
+        "the event store is reached again",
+    ]
+
+
+def test_closing_waits_for_a_database_that_comes_back(url: str, outage: Outage) -> None:
+    store, answered = Store(url), suggestion()
+    with ThreadPoolExecutor(1) as thread:
+        with outage:
+            store.suggested(answered)
+            assert [type(outcome) for outcome in keep(store, happened(answered))] == [StoreUnavailableError]
+            closing = thread.submit(store.close)
+            assert wait([closing], timeout=0.5).not_done
+        closing.result()
+    assert (store.waiting, store.dropped) == (0, 0)
+    assert suggestions(url) == {answered.suggestion_id}
+
+
+def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
+    url: str, outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "CLOSE", 0.5)
+    store = Store(url)
+    with outage:
+        store.suggested(suggestion())
+        store.close()
+    assert (store.waiting, store.dropped) == (0, 1)
+    assert suggestions(url) == set()
+
+
+@pytest.mark.parametrize("open_it", [events_tables.open_to_read, events_tables.open_to_write])
+def test_a_newer_format_is_refused(url: str, open_it: Callable[[str], sa.Engine]) -> None:
+    engine = events_tables.open_to_write(url)
+    with engine.begin() as connection:
+        connection.execute(sa.update(events_tables.store).values(format=2))
+    engine.dispose()
+    with pytest.raises(UserError, match="has format 2; this release reads up to 1"):
+        open_it(url)
+
+
+def test_tables_of_somebody_else_are_left_alone(url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE events (a INTEGER)"))
+    engine.dispose()
+    with pytest.raises(UserError, match="has a table events that is not ours"):
+        Store(url)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("events.sqlite", "is not the URL of a database"),
+        ("postgresql+psycopg://me:hunter2@host:port/db", "is not the URL of a database"),
+        ("mysql://me:hunter2@host/db", "is for mysql"),
+        ("postgresql://me:hunter2@host/db", "is for postgresql;"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////proc/none/a.sqlite", "unable to open"),
+        ("sqlite:////etc/passwd", "not a database"),
+        ("postgresql+psycopg://me:hunter2@127.0.0.1:1/db", "cannot be used"),
+        ("postgresql+psycopg://me@/db?host=/nowhere&password=hunter2", "cannot be used"),
+        ("postgresql+psycopg://me:hunter2@/db?colour=red", "cannot be used"),
+    ],
+)
+@pytest.mark.parametrize("open_it", [events_tables.open_to_read, Store])
+def test_a_wrong_url_is_one_line_without_its_password(wrong: str, said: str, open_it: Callable[[str], Any]) -> None:
+    if wrong == "sqlite:////proc/none/a.sqlite" and open_it is events_tables.open_to_read:
+        said = "does not exist"
+    with pytest.raises(UserError, match=said) as error:
+        open_it(wrong)
+    assert "\n" not in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_missing_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match="needs psycopg; install"):
+        Store("postgresql+psycopg://me:hunter2@host/db")
+
+
+def test_reading_makes_no_database(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no suggestions|does not exist"):
+        events_tables.open_to_read(url)
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError, match="holds no suggestions"):
+        events_tables.open_to_read(f"sqlite:///{tmp_path / 'empty'}")
+    assert (tmp_path / "empty").stat().st_size == 0
+    assert not (tmp_path / "events.sqlite").exists()

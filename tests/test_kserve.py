@@ -1,0 +1,344 @@
+"""KServe's protocol, held to tritonclient's own encoders and decoders, and to its client over a real socket."""
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jaxtempl.serve import api, kserve
+from jaxtempl.serve.api import FieldError
+
+CANARY = "canary4711"
+ROWS = st.lists(st.text(), min_size=1, max_size=kserve.MOST_CASES)
+WANTED = st.sampled_from(
+    [["template"], ["probability"], ["template", "probability"], ["probability", "template"]]
+).flatmap(
+    lambda names: st.tuples(*(st.booleans() for _ in names)).map(lambda binary: dict(zip(names, binary, strict=True)))
+)
+
+
+def case_input(texts: Sequence[str | bytes], binary: bool, tail: Sequence[int] = ()) -> triton.InferInput:
+    """The model's input by tritonclient's encoder; `tail` are the dimensions after the first."""
+    shape = [len(texts), *tail]
+    made = triton.InferInput("case", shape, "BYTES")
+    made.set_data_from_numpy(np.array(texts, np.object_).reshape(shape), binary_data=binary)
+    return made
+
+
+def body_of(texts: Sequence[str | bytes], binary: bool, tail: Sequence[int] = (), **more: Any) -> tuple[bytes, Any]:
+    """A request's body and the length of its JSON, as the HTTP header has it."""
+    body, size = triton.InferenceServerClient.generate_request_body([case_input(texts, binary, tail)], **more)
+    return body, None if size is None else str(size)
+
+
+def wanted(outputs: dict[str, bool]) -> list[triton.InferRequestedOutput]:
+    return [triton.InferRequestedOutput(name, binary) for name, binary in outputs.items()]
+
+
+@contextlib.contextmanager
+def serving(app: Starlette, port: int = 0) -> Generator[int]:
+    """Serves an app on a real socket; yields its port."""
+    listener = socket.create_server(("127.0.0.1", port))  # with SO_REUSEADDR, so a port may be taken again
+    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+# Requests
+
+
+@settings(deadline=None)
+@given(ROWS, st.booleans(), st.sampled_from([[], [1]]), st.just({}) | WANTED, st.text(st.characters(codec="ascii")))
+def test_any_texts_come_as_tritonclient_sends_them(
+    texts: list[str], binary: bool, tail: list[int], outputs: dict[str, bool], name: str
+) -> None:
+    found = kserve.parse(*body_of(texts, binary, tail, request_id=name, outputs=wanted(outputs)))
+    assert found.cases == [text.encode() for text in texts]
+    assert found.id == name
+    assert list(found.outputs.items()) == list((outputs or dict.fromkeys(kserve.OUTPUTS, True)).items())
+
+
+def request(**changes: Any) -> bytes:
+    """A request of two cases as JSON; changes of the input by name, or of the request in `request`."""
+    of_request = changes.pop("request", {})
+    given = {"name": "case", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]} | changes
+    return json.dumps({"inputs": [{k: v for k, v in given.items() if v is not None}], **of_request}).encode()
+
+
+def test_nested_data_is_taken_and_what_is_unknown_ignored() -> None:
+    made = request(shape=[2, 1], data=[["a"], ["b"]], parameters={"x": 1}, request={"parameters": {"priority": 2}})
+    assert kserve.parse(made, None) == ("", [b"a", b"b"], {"template": False, "probability": False})
+
+
+def test_binary_data_output_is_what_outputs_override() -> None:
+    outputs = [{"name": "probability"}, {"name": "template", "parameters": {"binary_data": False}}]
+    made = request(request={"parameters": {"binary_data_output": True}, "outputs": outputs})
+    assert list(kserve.parse(made, None).outputs.items()) == [("probability", True), ("template", False)]
+
+
+def test_a_binary_element_may_be_any_bytes_until_it_is_read() -> None:
+    found = kserve.parse(*body_of([b'{"messages": [{"role": "customer", "text": "\xff"}]}'], True))
+    with pytest.raises(FieldError) as raised:
+        kserve.contexts(found)
+    assert raised.value.field == "inputs[0].data[0]"
+
+
+# What is refused
+
+
+BINARY = {"data": None, "shape": [1], "parameters": {"binary_data_size": 5}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tail", "field"),
+    [
+        ({"name": CANARY}, b"", "inputs"),
+        ({"request": {"inputs": []}}, b"", "inputs"),
+        ({"datatype": "INT32"}, b"", "inputs[0].datatype"),
+        ({"datatype": None}, b"", "inputs[0].datatype"),
+        ({"shape": [3]}, b"", "inputs[0].data"),
+        ({"shape": [1, 2]}, b"", "inputs[0].shape"),
+        ({"shape": [0], "data": []}, b"", "inputs[0].shape"),
+        ({"shape": []}, b"", "inputs[0].shape"),
+        ({"shape": [-2]}, b"", "inputs[0].shape"),
+        ({"shape": [65], "data": ["a"] * 65}, b"", "inputs[0].shape"),
+        ({"shape": [2**70]}, b"", "inputs[0].shape"),
+        ({"data": [CANARY, 1]}, b"", "inputs[0].data[1]"),
+        ({"data": [["a", CANARY]], "shape": [2]}, b"", "inputs[0].data[0]"),
+        ({"data": ["a\ud800", "b"]}, b"", ""),
+        ({"data": None}, b"", "inputs[0]"),
+        ({"parameters": {"shared_memory_region": CANARY}, "data": None}, b"", "inputs[0]"),
+        ({"parameters": {"binary_data_size": 0}}, b"", "inputs[0]"),
+        (BINARY, b"\1\0\0\0", "inputs[0].parameters.binary_data_size"),
+        (BINARY, b"\1\0\0\0ab", "inputs[0].parameters.binary_data_size"),
+        (BINARY, b"\0\0\0\0a", "inputs[0]"),
+        (BINARY, b"\2\0\0\0a", "inputs[0]"),
+        (BINARY, b"\xff\xff\xff\xffa", "inputs[0]"),
+        (BINARY | {"shape": [2]}, b"\1\0\0\0a", "inputs[0]"),
+        (BINARY | {"parameters": {"binary_data_size": -5}}, b"", "inputs[0].parameters.binary_data_size"),
+        ({}, b"a", "inputs[0].parameters.binary_data_size"),
+        ({"request": {"outputs": [{"name": "template"}, {"name": CANARY}]}}, b"", "outputs[1].name"),
+        ({"request": {"id": 1}}, b"", "id"),
+        *(
+            (
+                {"request": {"outputs": [{"name": "template", "parameters": {name: value}}]}},
+                b"",
+                f"outputs[0].parameters.{name}",
+            )
+            for name, value in {"classification": 3, "shared_memory_region": CANARY}.items()
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_and_not_told(changes: dict[str, Any], tail: bytes, field: str) -> None:
+    head = request(**changes)
+    with pytest.raises(FieldError) as raised:
+        kserve.parse(head + tail, str(len(head)))
+    assert raised.value.field == field
+    assert CANARY not in raised.value.detail
+    assert len(raised.value.detail.splitlines()) == 1
+
+
+@pytest.mark.parametrize("length", ["", "-1", "x", "1e3", " 5", "٣", "9" * 5000, "99999", "5"])
+def test_a_lying_header_is_refused(length: str) -> None:
+    with pytest.raises(FieldError):
+        kserve.parse(request(), length)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"inputs":[{"data":', b'{"inputs":[{"data":[', b'{"x":['])
+def test_deep_nesting_is_refused(opening: bytes) -> None:
+    for body in (opening * 50_000, opening + b"[" * 50_000 + b"]" * 50_000):
+        with pytest.raises(FieldError):
+            kserve.parse(body, None)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(CANARY),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = ("name", "shape", "datatype", "data", "parameters")
+LENGTHS = st.none() | st.text(max_size=5) | st.integers(0, 400).map(str)
+
+
+def only_field_errors(body: bytes, length: str | None) -> None:
+    try:
+        told = ""
+        kserve.contexts(kserve.parse(body, length))
+    except FieldError as error:
+        told = f"{error.field} {error.detail}"
+    assert CANARY not in told
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), LENGTHS)
+def test_random_bytes_are_refused_and_nothing_else(body: bytes, length: str | None) -> None:
+    only_field_errors(body, length)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON), st.dictionaries(st.sampled_from(["id", "outputs"]), JSON), LENGTHS)
+def test_random_values_are_refused_and_nothing_else(
+    changes: dict[str, Any], of_request: dict[str, Any], length: str | None
+) -> None:
+    only_field_errors(request(**changes, request=of_request), length)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(0, 400), st.integers(0, 255), LENGTHS)
+def test_a_damaged_body_is_refused_and_nothing_else(texts: list[str], place: int, byte: int, length: str) -> None:
+    body, size = body_of([*texts[1:], CANARY], True)
+    place %= len(body)
+    only_field_errors(body[:place], size)
+    only_field_errors(body[:place] + bytes([byte]) + body[place + 1 :], size)
+    only_field_errors(body, length)
+
+
+@pytest.mark.parametrize(
+    ("case", "field"),
+    [
+        (b'{"messages": [{"role": "customer", "text": "a"}, {"role": "nobody", "text": "a"}]}', ".messages[1].role"),
+        (b'{"messages": []}', ".messages"),
+        (b"{}", ".messages"),
+        (b"[1]", ""),
+        (b"", ""),
+    ],
+)
+def test_a_case_that_is_wrong_is_named_by_its_place(case: bytes, field: str) -> None:
+    good = b'{"messages": [{"role": "customer", "text": "a"}], "k": 3}'
+    infer = kserve.parse(*body_of([good, case], True))
+    with pytest.raises(FieldError) as raised:
+        kserve.contexts(infer)
+    assert raised.value.field == f"inputs[0].data[1]{field}"
+    assert kserve.contexts(infer._replace(cases=[good])) == [api.Context(messages=[api.Said("customer", "a")], k=3)]
+
+
+# Answers
+
+
+PAIRS = st.lists(st.lists(st.tuples(st.text(), st.floats(0, 1, width=32)), max_size=4), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(PAIRS, WANTED, st.text())
+def test_answers_are_what_tritonclient_reads(
+    rows: list[list[tuple[str, float]]], outputs: dict[str, bool], name: str
+) -> None:
+    infer = kserve.Infer(name, [b""] * len(rows), outputs)
+    templates, numbers = ([[pair[i] for pair in row] for row in rows] for i in (0, 1))
+    body, size = kserve.answer(infer, "templates", "v1", cast("Any", templates), cast("Any", numbers))
+    assert (size is not None) == any(outputs.values())
+    found: Any = triton.InferenceServerClient.parse_response_body(body, header_length=size)
+    told = found.get_response()
+    assert (told["model_name"], told["model_version"], told.get("id", "")) == ("templates", "v1", name)
+    assert [output["name"] for output in told["outputs"]] == list(outputs)
+    width = max(map(len, rows))
+    for output, column, fill in zip(kserve.OUTPUTS, (templates, numbers), ("", 0.0), strict=True):
+        if output in outputs:
+            array = found.as_numpy(output)
+            assert array.shape == (len(rows), width)
+            values = [value.decode() if isinstance(value, bytes) else value for value in array.ravel().tolist()]
+            assert values == [value for row in column for value in [*row, *[fill] * (width - len(row))]]
+            assert ("data" in found.get_output(output)) != outputs[output], "binary where, and only where, asked for"
+
+
+# Over HTTP
+
+
+async def infer(request: Request) -> Response:
+    """Suggests for each case its own messages' texts, in their order; a third of that is the probability."""
+    length = request.headers.get(kserve.HEADER_LENGTH)
+    try:
+        asked = kserve.parse(await request.body(), length)
+        templates = [[said.text for said in context.messages[: context.k]] for context in kserve.contexts(asked)]
+    except FieldError as error:
+        return Response(json.dumps({"error": f"{error.field}: {error.detail}"}), 422)
+    numbers = [[len(text) / 3 for text in row] for row in templates]
+    body, size = kserve.answer(asked, request.path_params["name"], "v1", templates, numbers)
+    return Response(body, headers={} if size is None else {kserve.HEADER_LENGTH: str(size)})
+
+
+def json_of(make: Callable[[Request], Any]) -> Callable[[Request], Response]:
+    return lambda request: Response(msgspec.json.encode(make(request)))
+
+
+APP = Starlette(
+    routes=[
+        Route("/v2", json_of(lambda _: kserve.server())),
+        Route("/v2/health/live", json_of(lambda _: True)),
+        Route("/v2/models/{name}", json_of(lambda request: kserve.model(request.path_params["name"], "v1"))),
+        Route("/v2/models/{name}/versions/v1/ready", json_of(lambda _: True)),
+        Route("/v2/models/{name}/infer", infer, methods=["POST"]),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def client() -> Generator[triton.InferenceServerClient]:
+    with serving(APP) as port, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        yield client
+
+
+def test_tritonclient_finds_the_model(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_model_ready("templates", "v1")
+    assert not client.is_model_ready("templates", "v2")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    found = client.get_model_metadata("templates")
+    assert found == {
+        "name": "templates",
+        "versions": ["v1"],
+        "platform": "jaxtempl_bundle",
+        "inputs": [{"name": "case", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "template", "datatype": "BYTES", "shape": [-1, -1]},
+            {"name": "probability", "datatype": "FP32", "shape": [-1, -1]},
+        ],
+    }
+
+
+def case(*texts: str) -> str:
+    return json.dumps({"messages": [{"role": "customer", "text": text} for text in texts], "k": 2}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("probability", [True, False])
+def test_tritonclient_asks_in_every_form(
+    client: triton.InferenceServerClient, sent: bool, template: bool, probability: bool
+) -> None:
+    outputs = wanted({"template": template, "probability": probability})
+    asked = case_input([case("Grüße 🙂", "b", "c"), case("no")], sent, [1])
+    found: Any = client.infer("templates", [asked], outputs=outputs, request_id="7")
+    texts = [text.decode() if isinstance(text, bytes) else text for text in found.as_numpy("template").ravel().tolist()]
+    assert texts == ["Grüße 🙂", "b", "no", ""]
+    np.testing.assert_array_equal(found.as_numpy("probability"), np.array([[7 / 3, 1 / 3], [2 / 3, 0]], np.float32))
+    assert found.get_response()["id"] == "7"
+
+
+def test_tritonclient_is_told_what_is_wrong(client: triton.InferenceServerClient) -> None:
+    with pytest.raises(triton.InferenceServerException, match=r"inputs\[0\]\.data\[0\]"):
+        client.infer("templates", [case_input([CANARY], True)])
+    top = triton.InferRequestedOutput("template", class_count=3)
+    with pytest.raises(triton.InferenceServerException, match="classification: is not supported"):
+        client.infer("templates", [case_input([case("a")], True)], outputs=[top])

@@ -1,0 +1,87 @@
+"""Which templates are suggested out of given logits, and which texts are the same."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+from tiny import template
+
+from jaxtempl.cases import Template
+from jaxtempl.errors import UserError
+from jaxtempl.serve import ranking
+from jaxtempl.serve.ranking import Ranker
+
+TEXTS = [
+    "Thank you and goodbye.",
+    "Thank you, goodbye!",
+    "I'm sorry, but your booking request failed.",
+    "I am sorry but your booking request has failed",
+    "Your refund was approved.",
+    "Your refund was declined.",
+    "You can pay at 5pm.",
+    "You can't pay at 5pm.",
+    "You can pay at 6pm.",
+    "🙂",
+    "👍",
+    "",
+]
+
+
+def made(*texts: str) -> list[Template]:
+    return [template(slot, f"t{slot}", text=text) for slot, text in enumerate(texts)]
+
+
+def names(found: list[ranking.Suggestion]) -> list[str]:
+    return [each.template for each in found]
+
+
+def test_of_near_identical_texts_the_likeliest_stands_for_all() -> None:
+    ranker = Ranker("x", made(*TEXTS), 1.0)
+    logits = np.arange(len(TEXTS), dtype=np.float32)
+    found = names(ranker.best(logits, 12))
+    assert found == ["t11", "t10", "t9", "t8", "t7", "t6", "t5", "t4", "t3", "t1"]
+    assert names(ranker.best(logits, 2, allowed=["t0", "t1", "t2"])) == ["t2", "t1"]
+
+
+def test_a_negation_a_number_or_another_word_is_another_text() -> None:
+    same = {frozenset(pair) for pair in [(0, 1), (2, 3)]}
+    for i, one in enumerate(TEXTS[:9]):
+        for j, other in enumerate(TEXTS[:9]):
+            assert (ranking.words(one) == ranking.words(other)) == (i == j or frozenset((i, j)) in same), (one, other)
+    assert ranking.words("Do you have it?"), "a text of fillers alone keeps them"
+    assert ranking.words("We cannot pay") == ranking.words("We can't pay") == ranking.words("we can not pay")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=st.lists(st.floats(-50, 50, width=32), min_size=9, max_size=12),
+    retired=st.sets(st.integers(0, 8), max_size=8),
+    allowed=st.none() | st.sets(st.integers(0, 12)),
+    temperature=st.floats(0.1, 10),
+    k=st.integers(1, 12),
+)
+def test_probabilities_are_those_of_a_softmax_over_what_may_be_suggested(
+    logits: list[float], retired: set[int], allowed: set[int] | None, temperature: float, k: int
+) -> None:
+    templates = [template(i, f"t{i}", text=f"text{i}", active=i not in retired) for i in range(9)]
+    may = [i for i in range(9) if i not in retired and (allowed is None or i in allowed)]
+    values = np.array(logits, np.float32)
+    found = Ranker("x", templates, temperature).best(values, k, None if allowed is None else {f"t{i}" for i in allowed})
+    assert len(found) == min(k, len(may))
+    expected = special.softmax(values[may].astype(np.float64) / temperature) if may else np.array([])
+    assert [each.probability for each in found] == pytest.approx(sorted(expected, reverse=True)[:k])
+    for each in found:
+        slot = int(each.template[1:])
+        assert each.probability == pytest.approx(expected[may.index(slot)])
+        assert each.text == f"text{slot}"
+
+
+def test_a_model_of_retired_templates_is_refused() -> None:
+    with pytest.raises(UserError, match="all templates of x are retired; set one active"):
+        Ranker("x", [template(0, "a", active=False)], 1.0)
+
+
+def test_padding_slots_are_never_suggested() -> None:
+    found = Ranker("x", made("one", "two"), 1.0).best(np.array([0, 1, 99, 99], np.float32), 5)
+    assert names(found) == ["t1", "t0"]

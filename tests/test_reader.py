@@ -1,0 +1,45 @@
+"""The server's window is training's, though only what can be in it is tokenized."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import ASSETS
+
+from jaxtempl import text
+from jaxtempl.cases import Message
+from jaxtempl.serve.reader import Reader
+from jaxtempl.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer(ASSETS / "nano" / "tokenizer.json")
+SAID = st.builds(
+    Message, st.sampled_from(["customer", "system", "advocate"]), st.text(min_size=1, max_size=60).filter(str.strip)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(messages=st.lists(SAID, min_size=1, max_size=40), window=st.integers(1, 80), role_tags=st.booleans())
+def test_the_window_is_trainings(messages: list[Message], window: int, role_tags: bool) -> None:
+    whole = TOKENIZER.encode(text.pieces(messages, role_tags))
+    ids, dropped = Reader(TOKENIZER, window, role_tags).read(messages)
+    assert ids == text.window(whole, window)
+    kept = whole[dropped:]
+    assert ids == [i for piece in kept for i in piece][-window:]
+    assert dropped == len(messages) - 1 or sum(map(len, kept)) <= window
+
+
+def test_what_cannot_be_in_the_window_is_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        counted.append(len(texts))
+        return before(tokenizer, texts)
+
+    before = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    messages = [Message("customer", f"message number {i}") for i in range(1000)]
+    ids, dropped = Reader(TOKENIZER, 64, False).read(messages)
+    assert 0 < len(ids) <= 64
+    assert dropped > 900
+    assert sum(counted) <= 64

@@ -1,0 +1,120 @@
+"""What Prometheus, Grafana and the autoscaler are told to ask for, held to what a server exports."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Server, bundle, served
+
+from jaxtempl.config import ROOT
+from jaxtempl.serve.app import App
+from jaxtempl.serve.batcher import RefusedError
+
+DEPLOY = ROOT / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+SCRAPED = {"instance"}  # a label that Prometheus adds
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that has counted something of each kind."""
+    folder = tmp_path_factory.mktemp("serve")
+    with served(bundle(folder / "bundle"), folder / "events.sqlite", "--fake_ms=100", "--batch=1") as running:
+        shown = {
+            "suggestion_id": running.suggest().json["suggestion_id"],
+            "event": "shown",
+            "at": "2026-01-31T12:00:00Z",
+        }
+        assert running.ask("/v1/events", shown).status == 200
+        statuses: list[int] = []
+        while 409 not in statuses:
+            with ThreadPoolExecutor(3) as pool:
+                statuses = [answer.status for answer in pool.map(lambda _: running.suggest("same"), range(3))]
+        yield running
+
+
+def exported(server: Server) -> dict[str, dict[str, set[str]]]:
+    """Values that /metrics has, by name and label."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for family in text_string_to_metric_families(server.ask("/metrics").body.decode()):
+        for sample in family.samples:
+            labels = found.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    return {name: labels for name, labels in found.items() if not name.endswith("_created")}
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def queries() -> list[str]:
+    [rules] = documents(DEPLOY / "prometheus" / "alerts.yaml")
+    [scaled] = documents(DEPLOY / "kubernetes" / "serve" / "autoscaler.yaml")
+    drawn = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    alerts = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    return drawn + alerts + [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+
+
+def check(query: str, known: Mapping[str, Mapping[str, set[str]]]) -> None:
+    used = re.findall(r"(jaxtempl_\w+)(?:\{([^}]*)\})?", query)
+    assert used
+    for name, inside in used:
+        for label, value in re.findall(r'(\w+)=~?"([^"]*)"', inside):
+            if label not in SCRAPED:
+                pattern = value.split("|") if value.replace("|", "").isidentifier() else [value]
+                assert all(any(re.fullmatch(one, it) for it in known[name][label]) for one in pattern), (name, value)
+    kept = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
+    assert kept <= SCRAPED.union(*(known[name] for name, _ in used))
+
+
+def test_whatever_is_asked_of_prometheus_is_exported(server: Server) -> None:
+    known = exported(server)
+    known["jaxtempl_refused_total"]["reason"] |= {kind.reason for kind in RefusedError.__subclasses__()}
+    known["jaxtempl_answers_total"]["route"] |= {name for name in vars(App) if name == "infer"}
+    assert len(queries()) > 20
+    for query in queries():
+        check(query, known)
+
+
+WRONG = (
+    "jaxtempl_answers",
+    'jaxtempl_stage_seconds_sum{stage="runs"}',
+    'jaxtempl_refused_total{reason=~"superseded|fool"}',
+    'jaxtempl_answers_total{code="200"}',
+    "sum by (code) (jaxtempl_answers_total)",
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_query_is_found(server: Server, wrong: str) -> None:
+    with pytest.raises((KeyError, AssertionError)):
+        check(wrong, exported(server))
+
+
+def test_the_dashboard_draws_all_that_is_exported(server: Server) -> None:
+    text = json.dumps(DASHBOARD)
+    names = {re.sub("_(bucket|sum|count)$", "", name) for name in exported(server)}
+    assert not {name for name in names if name not in text}
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    panels, variables = DASHBOARD["panels"], {each["name"]: each for each in DASHBOARD["templating"]["list"]}
+    assert variables["datasource"]["query"] == "prometheus"
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert {source["datasource"]["uid"] for source in (panel, *panel["targets"])} == {"${datasource}"}
+        for target in panel["targets"]:
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= {*variables, "__rate_interval"}
+            shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert shown <= set(re.findall(r"\w+", target["expr"]))
+    places = [panel["gridPos"] for panel in panels]
+    cells = [(p["x"] + i, p["y"] + j) for p in places for i in range(p["w"]) for j in range(p["h"])]
+    assert len(set(cells)) == len(cells), "panels overlap"
+    assert max(x for x, _ in cells) < 24

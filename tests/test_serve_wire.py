@@ -1,0 +1,167 @@
+"""What is hardly HTTP, or too much of it, is answered or cut off; who sends as it should is answered as ever."""
+
+import gzip
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import MESSAGES, Server, bundle, served
+from wire import CHUNKED, CLOSE, HEAD, PATHS, length, post, send, statuses
+
+from jaxtempl.config import ServeConfig
+
+MOST = ServeConfig.max_body
+SLOW_MS = 700
+REQUEST: dict[str, Any] = {"case_id": "c", "messages": MESSAGES}
+BODY = json.dumps(REQUEST).encode()
+POST = b"POST /v1/suggest" + HEAD
+CHUNKS = b"%x\r\n%s\r\n" * 2 % (9, BODY[:9], len(BODY) - 9, BODY[9:]) + b"0\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """One for all; in the end it still answers, and nothing that it did not expect has happened."""
+    folder = tmp_path_factory.mktemp("wire")
+    (folder / "admin").write_text("admin")
+    flags = f"--admin_tokens={folder / 'admin'}", f"--timeout_ms={SLOW_MS}"
+    with served(bundle(folder / "bundle"), folder / "events.sqlite", *flags) as found:
+        yield found
+        assert found.suggest().status == 200
+        assert not [line for line in found.log if '"level":"error"' in line or "Traceback" in line]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_other_methods_are_refused(path: str, server: Server) -> None:
+    head: dict[str, Any] = {"Authorization": "Bearer admin"}
+    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - PATHS[path]:
+        answer = server.ask(path, None if method == "GET" else b"{}", method, **head)
+        assert (answer.status, set(answer.json)) == (405, {"error", "request_id"})
+        assert set(answer.headers["allow"].split(", ")) - {"HEAD"} == PATHS[path]
+    only_head = server.ask(path.replace("{version}", "none"), None, "HEAD", **head)
+    assert only_head.status == (405 if PATHS[path] == {"POST"} else 404 if "{" in path else 200)
+    assert only_head.body == b""
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/other", "/V1/suggest", "//v1/suggest", "/v1/%73uggest/x", "/a?b#c"])
+def test_other_paths_are_not_found(path: str, server: Server) -> None:
+    answer = server.ask(path, b"{}")
+    assert (answer.status, set(answer.json)) == (404, {"error", "request_id"})
+
+
+@pytest.mark.parametrize("count", [1, 10, 100, 1_000])
+def test_any_number_of_messages_is_read(count: int, server: Server) -> None:
+    answer = server.suggest(messages=[{"role": "customer", "text": f"message {n}"} for n in range(count)])
+    assert (answer.status, answer.json["tokens"] <= 512) == (200, True)
+    assert (answer.json["dropped_messages"] > 0) == (count > 100)
+
+
+def test_a_message_of_a_megabyte_is_read_or_late(server: Server) -> None:
+    for text in ("my card is lost. " * 60_000, "\N{GRINNING FACE}" * 80_000, "\0" * 170_000):
+        assert server.suggest(messages=[{"role": "customer", "text": text}]).status in (200, 504)
+
+
+@pytest.mark.parametrize(
+    ("field", "right", "wrong"),
+    [
+        ("k", [1, 100], [0, 101, -1, 2**64, 1.5, True, "5"]),
+        ("threshold", [0, 1, -0.0, 5e-324, None], [-5e-324, 1.0000001, 1e308, False, "0"]),
+        ("allowed", [None, [], ["unknown"], ["card"] * 10_000, ["", "\0", "\N{GRINNING FACE}"]], ["card", [None], {}]),
+        ("case_id", ["c", "c" * 200, "\N{GRINNING FACE}" * 200], ["", "c" * 201, "\t", "\x7f", "c\n", None, 1]),
+        ("messages", [MESSAGES * 5], [[], {}, None, "hi", [[]], [{}], [None]]),
+    ],
+)
+def test_fields_are_right_up_to_their_bounds(field: str, right: list[Any], wrong: list[Any], server: Server) -> None:
+    for value in right:
+        assert server.ask("/v1/suggest", {**REQUEST, field: value}).status == 200
+    for value in wrong:
+        answer = server.ask("/v1/suggest", {**REQUEST, field: value})
+        assert (answer.status, answer.json["field"].partition("[")[0]) == (422, field)
+
+
+def test_what_nothing_reads_must_be_utf_8_all_the_same(server: Server) -> None:
+    assert server.ask("/v1/suggest", BODY[:-1] + b', "unknown": "\xc3("}').status == 422
+
+
+def test_a_body_may_be_as_long_as_is_said_and_no_longer(server: Server) -> None:
+    longest = BODY + b" " * (MOST - len(BODY))
+    assert server.ask("/v1/suggest", longest).status == 200
+    for path in ("/v1/suggest", "/v1/events", "/v2/models/templates/infer"):
+        assert post(server, path, longest + b" ").status == 413
+        assert post(server, path, [longest, b" "]).status == 413
+    assert statuses(send(server, POST + CLOSE + length(10**15) + b"\r\n")) == [413]  # before any of it has come
+
+
+def test_a_compressed_body_is_refused(server: Server) -> None:
+    for encoding in ("gzip", "br", "deflate, gzip", "unknown", ""):
+        assert server.ask("/v1/suggest", gzip.compress(BODY), Content_Encoding=encoding).status == 415
+    assert server.ask("/v1/suggest", BODY, Content_Encoding="identity").status == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: Server) -> None:
+    assert statuses(send(server, POST + length(len(BODY)) + b"\r\n" + BODY[:-1])) == [408]
+    assert statuses(send(server, POST + CHUNKED + b"\r\n" + CHUNKS[:-5])) == [408]
+    assert send(server, POST + length(len(BODY)) + b"\r\n" + BODY[:-1], finish=True) == b""
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        POST + CLOSE + CHUNKED + b"\r\n" + CHUNKS,
+        POST + CLOSE + CHUNKED + b"\r\n" + CHUNKS.replace(b"9\r\n", b"9;extension=1\r\n", 1),
+        POST + CLOSE + length(len(BODY)) + b"Expect: 100-continue\r\n\r\n" + BODY,
+        POST + CLOSE + length(len(BODY)) + b"A: \xff\r\nContent-Type: \xff\r\n\r\n" + BODY,
+        b"POST http://elsewhere/v1/suggest?a#b" + HEAD + CLOSE + length(len(BODY)) + b"\r\n" + BODY,
+        b"POST /v1/suggest HTTP/1.0\r\n" + length(len(BODY)) + b"\r\n" + BODY,
+        POST + length(len(BODY)) + b"\r\n" + BODY + POST + CLOSE + length(len(BODY)) + b"\r\n" + BODY,
+        POST + CHUNKED + b"\r\n" + CHUNKS + b"GET /livez" + HEAD + b"\r\n" + b"GET /v1/model" + HEAD + CLOSE + b"\r\n",
+        (b"GET /livez" + HEAD + b"\r\n") * 200 + b"GET /livez" + HEAD + CLOSE + b"\r\n",
+    ],
+)
+def test_unusual_requests_are_answered(raw: bytes, server: Server) -> None:
+    found = [status for status in statuses(send(server, raw)) if status != 100]
+    assert found == [200] * raw.count(b" HTTP/1.")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\r\n\r\nno HTTP\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\xff" + HEAD + b"\r\n",
+        b"GET /%s" % (b"x" * 100_000) + HEAD + b"\r\n",
+        b"GET /livez" + HEAD + b"A: \0\r\n\r\n",
+        b"GET /livez" + HEAD + b"\xff: a\r\n\r\n",
+        b"GET /livez" + HEAD + b"A: b\r\n c\r\n\r\n",
+        POST + b"Content-Length: -1\r\n\r\n" + BODY,
+        POST + b"Content-Length: %s\r\n\r\n" % (b"9" * 5000),
+        POST + length(len(BODY)) + length(3) + b"\r\n" + BODY,
+        POST + length(len(BODY)) + CHUNKED + b"\r\n" + CHUNKS,
+        POST + CHUNKED + b"\r\nZ\r\n",
+        POST + CHUNKED + b"\r\nFFFFFFFFFFFFFFFFF\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(raw: bytes, server: Server) -> None:
+    assert statuses(send(server, raw)) == [400]
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"\xff"])
+def test_an_upgrade_is_not_made_and_hangs_nobody(protocol: bytes, server: Server) -> None:
+    head = b"Connection: Upgrade, close\r\nUpgrade: %s\r\n" % protocol
+    assert statuses(send(server, b"GET /v1/model" + HEAD + head + b"\r\n")) == [200]
+    assert statuses(send(server, POST + head + length(len(BODY)) + b"\r\n" + BODY)) in ([200], [422])
+
+
+def test_any_bytes_on_the_socket_hang_nobody(server: Server) -> None:
+    starts = st.sampled_from([b"", b"GET /v1/model", b"GET /livez" + HEAD, POST, POST + CHUNKED + b"\r\n"])
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(starts, st.binary())
+    def cut_off(start: bytes, rest: bytes) -> None:
+        found = statuses(send(server, start + rest, finish=True))
+        assert all(status < 500 for status in found)
+
+    cut_off()
