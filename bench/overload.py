@@ -7,6 +7,7 @@ answers when it is asked far too much; then a minute at that rate, a minute at t
 """
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,9 @@ import statistics
 import tempfile
 import threading
 import time
+import urllib.error
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,24 @@ FLAGS = ("--queue=8", "--timeout_ms=2000", "--threads=1")
 FACTOR = 3  # times the capacity
 LONGER = 1.5  # times the P99 at capacity that an accepted request may take
 RELOADS, KILLS = 50, 2
+MESSAGES = [{"role": "customer", "text": "Where is my card?"}]
 PACKAGES = ("starlette", "uvicorn", "onnxruntime", "aiohttp")
 
 
-class Memory:
-    """Reads a server's memory every tenth of a second inside the block."""
+class Watch:
+    """Every tenth of a second inside the block reads a server's memory and asks it for a suggestion.
+
+    Attributes:
+        memory: MB.
+        asked: when, in seconds since 1970, the status, and the milliseconds of the answer.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server, self._ended = server, threading.Event()
-        self.seen: list[float] = []
-        self._thread = threading.Thread(target=self._read)
+        self.memory, self.asked = list[float](), list[tuple[float, int, float]]()
+        self._thread = threading.Thread(target=self._look)
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> "Watch":
         self._thread.start()
         return self
 
@@ -45,9 +54,25 @@ class Memory:
         self._ended.set()
         self._thread.join()
 
-    def _read(self) -> None:
+    def _look(self) -> None:
         while not self._ended.wait(0.1):
-            self.seen.append(self._server.memory)
+            self.memory.append(self._server.memory)
+            began, status = time.time(), 200
+            try:
+                self._server.post("/v1/suggest", {"case_id": f"watch-{len(self.asked)}", "messages": MESSAGES})
+            except urllib.error.HTTPError as error:
+                status = error.code
+            self.asked.append((began, status, 1000 * (time.time() - began)))
+
+
+def shed(log: Path) -> list[tuple[float, float]]:
+    """When each 429 of a server's log was answered, in seconds since 1970, and the milliseconds that it took."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return [
+        (datetime.fromisoformat(line["time"]).timestamp(), line["milliseconds"])
+        for line in lines
+        if line.get("status") == 429
+    ]
 
 
 class Rig:
@@ -74,10 +99,25 @@ def overloaded(rig: Rig) -> dict[str, Any]:
         tried = rig.load(server, 200, 0.25)
         capacity = tried["answered_rate"]
         at = rig.load(server, capacity, rig.minutes)
-        with Memory(server) as memory:
+        with Watch(server) as watch:
             above = rig.load(server, FACTOR * capacity, rig.minutes, warmup=0)
-        after = rig.load(server, max(capacity / 3, 1), 0.2, warmup=1)
-    return {"capacity": capacity, "at": at, "above": above, "after": after, "memory_mb": memory.seen}
+            time.sleep(5)
+        after = rig.load(server, capacity / 3, 0.2, warmup=1)
+    refused = shed(rig.folder / "log")
+    last = max(when for when, _ in refused)
+    since = [(status, took) for when, status, took in watch.asked if when > last + 1]
+    return {
+        **{"capacity": capacity, "at": at, "above": above, "after": after, "memory_mb": watch.memory},
+        "shed_ms": quantiles([took for _, took in refused]),
+        "a_second_later": {"requests": len(since), "statuses": sorted({status for status, _ in since})}
+        | quantiles([took for _, took in since]),
+    }
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """The median, the 99th percentile and the longest."""
+    cut = statistics.quantiles(values, n=100)
+    return {"p50": cut[49], "p99": cut[98], "max": max(values)}
 
 
 def reloaded(rig: Rig) -> dict[str, Any]:
@@ -123,7 +163,7 @@ def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     over, again, dead = results["overload"], results["reload"], results["kill"]
     at, above, after = over["at"], over["above"], over["after"]
-    memory = over["memory_mb"]
+    memory, later, refused = over["memory_mb"], over["a_second_later"], over["shed_ms"]
     ratio = above["run"]["p99"] / at["run"]["p99"]
     errors = sum(again["row"]["errors"].values())
     return "\n".join(
@@ -139,9 +179,13 @@ def page(results: dict[str, Any]) -> str:
             "|---" * 9 + "|",
             _row("at capacity", at),
             _row(f"{FACTOR} times that", above),
-            _row("a third of it, from one second after", after),
+            _row("a third of it, afterwards", after),
             "",
             f"- Accepted requests keep {ratio:.2f} of the P99 at capacity ({LONGER} is allowed); the rest are shed.",
+            f"- A 429 took the server {refused['p50']:.2f} ms (median), {refused['p99']:.2f} at P99 and",
+            f"  {refused['max']:.1f} at most; within 5 is wanted.",
+            f"- From a second after the last 429 on, {later['requests']} requests, ten a second, were answered with",
+            f"  {', '.join(map(str, later['statuses']))} in {later['p50']:.1f} ms (median), {later['p99']:.1f} at P99.",
             f"- Memory meanwhile: {memory[len(memory) // 10]:.0f} MB in the beginning, {memory[-1]:.0f} in the end.",
             "",
             f"## {RELOADS} reloads at {again['rate']:g} requests a second",

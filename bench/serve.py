@@ -1,10 +1,12 @@
 """What the service adds to the model: `python -m bench.serve`. The network is replaced by nothing; all else is real.
 
 Cases of 400 tokens in some 20 messages, Pythia's tokenizer, 640 templates, events kept in SQLite; Poisson arrivals. The
-generator has one core to itself as far as it goes; the server may use all.
+generator has one core to itself as far as it goes; the server may use both. Two kinds of requests: `first`, of cases
+all of whose messages are new to the server, and `further`, with one new message after those that it has seen.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -22,19 +24,25 @@ from jaxtempl.tokenizer import Tokenizer
 RATES = (20, 200)  # requests/s
 AIM = {"p50": 2.0, "p99": 5.0}  # milliseconds
 SIZE = "14m"  # Pythia's tokenizer
-TOKENS, CASES = 400, 500
+TOKENS = 400
+CONTEXTS, CASES = 15_000, 200  # more than the requests of one rate; and of how many cases the further ones are
+KINDS = {"first": "all messages new", "further": "the last message new"}
 STAGES = ("read", "wait", "run", "rank", "total")
+NOTES = ()  # what stays over the aim, and why
 PACKAGES = ("starlette", "uvicorn", "uvloop", "msgspec", "tokenizers", "sqlalchemy", "aiohttp")
 
 
-def cases(path: Path) -> Path:
-    """A file of cases whose one context has 400 tokens, or a few more."""
-    tokenizer = Tokenizer(config.tokenizer_path(SIZE))
+def cases(path: Path, kind: str) -> Path:
+    """A file of cases whose one context has some 400 tokens; a number makes a message one that was not there before."""
     made: Any = sample.cases(20 * CASES, 1)
     texts = (str(message["text"]) for case in made for message in case["messages"])
+    tokenizer = Tokenizer(config.tokenizer_path(SIZE))
+    bases = [list(_until(texts, tokenizer)) for _ in range(CASES)]
     with path.open("w") as file:
-        for number in range(CASES):
-            said = [{"role": "customer", "text": text} for text in _until(texts, tokenizer)]
+        for number in range(CONTEXTS):
+            *older, last = bases[number % CASES]
+            older = [f"{number} {text}" for text in older] if kind == "first" else older
+            said = [{"role": "customer", "text": text} for text in [*older, f"{number} {last}"]]
             reply = {"role": "advocate", "text": "."}
             file.write(json.dumps({"case_id": f"c-{number}", "messages": [*said, reply]}) + "\n")
     return path
@@ -44,7 +52,7 @@ def _until(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[str]:
     total = 0
     while total < TOKENS:
         text = next(texts)
-        total += len(tokenizer.encode([" " + text])[0])
+        total += len(tokenizer.encode([" 12345 " + text])[0])
         yield text
 
 
@@ -71,75 +79,81 @@ def empty(server: Server, rate: float, seconds: float) -> float:
 
 
 def measured(minutes: float, rounds: int) -> list[dict[str, Any]]:
-    """A row for each rate and round."""
+    """A row for each kind, rate and round."""
     generator = {max(os.sched_getaffinity(0))}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle, asked = bundles.write(folder / "bundle", SIZE, "fp32"), cases(folder / "cases.jsonl")
+        bundle = bundles.write(folder / "bundle", SIZE, "fp32")
+        asked = {kind: cases(folder / f"{kind}.jsonl", kind) for kind in KINDS}
         with servers.served(bundle, folder, "--backend=fake") as server:
             for _ in range(rounds):
-                for rate in RATES:
+                for kind, rate in itertools.product(KINDS, RATES):
                     before = server.metrics()
-                    flags = (f"--rates={rate}", f"--minutes={minutes}", "--warmup=5")
-                    found = servers.load(server, asked, folder / "out", *flags, cores=generator)
-                    row = found["rates"][0]
-                    row["stages"] = stages(before, server.metrics())
-                    row["empty"] = empty(server, rate, 5)
-                    rows.append(row)
+                    flags = (f"--rates={rate}", f"--minutes={minutes}", "--warmup=5", f"--contexts={CONTEXTS}")
+                    found = servers.load(server, asked[kind], folder / "out", *flags, cores=generator)
+                    row = {"kind": kind, **found["rates"][0], "stages": stages(before, server.metrics())}
+                    rows.append({**row, "empty": empty(server, rate, 5)})
     return rows
 
 
-def summary(rows: list[dict[str, Any]], rate: int) -> dict[str, Any]:
-    """Medians over the rounds at one rate."""
-    own = [row for row in rows if row["rate"] == rate]
+def summary(rows: list[dict[str, Any]], kind: str, rate: int) -> dict[str, Any]:
+    """Medians over the rounds of one kind at one rate."""
+    own = [row for row in rows if (row["kind"], row["rate"]) == (kind, rate)]
     told = {name: statistics.median(row["run"][name] for row in own) for name in ("p50", "p90", "p99", "max")}
     parts = {name: statistics.median(row["stages"][name] for row in own) for name in STAGES}
-    empty_ = statistics.median(row["empty"] for row in own)
-    return {**told, "stages": parts, "empty": empty_, "void": [row["void"] for row in own if row["void"]]}
+    parts["empty"] = statistics.median(row["empty"] for row in own)
+    return {**told, **parts, "tokens": statistics.median(row["tokens"] for row in own), "void": _void(own)}
+
+
+def _void(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["void"] for row in rows if row["void"]]
+
+
+TIMES = {
+    "p50": f"P50 ({AIM['p50']:g} is aimed at)",
+    "p90": "P90",
+    "p99": f"P99 ({AIM['p99']:g} is aimed at)",
+    "max": "longest",
+}
+PARTS = {
+    "read": "JSON checked, window made of tokens (`read`)",
+    "wait": "queue (`wait`)",
+    "run": "to the network's thread and back, nothing computed (`run`)",
+    "rank": "640 templates ranked (`rank`)",
+    "total": "all of these, and the event loop's turns between them (`total`)",
+    "empty": "for comparison: GET /livez, a client's median",
+}
 
 
 def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    told = {rate: results["summary"][str(rate)] for rate in RATES}
-    rates = " | ".join(f"{rate} requests/s" for rate in RATES)
-    rows = {
-        f"P50 ({AIM['p50']:g} is aimed at)": [told[rate]["p50"] for rate in RATES],
-        "P90": [told[rate]["p90"] for rate in RATES],
-        f"P99 ({AIM['p99']:g} is aimed at)": [told[rate]["p99"] for rate in RATES],
-        "longest": [told[rate]["max"] for rate in RATES],
-    }
-    parts = {
-        "JSON checked, window tokenized (`read`)": [told[rate]["stages"]["read"] for rate in RATES],
-        "queue (`wait`)": [told[rate]["stages"]["wait"] for rate in RATES],
-        "thread of the network and back, with nothing to compute (`run`)": [
-            told[rate]["stages"]["run"] for rate in RATES
-        ],
-        "ranking of 640 templates (`rank`)": [told[rate]["stages"]["rank"] for rate in RATES],
-        "all of these, and the event loop's turns between them (`total`)": [
-            told[rate]["stages"]["total"] for rate in RATES
-        ],
-        "for comparison: GET /livez, a client's median": [told[rate]["empty"] for rate in RATES],
-    }
+    pairs = list(itertools.product(KINDS, RATES))
+    told = [results["summary"][f"{kind} {rate}"] for kind, rate in pairs]
+    columns = " | ".join(f"{KINDS[kind]}, {rate}/s" for kind, rate in pairs)
+    void = [line for each in told for line in each["void"]]
     return "\n".join(
         [
             "# What the service adds to the model",
             "",
             "`bin/serve` with a network that computes nothing, asked by `bin/loadtest` (Poisson arrivals, latency from",
-            f"the intended send time): cases of {TOKENS} tokens in some 20 messages, Pythia's tokenizer, 640",
-            "templates, suggestions kept in SQLite. The generator is pinned to one core, the server may use both.",
-            f"Medians of {results['rounds']} rounds of {results['minutes']:g} minutes.",
+            f"the intended send time): cases of some {told[0]['tokens']:.0f} tokens in some 20 messages, Pythia's",
+            "tokenizer, 640 templates, suggestions kept in SQLite. The generator is pinned to one core, the server may",
+            "use both. What messages encode to is remembered: of a case that goes on only the last one is tokenized.",
+            f"Medians of {results['rounds']} rounds of {results['minutes']:g} minutes each.",
             "`python -m bench.serve` repeats it.",
             "",
-            f"| milliseconds | {rates} |",
-            "|---" * (len(RATES) + 1) + "|",
-            *[_row(name, values) for name, values in rows.items()],
+            f"| milliseconds | {columns} |",
+            "|---" * (len(pairs) + 1) + "|",
+            *[_row(name, [each[key] for each in told]) for key, name in TIMES.items()],
             "",
-            f"| means of each part, milliseconds | {rates} |",
-            "|---" * (len(RATES) + 1) + "|",
-            *[_row(name, values) for name, values in parts.items()],
+            f"| means of each part | {columns} |",
+            "|---" * (len(pairs) + 1) + "|",
+            *[_row(name, [each[key] for each in told]) for key, name in PARTS.items()],
             "",
-            *results["notes"],
+            *([f"Rows in which the generator was late: {'; '.join(void)}.", ""] if void else []),
+            "What lies between `total` and the client's time is HTTP, the sockets and the client itself.",
+            *NOTES,
             "",
             common.described(results["machine"]),
             "",
@@ -160,8 +174,7 @@ def main() -> None:
     machine = common.machine(PACKAGES)
     rows = measured(asked.minutes, asked.rounds)
     results: dict[str, Any] = {"machine": machine, "minutes": asked.minutes, "rounds": asked.rounds, "rows": rows}
-    results["summary"] = {str(rate): summary(rows, rate) for rate in RATES}
-    results["notes"] = ["What lies between `total` and the client's time is HTTP, the sockets and the client itself."]
+    results["summary"] = {f"{k} {rate}": summary(rows, k, rate) for k, rate in itertools.product(KINDS, RATES)}
     common.write("serve", results, page(results))
 
 

@@ -43,3 +43,23 @@ def test_what_cannot_be_in_the_window_is_not_tokenized(monkeypatch: pytest.Monke
     assert 0 < len(ids) <= 64
     assert dropped > 900
     assert sum(counted) <= 64
+
+
+def test_a_case_s_messages_are_remembered_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+
+    def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        counted.extend(texts)
+        return before(tokenizer, texts)
+
+    before = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    reader, long = Reader(TOKENIZER, 512, False), Message("customer", "word " * 300)
+    messages = [Message("customer", "one"), long, Message("customer", "two")]
+    first = reader.read(messages)
+    counted.clear()
+    assert reader.read(messages) == first
+    assert counted == [" " + long.text]
+    counted.clear()
+    reader.read([*messages, Message("advocate", "three")])
+    assert counted == [" three", " " + long.text]

@@ -108,9 +108,9 @@ def routes(store: Path) -> Iterator[Route]:
     """Those of the application."""
 
     async def found() -> list[Any]:
-        app = App(ServeConfig(store=f"sqlite:///{store}"), lambda error: None).asgi()
-        async with app.router.lifespan_context(app):
-            return app.routes
+        app = App(ServeConfig(store=f"sqlite:///{store}"), lambda error: None)
+        async with app.lifespan(None):  # which closes the store
+            return app.routes()
 
     return (route for route in asyncio.run(found()) if isinstance(route, Route))
 
@@ -175,6 +175,7 @@ BODIES = {
     "deep in an unknown key": b'{"unknown": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
     "keys twice": b'{"case_id": "c", "case_id": 1, "inputs": [], "inputs": 1, "at": 1, "at": 2}',
     "many keys": json.dumps({f"unknown {i}": i for i in range(40_000)}).encode(),
+    "name too long for a file": b'{"bundle": "%s"}' % (b"x" * 300),
     "comment": b"/* */ {}",
     "another language": b"<xml/>",
 }

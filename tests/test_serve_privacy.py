@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import serving
 from serving import Answer, Server, served
 from test_bundle import graph, write
 from wire import CHUNKED, CLOSE, HEAD, length, post, send, statuses
+
+from jaxtempl.serve.logs import JsonLines
 
 CANARY = "cnry4711"  # of letters and digits, so that no encoding changes it
 RAW = CANARY.encode()
@@ -174,6 +177,17 @@ def test_answered_superseded_shed_and_late_requests_are_not_repeated(server: Ser
             if seen >= {200, 409, 429, 504}:
                 break
     assert seen == {200, 409, 429, 504}
+
+
+def test_of_what_a_library_logs_only_the_fixed_text_is_kept() -> None:
+    try:
+        raise ValueError(CANARY)
+    except ValueError as error:
+        raised = (type(error), error, error.__traceback__)
+    text = f"a request failed: %s\nits body: {CANARY}"
+    line = JsonLines().format(logging.LogRecord("library", logging.ERROR, CANARY, 1, text, (CANARY,), raised))
+    assert all(word in line for word in ("a request failed", "ValueError", "test_serve_privacy.py"))
+    assert CANARY not in line
 
 
 def test_requests_that_the_network_fails_on_are_not_repeated(tmp_path: Path) -> None:

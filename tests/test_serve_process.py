@@ -239,5 +239,5 @@ def ids(store: Path, table: str) -> set[str]:
 def test_a_store_of_another_folder_is_one_line(folder: Path, tmp_path: Path) -> None:
     done = started(f"--bundle={folder}", "--backend=fake", "--port=0", f"--store=sqlite:///{tmp_path}/no/e.sqlite")
     assert done.returncode == 1
-    assert "cannot be opened" in said(done)
+    assert "cannot be used: unable to open database file" in said(done)
     assert MESSAGES[0]["text"] not in done.stdout

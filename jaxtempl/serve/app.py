@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp
 
 from jaxtempl.config import ServeConfig
 from jaxtempl.serve import api, console, kserve, openapi, reference
@@ -46,21 +45,20 @@ class App:
         self._store = Store(asked.store)
         self._service: Service
 
-    def asgi(self) -> Starlette:
-        """The application; raises UserError where a file of tokens is not as it must be."""
+    def asgi(self) -> ASGIApp:
+        """The application; raises UserError where a file of tokens is not as it must be.
+
+        Starlette's router alone: what its application wraps around that, the boundary does in one step.
+        """
         asked = self._asked
         admin = Tokens(Path(asked.admin_tokens)) if asked.admin_tokens else None
         guards: dict[str, Tokens | None] = {"/admin/": admin}
         if asked.tokens:
             guards |= dict.fromkeys(("/v1/", "/v2/models", "/console/cases"), Tokens(Path(asked.tokens)))
-        boundary = Middleware(Boundary, self._metrics, guards)
-        handlers = {HTTPException: _to_boundary}
-        return Starlette(
-            routes=self._routes(), middleware=[boundary], exception_handlers=handlers, lifespan=self._lifespan
-        )
+        return Boundary(Router(self.routes(), lifespan=self.lifespan), self._metrics, guards)
 
     @asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
+    async def lifespan(self, _: object) -> AsyncGenerator[None]:
         """The first model is loaded while health is answered already; the end writes what is to be kept."""
         self._service = Service(self._asked, self._store, self._metrics)
         loading = asyncio.create_task(self._load())
@@ -77,7 +75,8 @@ class App:
         else:
             self._ready(None)
 
-    def _routes(self) -> Sequence[BaseRoute]:
+    def routes(self) -> Sequence[BaseRoute]:
+        """What is answered."""
         one = f"/v2/models/{MODEL}"
         version = one + "/versions/{version}"
         return [
@@ -173,7 +172,7 @@ class App:
         """POST /v2/models/templates/infer."""
         self._version(request)
         asked = kserve.parse(await self._body(request), request.headers.get(kserve.HEADER_LENGTH))
-        finding = (self._service.find(context) for context in kserve.contexts(asked))
+        finding = (self._case(index, context) for index, context in enumerate(kserve.contexts(asked)))
         found = await unless_left(request, _all(finding))
         templates = [[each.template for each in row.suggestions] for row in found]
         probabilities = [[each.probability for each in row.suggestions] for row in found]
@@ -181,6 +180,13 @@ class App:
         if head is None:
             return Response(raw, media_type="application/json")
         return Response(raw, 200, {kserve.HEADER_LENGTH: str(head)}, "application/octet-stream")
+
+    async def _case(self, index: int, context: api.Context) -> Found:
+        """What is found for an element of KServe's input; a field that is wrong is told with its place."""
+        try:
+            return await self._service.find(context)
+        except FieldError as error:
+            raise kserve.placed(index, error) from None
 
     def _model(self) -> Model:
         if self._service.model is None:
@@ -206,8 +212,3 @@ async def _all(finding: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def _to_boundary(request: Request, error: Exception) -> NoReturn:
-    """Errors are answered in one place."""
-    raise error

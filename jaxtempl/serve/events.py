@@ -19,7 +19,7 @@ import msgspec
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from jaxtempl.errors import first_line
-from jaxtempl.serve import events_tables
+from jaxtempl.serve import events_tables, logs
 from jaxtempl.serve.api import Event, FieldError
 
 MOST = 100_000  # records that wait: at 200 requests/s those of 8 minutes without a database, some 100 MB
@@ -30,8 +30,6 @@ RETRY = 1.0  # seconds between attempts to reach a database that was lost
 PATIENCE = 5.0  # seconds that an event waits to be committed
 CLOSE = 5.0  # seconds after which closing makes no further attempt
 AWAY = "the event store cannot be reached; send the event again"
-
-log = logging.getLogger(__name__)
 
 
 class UnknownSuggestionError(Exception):
@@ -195,7 +193,7 @@ class Store:
             self._failed(group, error)
             return
         if self._lost:
-            log.warning("the event store is reached again")
+            logs.say("the event store is reached again", logging.WARNING)
         self._lost = False
         for event in events:
             event.settle(event.row["suggestion_id"] in known)
@@ -213,7 +211,8 @@ class Store:
     def _away(self, group: Sequence[Suggestion | _Waiting], error: DBAPIError) -> None:
         """Suggestions wait for the database in their order; events are their clients' to send again."""
         if not self._lost:
-            log.warning("the event store cannot be reached: %s", first_line(error.orig or error))
+            why = first_line(error.orig or error)
+            logs.say("the event store cannot be reached", logging.WARNING, why=why)
         self._lost = True
         self._queue.extendleft(reversed(self._fail([*group, *self._take(len(self._queue))])))
 
@@ -229,11 +228,11 @@ class Store:
             record.settle(FieldError("", "the event store cannot hold what the event says"))
         else:
             self.dropped += 1
-            log.error("the event store refuses a suggestion: %s", type(error).__name__)  # its text may have values
+            logs.say("the event store refuses a suggestion", logging.ERROR, error)
 
     def _end_with(self, left: Sequence[Suggestion | _Waiting]) -> None:
         lost = len(self._fail(left))
         self.dropped += lost
         if lost:
-            log.error("%d suggestions are lost: the event store was away until the end", lost)
+            logs.say("suggestions are lost: the event store was away until the end", logging.ERROR, count=lost)
         self._engine.dispose()

@@ -6,8 +6,8 @@ No error says anything of what was sent but the name of a field.
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -60,6 +60,7 @@ class Boundary:
         """Answers one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        scope["app"] = self  # or the router would answer what it does not know by itself
         began, headers = time.perf_counter(), dict(scope["headers"])
         request_id = _request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
         status = 0
@@ -99,7 +100,7 @@ class Boundary:
 
 def _request_id(given: str) -> str:
     """The client's, where it is a plain short name, or a new one."""
-    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(16)
 
 
 def failure(error: Exception, request_id: str) -> Response:
@@ -153,14 +154,24 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Re
     Raises:
         ClientDisconnect: the client has gone.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    working, left = asyncio.current_task(), False
+
+    def stop(watching: "asyncio.Task[None]") -> None:
+        nonlocal left
+        if working and not watching.cancelled():
+            left = working.cancel()
+
+    gone = asyncio.ensure_future(_gone(request))
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not left or working is None:
+            raise
+        working.uncancel()
+        raise ClientDisconnect from None
     finally:
-        task.cancel()
+        gone.remove_done_callback(stop)
         gone.cancel()
 
 

@@ -153,6 +153,11 @@ def contexts(infer: Infer) -> list[api.Context]:
     return [_context(index, case) for index, case in enumerate(infer.cases)]
 
 
+def placed(index: int, error: FieldError) -> FieldError:
+    """What is wrong in a case, told with the case's place."""
+    return FieldError(f"inputs[0].data[{index}].{error.field}".rstrip("."), error.detail)
+
+
 def answer(
     infer: Infer,
     model_name: str,
@@ -250,7 +255,7 @@ def _context(index: int, case: bytes) -> api.Context:
     try:
         return api.decode(api.Context, case)
     except FieldError as error:
-        raise FieldError(f"inputs[0].data[{index}].{error.field}".rstrip("."), error.detail) from None
+        raise placed(index, error) from None
 
 
 def _filled(rows: Sequence[Sequence[Value]], fill: Value) -> list[Value]:

@@ -5,19 +5,20 @@ its kind and where it was raised: its words may hold what a customer wrote. Line
 """
 
 import logging
-import logging.handlers
-import queue
 import sys
+import threading
 import traceback
+from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 LOGGER = logging.getLogger("jaxtempl.serve")
-WAITING = 10_000  # lines; those beyond are dropped, so that a reader who stalls does not stop the server
+WAITING = 10_000  # lines; the oldest beyond are dropped, so that a reader who stalls does not stop the server
+MOMENT = 0.1  # seconds whose lines are written together
 DEPTH = 5  # places of an exception that are told, the innermost
 
 
@@ -50,32 +51,52 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line | fields | told, enc_hook=str).decode()
 
 
-class _Queued(logging.handlers.QueueHandler):
-    """Hands records over as they are, and drops them when none are taken."""
+class _Gathered(logging.Handler):
+    """Hands records to a thread that writes those of a moment together; drops them when none are taken.
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
+    A thread that woke for each of them would take the interpreter from the event loop each time.
+    """
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        with suppress(queue.Full):
-            self.queue.put_nowait(record)
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+        self._records: deque[logging.LogRecord] = deque(maxlen=WAITING)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a record."""
+        self._records.append(record)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._ended.set()
+        self._thread.join()
+        super().close()
+
+    def _run(self) -> None:
+        while not self._ended.wait(MOMENT):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        records = [self._records.popleft() for _ in range(len(self._records))]
+        if records:
+            sys.stderr.write("".join(f"{self.format(record)}\n" for record in records))
+            sys.stderr.flush()
 
 
 @contextmanager
 def written() -> Generator[None]:
     """Everything that is logged inside the block is written, whoever logs it; from warnings on for libraries."""
-    waiting: queue.Queue[Any] = queue.Queue(WAITING)
-    out = logging.StreamHandler(sys.stderr)
-    out.setFormatter(JsonLines())
-    handler, root = _Queued(waiting), logging.getLogger()
+    handler, root = _Gathered(), logging.getLogger()
     before = root.handlers, root.level
-    listener = logging.handlers.QueueListener(waiting, out)
     root.handlers = list[logging.Handler]([handler])
     root.setLevel(logging.WARNING)
     LOGGER.setLevel(logging.INFO)
-    listener.start()
     try:
         yield
     finally:
-        listener.stop()
         root.handlers, root.level = before
+        handler.close()

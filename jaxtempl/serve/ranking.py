@@ -64,8 +64,6 @@ class Ranker:
             allowed: ids of those that may be suggested; ids that the model does not know are passed over.
         """
         candidates = self._active if allowed is None else self._active & self._mask(allowed)
-        if not candidates.any():
-            return []
         probability = probabilities(logits[: len(candidates)], candidates, self._temperature)
         chosen: dict[object, int] = {}
         for slot in np.argsort(-probability, kind="stable")[: candidates.sum()].tolist():
@@ -86,9 +84,11 @@ def probabilities(
     logits: Float[np.ndarray, " S"], candidates: Bool[np.ndarray, " S"], temperature: float
 ) -> Float[np.ndarray, " S"]:
     """Softmax over the candidates; 0 for the others."""
-    scaled = np.where(candidates, logits.astype(np.float64) / temperature, -np.inf)
-    weights = np.exp(scaled - scaled.max())
-    return weights / weights.sum()
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(
+        scaled - scaled.max(initial=-np.inf, where=candidates), where=candidates, out=np.zeros_like(scaled)
+    )
+    return weights / (weights.sum() or 1.0)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -1,43 +1,52 @@
 """Messages in, the window's ids out: training's own window, but only what can be in it is tokenized. No JAX."""
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 
 from jaxtempl import text
 from jaxtempl.cases import Message
 from jaxtempl.tokenizer import Tokenizer
 
-FIRST = 8  # messages that are tokenized at once; twice as many each time that the window is not yet full
+# A case's messages come back with each later request, so what they encode to is remembered: some 400 cases of 20
+# messages. Long ones are not, or those who send them would fill the memory.
+REMEMBERED, SHORT = 8192, 1000  # messages, and characters of one
 
 
-@dataclasses.dataclass(frozen=True)
 class Reader:
     """Makes windows.
 
-    Attributes:
+    Args:
         tokenizer: the model's.
         window: most tokens that it reads.
         role_tags: whether it reads the phase-1 tags.
     """
 
-    tokenizer: Tokenizer
-    window: int
-    role_tags: bool
+    def __init__(self, tokenizer: Tokenizer, window: int, role_tags: bool) -> None:
+        self._tokenizer, self._window, self._role_tags = tokenizer, window, role_tags
+        self._remembered = functools.lru_cache(REMEMBERED)(self._encode)
 
     def read(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """Ids of the window of `messages`, oldest first, and how many older messages it leaves out.
 
-        The newest messages are tokenized until they no longer fit; those before them cannot be in the window.
+        Messages are tokenized from the newest on until they no longer fit; older ones cannot be in the window.
         """
-        pieces, encoded = text.pieces(messages, self.role_tags), list[list[int]]()
-        count, total = FIRST, 0
-        while len(encoded) < len(pieces) and total <= self.window:
-            end = len(pieces) - len(encoded)
-            encoded = self.tokenizer.encode(pieces[max(end - count, 0) : end]) + encoded
-            count, total = 2 * count, sum(map(len, encoded))
-        ids = text.window(encoded, self.window)
-        left, kept = len(ids), 0
-        while left > 0:
-            kept += 1
-            left -= len(encoded[-kept])
-        return ids, len(messages) - kept
+        encoded, total = list[list[int]](), 0
+        for piece in reversed(text.pieces(messages, self._role_tags)):
+            encoded.append(self._remembered(piece) if len(piece) <= SHORT else self._encode(piece))
+            total += len(encoded[-1])
+            if total > self._window:
+                break
+        ids = text.window(encoded[::-1], self._window)
+        return ids, len(messages) - _kept(encoded, len(ids))
+
+    def _encode(self, piece: str) -> list[int]:
+        return self._tokenizer.encode([piece])[0]
+
+
+def _kept(newest_first: Sequence[Sequence[int]], left: int) -> int:
+    """How many messages a window of `left` ids is of."""
+    kept = 0
+    while left > 0:
+        left -= len(newest_first[kept])
+        kept += 1
+    return kept

@@ -1,9 +1,11 @@
 """The process: a port, the event loop, and an end that drains."""
 
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -14,6 +16,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import events_tables, logs
 from jaxtempl.serve.app import App
 
+SWITCH = 0.0005  # seconds after which a thread that holds the interpreter is asked for it; Python's own are 0.005
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than clients and balancers keep theirs
 BACKLOG = 2048
 
@@ -29,6 +32,7 @@ def serve(asked: ServeConfig) -> None:
         raise UsageError("what is to be served? pass --bundle=DIR, as bin/convert onnx made it")
     # A window is tokenized in less time than it takes to hand parts of it to other cores, which the network may have.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    sys.setswitchinterval(SWITCH)
     with listening(asked.host, asked.port) as listener, logs.written():
         _run(asked, listener)
 
@@ -51,15 +55,19 @@ def _run(asked: ServeConfig, listener: socket.socket) -> None:
             failed.append(error)
             server.should_exit = True
         else:
+            gc.collect()
+            gc.freeze()  # what is there stays, and a collection that visits it all would hold up requests
             _tell(asked, listener)
 
     settings = uvicorn.Config(
         App(asked, ready).asgi(),
         loop="uvloop",
         http="httptools",
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=asked.drain_seconds,

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxtempl.config import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve import logs
 from jaxtempl.serve.api import Asked, Context, Event, FieldError, SuggestAnswer, Suggested, SuggestRequest
-from jaxtempl.serve.batcher import Batcher, RefusedError
+from jaxtempl.serve.batcher import Batcher, Place, RefusedError
 from jaxtempl.serve.events import Store, Suggestion
 from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.model import Model, opened
@@ -83,7 +83,7 @@ class Service:
         began = time.perf_counter()
         found = await self.find(asked)
         answer = SuggestAnswer(
-            suggestion_id=uuid.uuid4().hex,
+            suggestion_id=secrets.token_hex(16),
             suggestions=[Suggested(*each) for each in found.suggestions],
             no_suggestion=found.reason,
             model_version=found.version,
@@ -166,7 +166,7 @@ class Service:
         if not messages:
             raise FieldError("messages", "no message has text")
         with self._batcher.place(asked.case_id) as place:
-            ids, dropped = await _window(model, messages)
+            ids, dropped = await _window(model, messages, place)
             self.metrics.took("read", time.perf_counter() - began)
             logits = await self._batcher.logits(place, model, ids)
         computed = time.perf_counter()
@@ -191,10 +191,15 @@ class Service:
         await asyncio.to_thread(model.close)
 
 
-async def _window(model: Model, messages: Sequence[Message]) -> tuple[list[int], int]:
+async def _window(model: Model, messages: Sequence[Message], place: Place) -> tuple[list[int], int]:
+    """The window; a long one is read in a thread. Raises what the place is lost by, as soon as it is."""
     if sum(len(message.text) for message in messages) <= INLINE:
         return model.reader.read(messages)
-    return await asyncio.to_thread(model.reader.read, messages)
+    reading = asyncio.ensure_future(asyncio.to_thread(model.reader.read, messages))
+    await asyncio.wait((reading, place.answer), return_when=asyncio.FIRST_COMPLETED)
+    if not reading.done():
+        await place.answer
+    return reading.result()
 
 
 def _chosen(best: list[Ranked], asked: Asked) -> tuple[list[Ranked], str | None]:
