@@ -28,7 +28,7 @@ from jaxtempl.prepare import pipeline
 from jaxtempl.run import Run
 
 KILLS, STEPS, SEED = 100, 400, 0
-MOST_SECONDS = 0.6  # from the first step of a life to its end
+MOST_SECONDS, MOST_STEPS = 0.6, 3.0  # from the first step of a life to its end; whichever is longer on this machine
 PHASES = ("training", "writing", "committing")
 
 
@@ -55,15 +55,23 @@ def finish(data: Path, out: Path, steps: int) -> None:
         sys.exit(f"the training did not finish: {errors}")
 
 
-def kill(data: Path, out: Path, steps: int, choose: random.Random) -> dict[str, Any]:
-    """One life and its end."""
+def longest(whole: Path) -> float:
+    """Seconds that a life may last from its first step on, where a step with its save takes as long as in that run."""
+    first, *others = [line for line in Run(whole).metrics() if "loss" in line]
+    trained = first["seconds"] + sum(line["seconds"] for line in others)
+    elapsed = trained / others[-1]["training_share"] - first["seconds"]
+    return max(MOST_SECONDS, MOST_STEPS * elapsed / len(others))
+
+
+def kill(data: Path, out: Path, steps: int, wait: float) -> dict[str, Any]:
+    """One life and its end, so many seconds after its first step."""
     whole = newest(out)
     before = metrics(out)
     process = start(data, out, steps)
     # Until it has told a step of its own, in the metrics that it cut to where it goes on.
     while (metrics(out) == before or max(told(out), default=0) <= (whole or 0)) and process.poll() is None:
         time.sleep(0.002)
-    time.sleep(choose.uniform(0, MOST_SECONDS))
+    time.sleep(wait)
     process.send_signal(signal.SIGKILL)
     said = process.communicate()[0]
     if process.returncode != -signal.SIGKILL:
@@ -111,9 +119,9 @@ def measure(folder: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
     """All of it, in a folder; ends this script when a start did not load what it should."""
     data, choose = dataset(folder), random.Random(seed)
     finish(data, folder / "whole", steps)
-    lives = []
+    lives, most = [], longest(folder / "whole")
     for number in range(kills):
-        lives.append(kill(data, folder / "killed", steps, choose))
+        lives.append(kill(data, folder / "killed", steps, choose.uniform(0, most)))
         print(f"kill {number + 1} of {kills}: {lives[-1]}", file=sys.stderr, flush=True)
         if lives[-1]["loaded"] != lives[-1]["newest_whole"]:
             sys.exit(f"life {number + 1} did not load the newest whole checkpoint: {lives[-1]}")

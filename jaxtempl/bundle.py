@@ -59,7 +59,7 @@ class Bundle:
             UserError: `folder` is no bundle, a file is missing, changed, a link or outside of it, or the model is not
                 one that may be opened (see `onnx_file.check`).
         """
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
         listed = _check_files(folder, manifest["files"])
         for name in (manifest["model"], "tokenizer.json", "templates.json"):
             if name not in listed:
@@ -100,7 +100,8 @@ def version(listed: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `bundle.json` says, which its files are not held to here; raises UserError where `folder` is no bundle."""
     path = files.contained(folder, MANIFEST)
     if not path.is_file():
         raise UserError(f"{folder} is no bundle; bin/convert onnx --run=RUN --out=DIR makes one")

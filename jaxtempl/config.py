@@ -187,7 +187,7 @@ class ServeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EventsExportConfig:
+class ServeEventsExportConfig:
     """Suggestions and what became of them -> Parquet, a row an event; a suggestion without any has one row."""
 
     store: str = option("sqlite:///events.sqlite", "database that bin/serve writes; postgresql+psycopg://...")

@@ -114,7 +114,7 @@ READERS = {  # the files that are handed each command's config
     "EvaluateConfig": ["evaluate"],
     "SuggestConfig": ["suggest"],
     "ServeConfig": ["serve/app", "serve/model", "serve/server", "serve/service"],
-    "EventsExportConfig": ["serve/events_export"],
+    "ServeEventsExportConfig": ["serve/events_export"],
     "LoadtestConfig": ["loadtest/pipeline", "loadtest/report"],
     "DemoConfig": ["demo"],
     "ConvertHuggingfaceConfig": ["../converters/huggingface"],

@@ -50,7 +50,7 @@ def test_a_pick_by_key_is_in_the_store(browser: Browser, folder: Path, store: Pa
 
 @pytest.fixture
 def slow(folder: Path, store: Path) -> Iterator[Server]:
-    with served(folder, store, "--fake_ms=1500", "--queue=1", "--batch=1", "--timeout_ms=60000") as server:
+    with served(folder, store, "--fake_ms=1000", "--queue=1", "--batch=1", "--timeout_ms=60000") as server:
         yield server
 
 
@@ -63,5 +63,5 @@ def test_overload_is_told_and_passes(browser: Browser, slow: Server) -> None:
             page.wait_for_timeout(150)
         customer_says(one)
         expect(one.get_by_role("status")).to_contain_text("The service is busy")
-        settled(one)
+        expect(one.locator(".suggestion")).to_have_count(5, timeout=30_000)
         expect(one.get_by_role("status")).not_to_contain_text("busy")

@@ -36,6 +36,7 @@ def same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_five_kills_lose_nothing(tmp_path: Path) -> None:
     results = kill.measure(tmp_path, kills=5, steps=24, seed=3)
     assert len(results["kills"]) == sum(results["phases"].values()) == 5

@@ -177,7 +177,8 @@ def test_what_int8_breaks_is_refused_unless_forced(made: Run, tmp_path: Path, ca
     assert cli.run(main, ["onnx", *flags, "--calibrate_contexts=40"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert re.search(r"top-1: (99|100)\.\d\d% -> [678]\d", error), "float32 is as good as it was"
+    # How much int8 loses here is the processor's: without VNNI its sums of products saturate as well.
+    assert re.search(r"top-1: (99|100)\.\d\d% -> [1-8]\d\.", error), "float32 is as good as it was"
     assert "--force=true" in error
     assert list(tmp_path.iterdir()) == []
     if method == "int8":

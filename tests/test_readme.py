@@ -44,7 +44,7 @@ def start(line: str, folder: Path) -> "subprocess.Popen[str]":
     words = shlex.split(line.replace(", 600)", ", 40)"))
     script, short = Path(words[0]), next((f for name, f in SHORTER.items() if line.startswith(name)), [])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    program = str(ROOT / script) if words[0].startswith("bin/") else words[0]
+    program = words[0] if words[0] == "curl" else str(ROOT / script)
     command = [program, *words[1:], *short]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)

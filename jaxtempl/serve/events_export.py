@@ -36,7 +36,7 @@ import sqlalchemy as sa
 from tqdm import tqdm
 
 from jaxtempl import config, files
-from jaxtempl.config import EventsExportConfig
+from jaxtempl.config import ServeEventsExportConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import events_tables
 from jaxtempl.serve.events_tables import events, suggestions
@@ -79,7 +79,7 @@ class Exported(NamedTuple):
 
 def main(argv: Sequence[str]) -> None:
     """`bin/serve events export`."""
-    asked = config.parse(EventsExportConfig, argv)
+    asked = config.parse(ServeEventsExportConfig, argv)
     store = events_tables.shown(asked.store)
     print(config.dump(dataclasses.replace(asked, store=store)), flush=True)  # a password is not for the screen
     since, until = _day("since", asked.since), _day("until", asked.until)

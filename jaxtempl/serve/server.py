@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from jaxtempl import config
+from jaxtempl import bundle, config
 from jaxtempl.config import ServeConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import events_tables, logs
@@ -30,6 +30,7 @@ def serve(asked: ServeConfig) -> None:
     """
     if not asked.bundle:
         raise UsageError("what is to be served? pass --bundle=DIR, as bin/convert onnx made it")
+    bundle.read_manifest(Path(asked.bundle))  # so that nothing is begun for a folder that is none
     # A window is tokenized in less time than it takes to hand parts of it to other cores, which the network may have.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     sys.setswitchinterval(SWITCH)
