@@ -21,7 +21,7 @@ from test_deploy_serve import CONTAINER, POD
 from test_serve_watched import exported, server
 
 from jaxtempl import config
-from jaxtempl.config import ROOT, ServeEventsExportConfig, LoadtestConfig, ServeConfig
+from jaxtempl.config import ROOT, LoadtestConfig, ServeConfig, ServeEventsExportConfig
 from jaxtempl.serve import api, events, events_export, openapi
 
 __all__ = ["server"]  # a fixture
@@ -30,7 +30,11 @@ PAGE = (ROOT / "docs" / "serving.md").read_text()
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 [PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-KINDS: dict[str, Any] = {"serve": ServeConfig, "serve events export": ServeEventsExportConfig, "loadtest": LoadtestConfig}
+KINDS: dict[str, Any] = {
+    "serve": ServeConfig,
+    "serve events export": ServeEventsExportConfig,
+    "loadtest": LoadtestConfig,
+}
 
 
 def commands() -> list[list[str]]:
