@@ -28,7 +28,8 @@ SIZE, DTYPE = "70m", "int8"
 FLAGS = ("--queue=8", "--timeout_ms=2000", "--threads=1")
 FACTOR = 3  # times the capacity
 LONGER = 1.5  # times the P99 at capacity that an accepted request may take
-RELOADS, KILLS = 50, 2
+RELOADS, RELOAD_RATE = 50, 2.0  # a second after the one before, and requests a second meanwhile
+KILLS = 2
 MESSAGES = [{"role": "customer", "text": "Where is my card?"}]
 PACKAGES = ("starlette", "uvicorn", "onnxruntime", "aiohttp")
 
@@ -123,19 +124,19 @@ def quantiles(values: list[float]) -> dict[str, float]:
 def reloaded(rig: Rig) -> dict[str, Any]:
     """Bundles read anew while requests come."""
     with rig.served(*FLAGS) as server, ThreadPoolExecutor(1) as pool:
-        rate = 5.0
-        loading = pool.submit(rig.load, server, rate, 2.0)
-        took = list[float]()
+        loading = pool.submit(rig.load, server, RELOAD_RATE, 3.0)
+        took, memory = list[float](), [server.memory]
         for _ in range(RELOADS):
+            time.sleep(1)
             began = time.perf_counter()
             server.post("/admin/reload", {})
             took.append(time.perf_counter() - began)
+            memory.append(server.memory)
         began = time.perf_counter()
         server.post("/admin/rollback", {})
         back = time.perf_counter() - began
         row = loading.result()
-        memory = server.memory
-    return {"rate": rate, "row": row, "seconds": took, "rollback_seconds": back, "memory_mb": memory}
+    return {"rate": RELOAD_RATE, "row": row, "seconds": took, "rollback_seconds": back, "memory_mb": memory}
 
 
 def killed(rig: Rig) -> dict[str, Any]:
@@ -193,7 +194,8 @@ def page(results: dict[str, Any]) -> str:
             f"{again['row']['requests']} requests, {again['row']['answered']} answered, {again['row']['shed']} shed,",
             f"{again['row']['late']} late, {errors} failed. A reload took {statistics.median(again['seconds']):.1f} s",
             "(median; the new bundle is verified and warmed on the core that serves), the rollback",
-            f"{1000 * again['rollback_seconds']:.0f} ms. Memory in the end: {again['memory_mb']:.0f} MB.",
+            f"{1000 * again['rollback_seconds']:.0f} ms. Memory at the start and after each tenth reload:",
+            f"{_few(again['memory_mb'])} MB; two models are kept, for going back.",
             "",
             f"## {dead['kills']} SIGKILLs and new starts at 5 requests a second",
             "",
@@ -205,6 +207,10 @@ def page(results: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _few(values: list[float]) -> str:
+    return ", ".join(f"{value:.0f}" for value in values[::10])
 
 
 def _row(name: str, row: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """The server's window is training's, though only what can be in it is tokenized."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -63,3 +65,17 @@ def test_a_case_s_messages_are_remembered_and_long_ones_are_not(monkeypatch: pyt
     counted.clear()
     reader.read([*messages, Message("advocate", "three")])
     assert counted == [" three", " " + long.text]
+
+
+def test_a_reader_goes_with_its_last_user_and_takes_its_tokenizer_along() -> None:
+    """A server that reloads would else keep each until the collector comes by."""
+    tokenizer = Tokenizer(ASSETS / "nano" / "tokenizer.json")
+    reader = Reader(tokenizer, 64, False)
+    reader.read([Message("customer", "hi")])
+    kept = weakref.ref(tokenizer)
+    gc.disable()
+    try:
+        del reader, tokenizer
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -22,7 +22,10 @@ class Reader:
     """
 
     def __init__(self, tokenizer: Tokenizer, window: int, role_tags: bool) -> None:
-        self._tokenizer, self._window, self._role_tags = tokenizer, window, role_tags
+        self._window, self._role_tags = window, role_tags
+        self._encode = lambda piece: tokenizer.encode([piece])[
+            0
+        ]  # of nothing of self, which then goes with its last user
         self._remembered = functools.lru_cache(REMEMBERED)(self._encode)
 
     def read(self, messages: Sequence[Message]) -> tuple[list[int], int]:
@@ -38,9 +41,6 @@ class Reader:
                 break
         ids = text.window(encoded[::-1], self._window)
         return ids, len(messages) - _kept(encoded, len(ids))
-
-    def _encode(self, piece: str) -> list[int]:
-        return self._tokenizer.encode([piece])[0]
 
 
 def _kept(newest_first: Sequence[Sequence[int]], left: int) -> int:

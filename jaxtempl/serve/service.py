@@ -1,6 +1,7 @@
 """What the server does, whatever asks it: suggests, keeps events, changes its model. No HTTP, no JAX."""
 
 import asyncio
+import gc
 import logging
 import secrets
 import time
@@ -128,7 +129,10 @@ class Service:
                 raise
             retired, self._previous = self._previous, self.model
             self._serve(new, "reloaded" if self._previous else "loaded")
-            await self._close(retired)
+            if retired:
+                await self._close(retired)
+                del retired
+                gc.collect()  # a network is large: it goes now, not when the collector comes by
             return new.version
 
     async def rollback(self) -> str:
@@ -182,10 +186,8 @@ class Service:
         self.metrics.reloads.labels(how).inc()
         logs.say(f"model {how}", version=model.version, bundle=str(model.folder))
 
-    async def _close(self, model: Model | None) -> None:
+    async def _close(self, model: Model) -> None:
         """Closes a model that nobody can go back to, once its last request has been computed."""
-        if model is None or model is self.model or model is self._previous:
-            return
         while self._batcher.uses(model):
             await asyncio.sleep(0.01)
         await asyncio.to_thread(model.close)
