@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from require import missing
 
+expect.set_options(timeout=20_000)  # milliseconds; tests run beside others, on few cores
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -27,7 +28,7 @@ def browser() -> Generator[Browser]:
 def console(browser: Browser, url: str, **context: Any) -> Generator[Page]:
     """The console of the server at `url` in a window of its own, once its model is known or a token asked for."""
     with browser.new_context(**context) as window:
-        window.set_default_timeout(10_000)
+        window.set_default_timeout(20_000)
         page = window.new_page()
         page.goto(f"{url}/console")
         page.locator("#model:not(:empty), #asked[open]").first.wait_for()

@@ -26,6 +26,7 @@ from jaxtempl.bundle import Bundle
 from jaxtempl.config import ROOT
 
 ADMIN = "the-admins-own"
+PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_a_bad_bundle_leaves_the_old_one_serving_and_says_why(folder: Path, toke
 
 def test_reloads_under_load_fail_no_request(folder: Path, other: Path, tokens: str, tmp_path: Path) -> None:
     versions = {version(folder), version(other)}
-    with served(folder, tmp_path / "e.sqlite", tokens, "--fake_ms=2") as server:
+    with served(folder, tmp_path / "e.sqlite", tokens, "--fake_ms=2", PATIENT) as server:
         with load(lambda i: server.suggest(case=f"r-{i}")) as found:
             for i in range(12):
                 assert admin(server, "reload", bundle=str((other, folder)[i % 2])).status == 200
@@ -170,7 +171,7 @@ def test_reloads_under_load_fail_no_request(folder: Path, other: Path, tokens: s
 
 
 def test_one_change_of_the_model_at_a_time(folder: Path, tokens: str, tmp_path: Path) -> None:
-    with served(folder, tmp_path / "e.sqlite", tokens, "--fake_ms=300") as server, ThreadPoolExecutor(2) as pool:
+    with served(folder, tmp_path / "e.sqlite", tokens, "--fake_ms=600") as server, ThreadPoolExecutor(2) as pool:
         first = pool.submit(admin, server, "reload")
         time.sleep(0.15)
         assert admin(server, "reload").status == 409
@@ -180,7 +181,7 @@ def test_one_change_of_the_model_at_a_time(folder: Path, tokens: str, tmp_path: 
 
 def test_sigterm_answers_what_is_in_hand_and_loses_nothing(folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "e.sqlite"
-    with served(folder, store, "--fake_ms=150", "--batch=1") as server, ThreadPoolExecutor(8) as pool:
+    with served(folder, store, "--fake_ms=150", "--batch=1", PATIENT) as server, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.suggest, f"d-{i}") for i in range(5)]
         time.sleep(0.1)
         assert server.stop() == 0
@@ -210,12 +211,12 @@ def test_killed_and_started_again_under_load(folder: Path, tmp_path: Path) -> No
             time.sleep(0.01)
             return "refused"
 
-    with served(folder, store, port=port) as first:
+    with served(folder, store, PATIENT, port=port) as first:
         current.append(first)
         with load(ask) as found:
             time.sleep(0.6)
             first.stop(signal.SIGKILL)
-            with served(folder, store, port=port) as second:
+            with served(folder, store, PATIENT, port=port) as second:
                 current[0] = second
                 time.sleep(0.6)
                 before = len(found)
