@@ -301,3 +301,17 @@ def test_the_pace_of_a_length_follows_its_batches(folder: Path) -> None:
         assert 80 <= rig.model.pace[64] < 81
 
     run(folder, test, timeout=1000.0)
+
+
+def test_who_cannot_be_in_time_any_more_lets_others_go_first(folder: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.asked(2)
+        await rig.running(1)
+        hopeless = [*await rig.asked(3, length=100), *await rig.asked(4, length=200)]
+        able = await rig.asked(5)
+        rig.model.pace |= {128: 99.0, 256: 99.0}
+        rig.go(4)
+        assert await asyncio.gather(*first, *hopeless, *able) == [2, 3, 4, 5]
+        assert rig.network.asked == [(64, 2), (64, 5), (256, 4), (128, 3)], "of those who cannot, the newest first"
+
+    run(folder, test, timeout=50.0)

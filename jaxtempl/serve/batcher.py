@@ -1,8 +1,8 @@
 """Micro-batches: requests that wait are computed together by length, and no longer than they are of use. No JAX.
 
 One batch is computed at a time. Who comes while none is goes at once and alone; who comes meanwhile waits, and when the
-network is free the oldest goes with all of its model and length, up to a full batch. So nothing is ever held back for
-others to come.
+network is free the oldest goes with all of its model and length, up to a full batch; who could not be answered in time
+any more lets others go first. So nothing is ever held back for others to come.
 
 Dims: S slots.
 """
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -194,13 +194,12 @@ class Batcher:
                 await self._wake.wait()
 
     def _take(self) -> list[Place]:
-        """The oldest that is ready and all that can go with it; they leave the queue."""
+        """The oldest that can be answered in time and all that can go with it; they leave the queue."""
         now = asyncio.get_running_loop().time()
-        ready = [place for place in self._waiting if place.model]
-        for place in ready:
+        for place in list(self._waiting):
             if place.deadline <= now:  # its timer is late too
                 self._refuse(place, LateError())
-        ready = [place for place in ready if place in self._waiting]
+        ready = _best(self._waiting, now)
         batch = [p for p in ready if (p.model, p.bucket) == (ready[0].model, ready[0].bucket)][: self._most]
         for place in batch:
             self._leave(place)
@@ -224,6 +223,16 @@ class Batcher:
                 self._refuse(place, FailedError())
         finally:
             self._running, self._free_at = [], 0.0
+
+
+def _best(waiting: Iterable[Place], now: float) -> list[Place]:
+    """Of those whose windows are read, who can be answered in time; if nobody can, the newest, who has most of it left.
+
+    Under more load than can be borne the oldest are always about to be late; to compute them would make others late.
+    """
+    ready = [place for place in waiting if place.model]
+    able = [place for place in ready if place.model and now + place.model.pace[place.bucket] < place.deadline]
+    return able or ready[-1:]
 
 
 def _answer(batch: Sequence[Place], logits: Float[np.ndarray, "B S"]) -> None:
