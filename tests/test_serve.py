@@ -266,6 +266,7 @@ def test_a_client_that_left_frees_its_place_and_one_that_is_late_is_told(quick: 
         assert server.metric('jaxtempl_answers_total{route="suggest",status="499"}') == 1
     with served(quick, tmp_path / "e.sqlite", "--fake_ms=300", "--timeout_ms=100") as server:
         assert server.suggest().status == 504
+        assert any("take longer than --timeout_ms" in line for line in server.log), "the log warns of it"
 
 
 def test_the_deadline_holds_while_a_long_window_is_read(quick: Path, tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ class Service:
         self._asked, self._store = asked, store
         self._previous: Model | None = None
         self._changing = asyncio.Lock()
-        self._batcher = Batcher(asked.batch, asked.queue, asked.timeout_ms / 1000, metrics)
+        self._timeout = asked.timeout_ms / 1000
+        self._batcher = Batcher(asked.batch, asked.queue, self._timeout, metrics)
         metrics.gauge("jaxtempl_queue_depth", "Requests that wait", lambda: self._batcher.waiting)
         metrics.gauge("jaxtempl_store_waiting", "Records that wait to be written", lambda: store.waiting)
         metrics.gauge("jaxtempl_store_dropped", "Suggestions that could not be kept", lambda: store.dropped)
@@ -185,6 +186,9 @@ class Service:
         self.metrics.serves(model.version)
         self.metrics.reloads.labels(how).inc()
         logs.say(f"model {how}", version=model.version, bundle=str(model.folder))
+        late = {str(length): round(1000 * pace) for length, pace in model.pace.items() if pace > self._timeout}
+        if late:
+            logs.say("windows of these lengths take longer than --timeout_ms", logging.WARNING, milliseconds=late)
 
     async def _close(self, model: Model) -> None:
         """Closes a model that nobody can go back to, once its last request has been computed."""
