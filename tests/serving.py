@@ -21,6 +21,7 @@ from test_bundle import graph, write
 
 from jaxtempl.config import ROOT
 
+PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
 MESSAGES = [
     {"role": "customer", "text": "hi"},
     {"role": "advocate", "text": "Hello!"},

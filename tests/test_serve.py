@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import serving
 from made import bundle, run_on_data
-from serving import MESSAGES, Server, served, started
+from serving import MESSAGES, PATIENT, Server, served, started
 from tiny import template
 
 from jaxtempl import suggest
 from jaxtempl.bundle import Bundle
 from jaxtempl.serve.suggester import of_bundle
 
-PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
 TEXTS = [f"message {i} of a case {'that is longer ' * (i % 40)}" for i in range(60)]
 
 

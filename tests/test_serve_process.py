@@ -19,14 +19,13 @@ from typing import Any
 
 import pytest
 import serving
-from serving import MESSAGES, Answer, Server, served
+from serving import MESSAGES, PATIENT, Answer, Server, served
 from test_walls import TRAINING, WITHOUT
 
 from jaxtempl.bundle import Bundle
 from jaxtempl.config import ROOT
 
 ADMIN = "the-admins-own"
-PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
 
 
 @pytest.fixture(scope="module")

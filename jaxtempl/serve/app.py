@@ -22,7 +22,6 @@ from jaxtempl.serve.model import Model
 from jaxtempl.serve.service import Found, NotReadyError, Service
 from jaxtempl.serve.tokens import Tokens
 
-MODEL = "templates"  # the name of the one model in KServe's paths
 YEARS = (1970, 2200)  # of an event
 
 
@@ -40,7 +39,8 @@ class App:
     def __init__(self, asked: ServeConfig, ready: Callable[[Exception | None], None]) -> None:
         self._asked, self._ready = asked, ready
         self._cases = console.cases(asked.cases)
-        self._reference = reference.page(openapi.document(bool(asked.tokens)))
+        self._openapi = openapi.document(bool(asked.tokens))
+        self._reference = reference.page(self._openapi)
         self._metrics = Metrics()
         self._store = Store(asked.store)
         self._service: Service
@@ -77,8 +77,7 @@ class App:
 
     def routes(self) -> Sequence[BaseRoute]:
         """What is answered."""
-        one = f"/v2/models/{MODEL}"
-        version = one + "/versions/{version}"
+        model = openapi.ONE, openapi.VERSION
         return [
             Route("/v1/suggest", self.suggest, methods=["POST"]),
             Route("/v1/events", self.events, methods=["POST"]),
@@ -94,9 +93,9 @@ class App:
             Route("/v2", self.kserve),
             Route("/v2/health/live", self.livez),
             Route("/v2/health/ready", self.readyz),
-            *(Route(path, self.kserve_model) for path in (one, version)),
-            *(Route(f"{path}/ready", self.kserve_ready) for path in (one, version)),
-            *(Route(f"{path}/infer", self.infer, methods=["POST"]) for path in (one, version)),
+            *(Route(path, self.kserve_model) for path in model),
+            *(Route(f"{path}/ready", self.kserve_ready) for path in model),
+            *(Route(f"{path}/infer", self.infer, methods=["POST"]) for path in model),
             *console.routes(self._cases),
         ]
 
@@ -149,7 +148,7 @@ class App:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return reply(openapi.document(bool(self._asked.tokens)))
+        return reply(self._openapi)
 
     async def docs(self, request: Request) -> Response:
         """GET /docs."""
@@ -161,7 +160,7 @@ class App:
 
     async def kserve_model(self, request: Request) -> Response:
         """GET /v2/models/templates."""
-        return reply(kserve.model(MODEL, self._version(request)))
+        return reply(kserve.model(openapi.MODEL, self._version(request)))
 
     async def kserve_ready(self, request: Request) -> Response:
         """GET /v2/models/templates/ready."""
@@ -176,7 +175,7 @@ class App:
         found = await unless_left(request, _all(finding))
         templates = [[each.template for each in row.suggestions] for row in found]
         probabilities = [[each.probability for each in row.suggestions] for row in found]
-        raw, head = kserve.answer(asked, MODEL, found[0].version, templates, probabilities)
+        raw, head = kserve.answer(asked, openapi.MODEL, found[0].version, templates, probabilities)
         if head is None:
             return Response(raw, media_type="application/json")
         return Response(raw, 200, {kserve.HEADER_LENGTH: str(head)}, "application/octet-stream")

@@ -4,7 +4,6 @@ Dims: B rows, L length, S slots (or vocabulary).
 """
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 from typing import Literal, Protocol, runtime_checkable
@@ -111,9 +110,6 @@ class Fake:
 
     def close(self) -> None:
         """It holds nothing."""
-
-
-Opener = Callable[[Bundle], Network]
 
 
 def of_bundle(bundle: Bundle) -> Network:

@@ -37,9 +37,8 @@ class Model:
         """Prepares what can be; `warm` makes it ready.
 
         Raises:
-            UserError: the bundle is a language model or all its templates are retired.
+            UserError: all templates of the bundle are retired, or its window fits no length that it pads to.
         """
-        suggester.check_head(bundle)
         self.version: str = bundle.manifest["version"]
         self.reader, self.ranker = suggester.reader_of(bundle), suggester.ranker_of(bundle)
         self.pace: dict[int, float] = {}

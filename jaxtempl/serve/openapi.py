@@ -48,7 +48,8 @@ class Operation(NamedTuple):
 
 
 SUGGESTS = (*READS, 409, 429, 500, 503, 504)
-ONE = "/v2/models/templates"
+MODEL = "templates"  # the name of the one model in KServe's paths
+ONE = f"/v2/models/{MODEL}"
 VERSION = ONE + "/versions/{version}"
 LISTS = list[api.TemplateAnswer], list[dict[str, Any]]
 OPERATIONS = (

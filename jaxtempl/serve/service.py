@@ -36,6 +36,9 @@ class NotReadyError(RefusedError):
 class BusyError(Exception):
     """Another change of the model is under way."""
 
+    def __init__(self) -> None:
+        super().__init__("another change of the model is under way; try again when it is done")
+
 
 class Found(NamedTuple):
     """What was found for one context.
@@ -120,7 +123,7 @@ class Service:
             UserError: it cannot be served; what served before still does.
         """
         if self._changing.locked():
-            raise BusyError("another change of the model is under way; try again when it is done")
+            raise BusyError
         async with self._changing:
             try:
                 new = await asyncio.to_thread(opened, folder, self._asked)
@@ -147,7 +150,7 @@ class Service:
             UserError: there is none.
         """
         if self._changing.locked():
-            raise BusyError("another change of the model is under way; try again when it is done")
+            raise BusyError
         if self._previous is None or self.model is None:
             raise UserError("no other model has served since the start; nothing to go back to")
         self._previous, before = self.model, self._previous
