@@ -77,6 +77,13 @@ def test_probabilities_are_those_of_a_softmax_over_what_may_be_suggested(
         assert each.text == f"text{slot}"
 
 
+def test_what_is_not_allowed_stays_out_where_what_is_has_no_probability_left() -> None:
+    logits = np.array([0, 41, 0, 0, -41, 0], np.float32)
+    found = Ranker("x", [template(i, f"t{i}") for i in range(6)], 0.1).best(logits, 3, {"t0", "t1", "t4"})
+    assert names(found) == ["t1", "t0", "t4"]
+    assert found[2].probability == 0
+
+
 def test_a_model_of_retired_templates_is_refused() -> None:
     with pytest.raises(UserError, match="all templates of x are retired; set one active"):
         Ranker("x", [template(0, "a", active=False)], 1.0)

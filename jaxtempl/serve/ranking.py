@@ -64,9 +64,12 @@ class Ranker:
             allowed: ids of those that may be suggested; ids that the model does not know are passed over.
         """
         candidates = self._active if allowed is None else self._active & self._mask(allowed)
-        probability = probabilities(logits[: len(candidates)], candidates, self._temperature)
+        logits = logits[: len(candidates)]
+        probability = probabilities(logits, candidates, self._temperature)
+        # By logits: of candidates too unlikely for a float the probability is 0, as that of what is none.
+        order = np.argsort(np.where(candidates, -logits, np.inf), kind="stable")
         chosen: dict[object, int] = {}
-        for slot in np.argsort(-probability, kind="stable")[: candidates.sum()].tolist():
+        for slot in order[: candidates.sum()].tolist():
             if len(chosen) == k:
                 break
             chosen.setdefault(self._words[slot], slot)
