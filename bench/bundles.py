@@ -30,7 +30,7 @@ def _made(folder: Path, size: str, dtype: str) -> None:
 
     from bench import steps
     from converters import dynamic_int8, onnx_graph
-    from converters.onnx_graph import Options
+    from converters.onnx_layers import Options
     from jaxtempl.models import build
 
     a = steps.architecture(size)

@@ -27,7 +27,7 @@ def write(size: str, folder: Path) -> None:
     import onnx_ir as ir
 
     from converters import dynamic_int8, onnx_graph
-    from converters.onnx_graph import Options
+    from converters.onnx_layers import Options
     from jaxtempl.models import build, weights
 
     a = steps.architecture(size)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from bench import common
 from jaxtempl import config, optim, partition, tasks, train
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
 DEPTHS = (6, 24)
@@ -26,7 +26,7 @@ LIMIT = 1.2  # greatest ratio of the medians
 Seconds = dict[int, list[float]]
 
 
-def seconds_to_compile(architecture: Architecture) -> float:
+def seconds_to_compile(architecture: NeoXArchitecture) -> float:
     """Traces, lowers and compiles what a training step runs, from nothing; arrays are shapes only."""
     task = tasks.causal_lm(build.graphdef(architecture, architecture.vocabulary))
     optimizer = optim.adamw(config.AdaptConfig(rate=1e-3, warmup=0.01, decay=0.01), 1000)
@@ -46,7 +46,7 @@ def seconds_to_compile(architecture: Architecture) -> float:
 
 def measure() -> Seconds:
     """Seconds of each compilation by depth; the first of each is thrown away, for it also loads the compiler."""
-    base = Architecture(**config.size("70m")["architecture"])
+    base = NeoXArchitecture(**config.size("70m")["architecture"])
     times: Seconds = {depth: [] for depth in DEPTHS}
     for _ in range(ROUNDS + 1):
         for depth in DEPTHS:

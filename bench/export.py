@@ -16,11 +16,11 @@ from typing import Any
 
 from bench import common
 from jaxtempl import config, onnx_file, run, sample
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.bundle import Bundle
 from jaxtempl.cases import Template
 from jaxtempl.config import ConvertOnnxConfig, PrepareConfig
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 
 SIZES = ("410m", "1.4b")
 DTYPES = ("fp32", "fp16")
@@ -36,7 +36,7 @@ def make(folder: Path, size: str) -> None:
     pipeline.run(
         PrepareConfig(transcripts=(f"{folder}/sample/transcripts.jsonl.gz",), size="nano", out=folder / "data")
     )
-    a = Architecture(**config.size(size)["architecture"])
+    a = NeoXArchitecture(**config.size(size)["architecture"])
     templates = [Template(i, f"T{i}", f"Reply {i}", True, False, 1) for i in range(TEMPLATES)]
     tokenizer = config.tokenizer_path(size).read_text(encoding="utf-8")
     facts = {"phase": "finetune", "size": size, "length": 512, "role_tags": False, "datasets": {f"{folder}/data": ""}}
@@ -59,12 +59,13 @@ def convert(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
 def write(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
     """The graph alone, not verified."""
     from converters import onnx_export, onnx_graph
+    from converters.onnx_layers import Options
 
     found, step = run.resolve(f"{folder}/run")
     (folder / "graph").mkdir(exist_ok=True)
     params = found.params(step)
     started = time.perf_counter()
-    options = onnx_graph.Options("template", dtype)
+    options = Options("template", dtype)
     onnx_export.save(onnx_graph.build(params, found.architecture, options), folder / "graph")
     return {"size": size, "dtype": dtype, "seconds": time.perf_counter() - started, **_peak()}
 

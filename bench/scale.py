@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from bench import common
 from jaxtempl import config, files, flops, launch, memory, plan
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import AdaptConfig
 from jaxtempl.devices import DEVICES, Device
 from jaxtempl.memory import Held, Piece
-from jaxtempl.models.neox import REMAT, Architecture, Remat
+from jaxtempl.models.stack import REMAT, Remat
 
 PAGE = common.ROOT / "docs" / "scale.md"
 SIZES = ("410m", "1.4b", "2.8b")
@@ -83,8 +84,8 @@ def days(size: str, machine: Machine) -> float:
     return operations / (SHARE * machine.device.peak * machine.devices) / 86_400
 
 
-def _architecture(size: str) -> Architecture:
-    return Architecture(**config.size(size)["architecture"])
+def _architecture(size: str) -> NeoXArchitecture:
+    return NeoXArchitecture(**config.size(size)["architecture"])
 
 
 def table(size: str) -> list[str]:

@@ -17,8 +17,8 @@ import jax
 
 from bench import common, hlo
 from jaxtempl import config, partition, programs
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
 SIZE, ROWS, LENGTH = "2.8b", 64, 2048
@@ -54,7 +54,7 @@ def _activation(sizes: tuple[int, ...], rows: int, length: int, tokens: set[int]
     return length in sizes[1:3] or bool(tokens & set(sizes[:1])) or sizes[:2] == (rows, length)
 
 
-def measure(architecture: Architecture, shape: Shape) -> dict[str, Any]:
+def measure(architecture: NeoXArchitecture, shape: Shape) -> dict[str, Any]:
     """One mesh's row of the report; ends the run when something promised does not hold."""
     mesh = partition.make_mesh(shape)
     computed, updated = programs.gradient(architecture, mesh, ROWS, LENGTH), programs.update(architecture, mesh)
@@ -117,7 +117,7 @@ def main(meshes: Sequence[Shape] = MESHES) -> None:
     """Compiles, checks and writes docs/benchmarks/sharding.json and .md."""
     jax.config.update("jax_num_cpu_devices", max(shape.devices for shape in meshes))
     machine = common.machine(("jax", "flax", "optax"))
-    architecture = Architecture(**config.size(SIZE)["architecture"])
+    architecture = NeoXArchitecture(**config.size(SIZE)["architecture"])
     rows = []
     for shape in meshes:
         print(f"mesh {shape}", flush=True)

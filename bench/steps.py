@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxtempl import config
-from jaxtempl.models.neox import Architecture
+from jaxtempl.architecture import NeoXArchitecture
 
 RATE, DECAY = 1e-3, 0.01
 
@@ -49,9 +49,9 @@ class Side(NamedTuple):
     program: Callable[[], str] = str
 
 
-def architecture(size: str) -> Architecture:
+def architecture(size: str) -> NeoXArchitecture:
     """Of one of configs/sizes/."""
-    return Architecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**config.size(size)["architecture"])
 
 
 def jaxtempl(work: Work, length: int) -> Side:
@@ -91,16 +91,16 @@ def jaxtempl(work: Work, length: int) -> Side:
 
 
 def _policy(remat: str) -> Any:
-    """The name of a policy of `neox.REMAT`; `attention`, which keeps attention's output too, is tried here first."""
+    """The name of a policy of `stack.REMAT`; `attention`, which keeps attention's output too, is tried here first."""
     import jax
 
-    from jaxtempl.models import neox
+    from jaxtempl.models import stack
 
     def keep(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
         dots: Any = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return "dot_product_attention_fwd" in primitive.name or dots(primitive, *arguments, **parameters)
 
-    policies: dict[Any, Any] = neox.REMAT
+    policies: dict[Any, Any] = stack.REMAT
     policies["attention"] = keep
     return remat
 

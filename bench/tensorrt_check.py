@@ -40,17 +40,18 @@ def write(size: str, folder: Path) -> dict[str, Any]:
     import jax
 
     from converters import onnx_export, onnx_graph
+    from converters.onnx_layers import Options
     from jaxtempl import config
+    from jaxtempl.architecture import NeoXArchitecture
     from jaxtempl.models import build
-    from jaxtempl.models.neox import Architecture
 
-    architecture = Architecture(**config.size(size)["architecture"])
+    architecture = NeoXArchitecture(**config.size(size)["architecture"])
     seeds = itertools.count()
     shapes = build.abstract_params(architecture, SLOTS - 24)
     params = {name: jax.tree.map(lambda leaf: Random(leaf.shape, next(seeds)), part) for name, part in shapes.items()}
     for name in ("embed", "norm", "head"):  # which are no stacks
         params[name] = jax.tree.map(lambda leaf: Random((1, *leaf.shape), next(seeds))[0], shapes[name])
-    graph = onnx_graph.build(params, architecture, onnx_graph.Options("template", "fp16", slots=SLOTS))
+    graph = onnx_graph.build(params, architecture, Options("template", "fp16", slots=SLOTS))
     onnx_export.save(graph, folder)
     return {"nodes": len(graph.graph), "onnx_bytes": sum(path.stat().st_size for path in folder.iterdir())}
 

@@ -18,8 +18,9 @@ import jax
 from bench import common, hlo
 from bench.hlo import Collective
 from jaxtempl import config, files, partition, programs
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.devices import DEVICES
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.stack import Remat
 from jaxtempl.partition import Shape
 from jaxtempl.programs import Program
 
@@ -74,7 +75,7 @@ def measure(case: Case) -> dict[str, Any]:
     devices = programs.described(case.slice)
     shape = Shape(1, len(devices), 1)
     mesh = partition.make_mesh(shape, devices)
-    architecture = Architecture(**config.size(case.size)["architecture"])
+    architecture = NeoXArchitecture(**config.size(case.size)["architecture"])
     row = {**case._asdict(), "devices": len(devices), "state_bytes": programs.state_bytes(architecture, shape)}
     gradient = programs.gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
     update = programs.update(architecture, mesh)

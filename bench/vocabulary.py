@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from bench import common
 from jaxtempl import partition, programs, tasks
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import losses
-from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
 ROWS, LENGTH = 4, 2048
-SMALL = Architecture(layers=1, hidden=1024, heads=1, feed_forward=1024, vocabulary=1, positions=LENGTH)
+SMALL = NeoXArchitecture(layers=1, hidden=1024, heads=1, feed_forward=1024, vocabulary=1, positions=LENGTH)
 VOCABULARIES = (32_768, 50_304, 131_072, 524_288)
 LOSSES = {"cpu": "chunked, as on a CPU", "accelerator": "chunked, as on an accelerator", "plain": "plain"}
 

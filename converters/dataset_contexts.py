@@ -25,4 +25,5 @@ def documents(dataset: Dataset, tokenizer: Tokenizer, window: int) -> Iterator[l
     for split in SPLITS:
         cases = dataset.cases(split)
         for index in np.random.default_rng(0).permutation(len(cases)):
-            yield tokenizer.encode([text.document(cases[int(index)].messages)])[0][:window]
+            ids = tokenizer.encode([text.document(cases[int(index)].messages)])[0]
+            yield [*tokenizer.begin, *ids[: window - tokenizer.overhead], *tokenizer.end]

@@ -11,24 +11,34 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Int32, PyTree
 
-from jaxtempl.models import build
-from jaxtempl.models.config_json import Head
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.architecture import Architecture, BertArchitecture
+from jaxtempl.models import attention, build
+from jaxtempl.models.bert import Bert
+from jaxtempl.models.build import Model
+from jaxtempl.models.tables import Head
 
 
 class FlaxNetwork:
-    """Parameters with a head, run by Flax."""
+    """Parameters with a head, run by Flax.
+
+    Attributes:
+        place: in a row, where a template head reads: at the last token, or at BERT's [CLS].
+    """
 
     def __init__(self, params: PyTree, architecture: Architecture, head: Head) -> None:
-        graphdef = build.graphdef(architecture, params["head"]["kernel"].shape[1])
-        self._params, self._head = params, head
+        graphdef = build.graphdef(architecture, params["head"]["kernel"].shape[1] if head == "template" else None)
+        self._params, self.place = params, 0 if isinstance(architecture, BertArchitecture) else -1
 
         def logits(params: PyTree, ids: jax.Array, lengths: jax.Array) -> jax.Array:
-            model: NeoX = nnx.merge(graphdef, params)
-            return model.classify(ids, lengths) if head == "template" else model(ids)
+            model: Model = nnx.merge(graphdef, params)
+            if head == "template":
+                return model.classify(ids, lengths)
+            return model(ids, lengths) if isinstance(model, Bert) else model(ids)
 
         def residual(params: PyTree, ids: jax.Array) -> jax.Array:
-            model: NeoX = nnx.merge(graphdef, params)
+            model: Model = nnx.merge(graphdef, params)
+            if isinstance(model, Bert):
+                return model.residual(ids, attention.within(ids.shape[1], jnp.array([ids.shape[1]])))[1]
             return model.residual(ids)[1]
 
         self._logits, self._residual = jax.jit(logits), jax.jit(residual)

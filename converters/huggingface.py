@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from converters import model_card
-from converters.model_card import Padding
+from converters import exportable, model_card, special_tokens
+from converters.special_tokens import Special
 from jaxtempl import files, run
 from jaxtempl.cases import Template
 from jaxtempl.config import ConvertHuggingfaceConfig
 from jaxtempl.errors import UserError
 from jaxtempl.models import weights
 from jaxtempl.run import Run
-
-END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 
 
 def main(config: ConvertHuggingfaceConfig) -> None:
@@ -28,7 +26,7 @@ def main(config: ConvertHuggingfaceConfig) -> None:
 def convert(source: Run, step: int, out: Path, shard_bytes: int = weights.SHARD_BYTES) -> None:
     """Writes the folder, whole or not at all.
 
-    An adapt run becomes a GPTNeoXForCausalLM, a finetune run a GPTNeoXForSequenceClassification.
+    An adapt run becomes a GPTNeoXForCausalLM or a BertForMaskedLM, a finetune run their ForSequenceClassification.
 
     Args:
         source: the run.
@@ -37,15 +35,16 @@ def convert(source: Run, step: int, out: Path, shard_bytes: int = weights.SHARD_
         shard_bytes: greatest size of one file of weights; beyond it there are shards and an index.
 
     Raises:
-        UserError: `out` exists, or the tokenizer has no end-of-text token.
+        UserError: `out` exists, the run is an ablation, or the tokenizer lacks a special token.
     """
-    end, padding = special_tokens(source.tokenizer.json)
-    config = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": padding.id} | labels(source.templates)
+    exportable.check(source)
+    special = special_tokens.of(source.tokenizer.json)
+    config = special.in_config | labels(source.templates)
     with files.atomic_folder(out) as folder:
         weights.write(folder, source.architecture, source.params(step), source.head, config, shard_bytes)
         (folder / weights.TOKENIZER).write_text(source.tokenizer.json, encoding="utf-8")
-        _write_json(folder / "tokenizer_config.json", tokenizer_config(source, padding))
-        (folder / "README.md").write_text(model_card.card(source, step, padding), encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", tokenizer_config(source, special))
+        (folder / "README.md").write_text(model_card.card(source, step, special), encoding="utf-8")
         facts = {"run": source.folder.resolve().name, "step": step, "phase": source.phase, **run.provenance()}
         weights.write_manifest(folder, facts)
 
@@ -60,33 +59,18 @@ def labels(templates: Sequence[Template]) -> dict[str, Any]:
     }
 
 
-def special_tokens(tokenizer_json: str) -> tuple[int, Padding]:
-    """The id of end-of-text, and what rows are padded with: where there is no padding token, end-of-text.
+def tokenizer_config(source: Run, special: Special) -> dict[str, Any]:
+    """tokenizer_config.json: tokenizer.json as it is, padding on the right, no special id out of text.
 
-    Transformers pools the right-most token that is not padding, so padding must be a token that text never yields.
-
-    Raises:
-        UserError: the tokenizer has no end-of-text token.
+    But for a masked language model's: who asks one what a text hides writes [MASK] into it.
     """
-    added = {token["content"]: token["id"] for token in json.loads(tokenizer_json)["added_tokens"]}
-    if END_OF_TEXT not in added:
-        raise UserError(
-            f"the run's tokenizer has no {END_OF_TEXT}; one of GPT-NeoX is needed for a Hugging Face folder"
-        )
-    name = PADDING if PADDING in added else END_OF_TEXT
-    return added[END_OF_TEXT], Padding(name, added[name])
-
-
-def tokenizer_config(source: Run, padding: Padding) -> dict[str, Any]:
-    """tokenizer_config.json: tokenizer.json as it is, no special id out of text, padding on the right."""
+    asked = source.phase == "adapt" and "mask_token" in special.names
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": padding.token,
+        **special.names,
         "padding_side": "right",
         "truncation_side": "left",  # the newest text is what matters
-        "split_special_tokens": True,
+        "split_special_tokens": not asked,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": source.manifest["length"] if source.phase == "finetune" else source.architecture.positions,

@@ -6,20 +6,25 @@ Folders are named by their last part alone, and no text of a case or of a templa
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import yaml
 
-from jaxtempl import config, files, flops, text
+from converters import card_texts
+from converters.card_texts import Texts
+from converters.special_tokens import Special
+from jaxtempl import config, files, text
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.models import build
 from jaxtempl.run import Run
 
 CARD = """---
 {front}---
 # {name}
 
-{summary} GPT-NeoX with {layers} layers, hidden {hidden}, {heads} heads: {parameters:,} parameters, float32.
+{summary} {family} with {layers} layers, hidden {hidden}, {heads} heads: {parameters:,} parameters, float32.
 
 ## Use
 
@@ -41,51 +46,7 @@ CARD = """---
 {limits}
 """
 
-CLASSIFIER = """import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-folder = "THIS_FOLDER"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder)
-texts = {texts}  # oldest first
-
-# The newest whole messages that fit in {length} tokens; a longer newest message keeps its last tokens.
-pieces = tokenizer([texts[0], *(" " + text for text in texts[1:])])["input_ids"]
-ids = pieces.pop()[-{length}:]
-while pieces and len(ids) + len(pieces[-1]) <= {length}:
-    ids = pieces.pop() + ids
-
-with torch.no_grad():
-    logits = model(torch.tensor([ids])).logits[0]
-{retired}probability = torch.softmax(logits / {temperature}, dim=-1)
-for slot in probability.topk({count}).indices.tolist():
-    print(model.config.id2label[slot], round(float(probability[slot]), 4))
-"""
-
-RETIRED = """logits[{slots}] = -torch.inf  # slots of retired templates
-"""
-
-LANGUAGE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "THIS_FOLDER"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-asked = tokenizer("<CUSTOMER>: Where is my card?\\n<ADVOCATE>:", return_tensors="pt")
-said = model.generate(**asked, max_new_tokens=40, do_sample=False)
-print(tokenizer.decode(said[0]))
-"""
-
-BATCHES = """Rows of a batch may be padded on either side (`tokenizer.padding_side`, right unless it is set): with
-`{token}`, id {id}. Pass `attention_mask` beside `input_ids`; `position_ids` are not needed, since only
-distances between tokens count. {own} The tokenizer makes no special token of a text: `<|endoftext|>` that
-somebody typed is read as its characters."""
-
-OWN = {
-    "finetune": "The classifier answers at a row's right-most id that is not {id}: no row may end in one of its own.",
-    "adapt": "For `generate`, pad on the left.",
-}
-
-TEXTS = [
+SAID = [
     ("advocate", "Hello, how can I help?"),
     ("customer", "My card has not come"),
     ("advocate", "When was it sent?"),
@@ -103,31 +64,29 @@ PHASES = {"adapt": "language modelling (adapt)", "finetune": "template classific
 ROWS = {"run": "this model", "ngrams": "n-grams", "previous_template": "previous template", "majority": "majority"}
 
 
-class Padding(NamedTuple):
-    """What rows are padded with."""
-
-    token: str
-    id: int
-
-
-def card(source: Run, step: int, padding: Padding) -> str:
+def card(source: Run, step: int, special: Special) -> str:
     """The README.md of a run's checkpoint."""
-    a, reports = source.architecture, _reports(source, step)
-    own = OWN[source.phase].format(id=padding.id)
+    a, texts, reports = source.architecture, _texts(source), _reports(source, step)
+    padding = {"token": special.names["pad_token"], "id": special.ids["pad_token"]}
     return CARD.format(
         front=_front(source, step, reports),
         name=_name(source, step),
         summary=_summary(source),
+        family=texts.name,
         layers=a.layers,
         hidden=a.hidden,
         heads=a.heads,
-        parameters=flops.parameters(a) + a.hidden * (source.outputs - a.vocabulary),  # that counts the other head
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(build.abstract_params(a, source.slots))),
         code=_code(source, step),
-        batches=BATCHES.format(token=padding.token, id=padding.id, own=own),
+        batches=texts.batches.format(**padding, own=texts.own[source.phase].format(**padding)),
         data="\n".join(_data(source, step)),
         figures="\n\n".join([_trained(source, step), *_measured(reports)]),
         limits="\n".join(f"- {line}" for line in _limits(source, step)),
     )
+
+
+def _texts(source: Run) -> Texts:
+    return card_texts.TEXTS[source.architecture.family]
 
 
 def _name(source: Run, step: int) -> str:
@@ -148,14 +107,16 @@ def _summary(source: Run) -> str:
 
 def _code(source: Run, step: int) -> str:
     if source.phase == "adapt":
-        return LANGUAGE_MODEL
+        return _texts(source).language_model
     tags = text.TAGS if source.manifest["role_tags"] else {}
-    texts = ", ".join(f'"{tags.get(role, "")}{said}"' for role, said in TEXTS)
+    texts = ", ".join(f'"{tags.get(role, "")}{said}"' for role, said in SAID)
     retired = [template.slot for template in source.templates if not template.active]
-    return CLASSIFIER.format(
+    return card_texts.CLASSIFIER.format(
         texts=f"[{texts}]",
-        length=source.manifest["length"],
-        retired=RETIRED.format(slots=retired) if retired else "",
+        length=source.manifest["length"] - source.tokenizer.overhead,
+        plain=_texts(source).plain,
+        enclosed=_texts(source).enclosed,
+        retired=card_texts.RETIRED.format(slots=retired) if retired else "",
         temperature=round(source.temperature(step), 4),
         count=min(5, len(source.templates) - len(retired)),
     )
@@ -163,8 +124,9 @@ def _code(source: Run, step: int) -> str:
 
 def _front(source: Run, step: int, reports: list[dict[str, Any]]) -> str:
     """The metadata, in the hub's own keys."""
-    task = {"finetune": "text-classification", "adapt": "text-generation"}[source.phase]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": ["gpt_neox", "jaxtempl"]}
+    task = _texts(source).task if source.phase == "adapt" else "text-classification"
+    tags = [source.architecture.family, "jaxtempl"]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
     base = _base_model(_lineage(source, step)[0][0])
     if base:
         front["base_model"] = base
@@ -326,4 +288,4 @@ def _classifier_limits(source: Run, step: int) -> Iterator[str]:
 
 def _model_limits(source: Run) -> Iterator[str]:
     yield f"It was trained on rows of {source.manifest['length']:,} tokens; longer texts were not tested."
-    yield "It writes what such transcripts look like. It follows no instructions, and what it writes may be untrue."
+    yield _texts(source).limit

@@ -1,10 +1,10 @@
-"""Rotary positions and causal attention in ONNX, in three forms of the same arithmetic.
+"""Attention in ONNX, in three forms of the same arithmetic.
 
-`fused` is opset 23's RotaryEmbedding and Attention, which TensorRT and newer ONNX Runtimes run as one kernel each;
-`parted` is the same with an Attention for each quarter of the queries, which is faster on a CPU from 256 tokens on;
+`fused` is opset 23's Attention, which TensorRT and newer ONNX Runtimes run as one kernel; `parted` is an Attention for
+each quarter of the queries where it is causal, which is faster on a CPU from 256 tokens on;
 `plain` is products, softmax and slices of opset 20, for consumers that lack those.
 
-Dims: B batch, L length, Q queries (L, or 1 in the last block), H heads, K head_dim, R rotated dims of a head.
+Dims: B batch, L length, Q queries (L, or 1 in the last block), H heads, K head_dim.
 """
 
 import itertools
@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.onnx_writer import NUMPY, Dtype, Writer
-from jaxtempl.models import attention
-from jaxtempl.models.neox import Architecture
+from jaxtempl.architecture import Architecture
 
 Form = Literal["fused", "parted", "plain"]
 OPSET: dict[Form, int] = {"fused": 23, "parted": 23, "plain": 20}
@@ -23,24 +22,20 @@ PARTS = 4  # of the queries in the `parted` form; with more, the slices cost wha
 
 
 @runtime_checkable
-class Kernel(Protocol):
+class Attention(Protocol):
     """What a form of attention does; q is already divided by the root of K."""
-
-    def rotate(self, x: ir.Value, positions: ir.Value) -> ir.Value:
-        """[B Q (H K)] -> the same, each head's first R dims turned by its position [B Q]."""
-        ...
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """[B L (H K)] of each -> [B L (H K)]: every position attends to itself and those before it."""
         ...
 
-    def single(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
-        """One query [B 1 (H K)] to the keys [B L (H K)] that it has `seen` bool [B 1 1 L]."""
+    def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
+        """Queries [B Q (H K)] to the keys [B L (H K)] that they have `seen` bool [B 1 Q L]."""
         ...
 
 
-def kernel(form: Form, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> Kernel:
-    """The form's kernel, its tables written as initializers.
+def attention(form: Form, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> Attention:
+    """The form's attention.
 
     Args:
         form: of attention.
@@ -50,30 +45,22 @@ def kernel(form: Form, w: Writer, a: Architecture, dtype: Dtype, length: ir.Valu
         length: int64 [1], L of the input.
     """
     if form == "fused":
-        return Fused(w, a, dtype)
+        return Fused(w, a)
     return Parted(w, a, dtype, length) if form == "parted" else Plain(w, a, dtype, length)
 
 
 class Fused:
     """Opset 23's own operators."""
 
-    def __init__(self, w: Writer, a: Architecture, dtype: Dtype) -> None:
+    def __init__(self, w: Writer, a: Architecture) -> None:
         self._w, self._a = w, a
-        self._tables = _tables(w, a, dtype, a.rotary // 2)
-
-    def rotate(self, x: ir.Value, positions: ir.Value) -> ir.Value:
-        """See Kernel."""
-        if not self._a.rotary:
-            return x
-        heads, dims = self._a.heads, self._a.rotary
-        return self._w.op("RotaryEmbedding", x, *self._tables, positions, num_heads=heads, rotary_embedding_dim=dims)
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """See Kernel."""
+        """See Attention."""
         return self._attend(q, k, v, is_causal=1)
 
-    def single(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
-        """See Kernel."""
+    def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
+        """See Attention."""
         return self._attend(q, k, v, seen)
 
     def _attend(self, *inputs: ir.Value, is_causal: int = 0) -> ir.Value:
@@ -88,7 +75,7 @@ class Parted(Fused):
     """
 
     def __init__(self, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
-        super().__init__(w, a, dtype)
+        super().__init__(w, a)
         self._dtype: Dtype = dtype
         self._ends = [w.op("Div", w.op("Mul", length, w.constant([i])), w.constant([PARTS])) for i in range(PARTS + 1)]
         least = w.constant(np.finfo(NUMPY[dtype]).min, NUMPY[dtype])
@@ -99,7 +86,7 @@ class Parted(Fused):
         ]
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """See Kernel."""
+        """See Attention."""
         parts: list[ir.Value] = []
         for start, end, mask in zip(self._ends, self._ends[1:], self._masks, strict=False):
             query = self._tokens(q, start, end)
@@ -121,58 +108,34 @@ class Plain:
     def __init__(self, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
         self._w, self._a = w, a
         self._dtype: Dtype = dtype
-        self._cos, self._sin = _tables(w, a, dtype, a.rotary)
         self._before = _before(w, length)
 
-    def rotate(self, x: ir.Value, positions: ir.Value) -> ir.Value:
-        """See Kernel."""
-        w, half = self._w, self._a.rotary // 2
-        if not half:
-            return x
-        heads = self._split(x)  # [B Q H K]
-        first, second, rest = (self._dims(heads, *cut) for cut in ((0, half), (half, 2 * half), (2 * half, 2**31)))
-        cos, sin = (w.op("Gather", t, w.op("Unsqueeze", positions, w.constant([2]))) for t in (self._cos, self._sin))
-        turned = w.op("Concat", first, second, axis=-1)
-        partner = w.op("Concat", w.op("Neg", second), first, axis=-1)
-        turned = w.op("Add", w.op("Mul", turned, cos), w.op("Mul", partner, sin))  # cos and sin [B Q 1 R]
-        return self._join(w.op("Concat", turned, rest, axis=-1) if 2 * half < self._a.head_dim else turned)
-
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """See Kernel."""
-        return self.single(q, k, v, self._before)
+        """See Attention."""
+        return self.seeing(q, k, v, self._before)
 
-    def single(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
-        """See Kernel; `causal` is this with a mask [L L]."""
+    def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
+        """See Attention; `causal` is this with a mask [L L]."""
         w = self._w
-        q, v = (w.op("Transpose", self._split(x), perm=[0, 2, 1, 3]) for x in (q, v))
-        k = w.op("Transpose", self._split(k), perm=[0, 2, 3, 1])
+        q, v = (w.op("Transpose", split(w, self._a, x), perm=[0, 2, 1, 3]) for x in (q, v))
+        k = w.op("Transpose", split(w, self._a, k), perm=[0, 2, 3, 1])
         least = w.constant(np.finfo(NUMPY[self._dtype]).min, NUMPY[self._dtype])  # an infinity would make NaNs in fp16
         scores = w.op("Where", seen, w.op("MatMul", q, k), least)
         mixed = w.op("MatMul", w.op("Softmax", scores, axis=-1), v)
-        return self._join(w.op("Transpose", mixed, perm=[0, 2, 1, 3]))
+        return join(w, self._a, w.op("Transpose", mixed, perm=[0, 2, 1, 3]))
 
-    def _split(self, x: ir.Value) -> ir.Value:
-        """[B Q (H K)] -> [B Q H K]."""
-        return self._w.op("Reshape", x, self._w.constant([0, 0, self._a.heads, self._a.head_dim]))
 
-    def _join(self, x: ir.Value) -> ir.Value:
-        """[B Q H K] -> [B Q (H K)]."""
-        return self._w.op("Reshape", x, self._w.constant([0, 0, self._a.hidden]))
+def split(w: Writer, a: Architecture, x: ir.Value) -> ir.Value:
+    """[B Q (H K)] -> [B Q H K]."""
+    return w.op("Reshape", x, w.constant([0, 0, a.heads, a.head_dim]))
 
-    def _dims(self, x: ir.Value, start: int, stop: int) -> ir.Value:
-        """Dims `start` to `stop` of each head."""
-        return self._w.op("Slice", x, *(self._w.constant([i]) for i in (start, stop, -1)))
+
+def join(w: Writer, a: Architecture, x: ir.Value) -> ir.Value:
+    """[B Q H K] -> [B Q (H K)]."""
+    return w.op("Reshape", x, w.constant([0, 0, a.hidden]))
 
 
 def _before(w: Writer, length: ir.Value) -> ir.Value:
     """Whether a query sees a key, bool [L L]."""
     each = w.op("Range", w.constant(0), w.op("Squeeze", length), w.constant(1))
     return w.op("LessOrEqual", w.op("Unsqueeze", each, w.constant([0])), w.op("Unsqueeze", each, w.constant([1])))
-
-
-def _tables(w: Writer, a: Architecture, dtype: Dtype, columns: int) -> tuple[ir.Value, ir.Value]:
-    """Cos and sin [positions columns], computed in float32."""
-    angles = attention.angles(a.rotary, a.rotary_base, a.positions)
-    shape = (a.positions, columns)
-    cos, sin = (np.asarray(table)[:, 0, :columns] for table in angles)
-    return w.weight("rotary/cos", shape, dtype, lambda: cos), w.weight("rotary/sin", shape, dtype, lambda: sin)

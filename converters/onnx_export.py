@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 from jaxtyping import PyTree
 
-from converters import dataset_contexts, onnx_graph, parting, quantize, real_contexts, verify
+from converters import dataset_contexts, exportable, onnx_graph, parting, quantize, real_contexts, verify
 from converters.flax_network import FlaxNetwork
 from converters.onnx_attention import Form
-from converters.onnx_graph import Options
+from converters.onnx_layers import Options
 from converters.onnx_writer import Dtype
 from converters.real_contexts import Chosen
 from jaxtempl import bundle, files, run, text
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.cases import Template
 from jaxtempl.config import ConvertOnnxConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models.config_json import Head
+from jaxtempl.models.tables import Head
 from jaxtempl.run import Run
 from jaxtempl.serve.backends import OnnxRuntime
 
@@ -47,6 +48,7 @@ def main(config: ConvertOnnxConfig) -> None:
         raise UsageError("which run? pass --run=RUN, RUN@STEP, RUN@last or RUN@best")
     files.check_target(config.out, config.overwrite, bundle.MANIFEST, "bundle")
     found, step = run.resolve(config.run)
+    exportable.check(found)
     with files.atomic_folder(config.out, config.overwrite) as folder:
         written = _write_network(folder, found, step, config)
         write_beside(folder, found)
@@ -83,14 +85,14 @@ def options_of(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> Options:
     """How the run's graph of that type is written; raises UserError where the run has no such head or slots."""
     if config.head not in ("auto", found.head):
         raise UserError(f"--head={config.head}, but {found.folder} is of {found.phase}, whose head is {found.head}")
-    return Options(found.head, dtype, config.wide_residual, form_of(config, dtype), _slots(found, config))
+    return Options(found.head, dtype, config.wide_residual, form_of(found, config, dtype), _slots(found, config))
 
 
-def form_of(config: ConvertOnnxConfig, dtype: Dtype) -> Form:
+def form_of(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> Form:
     """The form asked for, or the one that is best where such a bundle goes: fp32 to CPUs, fp16 to TensorRT."""
     if config.form != "auto":
         return config.form
-    return "parted" if dtype == "fp32" else "fused"
+    return "parted" if dtype == "fp32" and isinstance(found.architecture, NeoXArchitecture) else "fused"
 
 
 def _slots(found: Run, config: ConvertOnnxConfig) -> int:
@@ -152,7 +154,7 @@ def verified(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run, dt
     if faults:
         row = max(chosen.rows, key=len)
         ids, _ = verify.padded([row], len(row))
-        where = parting.first_layer(model, row, reference.residuals(ids), dtype)
+        where = parting.first_layer(model, row, reference.residuals(ids), dtype, reference.place)
         raise UserError(
             f"the bundle is not what {found.folder} is: {'; '.join(faults)}. Activations part at {where}. Nothing was "
             "written; fp16 may need --wide_residual=true or --dtype=fp32"
@@ -184,7 +186,7 @@ def facts(found: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
         "form": options.form,
         "window": window,
         "role_tags": found.manifest.get("role_tags", True),
-        "special_tokens": 0,
+        "special_tokens": found.tokenizer.overhead,
         "temperature": found.temperature(step),
         "slots": max(options.slots, found.outputs),
         "buckets": list(text.buckets(window)),

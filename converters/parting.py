@@ -15,7 +15,9 @@ from jaxtempl.serve.backends import OnnxRuntime
 APART = {"fp32": 1e-3, "fp16": 3e-2}  # of a layer's largest activation
 
 
-def first_layer(model: Path, row: list[int], residuals: Float32[np.ndarray, "N L D"], dtype: str) -> str:
+def first_layer(
+    model: Path, row: list[int], residuals: Float32[np.ndarray, "N L D"], dtype: str, place: int = -1
+) -> str:
     """The name of the first layer that parts, and by how much; the head where none does.
 
     Args:
@@ -23,10 +25,11 @@ def first_layer(model: Path, row: list[int], residuals: Float32[np.ndarray, "N L
         row: one context.
         residuals: what each layer should leave for it.
         dtype: of the model.
+        place: where a template head reads; the last layer of its graph has that alone.
     """
     layers = [f"block_{layer}/residual" for layer in range(len(residuals))]
     for name, wanted, got in zip(layers, residuals, _activations(model, layers, row), strict=True):
-        apart = _apart(wanted[-got.shape[1] :], got[0])
+        apart = _apart(wanted if got.shape[1] > 1 else wanted[[place]], got[0])
         if not apart <= APART[dtype]:  # a NaN is no number below anything
             return f"{name.split('/')[0]} (by {apart:.2g} of its largest activation)"
     return "the head"

@@ -19,7 +19,7 @@ from jaxtempl.errors import UserError
 from jaxtempl.serve import engine
 from jaxtempl.serve.engine import Machine, must
 
-HEAD = ("head", "head/unused")  # the second is there in a graph of padded slots (`--slots`), which can be refitted
+HEAD = ("head", "head/bias")  # the second is there where slots are padded (`--slots`), and in BERT
 
 
 class Digests(NamedTuple):

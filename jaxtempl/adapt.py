@@ -1,19 +1,23 @@
-"""Phase 1: further causal language modelling on packed rows of transcripts (paper section 4.2)."""
+"""Phase 1: further language modelling on transcripts (paper section 4.2): causal, or masked for BERT (section 4.4)."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxtempl import batches, cluster, config, launch, partition, run, start, tasks
+from jaxtempl import batches, cluster, config, launch, partition, run, start, task_rows, tasks
+from jaxtempl.architecture import Architecture, BertArchitecture
 from jaxtempl.batches import Batch
 from jaxtempl.config import AdaptConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.interrupt import NEVER, Terminator
+from jaxtempl.masking import Masker
 from jaxtempl.models import build
 from jaxtempl.precision import compute_dtype
+from jaxtempl.tasks import Task
 from jaxtempl.tokenizer import Tokenizer
 
 PAPER_LENGTH = 2048  # paper, Table 1: max-position-embeddings
@@ -53,7 +57,8 @@ def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
         raise UserError(
             f"--recipe=paper is of rows of {PAPER_LENGTH} tokens, and --data has {length}; prepare it again"
         )
-    sources = [(dataset.rows(tokenizer, "train"), weight) for dataset, weight in datasets]
+    rows_of = functools.partial(task_rows.read, length=length) if asked.task_adaptive else Dataset.rows
+    sources = [(rows_of(dataset, tokenizer, "train"), weight) for dataset, weight in datasets]
     total = sum(len(rows) for rows, _ in sources)
     steps = min(batches.steps_in(asked.epochs, total, asked.batch), asked.max_steps)
     settings = launch.resolved(asked, "adapt", steps, saves=10, length=length)
@@ -61,28 +66,40 @@ def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
     fingerprints = {str(dataset.folder): dataset.fingerprint for dataset, _ in datasets}
     launch.agree(settings, begin, fingerprints)
     a, piece = begin.architecture, batches.rows_a_piece(settings.batch, settings.accumulate)
-    mesh = launch.mesh(settings, a, a.vocabulary, piece)
-    validation = datasets[0][0].rows(tokenizer, "validation")
+    mesh = launch.mesh(settings, a, None, piece)
+    validation = rows_of(datasets[0][0], tokenizer, "validation")
     own = functools.partial(partition.own_rows, partition.make_mesh(mesh))
+    task, changed = _objective(settings, a, dtype, tokenizer)
     return launch.train_run(
         settings,
         begin,
         launch.Work(
             phase="adapt",
-            task=tasks.causal_lm(build.graphdef(a, a.vocabulary, dtype, settings.remat), settings.mask_documents),
-            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed, own),
-            validation=_validation(validation, piece, own) if len(validation) else None,
+            task=task,
+            batches=batches.row_batches(sources, settings.batch, settings.accumulate, settings.seed, own, changed),
+            validation=_validation(validation, piece, own, changed) if len(validation) else None,
             mesh=mesh,
             dtype=dtype,
             templates=[],
             facts={
                 "length": length,
                 "mask_documents": settings.mask_documents,
+                "task_adaptive": settings.task_adaptive,
                 "datasets": fingerprints,
             },
         ),
         stop,
     )
+
+
+def _objective(
+    settings: AdaptConfig, a: Architecture, dtype: Any, tokenizer: Tokenizer
+) -> tuple[Task, batches.Changed | None]:
+    """The family's own, and what it makes of a packed row."""
+    graphdef = build.graphdef(a, None, dtype, settings.remat)
+    if isinstance(a, BertArchitecture):
+        return tasks.masked_lm(graphdef, settings.mask_documents), Masker(tokenizer)
+    return tasks.causal_lm(graphdef, settings.mask_documents), None
 
 
 def mixture(data: str) -> list[tuple[Path, float | None]]:
@@ -123,13 +140,19 @@ def row_length(datasets: Sequence[Dataset], positions: int) -> int:
     return lengths.pop()
 
 
-def _validation(rows: Sequence[batches.Microbatch], size: int, own: batches.Own) -> Callable[[], Iterator[Batch]]:
+def _validation(
+    rows: Sequence[batches.Microbatch], size: int, own: batches.Own, changed: batches.Changed | None
+) -> Callable[[], Iterator[Batch]]:
     """The first rows of the held-out part, the last microbatch filled up with rows that are all padding."""
     count = min(len(rows), VALIDATION_ROWS)
-    empty = {key: np.zeros_like(value) for key, value in rows[0].items()}
+
+    def row(index: int) -> batches.Microbatch:
+        return rows[index] if changed is None else changed(rows[index], np.random.default_rng(index))
+
+    empty = {key: np.zeros_like(value) for key, value in row(0).items()}
 
     def batch_from(first: int) -> Batch:
-        part = [rows[i] if i < count else empty for i in first + own(size)]
+        part = [row(int(i)) if i < count else empty for i in first + own(size)]
         return [{key: np.stack([row[key] for row in part]) for key in empty}]
 
     return lambda: map(batch_from, range(0, count, size))

@@ -24,6 +24,7 @@ WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 Microbatch = Mapping[str, Shaped[np.ndarray, "..."]]
 Batch = list[Microbatch]
+Changed = Callable[[Microbatch, np.random.Generator], Microbatch]
 Own = Callable[[int], Integer[np.ndarray, " own"]]  # of so many rows of a microbatch, those that this process makes
 
 
@@ -50,7 +51,12 @@ def rows_a_piece(batch: int, accumulate: int) -> int:
 
 
 def row_batches(
-    sources: Sequence[tuple[Any, float | None]], batch: int, accumulate: int, seed: int, own: Own = np.arange
+    sources: Sequence[tuple[Any, float | None]],
+    batch: int,
+    accumulate: int,
+    seed: int,
+    own: Own = np.arange,
+    changed: Changed | None = None,
 ) -> grain.MapDataset:
     """Batches of packed rows by step, out of datasets mixed by weight.
 
@@ -60,6 +66,7 @@ def row_batches(
         accumulate: equal pieces the rows are computed in.
         seed: of the order of the rows.
         own: the rows of a piece that are read and made; all of them unless it is given.
+        changed: what is made of a row with a generator that is seeded by its place, so anew in each pass.
 
     Raises:
         UserError: `accumulate` does not divide `batch`, or a source has no rows.
@@ -68,7 +75,9 @@ def row_batches(
     if not all(len(rows) for rows, _ in sources):
         raise UserError("a dataset of --data has no packed training rows; prepare it again with more text")
     places = [piece * size + int(row) for piece in range(accumulate) for row in own(size)]
-    picked = grain.MapDataset.source(_Picked(_mixed(sources, seed), batch, places))
+    mixed = _mixed(sources, seed)
+    rows = mixed if changed is None else mixed.random_map(changed, seed=seed)
+    picked = grain.MapDataset.source(_Picked(rows, batch, places))
     return picked.batch(len(places), batch_fn=functools.partial(_stack, pieces=accumulate))
 
 

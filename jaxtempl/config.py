@@ -115,6 +115,9 @@ class AdaptConfig(TrainConfig):
     max_steps: int = option(14_500, "most updates when --steps is not given (Table 1)", least=1)
     start: str = option("", "go on from this adapt RUN[@STEP]", "from")
     mask_documents: bool = option(False, "hide the documents of a packed row from each other (the paper does not)")
+    task_adaptive: bool = option(
+        False, "read the labelled contexts of --data, as a classifier reads them, in place of its packed rows"
+    )
     plan: bool = option(False, "run nothing; say what this training needs on --devices of --device", told=False)
     device: DeviceName = option("none", "of --plan: of which kind", told=False)
     devices: int = option(1, "of --plan: how many", least=1, told=False)
@@ -132,8 +135,17 @@ class FinetuneConfig(TrainConfig):
     start: str = option("", "the adapt RUN[@STEP] to tune", "from")
     length: int = option(512, "tokens of the window", least=1)
     labels: int = option(0, "use the first N labels of one seeded permutation, so subsets nest (default: all)", least=0)
+    select: Literal["validation", "test"] = option(
+        "validation", "what the checkpoint of least loss is chosen on; test, as the paper's BERT, marks each report"
+    )
     role_tags: bool = option(
         False, "keep <CUSTOMER>, <SYSTEM> and <ADVOCATE> in the context (the paper leaves them out)"
+    )
+    attention: Literal["auto", "causal", "full"] = option(
+        "auto", "what positions of a Pythia's window see: those before them, or all, which is not exported"
+    )
+    pooling: Literal["auto", "last", "mean", "first"] = option(
+        "auto", "the positions that a Pythia's head reads: the last (as the paper), or others, which is not exported"
     )
 
 

@@ -48,6 +48,7 @@ class Contexts:
         # A case's messages come back in the context of each of its labels, so what they encode to is remembered.
         self._encode = functools.lru_cache(2**16)(lambda piece: tokenizer.encode([piece])[0])
         self._pieces = functools.partial(text.pieces, role_tags=role_tags)
+        self._tokenizer = tokenizer
 
     def __len__(self) -> int:
         return len(self.labels.slot)
@@ -57,5 +58,7 @@ class Contexts:
         return Context(self.window(case.messages[: self.labels.message[index]]), int(self.labels.slot[index]))
 
     def window(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the newest whole messages that fit."""
-        return text.window([self._encode(piece) for piece in self._pieces(messages)], self.limit)
+        """Ids of the newest whole messages that fit, between the special tokens that the model wants."""
+        ids = [self._encode(piece) for piece in self._pieces(messages)]
+        own = self._tokenizer
+        return [*own.begin, *text.window(ids, self.limit - own.overhead), *own.end]

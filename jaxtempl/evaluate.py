@@ -139,10 +139,10 @@ def _adapt(subject: Subject, folder: Path) -> dict[str, Any]:
     with subject.timed("run"):
         sums = heldout.measure(subject.run, subject.run.params(subject.step), cases, subject.progress)
     counts = {"cases": len(cases), "tokens": int(sums.tokens.sum()), "predicted": int(sums.predicted.sum())}
-    return {
-        "counts": {**counts, "bytes": int(sums.size.sum())},
-        "metrics": metrics.language_model(*sums, seed=subject.config.seed),
-    }
+    found = metrics.language_model(*sums, seed=subject.config.seed)
+    if subject.run.architecture.family == "bert":
+        del found["bits_a_byte"]  # masked tokens, told one by one, are no code of the text
+    return {"counts": {**counts, "bytes": int(sums.size.sum())}, "metrics": found}
 
 
 class Part(NamedTuple):
@@ -164,6 +164,8 @@ def _finetune(subject: Subject, folder: Path) -> dict[str, Any]:
     if subject.config.baselines:
         with subject.timed("baselines"):
             scores |= _baseline_scores(subject, (test, validation))
+    if _chosen_here(subject):
+        _note(f"{evaluate_page.CHOSEN_HERE}, so these figures are too good")
     if subject.config.split == "validation":
         _note("the temperature is fitted on these same contexts, so what is said after it is too good")
     bootstrap = Bootstrap(test.examples.case, subject.config.seed)
@@ -172,11 +174,18 @@ def _finetune(subject: Subject, folder: Path) -> dict[str, Any]:
     _keep_temperature(subject, own["temperature"], validation.examples)
     _write_predictions(folder / PREDICTIONS, scores["run"][0], test.examples, subject.run)
     return {
+        "chosen_here": _chosen_here(subject),
         "counts": _counts(test.examples, validation.examples),
         **own,
         "baselines": measured,
         **_details(scores["run"][0], own["temperature"], test.examples, subject),
     }
+
+
+def _chosen_here(subject: Subject) -> bool:
+    """Whether the checkpoint was chosen on the very labels that it is measured on, as the paper's BERT was."""
+    several = len(subject.run.checkpoints.steps()) > 1
+    return subject.of_training and several and subject.run.manifest.get("select") == subject.config.split
 
 
 def _part(subject: Subject, split: str) -> Part:

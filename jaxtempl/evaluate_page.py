@@ -22,6 +22,7 @@ COLUMNS = {
 }
 
 Report = Mapping[str, Any]
+CHOSEN_HERE = "The checkpoint was chosen on these same labels (--select)"
 
 
 def write(report: Report, trained: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -52,7 +53,8 @@ def _classifier(report: Report) -> Page:
     page = Page(
         f"Template suggestions of {Path(report['run']).name}@{report['step']}",
         f"On {counts['contexts']:,} contexts of {counts['cases']:,} {report['split']} cases, the template sent "
-        f"is suggested first in {first:.1%} and among the first five in {five:.1%}.",
+        f"is suggested first in {first:.1%} and among the first five in {five:.1%}."
+        + (f" {CHOSEN_HERE}, so these figures are too good." if report["chosen_here"] else ""),
     )
     _table(page, report)
     page.heading("Can its probabilities be believed?").figure(
@@ -143,15 +145,21 @@ def _confusions(page: Page, report: Report) -> None:
 
 def _language_model(report: Report) -> Page:
     found, counts = report["metrics"], report["counts"]
+    masked = "bits_a_byte" not in found
+    bits = "" if masked else f": {found['bits_a_byte']['value']:.3f} bits a byte"
     page = Page(
         f"Held-out loss of {Path(report['run']).name}@{report['step']}",
         f"On {counts['cases']:,} whole {report['split']} cases, {counts['tokens']:,} tokens, its loss is "
-        f"{found['loss']['value']:.3f} nats a token: {found['bits_a_byte']['value']:.3f} bits a byte.",
+        f"{found['loss']['value']:.3f} nats a {'masked ' if masked else ''}token{bits}.",
     )
     rows: list[list[Cell]] = [
         ["this run", *(_measured(value) for value in found.values()), counts["tokens"], counts["bytes"]]
     ]
-    names = ["", "nats a token", "bits a byte", "tokens", "bytes"]
+    names = (
+        ["", "nats a masked token", "tokens", "bytes"]
+        if masked
+        else ["", "nats a token", "bits a byte", "tokens", "bytes"]
+    )
     return page.table(names, rows, "95 % intervals in brackets.", strong={0})
 
 

@@ -1,12 +1,16 @@
 """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxtempl import batches, cluster, config, launch, partition, run, start, tasks
+from jaxtempl.architecture import Architecture, NeoXArchitecture
 from jaxtempl.batches import EVERYTHING, Batch, Share
 from jaxtempl.config import FinetuneConfig
 from jaxtempl.contexts import Contexts
@@ -35,6 +39,7 @@ def finetune(asked: FinetuneConfig, stop: Terminator = NEVER) -> run.Run:
     dtype = compute_dtype(asked.precision)
     dataset = Dataset(asked.data)
     begin = start.point(asked)
+    begin = begin._replace(architecture=_read_as_asked(begin.architecture, asked))
     if asked.length > begin.architecture.positions:
         raise UserError(
             f"--length={asked.length} is more than the model's {begin.architecture.positions} positions; use fewer"
@@ -48,12 +53,12 @@ def finetune(asked: FinetuneConfig, stop: Terminator = NEVER) -> run.Run:
     chosen = batches.nested(count, asked.labels, asked.seed)
     contexts = Contexts(dataset, "train", tokenizer, asked.length, asked.role_tags, chosen)
     steps = batches.steps_in(asked.epochs, len(contexts), asked.batch)
-    settings = launch.resolved(asked, "finetune", steps, saves=1, length=asked.length)
+    settings = launch.resolved(asked, "finetune", steps, saves=math.ceil(asked.epochs), length=asked.length)
     launch.show(settings, f"{len(contexts):,} labelled contexts of {count:,}, {len(dataset.templates)} templates")
     fingerprints = {str(dataset.folder): dataset.fingerprint}
     launch.agree(settings, begin, fingerprints)
     mesh = launch.mesh(settings, begin.architecture, len(dataset.templates), rows=0)
-    held_out = Contexts(dataset, "validation", tokenizer, asked.length, asked.role_tags)
+    held_out = Contexts(dataset, settings.select, tokenizer, asked.length, asked.role_tags)
     return launch.train_run(
         settings,
         begin,
@@ -71,11 +76,22 @@ def finetune(asked: FinetuneConfig, stop: Terminator = NEVER) -> run.Run:
                 "length": settings.length,
                 "role_tags": settings.role_tags,
                 "labels": settings.labels,
+                "select": settings.select,
                 "datasets": fingerprints,
             },
         ),
         stop,
     )
+
+
+def _read_as_asked(a: Architecture, asked: FinetuneConfig) -> Architecture:
+    """The architecture with the attention and the pooling that were asked for; raises UserError where it has none."""
+    read: dict[str, Any] = {"attention": asked.attention, "pooling": asked.pooling}
+    given = {name: value for name, value in read.items() if value != "auto"}
+    if not given or isinstance(a, NeoXArchitecture):
+        return dataclasses.replace(a, **given)
+    flags = " ".join(f"--{name}={value}" for name, value in given.items())
+    raise UserError(f"{flags} is of a Pythia; a BERT's positions see all, and its head reads [CLS]: leave it out")
 
 
 def _share(contexts: Contexts, mesh: Shape) -> Share:

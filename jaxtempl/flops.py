@@ -5,7 +5,7 @@ Dims: D hidden, F feed-forward, N layers, V vocabulary, L length of a row.
 
 from collections.abc import Sequence
 
-from jaxtempl.architecture import Architecture
+from jaxtempl.architecture import Architecture, BertArchitecture, NeoXArchitecture
 from jaxtempl.devices import ALIKE, DEVICES
 
 # Dense bfloat16 operations a second by how the name that JAX gives a device begins.
@@ -13,11 +13,17 @@ PEAKS = {device.kind: device.peak for device in DEVICES.values()} | ALIKE
 
 
 def parameters(a: Architecture, embeddings: bool = True) -> int:
-    """Of the language model; without `embeddings`, as scaling laws count: neither the table nor the head."""
+    """Of the language model; without `embeddings`, as scaling laws count: neither tables nor head."""
     layer = 4 * a.hidden**2 + 2 * a.hidden * a.feed_forward  # matrices
     layer += 4 * a.hidden + a.feed_forward + a.hidden  # their biases: 3 D + D, F, D
     layer += 4 * a.hidden  # two LayerNorms
-    return a.layers * layer + 2 * a.hidden + (2 * a.vocabulary * a.hidden if embeddings else 0)
+    outside = _bert_tables(a) if isinstance(a, BertArchitecture) else 2 * a.vocabulary * a.hidden
+    return a.layers * layer + 2 * a.hidden + (outside if embeddings else 0)
+
+
+def _bert_tables(a: BertArchitecture) -> int:
+    """Tokens, positions and types, and a head of a layer, its LayerNorm, and a bias for each token."""
+    return (a.vocabulary + a.positions + a.types) * a.hidden + a.hidden**2 + 3 * a.hidden + a.vocabulary
 
 
 def trained_token(a: Architecture, length: int) -> int:
@@ -29,10 +35,23 @@ def trained_token(a: Architecture, length: int) -> int:
     return 3 * (a.layers * _layer(a, length) + 2 * a.hidden * a.vocabulary)
 
 
+def masked_row(a: Architecture, length: int, told: int) -> int:
+    """The same for a row of masked language modelling, of which so many tokens are told."""
+    return 3 * (a.layers * length * _layer(a, length) + told * 2 * (a.hidden**2 + a.hidden * a.vocabulary))
+
+
 def trained_context(a: Architecture, length: int, slots: int) -> int:
-    """The same for one labelled context: the last layer is queries, keys and values, and one position of all else."""
+    """The same for one labelled context: of the last layer, one position of all that is not keys and values.
+
+    GPT-NeoX's queries come with the keys and values, at all positions; BERT's pooler is one layer more. Where a head
+    reads the mean of all positions, the last layer is whole.
+    """
+    if isinstance(a, NeoXArchitecture) and a.pooling == "mean":
+        return 3 * (a.layers * length * _layer(a, length) + 2 * a.hidden * slots)
     whole = (a.layers - 1) * length * _layer(a, length)
     last = length * 6 * a.hidden**2 + 2 * a.hidden**2 + 4 * a.hidden * a.feed_forward + 4 * length * a.hidden
+    if isinstance(a, BertArchitecture):
+        last += 4 * a.hidden**2 - length * 2 * a.hidden**2
     return 3 * (whole + last + 2 * a.hidden * slots)
 
 

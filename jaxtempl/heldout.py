@@ -1,6 +1,8 @@
 """The language-model loss of an adapt run on whole cases that it never read, case by case.
 
-Dims: L length of a row, D hidden, V vocabulary, C cases.
+Of BERT it is that of masked tokens, the same ones whichever checkpoint is asked.
+
+Dims: L length of a row, D hidden, V vocabulary, C cases, P places of a row with a loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,8 @@ from tqdm import tqdm
 
 from jaxtempl import text
 from jaxtempl.cases import Case
+from jaxtempl.masking import Masker
+from jaxtempl.models import bert
 from jaxtempl.precision import compute_dtype
 from jaxtempl.prepare.packing import Packer, Row
 from jaxtempl.run import Run
@@ -24,12 +28,15 @@ CASES = 256  # read and tokenized at a time
 CHUNK = 128  # positions whose logits exist at a time
 
 
+Score = Callable[[PyTree, Row, int], tuple[np.ndarray, np.ndarray]]  # parameters, a row, its number: places, losses
+
+
 class Sums(NamedTuple):
     """Sums of each case.
 
     Attributes:
         loss: nats over the predicted tokens.
-        predicted: tokens with a loss: all but the first of each row.
+        predicted: tokens with a loss: all but the first of each row; of BERT, those that were masked.
         tokens: all, the end-of-text included.
         size: bytes of the text.
     """
@@ -46,18 +53,15 @@ def measure(run: Run, params: PyTree, cases: Sequence[Case], progress: bool = Fa
     A token's loss belongs to the case it is in, also where the row's case before is part of what it is read after.
     """
     sums = Sums(*(np.zeros(len(cases)) for _ in Sums._fields))
-    losses = _token_losses(run)
+    score = (_masked if run.architecture.family == "bert" else _causal)(run)
     first = 0  # case that the next row begins in
     with tqdm(total=len(cases), desc="cases", unit="", disable=not progress) as bar:
-        for row in _rows(cases, run.tokenizer, run.manifest["length"], sums):
-            real = row["segments"] > 0
-            ends = np.cumsum((row["tokens"] == run.tokenizer.end_of_text) & real)
+        for number, row in enumerate(_rows(cases, run.tokenizer, run.manifest["length"], sums)):
+            ends = np.cumsum((row["tokens"] == run.tokenizer.end_of_text) & (row["segments"] > 0))
             case = first + np.concatenate([[0], ends[:-1]])
-            predicted = real[1:]
-            tokens, segments = (jnp.asarray(row[name], jnp.int32) for name in ("tokens", "segments"))
-            values = np.asarray(losses(params, tokens, segments))
-            np.add.at(sums.loss, case[1:][predicted], values[predicted])
-            np.add.at(sums.predicted, case[1:][predicted], 1)
+            places, losses = score(params, row, number)
+            np.add.at(sums.loss, case[places], losses)
+            np.add.at(sums.predicted, case[places], 1)
             bar.update(int(ends[-1]))
             first += int(ends[-1])
     return sums
@@ -76,8 +80,8 @@ def _rows(cases: Sequence[Case], tokenizer: Tokenizer, length: int, sums: Sums) 
     yield from packer.finish()
 
 
-def _token_losses(run: Run) -> Callable[[PyTree, Array, Array], Array]:
-    """(params, a row, its segments) -> the loss of each token but the first; no row's logits ever exist whole."""
+def _causal(run: Run) -> Score:
+    """Of every token but the first; no row's logits ever exist whole."""
     graphdef = run.graphdef(compute_dtype("auto"))
 
     @jax.jit
@@ -92,4 +96,32 @@ def _token_losses(run: Run) -> Callable[[PyTree, Array, Array], Array]:
 
         return jax.lax.map(one, (hidden[:-1], tokens[1:]), batch_size=CHUNK)
 
-    return losses
+    def score(params: PyTree, row: Row, _: int) -> tuple[Int[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
+        tokens, segments = (jnp.asarray(row[name], jnp.int32) for name in ("tokens", "segments"))
+        places = 1 + np.flatnonzero(row["segments"][1:] > 0)
+        return places, np.asarray(losses(params, tokens, segments))[places - 1]
+
+    return score
+
+
+def _masked(run: Run) -> Score:
+    """Of the tokens that a generator seeded by the row's number hides."""
+    graphdef, masker = run.graphdef(compute_dtype("auto")), Masker(run.tokenizer)
+
+    @jax.jit
+    def losses(params: PyTree, row: dict[str, Array]) -> Float32[Array, " M"]:
+        model: Any = nnx.merge(graphdef, params)
+        allowed = bert.seen(row["segments"][None], run.manifest["mask_documents"])
+        told = model.head(model.hidden(row["tokens"][None], allowed)[0, row["places"]])
+        table = params["embed"]["embedding"].astype(told.dtype)
+        logits = jnp.matmul(told, table.T, preferred_element_type=jnp.float32) + params["head"]["bias"][None]
+        true = jnp.take_along_axis(logits, row["targets"][:, None], axis=1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=1) - true
+
+    def score(params: PyTree, row: Row, number: int) -> tuple[Int[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
+        made = masker(row, np.random.default_rng(number))
+        real = made["weights"] > 0
+        found = np.asarray(losses(params, {name: jnp.asarray(part) for name, part in made.items()}))
+        return made["places"][real] - 1, found[real]  # behind [CLS] all is one place further
+
+    return score

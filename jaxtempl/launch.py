@@ -12,13 +12,13 @@ import optax
 from jax.sharding import Mesh
 
 from jaxtempl import batches, boards, changes, cluster, config, flops, optim, partition, precision, run, start, train
+from jaxtempl.architecture import Architecture
 from jaxtempl.batches import Batch
 from jaxtempl.cases import Template
 from jaxtempl.config import TrainConfig
 from jaxtempl.errors import UserError, first_line
 from jaxtempl.interrupt import NEVER, Terminator
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 from jaxtempl.run import Phase, Run
 from jaxtempl.start import Start
@@ -85,14 +85,14 @@ def asked_mesh(settings: TrainConfig) -> Shape:
     return Shape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
 
 
-def mesh(settings: TrainConfig, architecture: Architecture, outputs: int, rows: int) -> Shape:
+def mesh(settings: TrainConfig, architecture: Architecture, slots: int | None, rows: int) -> Shape:
     """The mesh that the flags ask for, or the best that fits the model and the rows of a microbatch.
 
     Raises:
         UserError: none such fits.
     """
     chosen = partition.choose(
-        asked_mesh(settings), build.abstract_params(architecture, outputs), rows, jax.device_count()
+        asked_mesh(settings), build.abstract_params(architecture, slots), rows, jax.device_count()
     )
     if jax.device_count() > 1:
         print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
@@ -188,11 +188,10 @@ def _state(
     """What a checkpoint holds, or without one the start's; never both at once."""
     scale = precision.loss_scale(work.dtype)
     if newest is None:
-        new_head = work.phase == "finetune"
-        params = start.parameters(begin, opened.outputs, settings.seed, new_head, mesh)
+        params = start.parameters(begin, opened.slots, settings.seed, mesh)
         return train.initial_state(params, optimizer, mesh, scale)
     print(f"going on from {opened.folder}@{newest}", flush=True)
-    shapes = build.abstract_params(opened.architecture, opened.outputs)
+    shapes = build.abstract_params(opened.architecture, opened.slots)
     return train.resume(train.abstract_state(mesh, optimizer, shapes, scale), opened.checkpoints, newest)
 
 

@@ -33,11 +33,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtempl import config, files, flops, partition, programs
+from jaxtempl import architecture, config, files, flops, partition, programs
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.devices import Device
 from jaxtempl.errors import UserError
 from jaxtempl.models import attention, losses
-from jaxtempl.models.neox import REMAT, Architecture, Remat
+from jaxtempl.models.stack import REMAT, Remat
 from jaxtempl.partition import Shape
 
 MEASURED = config.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train_gpu.py
@@ -87,19 +88,19 @@ class Held(NamedTuple):
         return self.parameters + self.gradients + self.moments + self.activations
 
 
-def by_formula(a: Architecture, piece: Piece, lanes: int = 1) -> Held:
+def by_formula(a: NeoXArchitecture, piece: Piece, lanes: int = 1) -> Held:
     """What a device of this many lanes (128 on a TPU) holds, by the formula above alone."""
     tree = programs.state_bytes(a, piece.shape) / 4
     return Held(tree, tree * (1 + piece.several), 2 * tree, activations(a, piece, lanes), "formula")
 
 
-def on_device(a: Architecture, piece: Piece, device: Device) -> Held:
+def on_device(a: NeoXArchitecture, piece: Piece, device: Device) -> Held:
     """The same, corrected where a peak was measured on such a GPU."""
     held = by_formula(a, piece, device.lanes)
     return held if device.slices else _corrected(a, piece, device, held)
 
 
-def _corrected(a: Architecture, piece: Piece, device: Device, held: Held) -> Held:
+def _corrected(a: NeoXArchitecture, piece: Piece, device: Device, held: Held) -> Held:
     row = measured(a, device, piece.remat)
     if row is None:
         return held._replace(source="formula, not corrected: no measured peak for this device, size and --remat")
@@ -111,7 +112,7 @@ def _corrected(a: Architecture, piece: Piece, device: Device, held: Held) -> Hel
     return held._replace(activations=held.activations * factor, source=source)
 
 
-def measured(a: Architecture, device: Device, remat: Remat | None = None) -> Any:
+def measured(a: NeoXArchitecture, device: Device, remat: Remat | None = None) -> Any:
     """The fastest row of the GPU benchmark of a model on such a device, with this `--remat` if one is named, or None.
 
     Of what a training can be told: torch's rows, and those with other flags of XLA's, are no such.
@@ -123,14 +124,14 @@ def measured(a: Architecture, device: Device, remat: Remat | None = None) -> Any
             for row in rows
             if (row["side"], row["flags"]) == ("jaxtempl", "")
             and flops.named(row["device"]) == device.kind
-            and Architecture(**config.size(row["size"])["architecture"]) == a
+            and architecture.of(config.size(row["size"])["architecture"]) == a
             and row["remat"] in ([remat] if remat else REMAT)
         ),
         None,
     )
 
 
-def on_tpu(a: Architecture, piece: Piece, device: Device) -> Held:
+def on_tpu(a: NeoXArchitecture, piece: Piece, device: Device) -> Held:
     """The same with what the TPU's own compiler finds, where it is installed."""
     held = on_device(a, piece, device)
     slice_ = device.slices.get(piece.shape.devices)
@@ -152,14 +153,14 @@ def _refused(error: Exception) -> float:
     return float(found.group(1)) * 2**30
 
 
-def compiled(a: Architecture, piece: Piece, slice_: str) -> int:
+def compiled(a: NeoXArchitecture, piece: Piece, slice_: str) -> int:
     """Temporary bytes of the gradient as libtpu compiles it for a slice, which takes minutes and needs no TPU."""
     print(f"compiling for {slice_}, which takes minutes", file=sys.stderr, flush=True)
     mesh = partition.make_mesh(piece.shape, programs.described(slice_))
     return programs.gradient(a, mesh, piece.rows, piece.length, piece.remat, piece.dtype, piece.documents).temporary
 
 
-def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:
+def activations(a: NeoXArchitecture, piece: Piece, lanes: int = 1) -> float:
     """Bytes of a device beside its state, by the formula above."""
     _, fsdp, tensor = piece.shape
     kept = a.layers * kept_by_layer(a, piece, piece.remat, lanes) + 12 * piece.tokens * a.hidden
@@ -173,7 +174,7 @@ def activations(a: Architecture, piece: Piece, lanes: int = 1) -> float:
     return kept + max(loss, layer)
 
 
-def kept_by_layer(a: Architecture, piece: Piece, remat: Remat, lanes: int = 1) -> float:
+def kept_by_layer(a: NeoXArchitecture, piece: Piece, remat: Remat, lanes: int = 1) -> float:
     """Bytes that a layer keeps on a device for its backward pass, by the formula above."""
     tokens, tensor = piece.tokens, piece.shape.tensor
     heads = a.heads * max(a.head_dim, lanes)
@@ -185,7 +186,7 @@ def kept_by_layer(a: Architecture, piece: Piece, remat: Remat, lanes: int = 1) -
     return tokens * (28 * a.hidden + 32 + (8 * a.feed_forward + attended) / tensor)
 
 
-def _attention(a: Architecture, length: int) -> float:
+def _attention(a: NeoXArchitecture, length: int) -> float:
     """Bytes a token that XLA's attention keeps on all devices of `tensor`.
 
     Of each chunk of queries the scores in 32 and 16 bit and its keys and values; of each query itself, what is found

@@ -44,10 +44,32 @@ LEAVES: dict[str, tuple[str, ...]] = {
     "norm/scale": ("vector",),
     "norm/bias": ("vector",),
     "head/kernel": ("hidden", "outputs"),
+    # BERT's own
+    "embed/positions": ("position", "hidden"),
+    "embed/types": ("type", "hidden"),
+    "embed/norm/scale": ("vector",),
+    "embed/norm/bias": ("vector",),
+    "blocks/attention/query/kernel": ("layer", "hidden", "heads", "head_dim"),
+    "blocks/attention/query/bias": ("layer", "bias"),
+    "blocks/attention/key/kernel": ("layer", "hidden", "heads", "head_dim"),
+    "blocks/attention/key/bias": ("layer", "bias"),
+    "blocks/attention/value/kernel": ("layer", "hidden", "heads", "head_dim"),
+    "blocks/attention/value/bias": ("layer", "bias"),
+    "pooler/kernel": ("hidden", "pooled"),
+    "pooler/bias": ("vector",),
+    "head/transform/kernel": ("hidden", "pooled"),
+    "head/transform/bias": ("vector",),
+    "head/norm/scale": ("vector",),
+    "head/norm/bias": ("vector",),
+    "head/bias": ("any",),
 }
 
 RULES: dict[str, tuple[str, ...]] = {
     "layer": (),
+    "position": (),
+    "type": (),
+    "pooled": (),
+    "any": (),  # of slots or of a vocabulary, whose number nothing need divide
     "three": (),
     "head_dim": (),
     "vocabulary": ("tensor",),
@@ -172,7 +194,9 @@ def gather(params: PyTree, prefix: str = "", dtype: Any = None) -> PyTree:
 
     def bring(keys: tuple[Any, ...], part: Array) -> Array:
         axes = LEAVES[prefix + _path(keys)][1 if prefix else 0 :]
-        along = next(i for i, axis in enumerate(axes) if "fsdp" in RULES[axis])
+        along = next((i for i, axis in enumerate(axes) if "fsdp" in RULES[axis]), None)
+        if along is None:
+            return _shared(part)
         kind = part.dtype if dtype is None or part.ndim == 1 else dtype
         return _together(part, along, kind, "vector" in axes)
 
@@ -197,6 +221,15 @@ def _together_backward(along: int, dtype: Any, vector: bool, _: None, gradient: 
 
 
 _together.defvjp(_together_forward, _together_backward)
+
+
+@jax.custom_vjp
+def _shared(part: Array) -> Array:
+    """What every device holds whole; the gradients of all rows are added up."""
+    return part
+
+
+_shared.defvjp(lambda part: (part, None), lambda _, gradient: (jax.lax.psum(gradient, "fsdp"),))
 
 
 def keep_all_but_gathered(_: Any, *__: Any, **parameters: Any) -> bool:
@@ -244,6 +277,20 @@ def joined(x: Array) -> Array:
 
 
 joined.defvjp(lambda x: (joined(x), None), lambda _, gradient: (_own(gradient, gradient.ndim - 1),))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def own_columns(vector: Shaped[Array, " O"], count: int) -> Shaped[Array, " own"]:
+    """Of a vector that every device holds whole, the part of this device's `count` columns."""
+    return vector if len(vector) == count else _own(vector, 0)
+
+
+def _own_columns_backward(count: int, length: int, gradient: Array) -> tuple[Array]:
+    whole = gradient if length == count else jax.lax.all_gather(gradient, "tensor", axis=0, tiled=True)
+    return (whole,)
+
+
+own_columns.defvjp(lambda vector, count: (own_columns(vector, count), len(vector)), _own_columns_backward)
 
 
 def lookup(table: Shaped[Array, "V D"], ids: Shaped[Array, "..."]) -> Shaped[Array, "... D"]:

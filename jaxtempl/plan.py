@@ -12,14 +12,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtempl import adapt, batches, config, flops, launch, memory, partition
+from jaxtempl import adapt, architecture, batches, config, flops, launch, memory, partition
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import AdaptConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.devices import DEVICES, Device
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.memory import Held, Piece
 from jaxtempl.models import build, kernels
-from jaxtempl.models.neox import REMAT, Architecture
+from jaxtempl.models.stack import REMAT
 from jaxtempl.tokenizer import Tokenizer
 
 MFU = 0.4  # assumed where none is measured and none is given
@@ -61,7 +62,9 @@ def show(asked: AdaptConfig) -> None:
 def page(asked: AdaptConfig) -> str:
     """The plan as text."""
     device = _device(asked)
-    a = Architecture(**config.size(asked.size)["architecture"])
+    a = architecture.of(config.size(asked.size)["architecture"])
+    if not isinstance(a, NeoXArchitecture):
+        raise UsageError(f"--plan knows what GPT-NeoX takes, and {asked.size} is of another family; name a Pythia size")
     work = _work(asked, a)
     piece = piece_of(asked, a, device, work.length)
     held = (memory.on_tpu if device.slices else memory.on_device)(a, piece, device)
@@ -79,7 +82,7 @@ def _device(asked: AdaptConfig) -> Device:
     return DEVICES[asked.device]
 
 
-def _work(asked: AdaptConfig, a: Architecture) -> Work:
+def _work(asked: AdaptConfig, a: NeoXArchitecture) -> Work:
     try:
         return _of_data(asked, a)
     except UserError:
@@ -90,7 +93,7 @@ def _work(asked: AdaptConfig, a: Architecture) -> Work:
     return Work(asked.steps or asked.max_steps, length, f"{why}; no dataset of this model in {asked.data}")
 
 
-def _of_data(asked: AdaptConfig, a: Architecture) -> Work:
+def _of_data(asked: AdaptConfig, a: NeoXArchitecture) -> Work:
     datasets = [Dataset(folder) for folder, _ in adapt.mixture(asked.data)]
     tokenizer = Tokenizer(config.tokenizer_path(asked.size))
     total = sum(len(dataset.rows(tokenizer, "train")) for dataset in datasets)
@@ -98,7 +101,7 @@ def _of_data(asked: AdaptConfig, a: Architecture) -> Work:
     return Work(asked.steps or steps, adapt.row_length(datasets, a.positions), f"{total:,} rows in {asked.data}")
 
 
-def piece_of(asked: AdaptConfig, a: Architecture, device: Device, length: int, times: int = 1) -> Piece:
+def piece_of(asked: AdaptConfig, a: NeoXArchitecture, device: Device, length: int, times: int = 1) -> Piece:
     """What is computed at a time on so many times the devices.
 
     Raises:
@@ -114,7 +117,7 @@ def piece_of(asked: AdaptConfig, a: Architecture, device: Device, length: int, t
     return Piece(shape, rows, length, asked.remat, count > 1, flash, dtype, asked.mask_documents)
 
 
-def _model(asked: AdaptConfig, a: Architecture, work: Work) -> Iterator[Line]:
+def _model(asked: AdaptConfig, a: NeoXArchitecture, work: Work) -> Iterator[Line]:
     tokens = work.steps * asked.batch * work.length
     operations = flops.trained_token(a, work.length)
     yield Line("model", asked.size, f"{a.layers} layers, hidden {a.hidden}, {a.heads} heads")
@@ -146,7 +149,7 @@ def _memory(held: Held) -> Iterator[Line]:
     yield Line("activations", _gb(held.activations), held.source)
 
 
-def _verdict(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, held: Held) -> Iterator[Line]:
+def _verdict(asked: AdaptConfig, a: NeoXArchitecture, device: Device, piece: Piece, held: Held) -> Iterator[Line]:
     there, why = usable(device)
     yield Line("in all", _gb(held.total), f"of {_gb(there)}: {why}")
     if held.total <= there:
@@ -170,7 +173,7 @@ def usable(device: Device, environment: Mapping[str, str] = os.environ) -> tuple
     return share * device.memory, f"{stated}, and JAX takes {share:.0%} ({name})"
 
 
-def nearest(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece) -> list[tuple[str, float]]:
+def nearest(asked: AdaptConfig, a: NeoXArchitecture, device: Device, piece: Piece) -> list[tuple[str, float]]:
     """Flags near the given ones with which it fits, and the bytes of a device with them.
 
     The most rows a piece that fit, and the least to compute again; where both are not enough, the fewest devices.
@@ -200,7 +203,7 @@ def _fewer(asked: AdaptConfig, piece: Piece) -> Iterator[tuple[str, Piece]]:
             yield f"--accumulate={count}", piece._replace(rows=asked.batch // count, several=True)
 
 
-def _more(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece) -> Iterator[tuple[str, Piece]]:
+def _more(asked: AdaptConfig, a: NeoXArchitecture, device: Device, piece: Piece) -> Iterator[tuple[str, Piece]]:
     """On more devices, where a mesh fits them; at each number first as asked, then computing more again."""
     for times in MORE:
         with contextlib.suppress(UserError):
@@ -209,7 +212,7 @@ def _more(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece) -> 
                 yield f"--devices={asked.devices * times} {flags}".strip(), tried
 
 
-def _cost(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, work: Work) -> Iterator[Line]:
+def _cost(asked: AdaptConfig, a: NeoXArchitecture, device: Device, piece: Piece, work: Work) -> Iterator[Line]:
     mfu, why = _mfu(asked, a, device)
     speed = piece.shape.devices * device.peak * mfu / flops.trained_token(a, work.length)
     hours = work.steps * asked.batch * work.length / speed / 3600
@@ -221,7 +224,7 @@ def _cost(asked: AdaptConfig, a: Architecture, device: Device, piece: Piece, wor
     yield Line("cost", f"${spent * price:,.0f}", f"{spent:,.0f} device hours at ${price:.2f} ({source})")
 
 
-def _mfu(asked: AdaptConfig, a: Architecture, device: Device) -> tuple[float, str]:
+def _mfu(asked: AdaptConfig, a: NeoXArchitecture, device: Device) -> tuple[float, str]:
     row = memory.measured(a, device)
     if asked.mfu:
         return asked.mfu, "--mfu"

@@ -11,10 +11,11 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxtempl import optim, partition, tasks, train
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import AdaptConfig
 from jaxtempl.devices import DEVICES
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.stack import Remat
 from jaxtempl.partition import Shape
 
 
@@ -39,7 +40,7 @@ def described(slice_: str) -> Sequence[Any]:
 
 
 def gradient(
-    architecture: Architecture,
+    architecture: NeoXArchitecture,
     mesh: Mesh,
     rows: int,
     length: int,
@@ -60,7 +61,7 @@ def gradient(
     return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, scale))
 
 
-def update(architecture: Architecture, mesh: Mesh) -> Program:
+def update(architecture: NeoXArchitecture, mesh: Mesh) -> Program:
     """The compiled update: AdamW on a gradient that lies as the parameters do."""
     optimizer = optim.adamw(AdaptConfig(rate=1e-3, decay=0.01), 1000)
     state = train.abstract_state(mesh, optimizer, _params(architecture, mesh))
@@ -72,13 +73,13 @@ def update(architecture: Architecture, mesh: Mesh) -> Program:
     return _program(functions.update.lower(state, train.Total(state.params, sums)))
 
 
-def state_bytes(architecture: Architecture, shape: Shape) -> int:
+def state_bytes(architecture: NeoXArchitecture, shape: Shape) -> int:
     """Bytes of parameters, gradients and moments that one device holds, from their shardings alone."""
     leaves = jax.tree.leaves(_params(architecture, AbstractMesh(shape, partition.AXES)))
     return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
-def _params(architecture: Architecture, mesh: Mesh | AbstractMesh) -> Any:
+def _params(architecture: NeoXArchitecture, mesh: Mesh | AbstractMesh) -> Any:
     shapes = build.abstract_params(architecture, architecture.vocabulary)
     return partition.placed(shapes, partition.shardings(mesh, shapes))
 

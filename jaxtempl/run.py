@@ -21,14 +21,15 @@ from flax import nnx
 from jaxtyping import PyTree
 
 import jaxtempl
+from jaxtempl import architecture as architectures
 from jaxtempl import files
+from jaxtempl.architecture import Architecture
 from jaxtempl.cases import Template
 from jaxtempl.checkpoint import Checkpoints
 from jaxtempl.config import ROOT
 from jaxtempl.errors import UserError
 from jaxtempl.models import build
-from jaxtempl.models.config_json import Head
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models.tables import Head
 from jaxtempl.tokenizer import Tokenizer
 
 Phase = Literal["adapt", "finetune"]
@@ -54,7 +55,7 @@ class Run:
         self.manifest: dict[str, Any] = files.read_json(folder / "manifest.json")
         if self.manifest.get("kind") != "run":
             raise UserError(f"{folder} is something else than a run; name a folder that bin/adapt or bin/finetune made")
-        self.architecture = Architecture(**_unversioned(files.read_json(folder / "architecture.json")))
+        self.architecture = architectures.of(files.read_json(folder / "architecture.json"))
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
         self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
         self.checkpoints = Checkpoints(folder / "checkpoints")
@@ -70,18 +71,23 @@ class Run:
         return "template" if self.phase == "finetune" else "lm"
 
     @property
+    def slots(self) -> int | None:
+        """Of the template head; None after adapt, which ends in a language model's."""
+        return len(self.templates) if self.phase == "finetune" else None
+
+    @property
     def outputs(self) -> int:
         """Columns of the head: vocabulary rows or slots."""
-        return len(self.templates) if self.phase == "finetune" else self.architecture.vocabulary
+        return self.architecture.vocabulary if self.slots is None else self.slots
 
-    def graphdef(self, dtype: Any = jnp.float32) -> nnx.GraphDef[NeoX]:
+    def graphdef(self, dtype: Any = jnp.float32) -> nnx.GraphDef[Any]:
         """The model's static half."""
-        return build.graphdef(self.architecture, self.outputs, dtype)
+        return build.graphdef(self.architecture, self.slots, dtype)
 
     def params(self, step: int) -> PyTree:
         """Parameters of a checkpoint on this process's first device, float32."""
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = build.abstract_params(self.architecture, self.outputs)
+        shapes = build.abstract_params(self.architecture, self.slots)
         placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
         return self.checkpoints.params(step, placed)
 
@@ -113,7 +119,7 @@ def create(
     config_yaml, tokenizer, architecture_json, templates_json = (folder / name for name in CREATED)
     _write_text(config_yaml, config)
     _write_text(tokenizer, tokenizer_json)
-    files.write_json(architecture_json, dataclasses.asdict(architecture))
+    files.write_json(architecture_json, architectures.told(architecture))
     files.write_json(templates_json, [dataclasses.asdict(template) for template in templates])
     files.write_json(folder / "manifest.json", {"kind": "run", **provenance(), **manifest})
     return Run(folder)
@@ -171,7 +177,8 @@ def _commit() -> str | None:
 def resolve(reference: str) -> tuple[Run, int]:
     """RUN, RUN@STEP, RUN@last or RUN@best as a run and one of its steps.
 
-    `best` is the checkpoint of least validation loss in metrics.jsonl.
+    `best` is the checkpoint of least validation loss in metrics.jsonl. RUN alone is that of a finetune, where one was
+    measured, and the last of an adapt.
 
     Raises:
         UserError: no such run, no such step, or no checkpoint yet.
@@ -183,21 +190,17 @@ def resolve(reference: str) -> tuple[Run, int]:
     steps = run.checkpoints.steps()
     if not steps:
         raise UserError(f"{name} has no checkpoint yet; let its training reach the first, or start it again")
-    if which == "best":
-        return run, _best(run, steps)
-    if which not in ("", "last") and which not in map(str, steps):
+    best = _best(run, steps)
+    if which == "best" and best is None:
+        raise UserError(f"{run.folder} has no validation loss to choose the best by; name a step or @last")
+    if which not in ("", "last", "best") and which not in map(str, steps):
         raise UserError(f"{reference} is no checkpoint; there are @last, @best and {', '.join(f'@{s}' for s in steps)}")
-    return run, steps[-1] if which in ("", "last") else int(which)
+    named = {"last": steps[-1], "best": best, "": best if run.phase == "finetune" else None}
+    return run, int(which) if which.isdecimal() else named[which] or steps[-1]
 
 
-def _best(run: Run, steps: Sequence[int]) -> int:
+def _best(run: Run, steps: Sequence[int]) -> int | None:
     measured = [
         (m["validation_loss"], m["step"]) for m in run.metrics() if "validation_loss" in m and m["step"] in steps
     ]
-    if not measured:
-        raise UserError(f"{run.folder} has no validation loss to choose the best by; name a step or @last")
-    return min(measured)[1]
-
-
-def _unversioned(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: v for key, v in value.items() if key != "format"}
+    return min(measured)[1] if measured else None

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from jaxtempl import architecture as architectures
 from jaxtempl import config as configs
 from jaxtempl import files, hub, partition, run
+from jaxtempl.architecture import Architecture
 from jaxtempl.config import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import build, weights
-from jaxtempl.models.neox import Architecture
 
 Phased = AdaptConfig | FinetuneConfig
-Params = dict[str, Any]  # by part: embed, blocks, norm, head
-PARTS = frozenset({"embed", "blocks", "norm", "head"})
+Params = dict[str, Any]  # by part: embed, blocks, head and what else the family has
 
 
 class Start(NamedTuple):
@@ -63,7 +63,7 @@ def point(config: Phased) -> Start:
     if config.start:
         return _from_run(config.start, config.size)
     size = configs.size(config.size)
-    architecture = Architecture(**size["architecture"])
+    architecture = architectures.of(size["architecture"])
     tokenizer = configs.tokenizer_path(config.size)
     if config.weights == "random":
         return Start(architecture, frozenset(), lambda places: {}, tokenizer, {"weights": "random"})
@@ -84,21 +84,23 @@ def _from_run(reference: str, size: str) -> Start:
         raise UserError(f"--from={reference} is a finetune run; name an adapt run")
     origin = {"run": str(source.folder), "step": step, "weights_sha256": _digest(source.checkpoints.folder / str(step))}
     load = functools.partial(_restored, source, step)
-    return Start(source.architecture, PARTS, load, source.folder / "tokenizer.json", origin)
+    parts = frozenset(build.abstract_params(source.architecture))
+    return Start(source.architecture, parts, load, source.folder / "tokenizer.json", origin)
 
 
 def _restored(source: run.Run, step: int, places: Params) -> Params:
-    shapes = build.abstract_params(source.architecture, source.outputs)
+    shapes = build.abstract_params(source.architecture, source.slots)
     return source.checkpoints.params(step, partition.placed({part: shapes[part] for part in places}, places))
 
 
 def _from_weights(name: str, revision: str | None, architecture: Architecture, tokenizer: Path) -> Start:
     folder = hub.fetch(name, revision)
-    found, head = weights.check(folder, architecture)
+    found = weights.check(folder, architecture)
+    parts = found.parts if found.head == "lm" else found.parts - {"head"}
     own = weights.own_file(folder, weights.TOKENIZER)
     origin = {"weights": name, "revision": revision, "weights_sha256": _digest(folder)}
     load: Callable[[Params], Params] = lambda places: weights.read(folder, architecture, places).params  # noqa: E731
-    return Start(found, PARTS if head == "lm" else PARTS - {"head"}, load, own if own.exists() else tokenizer, origin)
+    return Start(found.architecture, parts, load, own if own.exists() else tokenizer, origin)
 
 
 def _digest(folder: Path) -> dict[str, str]:
@@ -107,10 +109,17 @@ def _digest(folder: Path) -> dict[str, str]:
     return {path.name: files.sha256(path) for path in sorted(kept)}
 
 
-def parameters(start: Start, outputs: int, seed: int, new_head: bool, mesh: Mesh) -> Params:
-    """All parameters, each made or read where it lies on the mesh: what is stored, and random ones for the rest."""
-    places = partition.shardings(mesh, build.abstract_params(start.architecture, outputs))
-    stored = start.parts - {"head"} if new_head else start.parts
+def parameters(start: Start, slots: int | None, seed: int, mesh: Mesh) -> Params:
+    """All parameters, each made or read where it lies on the mesh: what is stored, and random ones for the rest.
+
+    Args:
+        start: what is stored; of its head nothing is taken where a template head is to be.
+        slots: of that; None goes on with the language model.
+        seed: of what is random.
+        mesh: where they lie.
+    """
+    places = partition.shardings(mesh, build.abstract_params(start.architecture, slots))
+    stored = (start.parts if slots is None else start.parts - {"head"}) & set(places)
     kept = start.load({part: place for part, place in places.items() if part in stored}) if stored else {}
     fresh = {part: place for part, place in places.items() if part not in stored}
-    return kept | build.random_params(start.architecture, outputs, seed, fresh) if fresh else kept
+    return kept | build.random_params(start.architecture, slots, seed, fresh) if fresh else kept

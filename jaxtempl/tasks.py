@@ -15,6 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from jaxtempl import flops, partition
+from jaxtempl.models import bert
+from jaxtempl.models.bert import Bert
 from jaxtempl.models.losses import summed_cross_entropy
 from jaxtempl.models.neox import NeoX
 
@@ -32,7 +34,7 @@ class Task(NamedTuple):
         metrics: summed sums of a batch -> named means.
     """
 
-    graphdef: nnx.GraphDef[NeoX]
+    graphdef: nnx.GraphDef[Any]
     loss: Callable[[PyTree, Microbatch], tuple[Float[Array, ""], Sums]]
     metrics: Callable[[Sums], Sums]
 
@@ -62,6 +64,37 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Tas
     return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
 
 
+def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Task:
+    """Telling the hidden tokens of packed rows (Devlin et al., 2018); loss in nats.
+
+    A microbatch holds what `masking.Masker` makes of rows: `tokens` [B L], `segments` [B L], and `places`, `targets`
+    and `weights` [B M].
+
+    Args:
+        graphdef: the model's static half.
+        mask_documents: no position attends to another document of its row.
+    """
+
+    def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
+        params = _outside_blocks(params)
+        model, tokens = nnx.merge(graphdef, params), batch["tokens"]
+        hidden = model.hidden(tokens, bert.seen(batch["segments"], mask_documents))
+        told = model.head(jnp.take_along_axis(hidden, batch["places"][..., None], axis=1))
+        weights = batch["weights"].astype(jnp.float32)
+        total: Any = summed_cross_entropy(
+            partition.enter(told),
+            params["embed"]["embedding"].T,
+            batch["targets"],
+            weights,
+            model.platform,
+            partition.own_columns(params["head"]["bias"], params["embed"]["embedding"].shape[0]),
+        )
+        work = _work(tokens, len(tokens) * flops.masked_row(model.architecture, tokens.shape[1], told.shape[1]))
+        return total, {"loss": total, "weight": weights.sum(), **work}
+
+    return Task(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
+
+
 def _count(sums: Sums) -> Float[Array, ""]:
     """What was predicted; 1 where nothing was, so that such a batch has loss 0 and not NaN."""
     return jnp.maximum(sums["weight"], 1.0)
@@ -84,8 +117,8 @@ def _predicted(segments: Integer[Array, "B L"]) -> Float[Array, "B L"]:
     return (following > 0).astype(jnp.float32)
 
 
-def template(graphdef: nnx.GraphDef[NeoX]) -> Task:
-    """Template classification on the right-most real token (paper section 4.3).
+def template(graphdef: nnx.GraphDef[Any]) -> Task:
+    """Template classification on the right-most real token (paper section 4.3), on [CLS] of BERT.
 
     A microbatch holds `tokens` [B L], `lengths` [B], `slots` [B] and `weights` [B], 0 on a filler row.
     """

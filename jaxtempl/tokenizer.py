@@ -14,6 +14,7 @@ from jaxtempl import files
 from jaxtempl.errors import UserError
 
 END_OF_TEXT = ("<|endoftext|>", "[SEP]")  # Pythia's and BERT's name for it
+BEGIN, MASK = "[CLS]", "[MASK]"
 
 
 class Tokenizer:
@@ -23,6 +24,10 @@ class Tokenizer:
         json: the file's own text, kept so that a run can carry it unchanged.
         sha256: hex digest of what it does, however its file is written; names the packed rows that belong to it.
         end_of_text: id put after each packed document.
+        begin: ids that a model's sequence begins with: BERT's [CLS], nothing for GPT-NeoX.
+        end: ids that it ends with: BERT's [SEP].
+        mask: id that hides a token, where there is one: BERT's [MASK].
+        special: ids that text never yields.
         vocabulary: number of ids, the added ones included.
     """
 
@@ -44,6 +49,11 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
         self.vocabulary = self._tokenizer.get_vocab_size()
         self.end_of_text = self._end_of_text(path)
+        first = self._tokenizer.token_to_id(BEGIN)
+        self.begin, self.end = ([], []) if first is None else ([first], [self.end_of_text])
+        self.mask = self._tokenizer.token_to_id(MASK)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special = frozenset(id for id, token in added.items() if token.special)
 
     def _end_of_text(self, path: Path) -> int:
         ids = (self._tokenizer.token_to_id(name) for name in END_OF_TEXT)
@@ -51,6 +61,11 @@ class Tokenizer:
         if found is None:
             raise UserError(f"{path} has none of the end-of-text tokens {END_OF_TEXT}; a GPT-NeoX tokenizer has one")
         return found
+
+    @property
+    def overhead(self) -> int:
+        """Special tokens of a sequence."""
+        return len(self.begin) + len(self.end)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, no special ones among them; all cores are used."""

@@ -62,7 +62,7 @@ class Cuda:
         return (0,)
 
 
-HEAD = ("head", "head/unused")
+HEAD = ("head", "head/bias")
 
 
 class Plan(msgspec.Struct):

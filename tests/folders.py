@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import config_json, weights
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models.neox import NeoX
 
-SMALL = Architecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
+SMALL = NeoXArchitecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
 OUTPUTS: dict[config_json.Head, int] = {"lm": 17, "template": 5}
 
 

@@ -19,14 +19,15 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from bench import attention as bench
 from jaxtempl import optim, partition, tasks, train
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import ROOT, AdaptConfig
 from jaxtempl.models import attention, build, kernels, losses
 from jaxtempl.models.kernels import Kernel
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.stack import Remat
 from jaxtempl.partition import Shape
 
 LENGTH = 256
-SMALL = Architecture(layers=2, hidden=160, heads=2, feed_forward=64, vocabulary=64)  # heads of 80 dims, as 2.8b has
+SMALL = NeoXArchitecture(layers=2, hidden=160, heads=2, feed_forward=64, vocabulary=64)  # heads of 80 dims, as 2.8b has
 CUDA = shutil.which("nvidia-smi") and any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
 
 

@@ -8,10 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl import config, launch, start
+from jaxtempl import architecture, config, launch, start
 from jaxtempl.config import AdaptConfig, FinetuneConfig, PrepareConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models.neox import Architecture
 from jaxtempl.prepare import pipeline
 
 CLASSES = [kind for name, kind in vars(config).items() if name.endswith("Config") and dataclasses.is_dataclass(kind)]
@@ -91,7 +90,7 @@ def test_lists_and_paths_are_read() -> None:
 def test_every_shipped_yaml_is_taken(path: Path) -> None:
     values = config.load(path)
     if path.parent.name == "sizes":
-        Architecture(**values["architecture"])
+        architecture.of(values["architecture"])
         assert config.tokenizer_path(path.stem).is_file()
         config.build(AdaptConfig, values.get("adapt", {}))
         config.build(FinetuneConfig, values.get("finetune", {}))

@@ -18,10 +18,10 @@ import yaml
 from bench import scale, tpu_compile
 from bench.scale import Machine
 from jaxtempl import config, files, memory, plan, start
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import ROOT, AdaptConfig, FinetuneConfig
 from jaxtempl.devices import DEVICES
 from jaxtempl.memory import Piece
-from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
 DEPLOY = ROOT / "deploy"
@@ -38,8 +38,8 @@ def parsed(argv: list[str]) -> Any:
     return config.parse(KINDS[phase], argv[1:], lambda given: start.layers(phase, given))
 
 
-def architecture(size: str) -> Architecture:
-    return Architecture(**config.size(size)["architecture"])
+def architecture(size: str) -> NeoXArchitecture:
+    return NeoXArchitecture(**config.size(size)["architecture"])
 
 
 def planned(settings: AdaptConfig, machine: Machine) -> Piece:

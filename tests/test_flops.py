@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from jaxtempl import config, flops, tasks
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 
 SIZES = ("nano", "14m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 
 
-def architecture(size: str) -> Architecture:
-    return Architecture(**config.size(size)["architecture"])
+def architecture(size: str) -> NeoXArchitecture:
+    return NeoXArchitecture(**config.size(size)["architecture"])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -34,7 +34,7 @@ def test_operations_of_a_trained_token(size: str, billions: float) -> None:
 
 def test_xla_counts_as_many_in_the_forward_pass() -> None:
     """At a length where attention is computed in one piece, so that nothing of the square is spared."""
-    a = Architecture(layers=1, hidden=256, heads=4, feed_forward=1024, vocabulary=4096, positions=64)
+    a = NeoXArchitecture(layers=1, hidden=256, heads=4, feed_forward=1024, vocabulary=4096, positions=64)
     rows, length = 4, 64
     task = tasks.causal_lm(build.graphdef(a, a.vocabulary))
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)

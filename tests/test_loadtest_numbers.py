@@ -16,7 +16,7 @@ from masked import GOLDEN, masked
 from scipy import stats
 
 from jaxtempl import config, files, flops
-from jaxtempl.architecture import Architecture
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import LoadtestConfig
 from jaxtempl.devices import DEVICES
 from jaxtempl.loadtest import arrivals, contexts, latencies, page, report
@@ -193,7 +193,7 @@ def test_a_void_row_keeps_no_budget() -> None:
 
 
 def test_the_floor_is_the_greater_of_products_and_weights() -> None:
-    shape = Architecture(**config.size("410m")["architecture"])
+    shape = NeoXArchitecture(**config.size("410m")["architecture"])
     found = floor(MODEL, {500: 3, 60: 1}, "a10", 0.0)
     assert found
     operations = {length: flops.trained_context(shape, length, 640) / 3 for length in (512, 64)}

@@ -12,11 +12,11 @@ import pytest
 
 from bench.vocabulary import plain_cross_entropy
 from jaxtempl import partition, programs, tasks
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import losses
-from jaxtempl.models.neox import Architecture
 from jaxtempl.partition import Shape
 
-SMALL = Architecture(layers=1, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
+SMALL = NeoXArchitecture(layers=1, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
 ROWS, LENGTH = 4, 64
 LARGE = 65_536  # vocabulary
 

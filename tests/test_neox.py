@@ -14,15 +14,16 @@ import torch
 from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
-from jaxtempl.models import attention, build, config_json, neox, weights
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.architecture import NeoXArchitecture
+from jaxtempl.models import attention, build, config_json, neox, tables, weights
+from jaxtempl.models.neox import NeoX
 from jaxtempl.tokenizer import Tokenizer
 
 NANO = Path(neox.__file__).parent.parent / "assets" / "nano"
 TOLERANCE = 1e-4  # of the largest logit
 SLOTS = 7
 PADDING = 0  # never drawn as a token
-ODD = Architecture(layers=3, hidden=30, heads=3, feed_forward=50, vocabulary=101)  # 3 heads of 10 dims, 2 rotated
+ODD = NeoXArchitecture(layers=3, hidden=30, heads=3, feed_forward=50, vocabulary=101)  # 3 heads of 10 dims, 2 rotated
 ARCHITECTURES = {
     "quarter rotary, parallel": ODD,
     "quarter rotary, sequential": dataclasses.replace(ODD, parallel_residual=False),
@@ -56,7 +57,7 @@ def scaled_up(model: torch.nn.Module, seed: int) -> None:
         weight.data = noise * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
-def pair(a: Architecture, head: config_json.Head, folder: Path, seed: int = 0) -> Pair:
+def pair(a: NeoXArchitecture, head: config_json.Head, folder: Path, seed: int = 0) -> Pair:
     """A random checkpoint that transformers saves and `weights.read` reads."""
     kind = {"lm": GPTNeoXForCausalLM, "template": GPTNeoXForSequenceClassification}[head]
     keys = config_json.hugging_face_config(a, head) | {"num_labels": SLOTS, "pad_token_id": PADDING}
@@ -184,7 +185,7 @@ def logits_of(graphdef: Any, params: Any, tokens: jax.Array) -> jax.Array:
 
 
 def leaf_paths() -> list[str]:
-    return [row.path for row in weights.ROWS if row.stored != "score.weight"]
+    return [row.path for row in tables.NEOX.rows if row.stored != "score.weight"]
 
 
 @pytest.mark.parametrize("path", leaf_paths())
@@ -313,7 +314,7 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
     jax.tree.map(close, wide_gradient, extended(gradient, nothing))
 
 
-def random_params(a: Architecture, outputs: int, seed: int) -> Any:
+def random_params(a: NeoXArchitecture, outputs: int, seed: int) -> Any:
     generator = np.random.default_rng(seed)
     shapes = build.abstract_params(a, outputs)
     return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32)), shapes)

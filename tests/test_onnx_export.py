@@ -16,7 +16,7 @@ import pytest
 import tiny
 from made import TEMPLATES, bundle, run_on_data
 
-from converters import onnx_export, onnx_graph
+from converters import onnx_export, onnx_graph, onnx_layers
 from converters.__main__ import main
 from jaxtempl import cli, suggest
 from jaxtempl.bundle import Bundle
@@ -169,13 +169,13 @@ def test_the_first_layer_that_parts_is_named(tmp_path: Path, layer: int | None, 
     """In a model of two layers, one weight of which is another."""
     import test_onnx_graph as graphs
 
-    a = graphs.Architecture(**{**vars(graphs.ODD), "layers": 2})
+    a = graphs.NeoXArchitecture(**{**vars(graphs.ODD), "layers": 2})
     params = graphs.params_of(a, 7)
     name = "head" if layer is None else f"block_{layer}/down/kernel"
     network = onnx_export.FlaxNetwork(params, a, "template")
     ids = graphs.IDS[:1]
     for kind in ("fp32", "fp16"):
-        ir.save(onnx_graph.build(params, a, onnx_graph.Options("template", kind)), tmp_path / "model.onnx")
+        ir.save(onnx_graph.build(params, a, onnx_layers.Options("template", kind)), tmp_path / "model.onnx")
         model = onnx.load(tmp_path / "model.onnx")
         (weight,) = (t for t in model.graph.initializer if t.name == name)
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, name))

@@ -13,20 +13,21 @@ import pytest
 from flax import nnx
 
 from converters import onnx_export, onnx_graph
-from converters.onnx_graph import Options
+from converters.onnx_layers import Options
 from converters.verify import places
 from jaxtempl import config, onnx_file
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models.neox import NeoX
 from jaxtempl.serve.backends import OnnxRuntime
 
-ODD = Architecture(layers=3, hidden=48, heads=4, feed_forward=72, vocabulary=120, positions=64, rotary_fraction=0.5)
+ODD = NeoXArchitecture(layers=3, hidden=48, heads=4, feed_forward=72, vocabulary=120, positions=64, rotary_fraction=0.5)
 SLOTS = 7
 IDS = np.random.default_rng(0).integers(2, 120, (5, 40)).astype(np.int32)
 LENGTHS = np.array([1, 40, 33, 2, 17], np.int32)
 
 
-def params_of(a: Architecture, outputs: int) -> dict[str, Any]:
+def params_of(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
     """Random everywhere, biases and norms too, so that none is left out unseen."""
     drawn = build.random_params(a, outputs, 0)
     leaves, tree = jax.tree.flatten(drawn)
@@ -36,14 +37,14 @@ def params_of(a: Architecture, outputs: int) -> dict[str, Any]:
     )
 
 
-def flax_logits(params: dict[str, Any], a: Architecture, options: Options, lengths: np.ndarray) -> np.ndarray:
+def flax_logits(params: dict[str, Any], a: NeoXArchitecture, options: Options, lengths: np.ndarray) -> np.ndarray:
     model: NeoX = nnx.merge(build.graphdef(a, params["head"]["kernel"].shape[1]), params)
     if options.head == "template":
         return np.asarray(model.classify(jnp.asarray(IDS), jnp.asarray(lengths)))
     return places(np.asarray(model(jnp.asarray(IDS))), lengths)
 
 
-def exported(params: dict[str, Any], a: Architecture, options: Options, path: Path) -> OnnxRuntime:
+def exported(params: dict[str, Any], a: NeoXArchitecture, options: Options, path: Path) -> OnnxRuntime:
     ir.save(onnx_graph.build(params, a, options), path)
     onnx.checker.check_model(path, full_check=True)
     return OnnxRuntime(path, threads=1)
@@ -58,7 +59,7 @@ def assert_close(got: np.ndarray, wanted: np.ndarray, share: float) -> None:
 @pytest.mark.parametrize("form", ["fused", "plain"])
 @pytest.mark.parametrize("parallel", [True, False])
 def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) -> None:
-    a = Architecture(**{**vars(ODD), "parallel_residual": parallel})
+    a = NeoXArchitecture(**{**vars(ODD), "parallel_residual": parallel})
     params = params_of(a, SLOTS if head == "template" else a.vocabulary)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
         options = Options(head, dtype, wide, form)
@@ -74,7 +75,7 @@ def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) 
 @pytest.mark.parametrize("form", ["fused", "plain"])
 def test_without_rotation_and_with_all_of_it(tmp_path: Path, form: Any) -> None:
     for fraction in (0.0, 1.0):
-        a = Architecture(**{**vars(ODD), "rotary_fraction": fraction})
+        a = NeoXArchitecture(**{**vars(ODD), "rotary_fraction": fraction})
         params, options = params_of(a, SLOTS), Options("template", form=form)
         network = exported(params, a, options, tmp_path / "model.onnx")
         assert_close(network(IDS, LENGTHS), flax_logits(params, a, options, LENGTHS), 5e-6)
@@ -131,7 +132,7 @@ def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
         assert any("up/kernel" in name for name in halves)
 
 
-def broadcast_params(a: Architecture, outputs: int) -> dict[str, Any]:
+def broadcast_params(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
     """Of any size, and of no memory."""
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0.01), leaf.shape), build.abstract_params(a, outputs))
 
@@ -155,7 +156,7 @@ def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_external_data_at_the_shape_of_2_8b(tmp_path: Path) -> None:
     """5.5 GB of float16: every tensor lies in the file, none over another, as its shape needs."""
-    a = Architecture(**config.size("2.8b")["architecture"])
+    a = NeoXArchitecture(**config.size("2.8b")["architecture"])
     onnx_export.save(onnx_graph.build(broadcast_params(a, 300), a, Options("template", "fp16")), tmp_path)
     data = tmp_path / "model.onnx.data"
     onnx_file.check(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})

@@ -14,12 +14,12 @@ from flax import nnx
 
 from converters import onnx_graph
 from converters.onnx_attention import PARTS
-from converters.onnx_graph import Options
+from converters.onnx_layers import Options
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import build
-from jaxtempl.models.config_json import Head
-from jaxtempl.models.neox import Architecture
+from jaxtempl.models.tables import Head
 
-ARCHITECTURE = Architecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=120, positions=64)
+ARCHITECTURE = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=120, positions=64)
 OUTPUTS = 7
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than parts, as many, and parts of unequal length
 

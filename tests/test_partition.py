@@ -13,23 +13,26 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxtempl import config, optim, partition, tasks, train
+from jaxtempl.architecture import Architecture, BertArchitecture, NeoXArchitecture
 from jaxtempl.config import AdaptConfig
 from jaxtempl.errors import UserError
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.stack import Remat
 from jaxtempl.partition import Shape
 
-SMALL = Architecture(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=96, positions=32)
+SMALL = NeoXArchitecture(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=96, positions=32)
+BERT = BertArchitecture(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=96, positions=32)
+SLOTS = 7
 MESHES = [Shape(1, 1, 1), Shape(8, 1, 1), Shape(1, 8, 1), Shape(2, 2, 2)]
 GOLDEN = Path(__file__).parent / "golden" / "partition.json"
 
 
-def architecture(size: str) -> Architecture:
-    return Architecture(**config.size(size)["architecture"])
+def architecture(size: str) -> NeoXArchitecture:
+    return NeoXArchitecture(**config.size(size)["architecture"])
 
 
-def shapes(a: Architecture, outputs: int | None = None) -> Any:
-    return build.abstract_params(a, outputs or a.vocabulary)
+def shapes(a: Architecture, slots: int | None = None) -> Any:
+    return build.abstract_params(a, slots)
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -38,7 +41,8 @@ def paths(tree: Any) -> dict[str, Any]:
 
 
 def test_each_leaf_has_one_row_and_each_row_a_leaf() -> None:
-    assert set(paths(shapes(SMALL))) == set(partition.LEAVES)
+    models = [(SMALL, None), (SMALL, SLOTS), (BERT, None), (BERT, SLOTS)]
+    assert {path for a, slots in models for path in paths(shapes(a, slots))} == set(partition.LEAVES)
     assert {axis for axes in partition.LEAVES.values() for axis in axes} == set(partition.RULES)
 
 
@@ -68,24 +72,37 @@ def batch(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "segments": segments}
 
 
+def masked(rows: int = 8, length: int = 16, told: int = 3) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(2)
+    return {
+        **batch(rows, length),
+        "places": np.sort(random.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :told], axis=1),
+        "targets": random.integers(1, BERT.vocabulary, (rows, told)).astype(np.int32),
+        "weights": np.array([[1] * told] * (rows - 1) + [[1] + [0] * (told - 1)], np.int32),
+    }
+
+
 def labelled(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
     return {
         "tokens": random.integers(1, SMALL.vocabulary, (rows, length)).astype(np.int32),
         "lengths": random.integers(1, length + 1, rows).astype(np.int32),
-        "slots": random.integers(0, 7, rows).astype(np.int32),
+        "slots": random.integers(0, SLOTS, rows).astype(np.int32),
         "weights": np.array([1] * (rows - 1) + [0], np.float32),
     }
 
 
-def after_two_steps(shape: Shape, phase: str, remat: Remat = "none") -> tuple[list[dict[str, float]], Any]:
+def after_two_steps(
+    shape: Shape, phase: str, remat: Remat = "none", a: Architecture = SMALL
+) -> tuple[list[dict[str, float]], Any]:
     """Metrics of two updates, and the gradient of the first."""
-    outputs, made = (SMALL.vocabulary, batch()) if phase == "adapt" else (7, labelled())
-    graphdef = build.graphdef(SMALL, outputs, remat=remat)
-    task = tasks.causal_lm(graphdef) if phase == "adapt" else tasks.template(graphdef)
+    language, adapting = (tasks.causal_lm, batch()) if a is SMALL else (tasks.masked_lm, masked())
+    slots, made = (None, adapting) if phase == "adapt" else (SLOTS, labelled())
+    graphdef = build.graphdef(a, slots, remat=remat)
+    task = language(graphdef) if phase == "adapt" else tasks.template(graphdef)
     optimizer = optim.adamw(AdaptConfig(rate=1e-2, decay=0.1), 10)
     mesh = partition.make_mesh(shape)
-    state = train.initial_state(build.random_params(SMALL, outputs, 0), optimizer, mesh)
+    state = train.initial_state(build.random_params(a, slots, 0), optimizer, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     functions = train.compiled(task, optimizer, places)
     found, gradients = [], []
@@ -103,10 +120,11 @@ def _equivalent(leaf: jax.Array, place: Any) -> None:
     assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
+@pytest.mark.parametrize("a", [SMALL, BERT], ids=["neox", "bert"])
 @pytest.mark.parametrize("phase", ["adapt", "finetune"])
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
-def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: Shape, phase: str) -> None:
-    (alone, gradient), (found, sharded) = after_two_steps(MESHES[0], phase), after_two_steps(shape, phase)
+def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: Shape, phase: str, a: Architecture) -> None:
+    (alone, gradient), (found, sharded) = after_two_steps(MESHES[0], phase, a=a), after_two_steps(shape, phase, a=a)
     for one, other in zip(alone, found, strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
@@ -147,7 +165,7 @@ def test_what_is_left_open_is_chosen() -> None:
     assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 8, 8) == (1, 8, 1)
     assert partition.choose(Shape(0, 2, 1), shapes(SMALL), 8, 8) == (4, 2, 1)
     assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 2, 8) == (1, 2, 1)
-    assert partition.choose(Shape(0, 0, 1), shapes(SMALL, outputs=7), 0, 8) == (1, 8, 1)
+    assert partition.choose(Shape(0, 0, 1), shapes(SMALL, SLOTS), 0, 8) == (1, 8, 1)
     assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 8, 1) == (1, 1, 1)
 
 

@@ -21,15 +21,16 @@ from jax.experimental import topologies
 from bench import common, measured
 from bench.measured import Setting
 from jaxtempl import adapt, cli, config, flops, memory, partition, plan, programs, start, tasks
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.config import AdaptConfig
 from jaxtempl.devices import DEVICES
 from jaxtempl.errors import UserError
 from jaxtempl.memory import Piece
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.stack import Remat
 from jaxtempl.partition import Shape
 
-SMALL = Architecture(layers=3, hidden=64, heads=4, feed_forward=160, vocabulary=1024, positions=256)
+SMALL = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=160, vocabulary=1024, positions=256)
 ONE = Shape(1, 1, 1)
 
 
@@ -56,8 +57,8 @@ def named(found: list[list[str]], name: str) -> list[list[str]]:
     return [line for line in found if line[0] == name]
 
 
-def architecture(size: str) -> Architecture:
-    return Architecture(**config.size(size)["architecture"])
+def architecture(size: str) -> NeoXArchitecture:
+    return NeoXArchitecture(**config.size(size)["architecture"])
 
 
 def piece(shape: Shape = ONE, rows: int = 8, length: int = 128, remat: Remat = "none", **changes: Any) -> Piece:

@@ -23,8 +23,9 @@ from converters import calibrate, dynamic_int8, gate, onnx_export, onnx_graph, q
 from converters.__main__ import main
 from converters.flax_network import FlaxNetwork
 from converters.gate import Labelled, Scored
-from converters.onnx_graph import Options
+from converters.onnx_layers import Options
 from jaxtempl import cli, config, onnx_file, run
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.bundle import Bundle
 from jaxtempl.cases import Message
 from jaxtempl.config import ConvertOnnxConfig, PrepareConfig
@@ -32,14 +33,13 @@ from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
 from jaxtempl.errors import UserError
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 from jaxtempl.prepare import pipeline
 from jaxtempl.run import Run
 from jaxtempl.serve.backends import OnnxRuntime
 from jaxtempl.serve.suggester import of_bundle
 
-SMALL = Architecture(layers=2, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
-WIDE = Architecture(layers=3, hidden=128, heads=4, feed_forward=512, vocabulary=300, positions=64)
+SMALL = NeoXArchitecture(layers=2, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
+WIDE = NeoXArchitecture(layers=3, hidden=128, heads=4, feed_forward=512, vocabulary=300, positions=64)
 TEMPLATES = [tiny.template(slot, name) for slot, name in enumerate(("bye", "unused", "card", "greet", "refund"))]
 MARKER = "Zwiebelfisch"  # said by a customer in every case
 ROWS = [np.random.default_rng(n).integers(2, 300, n).tolist() for n in range(1, 41)]

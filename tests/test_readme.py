@@ -1,5 +1,6 @@
 """Every command of the README runs, in its order, from a folder of its own."""
 
+import functools
 import os
 import re
 import shlex
@@ -13,8 +14,10 @@ from serving import free_port
 from jaxtempl.config import ROOT
 
 README = (ROOT / "README.md").read_text()
-# Trainings are cut short, and what installs or needs a network is looked at in other ways.
+# Trainings are cut short and of little models, and what installs or needs a network is looked at in other ways.
+SMALLER = {"--size=bert-base": "--size=bert-tiny", "adapt-bert-base": "adapt-bert-tiny", ", 600)": ", 40)"}
 SHORTER = {
+    "bin/adapt --size=bert": ["--steps=2", "--weights=random", "--batch=4"],
     "bin/adapt": ["--steps=2"],
     "bin/finetune": ["--steps=2"],
     "bin/evaluate": ["--baselines=false"],
@@ -41,7 +44,7 @@ def test_the_first_two_commands_can_be_started() -> None:
 
 
 def start(line: str, folder: Path) -> "subprocess.Popen[str]":
-    words = shlex.split(line.replace(", 600)", ", 40)"))
+    words = shlex.split(functools.reduce(lambda line, given: line.replace(*given), SMALLER.items(), line))
     script, short = Path(words[0]), next((f for name, f in SHORTER.items() if line.startswith(name)), [])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     program = words[0] if words[0] == "curl" else str(ROOT / script)

@@ -5,11 +5,12 @@ import pytest
 
 from bench import hlo, sharding
 from jaxtempl import partition, programs
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.models import build, losses
-from jaxtempl.models.neox import Architecture, Remat
+from jaxtempl.models.stack import Remat
 from jaxtempl.partition import Shape
 
-SMALL = Architecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=272, positions=40)
+SMALL = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=272, positions=40)
 ROWS, LENGTH = 16, 40
 
 

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from jaxtempl import config
-from jaxtempl.models.neox import Architecture, NeoX, parameter_count
+from jaxtempl.architecture import NeoXArchitecture
+from jaxtempl.models.neox import NeoX, parameter_count
 
 COUNTS = {  # without the embedding and the output, and with them (Pythia's model cards; nano: its README)
     "nano": (793_344, 2_890_496),
@@ -24,12 +25,13 @@ RATES = {"410m": 3e-4, "1.4b": 2e-4, "2.8b": 1.6e-4}  # Table 1 of the paper
 
 
 def test_there_are_counts_for_every_size() -> None:
-    assert {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")} == set(COUNTS)
+    names = {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")}
+    assert {name for name in names if not name.startswith("bert-")} == set(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts(name: str) -> None:
-    a = Architecture(**config.size(name)["architecture"])
+    a = NeoXArchitecture(**config.size(name)["architecture"])
     model = nnx.eval_shape(lambda: NeoX(a, a.vocabulary, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(model))
     inner = {key: tree for key, tree in params.items() if key not in ("embed", "head")}

@@ -21,21 +21,21 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from converters import onnx_graph, tensorrt, tensorrt_check, tensorrt_engine, tensorrt_refit
-from converters.onnx_graph import Options
+from converters.onnx_layers import Options
 from converters.tensorrt_engine import Wanted
 from jaxtempl import bundle, config, files
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.bundle import Bundle
 from jaxtempl.config import ASSETS, ConvertTensorrtConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 from jaxtempl.serve import engine
 from jaxtempl.serve.backends import OnnxRuntime
 from jaxtempl.serve.engine import Engine, Machine
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx has wheels for Linux on x86-64 alone")
 
-ARCHITECTURE = Architecture(layers=2, hidden=64, heads=4, feed_forward=64, vocabulary=8192, positions=64)
+ARCHITECTURE = NeoXArchitecture(layers=2, hidden=64, heads=4, feed_forward=64, vocabulary=8192, positions=64)
 BUCKETS = [16, 64]
 SM86 = Wanted(BUCKETS, 2, compute_capability="8.6")
 
@@ -264,7 +264,7 @@ def test_an_engine_is_built_verified_and_loaded(tmp_path: Path) -> None:
     assert {key: facts[key] for key in ("gpu", "compute_capability", "tensorrt")} == here.facts()
     assert here.facts() == {"gpu": "NVIDIA A10", "compute_capability": "8.6", "tensorrt": "11.4.1"}
     assert facts["profiles"] == [{"length": 16, "batch": 2}, {"length": 64, "batch": 2}]
-    assert facts["refittable"] == ["head", "head/unused"]
+    assert facts["refittable"] == ["head", "head/bias"]
     assert facts["bundle"] == opened.manifest["version"] != found.manifest["version"]
     assert found.manifest["verify"]["top1"] == 1
     assert found.manifest["verify"]["made"], "no case is as long as the last bucket"
@@ -354,7 +354,7 @@ def test_a_new_head_in_the_old_graph_gives_the_new_logits(tmp_path: Path) -> Non
     old, new = (model(tmp_path / str(seed), fp16(), with_head(seed)) for seed in (0, 1))
     told = onnx.load(old)
     weights = tensorrt_refit.head(new)
-    assert list(weights) == ["head", "head/unused"]
+    assert list(weights) == ["head", "head/bias"]
     for weight in told.graph.initializer:
         if weight.name in weights:
             weight.CopyFrom(numpy_helper.from_array(weights[weight.name], weight.name))
@@ -375,7 +375,7 @@ def test_the_head_and_nothing_else_is_refittable_in_the_network(tmp_path: Path) 
     tensorrt_engine.mark(rtx, network, settings, tensorrt_refit.refittable(path))
     assert settings.get_flag(rtx.BuilderFlag.REFIT_INDIVIDUAL)
     names = {weight.name for weight in onnx.load(path).graph.initializer}
-    assert {name for name in names if network.are_weights_marked_refittable(name)} == {"head", "head/unused"}
+    assert {name for name in names if network.are_weights_marked_refittable(name)} == {"head", "head/bias"}
     with pytest.raises(UserError, match="finds no weights tail"):
         tensorrt_engine.mark(rtx, network, settings, ["tail"])
     assert tensorrt_refit.refittable(model(tmp_path, fp16(slots=0))) == []

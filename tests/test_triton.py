@@ -20,7 +20,7 @@ import test_walls
 from google.protobuf import text_format
 from tiny import ARCHITECTURE, template
 
-from converters import onnx_graph, triton
+from converters import onnx_graph, onnx_layers, triton
 from jaxtempl import bundle, files
 from jaxtempl.cases import Template
 from jaxtempl.config import ASSETS, ROOT, ConvertTritonConfig
@@ -67,7 +67,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.onnx and its data beside it."""
     folder = tmp_path_factory.mktemp("network")
     params = jax.tree.map(np.asarray, build.random_params(ARCHITECTURE, len(TEMPLATES), 0))
-    model = onnx_graph.build(params, ARCHITECTURE, onnx_graph.Options("template", slots=SLOTS))
+    model = onnx_graph.build(params, ARCHITECTURE, onnx_layers.Options("template", slots=SLOTS))
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
     return folder
 

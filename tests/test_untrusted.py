@@ -103,7 +103,7 @@ def test_the_hubs_own_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert_same(weights.read(snapshot).params, saved(tmp_path / "other"))
     (tmp_path / "short").symlink_to(snapshot)
-    assert weights.check(tmp_path / "short") == (SMALL, "lm")
+    assert weights.check(tmp_path / "short")[:2] == (SMALL, "lm")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ READ = ["config.json", weights.INDEX, "model-00002-of-00002.safetensors", weight
 @pytest.mark.parametrize("name", READ)
 def test_every_file_that_is_read_is_held_to_the_manifest(converted: Path, tmp_path: Path, name: str) -> None:
     folder = copied(converted, tmp_path / "copy")
-    assert weights.check(folder) == (tiny.ARCHITECTURE, "lm")
+    assert weights.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
     path = folder / name
     path.write_text(path.read_text().replace("\n", " ", 1)) if path.suffix == ".json" else flip(path)
     assert path.stat().st_size == (converted / name).stat().st_size
@@ -316,10 +316,10 @@ def test_what_is_not_read_may_change_and_other_manifests_say_nothing(converted: 
     folder = copied(converted, tmp_path / "copy")
     (folder / "README.md").write_text("my own words")
     (folder / "tokenizer_config.json").unlink()
-    assert weights.check(folder) == (tiny.ARCHITECTURE, "lm")
+    assert weights.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
     for other in ({"kind": "other", "files": {}}, ["config.json"]):
         (folder / weights.MANIFEST).write_text(json.dumps(other))
-        assert weights.check(folder) == (tiny.ARCHITECTURE, "lm")
+        assert weights.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
 
 
 def test_the_manifest_names_every_file(converted: Path) -> None:

@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 
 from jaxtempl import run
+from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.cases import Template
 from jaxtempl.config import ASSETS, PrepareConfig
 from jaxtempl.dataset import Dataset
 from jaxtempl.models import build
-from jaxtempl.models.neox import Architecture
 from jaxtempl.prepare import pipeline
 from jaxtempl.run import Run
 
-ARCHITECTURE = Architecture(layers=1, hidden=16, heads=2, feed_forward=32, vocabulary=8192, positions=64)
+ARCHITECTURE = NeoXArchitecture(layers=1, hidden=16, heads=2, feed_forward=32, vocabulary=8192, positions=64)
 REPLIES = {
     "greet": "Hello, how can I help?",
     "refund": "Your refund is on its way.",

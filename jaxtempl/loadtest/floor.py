@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jaxtempl import config, flops
+from jaxtempl import architecture, config, flops
 from jaxtempl.architecture import Architecture
 from jaxtempl.config import DeviceName
 from jaxtempl.devices import DEVICES
@@ -47,7 +47,7 @@ def floor(
 
 def _shape(size: str) -> Architecture | None:
     try:
-        return Architecture(**config.size(size)["architecture"])
+        return architecture.of(config.size(size)["architecture"])
     except UsageError:  # the model is of a size that is not one of ours
         return None
 

@@ -1,6 +1,6 @@
-"""Rotary positions and causal attention.
+"""Rotary positions, and attention: causal, or to all that is real.
 
-Dims: B batch, L length, H heads, K head_dim, R rotated dims of a head.
+Dims: B batch, L length, Q queries, H heads, K head_dim, R rotated dims of a head.
 """
 
 from typing import NamedTuple
@@ -70,6 +70,19 @@ def single(
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     allowed = jnp.arange(k.shape[2])[None] <= at[:, None]
     return jnp.swapaxes(_attend(q, k, v, allowed[:, None, None]), 1, 2)
+
+
+def full(
+    q: Float[Array, "B Q H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"], allowed: Bool[Array, "#B #Q L"]
+) -> Float[Array, "B Q H K"]:
+    """Softmax attention of each query to the keys that it is allowed; scores and softmax in float32."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(_attend(q, k, v, allowed[:, None]), 1, 2)
+
+
+def within(length: int, lengths: Int[Array, " B"]) -> Bool[Array, "B 1 L"]:
+    """The real positions of rows of one length, padded on the right."""
+    return jnp.arange(length)[None, None] < lengths[:, None, None]
 
 
 def _attend(

@@ -20,7 +20,8 @@ from jaxtempl import partition
 CHUNK_LOGITS = {"cpu": 2**23}
 ELSEWHERE = 2**27
 
-Gradients = tuple[Float[Array, "B L D"], Float[Array, "D V"]]
+Bias = Float[Array, " V"] | None
+Gradients = tuple[Float[Array, "B L D"], Float[Array, "D V"], Bias]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -30,8 +31,9 @@ def summed_cross_entropy(
     targets: Int[Array, "B L"],
     weights: Float[Array, "B L"],
     platform: str,
+    bias: Bias = None,
 ) -> Float[Array, ""]:
-    """Sum over positions of weight times -log softmax(hidden @ kernel)[target], in float32 nats.
+    """Sum over positions of weight times -log softmax(hidden @ kernel + bias)[target], in float32 nats.
 
     The gradients come out of the same pass over the chunks as the loss, so no chunk's logits are made twice
     and none are kept. On a mesh a device may hold some of V alone; `hidden` has been `entered` then.
@@ -42,11 +44,12 @@ def summed_cross_entropy(
         targets: the token that each position is to predict.
         weights: of the positions.
         platform: what it is to run on; it decides the size of a chunk.
+        bias: the head's, where it has one.
     """
 
     def chunk(part: tuple[Array, ...]) -> Array:
         hidden, targets, weights = part
-        return (weights * _losses(_logits(hidden, kernel, platform), targets)[0]).sum()
+        return (weights * _losses(_logits(hidden, kernel, bias, platform), targets)[0]).sum()
 
     return jax.lax.map(chunk, _chunks(kernel.shape[1], platform, hidden, targets, weights)).sum()
 
@@ -86,14 +89,15 @@ def _product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M 
     return jnp.matmul(a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"], platform: str) -> Float[Array, "T V"]:
+def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"], bias: Bias, platform: str) -> Float[Array, "T V"]:
     """In float32; by rows of the kernel where these are converted for a chunk alone."""
     parts = _converted(kernel, hidden.dtype, platform)
 
     def add(logits: Array, index: Array) -> tuple[Array, None]:
         return logits + _product(_part(hidden, index, parts, 1), _part(kernel, index, parts)), None
 
-    start = jnp.zeros((len(hidden), kernel.shape[1]), jnp.float32)
+    zeros = jnp.zeros((len(hidden), kernel.shape[1]), jnp.float32)
+    start = zeros if bias is None else zeros + bias[None]
     return jax.lax.scan(add, start, jnp.arange(parts), unroll=parts == 1)[0]
 
 
@@ -108,22 +112,25 @@ def _losses(
 
 
 @jax.named_scope("loss")
-def _forward(hidden: Array, kernel: Array, targets: Array, weights: Array, platform: str) -> tuple[Array, Gradients]:
-    def chunk(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        (loss, d_kernel), (hidden, targets, weights) = carry, part
-        losses, powers, total = _losses(_logits(hidden, kernel, platform), targets)
+def _forward(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, platform: str, bias: Bias
+) -> tuple[Array, Gradients]:
+    def chunk(carry: tuple[Any, ...], part: tuple[Array, ...]) -> tuple[tuple[Any, ...], Array]:
+        (loss, d_kernel, d_bias), (hidden, targets, weights) = carry, part
+        losses, powers, total = _losses(_logits(hidden, kernel, bias, platform), targets)
         at = jnp.arange(kernel.shape[1])[None] == partition.own_ids(targets, kernel.shape[1])[:, None]
         d_logits = powers * (weights / total)[:, None] - jnp.where(at, weights[:, None], 0)
+        d_bias = None if d_bias is None else d_bias + d_logits.sum(axis=0)
         d_logits = d_logits.astype(hidden.dtype)
         d_kernel = _added(d_kernel, hidden, d_logits, platform)
-        return (loss + (weights * losses).sum(), d_kernel), _d_hidden(d_logits, kernel, hidden, platform)
+        return (loss + (weights * losses).sum(), d_kernel, d_bias), _d_hidden(d_logits, kernel, hidden, platform)
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel))
-    (loss, d_kernel), d_hidden = jax.lax.scan(
+    start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel), None if bias is None else jnp.zeros_like(bias))
+    (loss, d_kernel, d_bias), d_hidden = jax.lax.scan(
         chunk, start, _chunks(kernel.shape[1], platform, hidden, targets, weights)
     )
     by_row = d_hidden.reshape(len(d_hidden), hidden.shape[0], -1, hidden.shape[2])
-    return loss, (jnp.moveaxis(by_row, 0, 1).reshape(hidden.shape), d_kernel)
+    return loss, (jnp.moveaxis(by_row, 0, 1).reshape(hidden.shape), d_kernel, d_bias)
 
 
 def _d_hidden(
@@ -152,9 +159,10 @@ def _added(
     return jax.lax.scan(add, d_kernel, jnp.arange(parts), unroll=parts == 1)[0]
 
 
-def _backward(platform: str, gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None]:
-    d_hidden, d_kernel = gradients
-    return d_hidden * cotangent.astype(d_hidden.dtype), d_kernel * cotangent, None, None
+def _backward(platform: str, gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None, Bias]:
+    d_hidden, d_kernel, d_bias = gradients
+    of_bias = None if d_bias is None else d_bias * cotangent
+    return d_hidden * cotangent.astype(d_hidden.dtype), d_kernel * cotangent, None, None, of_bias
 
 
 summed_cross_entropy.defvjp(_forward, _backward)

@@ -7,32 +7,25 @@ The blocks are built as one stack by `nnx.vmap` and run by `jax.lax.scan`, so co
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxtempl import partition
-from jaxtempl.architecture import Architecture
-from jaxtempl.models import attention, kernels
+from jaxtempl.architecture import NeoXArchitecture
+from jaxtempl.models import attention, kernels, linear, stack
 from jaxtempl.models.kernels import Kernel
-from jaxtempl.models.linear import Back, Into
-
-Remat = Literal["none", "dots", "full"]
-REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are
-    "none": partition.keep_all_but_gathered,
-    # Attention's products have batch dims, and flash attention shows none: both are computed again.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from jaxtempl.models.linear import MLP, Back, Into
+from jaxtempl.models.stack import Remat
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions."""
+    """Self-attention with rotary positions."""
 
-    def __init__(self, a: Architecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
+    def __init__(self, a: NeoXArchitecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
         self.query_key_value = Into(a.hidden, (a.heads, 3, a.head_dim), small_init(a), dtype, rngs)
         self.out = Back((a.heads, a.head_dim), a.hidden, output_init(a), dtype, rngs)
         self.kernel: Kernel = kernel
@@ -43,36 +36,29 @@ class Attention(nnx.Module):
         angles: attention.Angles,
         at: Int[Array, " B"] | None = None,
         documents: Integer[Array, "B L"] | None = None,
+        seen: Bool[Array, "B 1 L"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Output at every position (Q = L), each within its document if they are told, or at `at` alone (Q = 1)."""
+        """Output at every position (Q = L), each within its document if they are told, or at `at` alone (Q = 1).
+
+        It is causal, unless what all positions of a row have `seen` is told.
+        """
         q, k, v = jnp.moveaxis(self.query_key_value(x), -2, 0)  # each [B L H K]
         q, k = attention.rotate(q, angles), attention.rotate(k, angles)
+        if seen is not None:
+            return self.out(attention.full(q if at is None else pick(q, at), k, v, seen))
         if at is None:
             return self.out(kernels.causal(self.kernel, q, k, v, documents))
         return self.out(attention.single(pick(q, at), k, v, at))
 
 
-class MLP(nnx.Module):
-    """Two linear layers with an exact GELU between."""
-
-    def __init__(self, a: Architecture, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.up = Into(a.hidden, (a.feed_forward,), small_init(a), dtype, rngs)
-        self.down = Back((a.feed_forward,), a.hidden, output_init(a), dtype, rngs)
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Each position by itself."""
-        tokens = x.reshape(-1, x.shape[-1])  # XLA's CPU matmul is several times faster on two dims
-        return self.down(jax.nn.gelu(self.up(tokens), approximate=False)).reshape(x.shape)
-
-
 class Block(nnx.Module):
     """One layer: attention and MLP, each behind its own LayerNorm."""
 
-    def __init__(self, a: Architecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
+    def __init__(self, a: NeoXArchitecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
         self.attention_norm = layer_norm(a, dtype, rngs)
         self.attention = Attention(a, dtype, kernel, rngs)
         self.mlp_norm = layer_norm(a, dtype, rngs)
-        self.mlp = MLP(a, dtype, rngs)
+        self.mlp = MLP(a.hidden, a.feed_forward, small_init(a), output_init(a), dtype, rngs)
         self.parallel_residual = a.parallel_residual
 
     def __call__(
@@ -81,9 +67,10 @@ class Block(nnx.Module):
         angles: attention.Angles,
         at: Int[Array, " B"] | None = None,
         documents: Integer[Array, "B L"] | None = None,
+        seen: Bool[Array, "B 1 L"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """The residual stream after this layer, at every position (Q = L) or at `at` alone (Q = 1)."""
-        attended = self.attention(self.attention_norm(x), angles, at, documents)
+        attended = self.attention(self.attention_norm(x), angles, at, documents, seen)
         x = x if at is None else pick(x, at)
         if self.parallel_residual:
             return x + attended + self.mlp(self.mlp_norm(x))
@@ -92,32 +79,33 @@ class Block(nnx.Module):
 
 
 class NeoX(nnx.Module):
-    """Embedding, stacked blocks, final LayerNorm and one head of `outputs` columns without bias.
+    """Embedding, stacked blocks, final LayerNorm and one head without bias.
 
     Args:
         a: the architecture.
-        outputs: V for a language model, S for a template classifier.
+        slots: columns of a template head; None makes a language model's, of V.
         dtype: of the computation; parameters are always float32.
-        remat: what the backward pass computes again, a key of `REMAT`.
+        remat: what the backward pass computes again, a key of `stack.REMAT`.
         platform: what it is to run on, as JAX names that; it decides the attention, not the parameters.
         rngs: source of the initial weights.
     """
 
     def __init__(
         self,
-        a: Architecture,
-        outputs: int,
+        a: NeoXArchitecture,
+        slots: int | None = None,
         dtype: Any = jnp.float32,
         remat: Remat = "none",
         platform: str = "cpu",
         *,
         rngs: nnx.Rngs,
     ) -> None:
+        outputs = a.vocabulary if slots is None else slots
         # In float32, for its gradient adds up what every place of a token says.
         self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=jnp.float32, rngs=rngs)
         kernel = kernels.choose(platform, a.head_dim, dtype)
-        stack = nnx.vmap(lambda key: Block(a, dtype, kernel, nnx.Rngs(key)))
-        self.blocks = stack(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
+        blocks = nnx.vmap(lambda key: Block(a, dtype, kernel, nnx.Rngs(key)))
+        self.blocks = blocks(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
         self.norm = layer_norm(a, dtype, rngs)
         self.head = nnx.Linear(a.hidden, outputs, use_bias=False, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
         self.architecture, self.outputs, self.dtype = a, outputs, dtype
@@ -127,17 +115,8 @@ class NeoX(nnx.Module):
     def residual(
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
-        """The residual stream after the last block, and after every block.
-
-        The second is what parity tests and converters look at; a caller that drops it pays nothing for it under jit.
-        """
-        graphdef, stacked = self._split()
-        return self._scan(graphdef, stacked, tokens, documents)
-
-    def _split(self) -> tuple[nnx.GraphDef[Block], dict[str, Any]]:
-        """The blocks as one block's static half and all their weights [N ...]."""
-        graphdef, state = nnx.split(self.blocks)
-        return graphdef, nnx.to_pure_dict(state)
+        """The residual stream after the last block, and after every block."""
+        return self._scan(*stack.split(self.blocks), tokens, documents)
 
     def _scan(
         self,
@@ -145,17 +124,15 @@ class NeoX(nnx.Module):
         stacked: dict[str, Any],
         tokens: Int[Array, "B L"],
         documents: Integer[Array, "B L"] | None = None,
+        seen: Bool[Array, "B 1 L"] | None = None,
     ) -> Any:
         angles = self._angles(tokens)
 
-        def layer(x: Float[Array, "B L D"], weights: dict[str, Any]) -> tuple[Any, Any]:
-            x = _block(graphdef, weights, self.dtype)(x, angles, documents=documents)
-            return x, x
+        def apply(block: Block, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+            return block(x, angles, documents=documents, seen=seen)
 
-        if self.remat != "none" or partition.size("fsdp") > 1:
-            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
         embedded = partition.lookup(self.embed.embedding[...], tokens).astype(self.dtype)
-        return jax.lax.scan(layer, embedded, stacked)
+        return stack.scan(graphdef, stacked, embedded, apply, self.dtype, self.remat)
 
     def _angles(self, tokens: Int[Array, "B L"]) -> attention.Angles:
         return attention.angles(self.architecture.rotary, self.architecture.rotary_base, tokens.shape[1])
@@ -173,29 +150,29 @@ class NeoX(nnx.Module):
         return self._logits(self.hidden(tokens, documents))
 
     def _logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest O"]:
-        """The head, summed in float32: bfloat16 would round logits into ties."""
-        kernel = self.head.kernel[...].astype(hidden.dtype)
-        if kernel.shape[1] == self.outputs:
-            return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-        own = jnp.matmul(partition.enter(hidden), kernel, preferred_element_type=jnp.float32)
-        return partition.joined(own)
+        return linear.columns(hidden, self.head.kernel[...], self.outputs)
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B O"]:
-        """Logits at each row's right-most real token (paper section 4.3), float32.
+        """Logits at each row's right-most real token (paper section 4.3), float32; or as `pooling` says.
 
         Rows are padded on the right; causality keeps padding out of every real position. The last block needs
         keys and values of all positions but everything else of that one alone, which is exact and spares most of it.
         """
-        graphdef, stacked = self._split()
-        x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens)
-        last = _block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
-        pooled = last(x, self._angles(tokens), jnp.maximum(lengths - 1, 0))
-        return self._logits(self.norm(pooled)[:, 0])
+        within = attention.within(tokens.shape[1], lengths)
+        seen = within if self.architecture.attention == "full" else None
+        graphdef, stacked = stack.split(self.blocks)
+        if self.architecture.pooling == "mean":
+            return self._logits(_mean(self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0]), within[:, 0]))
+        x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, seen=seen)
+        last = stack.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
+        at = jnp.maximum(lengths - 1, 0) if self.architecture.pooling == "last" else jnp.zeros_like(lengths)
+        return self._logits(self.norm(last(x, self._angles(tokens), at, seen=seen))[:, 0])
 
 
-def _block(graphdef: nnx.GraphDef[Block], weights: dict[str, Any], dtype: Any) -> Block:
-    """One layer, its weights brought together from the devices that hold their parts."""
-    return nnx.merge(graphdef, partition.gather(weights, "blocks/", dtype))
+def _mean(x: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+    """The mean of a row's real positions, taken in float32."""
+    total = jnp.sum(x.astype(jnp.float32) * real[..., None], axis=1)
+    return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x.dtype)
 
 
 def pick(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:
@@ -203,17 +180,17 @@ def pick(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 
     return jnp.take_along_axis(x, at.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
-def layer_norm(a: Architecture, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(a: NeoXArchitecture, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with scale and bias; flax takes its statistics in float32 whatever `dtype` is."""
     return nnx.LayerNorm(a.hidden, epsilon=a.norm_eps, dtype=dtype, rngs=rngs)
 
 
-def small_init(a: Architecture) -> nnx.Initializer:
+def small_init(a: NeoXArchitecture) -> nnx.Initializer:
     """GPT-NeoX's `small_init`, as Pythia's configurations name it: normal with variance 2 / (5 D)."""
     return nnx.initializers.normal((2 / (5 * a.hidden)) ** 0.5)
 
 
-def output_init(a: Architecture) -> nnx.Initializer:
+def output_init(a: NeoXArchitecture) -> nnx.Initializer:
     """GPT-NeoX's `wang_init` for layers that write to the residual stream: normal of deviation 2 / (N sqrt D)."""
     return nnx.initializers.normal(2 / (a.layers * a.hidden**0.5))
 

@@ -1,14 +1,13 @@
-"""Hugging Face's GPT-NeoX safetensors and our parameters, both ways.
+"""Hugging Face's safetensors and our parameters, both ways, by the family's table.
 
-`ROWS` is the whole mapping: a stored name, our path, and the transform between them. Reading and writing go through
-the same rows, so they cannot drift apart. A folder is not trusted: it is read file by file through `own_file`, its
-`manifest.json` is held to if it is one of ours, and nothing is made in memory that its files are too small to fill.
+Reading and writing go through the same rows, so they cannot drift apart. A folder is not trusted: it is read file by
+file through `own_file`, its `manifest.json` is held to if it is one of ours, and nothing is made in memory that its
+files are too small to fill.
 
-Dims: D hidden, H heads, K head_dim, F feed-forward, N layers, V vocabulary, O outputs of the head.
+Dims: H heads, N layers, V vocabulary, S slots.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -22,14 +21,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxtempl import architecture as architectures
 from jaxtempl import files, flops
+from jaxtempl.architecture import Architecture
 from jaxtempl.errors import UserError
-from jaxtempl.models.config_json import Head, architecture_from, hugging_face_config
-from jaxtempl.models.neox import Architecture, NeoX
+from jaxtempl.models import build
+from jaxtempl.models.config_json import architecture_from, hugging_face_config
+from jaxtempl.models.tables import TABLES, Head, Row, Table
 
 Params = dict[str, Any]  # nested dict of float32 arrays
 
@@ -38,13 +39,10 @@ FLOATS = ("F16", "BF16", "F32")
 SINGLE, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 MANIFEST, KIND = "manifest.json", "huggingface"  # of folders that this project wrote; others have none, or their own
 MOST_FAULTS = 20  # that are told
-HEADS: dict[str, Head] = {"embed_out.weight": "lm", "score.weight": "template"}
-ALIASES = {"lm_head.weight": "embed_out.weight"}  # transformers 5's name, and that of published files
 PICKLE = (
     "which could run code and is never loaded; convert it with transformers: "
-    "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+    "AutoModelForCausalLM (a BERT: AutoModelForMaskedLM).from_pretrained(...).save_pretrained(...)"
 )
-PREFIX = "gpt_neox."  # absent in a folder saved from the base model alone
 
 
 class Weights(NamedTuple):
@@ -52,69 +50,13 @@ class Weights(NamedTuple):
 
     Attributes:
         architecture: from its config.json.
-        params: the model's parameter tree, float32; without "head" where the folder has none.
+        params: the model's parameter tree, float32; without the parts that the folder does not have.
         head: which head "head" is.
     """
 
     architecture: Architecture
     params: Params
     head: Head | None
-
-
-class Transform(NamedTuple):
-    """A stored array to ours and back, given H; methods alone are used, so that shapes can be traced through it."""
-
-    name: str
-    read: Callable[[Any, int], Any]
-    write: Callable[[Any, int], Any]
-
-
-SAME = Transform("same", lambda x, _: x, lambda x, _: x)
-LINEAR = Transform("linear", lambda x, _: x.T, lambda x, _: x.T)
-FUSED = Transform(  # [(H 3 K) D] <-> [D H 3 K]
-    "fused query, key, value",
-    lambda x, h: x.T.reshape(x.shape[-1], h, 3, -1),
-    lambda x, _: x.reshape(x.shape[0], -1).T,
-)
-MERGE_HEADS = Transform(  # [D (H K)] <-> [H K D]
-    "merge heads", lambda x, h: x.T.reshape(h, -1, x.shape[0]), lambda x, _: x.reshape(-1, x.shape[-1]).T
-)
-
-
-class Row(NamedTuple):
-    """One kind of tensor; `{layer}` in the stored name makes N of them, stacked along our first axis."""
-
-    stored: str
-    path: str
-    transform: Transform
-
-
-ROWS = (
-    Row("embed_in.weight", "embed/embedding", SAME),
-    Row("layers.{layer}.input_layernorm.weight", "blocks/attention_norm/scale", SAME),
-    Row("layers.{layer}.input_layernorm.bias", "blocks/attention_norm/bias", SAME),
-    Row("layers.{layer}.attention.query_key_value.weight", "blocks/attention/query_key_value/kernel", FUSED),
-    Row("layers.{layer}.attention.query_key_value.bias", "blocks/attention/query_key_value/bias", SAME),
-    Row("layers.{layer}.attention.dense.weight", "blocks/attention/out/kernel", MERGE_HEADS),
-    Row("layers.{layer}.attention.dense.bias", "blocks/attention/out/bias", SAME),
-    Row("layers.{layer}.post_attention_layernorm.weight", "blocks/mlp_norm/scale", SAME),
-    Row("layers.{layer}.post_attention_layernorm.bias", "blocks/mlp_norm/bias", SAME),
-    Row("layers.{layer}.mlp.dense_h_to_4h.weight", "blocks/mlp/up/kernel", LINEAR),
-    Row("layers.{layer}.mlp.dense_h_to_4h.bias", "blocks/mlp/up/bias", SAME),
-    Row("layers.{layer}.mlp.dense_4h_to_h.weight", "blocks/mlp/down/kernel", LINEAR),
-    Row("layers.{layer}.mlp.dense_4h_to_h.bias", "blocks/mlp/down/bias", SAME),
-    Row("final_layer_norm.weight", "norm/scale", SAME),
-    Row("final_layer_norm.bias", "norm/bias", SAME),
-    Row("embed_out.weight", "head/kernel", LINEAR),
-    Row("score.weight", "head/kernel", LINEAR),
-)
-
-DROPPED = (  # buffers that older transformers stored; the model computes them
-    "rotary_emb.inv_freq",
-    "layers.{layer}.attention.rotary_emb.inv_freq",
-    "layers.{layer}.attention.bias",
-    "layers.{layer}.attention.masked_bias",
-)
 
 
 class Slot(NamedTuple):
@@ -133,6 +75,20 @@ class Source(NamedTuple):
     file: Any
     shape: tuple[int, ...]
     dtype: str
+
+
+class Found(NamedTuple):
+    """What a folder holds, by its tensors' names and shapes.
+
+    Attributes:
+        architecture: from its config.json.
+        head: that it has.
+        parts: of the parameter tree that it has.
+    """
+
+    architecture: Architecture
+    head: Head | None
+    parts: frozenset[str]
 
 
 class Opened(NamedTuple):
@@ -162,10 +118,10 @@ def read(folder: Path, architecture: Architecture | None = None, places: Params 
         return Weights(found, _fill(found, sources, slots, places), head)
 
 
-def check(folder: Path, architecture: Architecture | None = None) -> tuple[Architecture, Head | None]:
+def check(folder: Path, architecture: Architecture | None = None) -> Found:
     """What `read` would find, without making a tensor; raises what it would raise."""
-    with _opened(folder, architecture) as (found, head, _, _):
-        return found, head
+    with _opened(folder, architecture) as (found, head, _, slots):
+        return Found(found, head, frozenset(slot.row.part for slot in slots.values()))
 
 
 @contextlib.contextmanager
@@ -176,15 +132,16 @@ def _opened(folder: Path, architecture: Architecture | None) -> Generator["Opene
     shards = _shards(folder)
     _check_sums(folder, shards)
     with contextlib.ExitStack() as stack:
-        sources, faults = _sources(folder, shards, stack)
+        table = TABLES[found.family]
+        sources, faults = _sources(folder, shards, table, stack)
         faults = faults or _oversized(found, sources)
         if faults:
-            raise _unreadable(folder, faults)
-        head: Head | None = next((HEADS[s.name] for s in sources if s.name in HEADS), None)
-        slots = _slots(found, head, _outputs(found, head, sources))
+            raise _unreadable(folder, table, faults)
+        head: Head | None = next((table.heads[s.name] for s in sources if s.name in table.heads), None)
+        slots = _stored_slots(found, head, sources)
         faults = _faults(sources, slots)
         if faults:
-            raise _unreadable(folder, faults)
+            raise _unreadable(folder, table, faults)
         yield Opened(found, head, sources, slots)
 
 
@@ -218,15 +175,15 @@ def _check_sums(folder: Path, shards: Mapping[str, set[str]]) -> None:
         files.check_sum(own_file(folder, name), listed.get(name))
 
 
-def _unreadable(folder: Path, faults: list[str]) -> UserError:
+def _unreadable(folder: Path, table: Table, faults: list[str]) -> UserError:
     more = [f"and {len(faults) - MOST_FAULTS:,} more faults"] if len(faults) > MOST_FAULTS else []
     told = "; ".join(faults[:MOST_FAULTS] + more)
-    return UserError(f"{folder} cannot be read as GPT-NeoX weights: {told}. Fetch the folder again")
+    return UserError(f"{folder} cannot be read as {table.name} weights: {told}. Fetch the folder again")
 
 
 def _oversized(a: Architecture, sources: list[Source]) -> list[str]:
     """Where config.json tells of a model that the files hold less than half of, before anything of its size is made."""
-    layered = sum("{layer}" in row.stored for row in ROWS)
+    layered = sum("{layer}" in row.stored for row in TABLES[a.family].rows)
     held = sum(math.prod(source.shape) for source in sources)
     asked = {
         "tensors": (a.layers * layered, len(sources)),
@@ -257,13 +214,13 @@ def write(
         config: further keys of config.json.
         shard_bytes: greatest size of one file; beyond it there are shards and an index.
     """
-    slots = _slots(architecture, head, params["head"]["kernel"].shape[1])
-    shards = _plan(slots, shard_bytes)
+    slots = _slots(architecture, head, params["head"]["kernel"].shape[1] if head == "template" else None)
+    shards, stored = _plan(slots, shard_bytes), functools.partial(_stored_name, TABLES[architecture.family])
     for file, names in shards.items():
-        tensors = {_stored_name(name): _stored_array(params, slots[name], architecture.heads) for name in names}
+        tensors = {stored(name): _stored_array(params, slots[name], architecture.heads) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})  # the only value that transformers loads
     if len(shards) > 1:
-        _write_json(folder / INDEX, _index(slots, shards))
+        _write_json(folder / INDEX, _index(slots, shards, stored))
     _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
 
 
@@ -279,25 +236,34 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_agreement(folder: Path, found: Architecture, wanted: Architecture) -> None:
-    pairs = ((f.name, getattr(found, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(Architecture))
-    differ = [f"{name} is {got}, not {want}" for name, got, want in pairs if got != want]
+    got, want = architectures.told(found), architectures.told(wanted)
+    differ = [f"{name} is {got.get(name)}, not {value}" for name, value in want.items() if got.get(name) != value]
     if differ:
         raise UserError(f"{folder} is of another size: {', '.join(differ)}; name the size of the weights, or others")
 
 
 @functools.cache
-def _shapes(architecture: Architecture, outputs: int) -> dict[str, tuple[int, ...]]:
+def _shapes(architecture: Architecture, slots: int | None) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf of the model, by path."""
-    model = nnx.eval_shape(lambda: NeoX(architecture, outputs, rngs=nnx.Rngs(0)))
-    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(model)))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(build.abstract_params(architecture, slots))[0]
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
-def _slots(architecture: Architecture, head: Head | None, outputs: int) -> dict[str, Slot]:
+def _slots(architecture: Architecture, head: Head | None, slots: int | None) -> dict[str, Slot]:
     """Every stored name of a whole model, in the order of the table, and where it belongs."""
-    shapes = _shapes(architecture, outputs)
-    rows = (row for row in ROWS if HEADS.get(row.stored, head) == head)
+    shapes, table = _shapes(architecture, slots), TABLES[architecture.family]
+    rows = (row for row in table.rows if table.heads.get(row.stored, head) == head and row.path in shapes)
     return {name: slot for row in rows for name, slot in _row_slots(row, architecture, shapes[row.path])}
+
+
+def _stored_slots(a: Architecture, head: Head | None, sources: list[Source]) -> dict[str, Slot]:
+    """What a folder with that head is to hold: of the optional part, only what it does hold."""
+    table, there = TABLES[a.family], {source.name for source in sources}
+    columns = next((s.shape[0] for s in sources if s.name == table.classifier and s.shape), None)
+    found = _slots(a, head, columns if head == "template" else None)
+    optional = {name: slot for name, slot in _slots(a, "template", 1).items() if slot.row.part == table.optional}
+    kept = optional if there & set(optional) else {}
+    return {name: slot for name, slot in found.items() if name not in optional} | kept
 
 
 def _row_slots(row: Row, architecture: Architecture, shape: tuple[int, ...]) -> Iterator[tuple[str, Slot]]:
@@ -308,14 +274,8 @@ def _row_slots(row: Row, architecture: Architecture, shape: tuple[int, ...]) -> 
         yield row.stored.format(layer=layer), Slot(row, layer, stored)
 
 
-def _outputs(architecture: Architecture, head: Head | None, sources: list[Source]) -> int:
-    """O: the template head's own, else V."""
-    columns = next((s.shape[0] for s in sources if s.name == "score.weight" and s.shape), None)
-    return columns if head == "template" and columns else architecture.vocabulary
-
-
 def _sources(
-    folder: Path, shards: Mapping[str, set[str]], stack: contextlib.ExitStack
+    folder: Path, shards: Mapping[str, set[str]], table: Table, stack: contextlib.ExitStack
 ) -> tuple[list[Source], list[str]]:
     """Every stored tensor but the dropped ones, and what is wrong with the files themselves.
 
@@ -331,8 +291,8 @@ def _sources(
             continue
         stored = list(file.keys())
         faults += [f"{tensor} is not in {name}, where the index has it" for tensor in sorted(promised - set(stored))]
-        sources += [_source(file, tensor) for tensor in stored]
-    return [source for source in sources if not _is_dropped(source.name)], faults
+        sources += [_source(file, tensor, table) for tensor in stored]
+    return [source for source in sources if not _is_dropped(source.name, table)], faults
 
 
 def _shards(folder: Path) -> dict[str, set[str]]:
@@ -361,14 +321,15 @@ def _indexed(folder: Path) -> dict[str, set[str]]:
     return shards
 
 
-def _source(file: Any, stored: str) -> Source:
-    name = stored.removeprefix(PREFIX)
-    view = file.get_slice(stored)
-    return Source(ALIASES.get(name, name), stored, file, tuple(view.get_shape()), view.get_dtype())
+def _source(file: Any, stored: str, table: Table) -> Source:
+    name, view = stored.removeprefix(table.prefix), file.get_slice(stored)
+    for older, newer in table.renamed.items():
+        name = name.replace(older, newer)
+    return Source(name, stored, file, tuple(view.get_shape()), view.get_dtype())
 
 
-def _is_dropped(name: str) -> bool:
-    return re.sub(r"^layers\.\d+\.", "layers.{layer}.", name) in DROPPED
+def _is_dropped(name: str, table: Table) -> bool:
+    return re.sub(r"^layers\.\d+\.", "layers.{layer}.", name) in table.dropped
 
 
 def _faults(sources: list[Source], slots: dict[str, Slot]) -> list[str]:
@@ -432,8 +393,8 @@ def _at(tree: Any, path: str) -> Any:
     return functools.reduce(lambda inner, key: inner[key], path.split("/"), tree)
 
 
-def _stored_name(name: str) -> str:
-    return name if name in HEADS else PREFIX + name
+def _stored_name(table: Table, name: str) -> str:
+    return name if name in table.heads else table.prefix + name
 
 
 def _stored_array(params: Mapping[str, Any], slot: Slot, heads: int) -> np.ndarray:
@@ -458,9 +419,9 @@ def _plan(slots: dict[str, Slot], shard_bytes: int) -> dict[str, list[str]]:
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
-def _index(slots: dict[str, Slot], shards: dict[str, list[str]]) -> dict[str, Any]:
+def _index(slots: dict[str, Slot], shards: dict[str, list[str]], stored: Callable[[str], str]) -> dict[str, Any]:
     total = sum(4 * math.prod(slot.shape) for slot in slots.values())
-    placed = {_stored_name(name): file for file, names in shards.items() for name in names}
+    placed = {stored(name): file for file, names in shards.items() for name in names}
     return {"metadata": {"total_size": total}, "weight_map": placed}
 
 

@@ -17,12 +17,13 @@ class Reader:
 
     Args:
         tokenizer: the model's.
-        window: most tokens that it reads.
+        window: most tokens that it reads, special ones among them.
         role_tags: whether it reads the phase-1 tags.
     """
 
     def __init__(self, tokenizer: Tokenizer, window: int, role_tags: bool) -> None:
-        self._window, self._role_tags = window, role_tags
+        self._window, self._role_tags = window - tokenizer.overhead, role_tags
+        self._begin, self._end = tokenizer.begin, tokenizer.end
         self._encode = lambda piece: tokenizer.encode([piece])[
             0
         ]  # of nothing of self, which then goes with its last user
@@ -40,7 +41,7 @@ class Reader:
             if total > self._window:
                 break
         ids = text.window(encoded[::-1], self._window)
-        return ids, len(messages) - _kept(encoded, len(ids))
+        return [*self._begin, *ids, *self._end], len(messages) - _kept(encoded, len(ids))
 
 
 def _kept(newest_first: Sequence[Sequence[int]], left: int) -> int:

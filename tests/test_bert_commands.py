@@ -1,0 +1,102 @@
+"""BERT through the project's commands: adapt, go on, finetune by epochs, evaluate, and where its head comes from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from jaxtempl import cli, files, run, text
+from jaxtempl.__main__ import command
+from jaxtempl.config import PrepareConfig
+from jaxtempl.contexts import Contexts
+from jaxtempl.dataset import Dataset
+from jaxtempl.prepare import pipeline
+
+FLAGS = ("--batch=4", "--accumulate=1")
+
+
+def call(name: str, *flags: str) -> int:
+    return cli.run(command(name), flags)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("bert")
+    tiny.dataset(folder / "cases")
+    given = {split: (str(folder / "cases" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
+    pipeline.run(PrepareConfig(**given, size="bert-tiny", length=32, out=folder / "data"))
+    return Dataset(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def adapted(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("adapted") / "run"
+    given = ("--size=bert-tiny", "--weights=random", f"--data={data.folder}", "--rate=1e-3", *FLAGS)
+    assert call("adapt", *given, "--steps=4", "--save_every=2", f"--out={out}") == 0
+    return out
+
+
+def test_adapting_is_masked_language_modelling_and_brings_the_held_out_loss_down(adapted: Path, data: Dataset) -> None:
+    losses = {}
+    for step in (0, 4):
+        out = adapted.parent / f"report-{step}"
+        assert call("evaluate", f"--run={adapted}@{step}", f"--data={data.folder}", f"--out={out}") == 0
+        report = files.read_json(out / "report.json")
+        assert set(report["metrics"]) == {"loss"}
+        assert 0.1 < report["counts"]["predicted"] / report["counts"]["tokens"] < 0.2
+        losses[step] = report["metrics"]["loss"]["value"]
+    assert losses[0] == pytest.approx(np.log(30522), rel=0.1)
+    assert losses[4] < losses[0] - 0.5
+
+
+def test_the_labelled_contexts_can_be_adapted_to(adapted: Path, data: Dataset, tmp_path: Path) -> None:
+    given = (f"--from={adapted}", f"--data={data.folder}", "--task_adaptive", "--steps=1", *FLAGS)
+    assert call("adapt", *given, f"--out={tmp_path}/run") == 0
+    assert run.Run(tmp_path / "run").manifest["task_adaptive"]
+
+
+@pytest.mark.parametrize("select", ["validation", "test"])
+def test_the_best_epoch_is_kept_and_a_report_on_what_chose_it_says_so(
+    adapted: Path, data: Dataset, tmp_path: Path, select: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (f"--from={adapted}", f"--data={data.folder}", "--length=32", "--epochs=3", "--batch=16", "--rate=3e-3")
+    assert call("finetune", *given, "--accumulate=1", f"--select={select}", f"--out={tmp_path}/run") == 0
+    found, step = run.resolve(str(tmp_path / "run"))
+    measured = {m["step"]: m["validation_loss"] for m in found.metrics() if "validation_loss" in m}
+    assert len(found.checkpoints.steps()) >= 3
+    assert measured[step] == min(measured.values())
+    assert run.resolve(f"{tmp_path}/run@last")[1] == found.checkpoints.steps()[-1]
+    given = (f"--run={tmp_path}/run", f"--data={data.folder}", "--baselines=false", f"--out={tmp_path}/report")
+    assert call("evaluate", *given) == 0
+    assert files.read_json(tmp_path / "report" / "report.json")["chosen_here"] is (select == "test")
+    told = "chosen on these same labels"
+    assert (told in capsys.readouterr().err) is (select == "test")
+    assert (told in (tmp_path / "report" / "index.html").read_text()) is (select == "test")
+
+
+def test_a_window_lies_between_the_special_tokens_and_within_the_limit(data: Dataset) -> None:
+    from jaxtempl.config import tokenizer_path
+    from jaxtempl.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(tokenizer_path("bert-tiny"))
+    contexts = Contexts(data, "train", tokenizer, 16)
+    for index in range(len(contexts)):
+        tokens = contexts[index].tokens
+        assert len(tokens) <= 16
+        assert (tokens[0], tokens[-1]) == (101, 102)
+        assert not set(tokens[1:-1]) & tokenizer.special
+    messages = data.cases("train")[0].messages
+    whole = [i for ids in tokenizer.encode(text.pieces(messages)) for i in ids]
+    assert Contexts(data, "train", tokenizer, 64).window(messages) == [101, *whole, 102]
+
+
+def test_rows_that_are_longer_than_bert_has_positions_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.dataset(tmp_path / "made")
+    given = {split: (str(tmp_path / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
+    pipeline.run(PrepareConfig(**given, size="bert-tiny", length=513, out=tmp_path / "data"))
+    given = ("--size=bert-tiny", "--weights=random", f"--data={tmp_path}/data", f"--out={tmp_path}/run", "--batch=1")
+    assert call("adapt", *given) == 1
+    assert "at most the model's 512 positions" in capsys.readouterr().err
