@@ -158,8 +158,11 @@ class EvaluateConfig:
     split: Literal["train", "validation", "test"] = option("test", "side of the dataset")
     out: str = option("", "folder of the report (default: RUN/evaluate-SPLIT)")
     baselines: bool = option(True, "fit and score majority, previous template and linear n-grams beside the run")
+    exam: int = option(
+        0, "of an adapt run: contexts after which it is asked which template's text is likeliest", least=0
+    )
     batch: int = option(64, "rows at a time", least=1)
-    seed: int = option(0, "of the bootstrap and of the baselines", least=0)
+    seed: int = option(0, "of the bootstrap, the baselines and the exam's contexts", least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

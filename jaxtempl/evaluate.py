@@ -1,7 +1,7 @@
 """A run on a split of a dataset: report.json, predictions.jsonl and a page.
 
 A finetune run is measured as a classifier of templates, beside the baselines on the same contexts; an adapt run by
-its loss on whole held-out cases.
+its loss on whole held-out cases, or on held-out rows of other text, and by a zero-shot exam.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 from scipy import special
 
-from jaxtempl import baselines, batches, config, evaluate_page, examples, files, heldout, metrics
+from jaxtempl import baselines, batches, config, evaluate_page, exam, examples, files, heldout, metrics
 from jaxtempl.config import EvaluateConfig
 from jaxtempl.contexts import Contexts
 from jaxtempl.dataset import Dataset
@@ -132,17 +132,39 @@ def _plain(value: Any) -> Any:
 
 
 def _adapt(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Held-out loss."""
-    cases = subject.dataset.cases(subject.config.split)
-    if not len(cases):
-        raise UserError(f"{subject.dataset.folder} has no {subject.config.split} cases; choose another --split")
+    """Held-out loss, and the exam where it is asked for."""
+    params = subject.run.params(subject.step)
     with subject.timed("run"):
-        sums = heldout.measure(subject.run, subject.run.params(subject.step), cases, subject.progress)
-    counts = {"cases": len(cases), "tokens": int(sums.tokens.sum()), "predicted": int(sums.predicted.sum())}
+        what, sums = _held_out(subject, params)
+    counts = {what: len(sums.loss), "tokens": int(sums.tokens.sum()), "predicted": int(sums.predicted.sum())}
     found = metrics.language_model(*sums, seed=subject.config.seed)
     if subject.run.architecture.family == "bert":
         del found["bits_a_byte"]  # masked tokens, told one by one, are no code of the text
-    return {"counts": {**counts, "bytes": int(sums.size.sum())}, "metrics": found}
+    measured = {"counts": {**counts, "bytes": int(sums.size.sum())}, "metrics": found}
+    return {**measured, "exam": _exam(subject, params)} if subject.config.exam else measured
+
+
+def _held_out(subject: Subject, params: PyTree) -> tuple[str, heldout.Sums]:
+    """Sums of the split's cases; of packed rows where all that a dataset has is other text (`prepare --documents`)."""
+    dataset, split = subject.dataset, subject.config.split
+    cases = dataset.cases(split)
+    if len(cases):
+        return "cases", heldout.measure(subject.run, params, cases, subject.progress)
+    rows = dataset.rows(subject.run.tokenizer, split)
+    if not len(rows) or split == "train":
+        raise UserError(f"{dataset.folder} has no {split} cases; choose another --split")
+    counts = dataset.manifest["counts"]
+    size = counts["text_bytes"][split] / counts["tokens"][split]
+    return "rows", heldout.measure_rows(subject.run, params, rows, size, subject.progress)
+
+
+def _exam(subject: Subject, params: PyTree) -> dict[str, Any]:
+    asked = subject.config
+    with subject.timed("exam"):
+        answers = exam.take(subject.run, params, subject.dataset, asked.split, asked.exam, asked.seed, subject.progress)
+    found = metrics.classification(answers.scores, answers.right, Bootstrap(answers.case, asked.seed), 1.0)
+    kept = {name: found[name] for name in ("top1", "top3", "top5", "cross_entropy")}
+    return {"contexts": len(answers.right), "texts": answers.scores.shape[1], "metrics": kept}
 
 
 class Part(NamedTuple):
@@ -317,6 +339,10 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{evaluate_page.NAMES[name]:18}" + "".join(f"{_interval(rows[name][column]):>22}" for column in columns)
         )
+    if "exam" in report:
+        asked = report["exam"]
+        told = ", ".join(f"{name.replace('_', ' ')} {_interval(value)}" for name, value in asked["metrics"].items())
+        lines.append(f"exam of {asked['contexts']:,} contexts and {asked['texts']:,} texts: {told}")
     if "temperature" in report:
         after = report["metrics"]["calibrated_calibration_error"]
         lines.append(f"temperature {report['temperature']:.3f}: calibration error {_interval(after)}")

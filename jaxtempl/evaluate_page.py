@@ -149,7 +149,7 @@ def _language_model(report: Report) -> Page:
     bits = "" if masked else f": {found['bits_a_byte']['value']:.3f} bits a byte"
     page = Page(
         f"Held-out loss of {Path(report['run']).name}@{report['step']}",
-        f"On {counts['cases']:,} whole {report['split']} cases, {counts['tokens']:,} tokens, its loss is "
+        f"On {_texts(report)}, {counts['tokens']:,} tokens, its loss is "
         f"{found['loss']['value']:.3f} nats a {'masked ' if masked else ''}token{bits}.",
     )
     rows: list[list[Cell]] = [
@@ -160,7 +160,25 @@ def _language_model(report: Report) -> Page:
         if masked
         else ["", "nats a token", "bits a byte", "tokens", "bytes"]
     )
-    return page.table(names, rows, "95 % intervals in brackets.", strong={0})
+    page.table(names, rows, "95 % intervals in brackets.", strong={0})
+    return _exam(page, report["exam"]) if "exam" in report else page
+
+
+def _texts(report: Report) -> str:
+    counts = report["counts"]
+    if "cases" in counts:
+        return f"{counts['cases']:,} whole {report['split']} cases"
+    return f"{counts['rows']:,} packed {report['split']} rows of other text"
+
+
+def _exam(page: Page, found: Mapping[str, Any]) -> Page:
+    columns, cells = list(found["metrics"]), [_measured(value) for value in found["metrics"].values()]
+    return page.heading("Exam").table(
+        ["", *(COLUMNS[name] for name in columns)],
+        [["this run", *cells]],
+        f"After {found['contexts']:,} contexts, is the text that was sent likelier to it than the other "
+        f"{found['texts'] - 1:,} templates' texts? Nothing was trained on labels.",
+    )
 
 
 def _curve(trained: Sequence[Mapping[str, Any]]) -> Figure:

@@ -1,8 +1,8 @@
-"""The language-model loss of an adapt run on whole cases that it never read, case by case.
+"""The language-model loss of an adapt run on whole cases, or packed rows of other text, that it never read, one by one.
 
 Of BERT it is that of masked tokens, the same ones whichever checkpoint is asked.
 
-Dims: L length of a row, D hidden, V vocabulary, C cases, P places of a row with a loss.
+Dims: L length of a row, D hidden, V vocabulary, C cases (or rows), P places of a row with a loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +26,14 @@ from jaxtempl.tokenizer import Tokenizer
 
 CASES = 256  # read and tokenized at a time
 CHUNK = 128  # positions whose logits exist at a time
+ROWS = 4096  # packed rows that are enough
 
 
 Score = Callable[[PyTree, Row, int], tuple[np.ndarray, np.ndarray]]  # parameters, a row, its number: places, losses
 
 
 class Sums(NamedTuple):
-    """Sums of each case.
+    """Sums of each case or row.
 
     Attributes:
         loss: nats over the predicted tokens.
@@ -53,7 +54,7 @@ def measure(run: Run, params: PyTree, cases: Sequence[Case], progress: bool = Fa
     A token's loss belongs to the case it is in, also where the row's case before is part of what it is read after.
     """
     sums = Sums(*(np.zeros(len(cases)) for _ in Sums._fields))
-    score = (_masked if run.architecture.family == "bert" else _causal)(run)
+    score = _scored(run)
     first = 0  # case that the next row begins in
     with tqdm(total=len(cases), desc="cases", unit="", disable=not progress) as bar:
         for number, row in enumerate(_rows(cases, run.tokenizer, run.manifest["length"], sums)):
@@ -65,6 +66,22 @@ def measure(run: Run, params: PyTree, cases: Sequence[Case], progress: bool = Fa
             bar.update(int(ends[-1]))
             first += int(ends[-1])
     return sums
+
+
+def measure_rows(run: Run, params: PyTree, rows: Sequence[Row], bytes_a_token: float, progress: bool = False) -> Sums:
+    """Sums of the first packed rows, which prepare has put in a random order; of text that is in no case."""
+    sums = Sums(*(np.zeros(min(len(rows), ROWS)) for _ in Sums._fields))
+    score = _scored(run)
+    for number in tqdm(range(len(sums.loss)), desc="rows", unit="", disable=not progress):
+        row = rows[number]
+        places, losses = score(params, row, number)
+        sums.loss[number], sums.predicted[number] = losses.sum(), len(places)
+        sums.tokens[number] = np.count_nonzero(row["segments"])
+    return sums._replace(size=sums.tokens * bytes_a_token)
+
+
+def _scored(run: Run) -> Score:
+    return (_masked if run.architecture.family == "bert" else _causal)(run)
 
 
 def _rows(cases: Sequence[Case], tokenizer: Tokenizer, length: int, sums: Sums) -> Iterator[Row]:
