@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jaxtempl import cli
 from jaxtempl.errors import UsageError
 
-COMMANDS = ("prepare", "adapt", "finetune", "evaluate", "suggest", "serve", "loadtest", "demo")
+COMMANDS = ("prepare", "adapt", "finetune", "evaluate", "suggest", "serve", "loadtest", "scaling", "demo")
 
 
 def command(name: str) -> Callable[[Sequence[str]], None]:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
             "--device, --devices, --mfu and --price are of --plan; a training takes what it finds, or --mesh.fsdp=N"
         )
     dtype = compute_dtype(asked.precision)
-    datasets = [(Dataset(folder), weight) for folder, weight in mixture(asked.data)]
+    datasets = [(Dataset(folder), weight) for folder, weight in config.mixture(asked.data)]
     begin = start.point(asked)
     tokenizer = Tokenizer(begin.tokenizer)
     length = row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
@@ -100,29 +99,6 @@ def _objective(
     if isinstance(a, BertArchitecture):
         return tasks.masked_lm(graphdef, settings.mask_documents), Masker(tokenizer)
     return tasks.causal_lm(graphdef, settings.mask_documents), None
-
-
-def mixture(data: str) -> list[tuple[Path, float | None]]:
-    """`DIR[:WEIGHT],...` as folders and weights; None where no weight is given.
-
-    Raises:
-        UsageError: a weight that is no positive number, or weights on some and not on others.
-    """
-    parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in data.split(",") if part]
-    pairs = [(Path(folder), _weight(weight, data) if colon else None) for folder, colon, weight in parts]
-    if not pairs or len({weight is None for _, weight in pairs}) > 1:
-        raise UsageError(f"--data={data!r}: name folders as DIR,DIR or all with weights as DIR:WEIGHT,DIR:WEIGHT")
-    return pairs
-
-
-def _weight(text: str, data: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = 0.0
-    if not weight > 0:
-        raise UsageError(f"--data={data!r}: weight {text!r} is not a number above 0")
-    return weight
 
 
 def row_length(datasets: Sequence[Dataset], positions: int) -> int:

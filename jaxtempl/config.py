@@ -177,6 +177,31 @@ class SuggestConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingRunConfig:
+    """A study: many sizes, checkpoints, label counts and corpora, each cell fine-tuned and measured."""
+
+    study: Path = option(Path("study.yaml"), "its file; configs/studies/ has some")
+    data: str = option("", "folder that the files of its datasets are below (default: $JAXTEMPL_DATA)")
+    out: str = option("", "folder of all that is made (default: runs/scaling/NAME)")
+    processes: int = option(
+        0, "commands that run at a time, each on its share of the cores (default: one a core)", least=0
+    )
+    sizes: tuple[str, ...] = option((), "of the study's sizes, these alone")
+    shard: str = option("1/1", "I/N: the I-th of N parts of the cells, for N such commands that share --out")
+    plan: bool = option(False, "run nothing; print the cells, the commands and what is known of their time")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingAlignConfig:
+    """How near a corpus is to the task: the share of the task's word 3-grams that the corpus has."""
+
+    data: str = option("data", "the corpus: datasets as DIR[:WEIGHT],...")
+    task: Path = option(Path("data"), "dataset of the task")
+    size: str = option("", "whose tokenizer the rows are of (default: Pythia's)")
+    out: Path = option(Path("alignment.json"), "file to write")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """A bundle -> suggestions over HTTP, the advocate's console, and what became of the suggestions."""
 
@@ -374,6 +399,29 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}; a mapping of keys to values is needed")
     return value
+
+
+def mixture(data: str) -> list[tuple[Path, float | None]]:
+    """`DIR[:WEIGHT],...` as folders and weights; None where no weight is given.
+
+    Raises:
+        UsageError: a weight that is no positive number, or weights on some and not on others.
+    """
+    parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in data.split(",") if part]
+    pairs = [(Path(folder), _weight(weight, data) if colon else None) for folder, colon, weight in parts]
+    if not pairs or len({weight is None for _, weight in pairs}) > 1:
+        raise UsageError(f"--data={data!r}: name folders as DIR,DIR or all with weights as DIR:WEIGHT,DIR:WEIGHT")
+    return pairs
+
+
+def _weight(text: str, data: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not weight > 0:
+        raise UsageError(f"--data={data!r}: weight {text!r} is not a number above 0")
+    return weight
 
 
 def size(name: str) -> dict[str, Any]:

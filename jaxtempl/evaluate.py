@@ -29,6 +29,7 @@ from jaxtempl.run import Run, provenance, resolve
 
 REPORT, PREDICTIONS, PAGE = "report.json", "predictions.jsonl", "index.html"  # all that a report's folder holds
 SHOWN = 5  # templates of a prediction
+EXAM = ("top1", "top3", "top5", "cross_entropy")  # metrics of an exam
 
 Logits = Float[np.ndarray, "_ S"]  # N differs between splits
 
@@ -162,9 +163,13 @@ def _exam(subject: Subject, params: PyTree) -> dict[str, Any]:
     asked = subject.config
     with subject.timed("exam"):
         answers = exam.take(subject.run, params, subject.dataset, asked.split, asked.exam, asked.seed, subject.progress)
-    found = metrics.classification(answers.scores, answers.right, Bootstrap(answers.case, asked.seed), 1.0)
-    kept = {name: found[name] for name in ("top1", "top3", "top5", "cross_entropy")}
-    return {"contexts": len(answers.right), "texts": answers.scores.shape[1], "metrics": kept}
+    bootstrap, gained = Bootstrap(answers.case, asked.seed), answers.scores - answers.before[None]
+    measured = {
+        name: {key: value for key, value in found.items() if key in EXAM}
+        for name, scores in (("likeliest", answers.scores), ("gained", gained))
+        for found in [metrics.classification(scores, answers.right, bootstrap, 1.0)]
+    }
+    return {"contexts": len(answers.right), "texts": answers.scores.shape[1], **measured}
 
 
 class Part(NamedTuple):
@@ -341,8 +346,9 @@ def table(report: Mapping[str, Any]) -> str:
         )
     if "exam" in report:
         asked = report["exam"]
-        told = ", ".join(f"{name.replace('_', ' ')} {_interval(value)}" for name, value in asked["metrics"].items())
-        lines.append(f"exam of {asked['contexts']:,} contexts and {asked['texts']:,} texts: {told}")
+        for name in ("likeliest", "gained"):
+            told = ", ".join(f"{key.replace('_', ' ')} {_interval(value)}" for key, value in asked[name].items())
+            lines.append(f"exam of {asked['contexts']:,} contexts, {asked['texts']:,} texts, {name}: {told}")
     if "temperature" in report:
         after = report["metrics"]["calibrated_calibration_error"]
         lines.append(f"temperature {report['temperature']:.3f}: calibration error {_interval(after)}")

@@ -172,10 +172,11 @@ def _texts(report: Report) -> str:
 
 
 def _exam(page: Page, found: Mapping[str, Any]) -> Page:
-    columns, cells = list(found["metrics"]), [_measured(value) for value in found["metrics"].values()]
+    names = {"likeliest": "by likelihood", "gained": "by what the context adds to it"}
+    rows: list[list[Cell]] = [[said, *map(_measured, found[name].values())] for name, said in names.items()]
     return page.heading("Exam").table(
-        ["", *(COLUMNS[name] for name in columns)],
-        [["this run", *cells]],
+        ["", *(COLUMNS[name] for name in found["gained"])],
+        rows,
         f"After {found['contexts']:,} contexts, is the text that was sent likelier to it than the other "
         f"{found['texts'] - 1:,} templates' texts? Nothing was trained on labels.",
     )

@@ -1,8 +1,10 @@
 """A zero-shot exam of a language model: is the reply that was sent likelier to it than other templates' texts?
 
 After a context, in the form that adapting reads (`<ADVOCATE>:` begins the reply), the log-likelihood of every
-template's text, to the end of its line, is its score; a softmax over the texts is the answer. Nothing is trained. It is
-the scaling study's measure of what a language model knows of the task (issue 6).
+template's text, to the end of its line, is its score; a softmax over the texts is the answer. Likelihoods favour what
+is short and said often, so that a second answer is by how much the context has made a text likelier than it is after
+the tag alone (Holtzman et al., 2021, arXiv 2104.08315). Nothing is trained. It is the scaling study's measure of what a
+language model knows of the task (issue 6).
 
 Dims: N contexts, T texts, L length of a row, R rows computed at a time, P tokens of a text, D hidden, V vocabulary.
 """
@@ -34,11 +36,13 @@ class Answers(NamedTuple):
     Attributes:
         case: which case each context is of.
         scores: log-likelihood of each text after each context, nats.
+        before: the same after no context.
         right: the text that was sent.
     """
 
     case: Int[np.ndarray, " N"]
     scores: Float32[np.ndarray, "N T"]
+    before: Float32[np.ndarray, " T"]
     right: Int[np.ndarray, " N"]
 
 
@@ -78,7 +82,8 @@ def take(run: Run, params: PyTree, dataset: Dataset, split: str, wanted: int, se
     score = _scorer(run, params, texts)
     bar = tqdm(chosen, desc="exam", unit=" contexts", disable=not progress)
     scores = np.stack([score(prompt(asked, int(index))) for index in bar])
-    return Answers(asked.case[chosen], scores, np.array([texts.of_slot[int(slot)] for slot in asked.slot[chosen]]))
+    right = np.array([texts.of_slot[int(slot)] for slot in asked.slot[chosen]])
+    return Answers(asked.case[chosen], scores, score(text.TAGS["advocate"].rstrip()), right)
 
 
 def prompt(asked: Examples, index: int) -> str:

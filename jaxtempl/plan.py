@@ -94,7 +94,7 @@ def _work(asked: AdaptConfig, a: NeoXArchitecture) -> Work:
 
 
 def _of_data(asked: AdaptConfig, a: NeoXArchitecture) -> Work:
-    datasets = [Dataset(folder) for folder, _ in adapt.mixture(asked.data)]
+    datasets = [Dataset(folder) for folder, _ in config.mixture(asked.data)]
     tokenizer = Tokenizer(config.tokenizer_path(asked.size))
     total = sum(len(dataset.rows(tokenizer, "train")) for dataset in datasets)
     steps = min(batches.steps_in(asked.epochs, total, asked.batch), asked.max_steps)

@@ -7,7 +7,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import subprocess
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -99,8 +98,7 @@ class Run:
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        return map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else iter(())
+        return iter(files.read_lines(self.folder / "metrics.jsonl"))
 
 
 CREATED = ("config.yaml", "tokenizer.json", "architecture.json", "templates.json")  # before the manifest

@@ -65,9 +65,9 @@ def point(config: Phased) -> Start:
     size = configs.size(config.size)
     architecture = architectures.of(size["architecture"])
     tokenizer = configs.tokenizer_path(config.size)
-    if config.weights == "random":
-        return Start(architecture, frozenset(), lambda places: {}, tokenizer, {"weights": "random"})
     name = config.weights or size["weights"]
+    if name == "random":
+        return Start(architecture, frozenset(), lambda places: {}, tokenizer, {"weights": "random"})
     start = _from_weights(name, config.revision or size.get("revision"), architecture, tokenizer)
     if isinstance(config, AdaptConfig) and "head" not in start.parts:
         raise UserError(

@@ -9,7 +9,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl import adapt, batches, tasks
+from jaxtempl import batches, config, tasks
 from jaxtempl.config import tokenizer_path
 from jaxtempl.contexts import Context, Contexts
 from jaxtempl.dataset import Dataset
@@ -162,11 +162,11 @@ def test_steps_of_an_epoch(epochs: float, rows: int, batch: int, steps: int) -> 
 
 
 def test_a_mixture_is_read_from_its_flag() -> None:
-    assert adapt.mixture("a,b/c") == [(Path("a"), None), (Path("b/c"), None)]
-    assert adapt.mixture("a:0.4,b:2") == [(Path("a"), 0.4), (Path("b"), 2.0)]
+    assert config.mixture("a,b/c") == [(Path("a"), None), (Path("b/c"), None)]
+    assert config.mixture("a:0.4,b:2") == [(Path("a"), 0.4), (Path("b"), 2.0)]
     for wrong in ("a:0,b:1", "a:x", "a:1,b", "", "a:-1"):
         with pytest.raises(UsageError):
-            adapt.mixture(wrong)
+            config.mixture(wrong)
 
 
 def test_a_missing_dataset_teaches_prepare(tmp_path: Path) -> None:

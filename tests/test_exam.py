@@ -49,6 +49,7 @@ def test_scores_are_likelihoods_added_up(run: Run, data: Dataset) -> None:
                 near = np.abs(answers.scores - np.array(wanted)[None]).max(axis=1) < 1e-3
                 found |= set(np.flatnonzero(near & (answers.right == texts.index(tiny.REPLIES[message.template]))))
     assert found == set(range(7))
+    assert answers.before == pytest.approx([likelihood(run, "<ADVOCATE>:", said) for said in texts], abs=1e-3)
 
 
 def test_the_draw_is_seeded_and_nested(run: Run, data: Dataset) -> None:
@@ -70,12 +71,11 @@ def test_templates_of_one_text_are_one_answer(run: Run, data: Dataset, monkeypat
 def test_the_exam_is_in_the_report_and_on_the_page(run: Run, data: Dataset, tmp_path: Path) -> None:
     asked = EvaluateConfig(run=str(run.folder), data=data.folder, exam=5, out=str(tmp_path / "out"))
     report = evaluate.run(asked)
-    assert (report["exam"]["contexts"], set(report["exam"]["metrics"])) == (
-        5,
-        {"top1", "top3", "top5", "cross_entropy"},
-    )
+    assert report["exam"]["contexts"] == 5
+    for name in ("likeliest", "gained"):
+        assert set(report["exam"][name]) == {"top1", "top3", "top5", "cross_entropy"}
     assert "After 5 contexts" in (tmp_path / "out" / "index.html").read_text()
-    assert "exam of 5 contexts" in evaluate.table(report)
+    assert "exam of 5 contexts, " in evaluate.table(report)
     assert "exam" not in evaluate.run(EvaluateConfig(run=str(run.folder), data=data.folder, out=str(tmp_path / "out")))
 
 
