@@ -95,6 +95,9 @@ def test_every_shipped_yaml_is_taken(path: Path) -> None:
         config.build(AdaptConfig, values.get("adapt", {}))
         config.build(FinetuneConfig, values.get("finetune", {}))
         assert set(values) <= {"architecture", "weights", "revision", "tokenizer", "adapt", "finetune"}
+    elif path.parent.name == "studies":
+        for phase, kind in (("adapt", AdaptConfig), ("finetune", FinetuneConfig), ("prepare", PrepareConfig)):
+            config.build(kind, values.get(phase, {}))
     else:
         config.build(AdaptConfig if path.name.startswith("adapt") else FinetuneConfig, values)
 
@@ -116,6 +119,8 @@ READERS = {  # the files that are handed each command's config
     "ServeEventsExportConfig": ["serve/events_export"],
     "LoadtestConfig": ["loadtest/pipeline", "loadtest/report"],
     "DemoConfig": ["demo"],
+    "ScalingRunConfig": ["scaling/runner"],
+    "ScalingAlignConfig": ["scaling/corpora"],
     "ConvertHuggingfaceConfig": ["../converters/huggingface"],
     "ConvertOnnxConfig": ["../converters/onnx_export", "../converters/quantize"],
     "ConvertTensorrtConfig": ["../converters/tensorrt"],

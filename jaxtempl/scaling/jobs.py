@@ -172,8 +172,8 @@ class Jobs:
         """Of training a language model on one row."""
         a, length = architecture_of(size), self.study.length(size)
         if isinstance(a, BertArchitecture):
-            return flops.masked_row(a, length, masking.count(length))
-        return flops.trained_token(a, length) * length
+            return float(flops.masked_row(a, length, masking.count(length)))
+        return float(flops.trained_token(a, length) * length)
 
     def adapt_operations(self, size: str, step: int) -> float:
         """Of an adaptation up to a step, exactly: all matrix products, forward and backward."""
@@ -257,7 +257,7 @@ def _below(folder: Path, value: Any) -> Any:
 
 
 def shard(wanted: Sequence[Cell], which: int, of: int) -> list[Cell]:
-    """Every so-manieth cell, which mixes the long with the short.
+    """Every N-th cell, which mixes the long with the short.
 
     Args:
         wanted: all cells.

@@ -1,6 +1,7 @@
 """The laws that are sums of powers, with their sources.
 
-N parameters without tables and head, D tokens or labels, C operations, r share of the domain's text, U unique tokens.
+N parameters without tables and head, D tokens or labels, F labels beside tokens, C operations, r share of the domain's
+text.
 """
 
 import numpy as np
@@ -74,6 +75,18 @@ JOINT = PowerSum(
     ("parameters", "labels"),
     (FLOOR, _scale("A"), _exponent("a"), _exponent("b")),
     (lambda x: {"E": 1}, lambda x: {"A": 1, "a": -np.log(x[:, 0]), "b": -np.log(x[:, 1])}),
+)
+PATH = PowerSum(
+    "law of the whole path",
+    "L(N, D, F) = E + A / (N^a F^f) + B / D^b",
+    f"the joint law of {ZHANG}, and the term in tokens of {ISIK}",
+    ("parameters", "tokens", "labels"),
+    (FLOOR, _scale("A"), _exponent("a"), _exponent("f"), _scale("B"), _exponent("b")),
+    (
+        lambda x: {"E": 1},
+        lambda x: {"A": 1, "a": -np.log(x[:, 0]), "f": -np.log(x[:, 2])},
+        lambda x: {"B": 1, "b": -np.log(x[:, 1])},
+    ),
 )
 MIXTURE = PowerSum(
     "D-CPT law",

@@ -43,6 +43,12 @@ KNOWN = (
     Known(catalog.KAPLANS, np.array([1.0, 0.5, 10.8, 0.2]), _grid(SIZES, TOKENS[3:]), NOISE),
     Known(catalog.JOINT, np.array([-0.5, 5.3, 0.2, 0.4]), _grid(SIZES, LABELS[3:]), NOISE),
     Known(
+        catalog.PATH,
+        np.array([-0.5, 5.3, 0.2, 0.4, 4.0, 0.35]),
+        _grid(SIZES, TOKENS[3:], LABELS[[2, 6, 10]]),
+        NOISE,
+    ),
+    Known(
         catalog.MIXTURE,
         np.array([0.1, 3.0, 0.3, 5.0, 0.2, 0.35, -1.5, 0.3]),
         _grid(SIZES, TOKENS[[3, 7, 11]], np.array([0.05, 0.2, 0.5, 0.8, 1.0])),

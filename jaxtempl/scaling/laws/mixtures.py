@@ -14,7 +14,7 @@ from jaxtempl.scaling.laws.lines import Line, line
 
 HALVINGS = 40  # of the range in which a share is looked for
 
-Curve = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]  # tokens (or operations), loss
+Curve = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # tokens (or operations), loss
 
 
 def critical_share(general: Fit, parameters: float, tokens: float, most: float) -> float | None:

@@ -1,0 +1,74 @@
+"""What the laws of a study say of a model that it has not trained: its loss and its top-k, with intervals.
+
+Of each quantity the law is taken that foretells the study's largest size best when it is shown the others.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtempl.scaling.laws import catalog, data, judge
+from jaxtempl.scaling.laws.data import MISSED, Row
+from jaxtempl.scaling.laws.fitting import Value
+from jaxtempl.scaling.laws.forms import Law
+from jaxtempl.scaling.laws.judge import Judged
+
+CANDIDATES: dict[str, tuple[Law, ...]] = {
+    "domain_loss": (catalog.CHINCHILLA, catalog.KAPLANS),
+    **dict.fromkeys(("loss", *MISSED), (catalog.PATH, catalog.JOINT)),
+}
+
+
+class Point(NamedTuple):
+    """A model to be trained.
+
+    Attributes:
+        parameters: without tables and head.
+        tokens: of its adaptation.
+        labels: to fine-tune on.
+    """
+
+    parameters: float
+    tokens: float
+    labels: float
+
+
+class Outlook:
+    """The best law of each quantity.
+
+    Args:
+        rows: of one study.
+
+    Attributes:
+        laws: by quantity: `domain_loss`, `loss`, and the shares missed; those alone that there are points enough for.
+        rows: that they are of.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        own = data.own(rows)
+        corpus = data.main_corpus(own)
+        self.rows = [row for row in own if row["corpus"] == corpus]
+        found = {quantity: self._best(quantity, laws) for quantity, laws in CANDIDATES.items()}
+        self.laws = {quantity: law for quantity, law in found.items() if law}
+
+    def _best(self, quantity: str, laws: Sequence[Law]) -> Judged | None:
+        judged = [judge.judge(law, data.points(law, self.rows, quantity), order=0) for law in laws]
+        candidates = [found for found in judged if found]
+        return judge.chosen(candidates) if candidates else None
+
+    def at(self, point: Point) -> dict[str, Value]:
+        """What is foretold: `domain_loss`, `loss`, `top1`, `top3`, `top5`, as far as there are laws."""
+        said = {quantity: self._said(found, point) for quantity, found in self.laws.items()}
+        return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in said.items()}
+
+    def _said(self, found: Judged, point: Point) -> Value:
+        """The law's own interval, or what it was off by on sizes it was not shown, whichever is wider."""
+        x = [getattr(point, variable) for variable in found.fit.law.variables]
+        said = found.fit.predict(np.array([x], float))[0]
+        off = np.nan_to_num(found.foretold)
+        return Value(said.value, min(said.low, said.value * (1 - off)), max(said.high, said.value * (1 + off)))
+
+
+def _hit(missed: Value) -> Value:
+    return Value(1 - missed.value, max(1 - missed.high, 0.0), 1 - missed.low)
