@@ -184,7 +184,7 @@ def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any
         "baselines": {str(c.labels): c.report["baselines"] for c in cells if c.report["baselines"]},
         "padding": padding,
     }
-    _figure(cells).savefig(common.RESULTS / "star.png", dpi=130)
+    pages.save_png(_figure(cells), common.RESULTS / "star.png")
     common.write("star", results, _page(machine, cells, results))
 
 

@@ -202,6 +202,15 @@ class ScalingAlignConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingReportConfig:
+    """A study's results -> a page: curves, the paper's figures, and what each law of scaling says of them."""
+
+    runs: tuple[str, ...] = option((), "folders of studies, as bin/scaling run made them")
+    match: str = option("", "SIZE@TOKENS: tell, too, how many tokens other sizes need for what this one has then")
+    out: str = option("", "folder of the report (default: report/ in the first study's)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """A bundle -> suggestions over HTTP, the advocate's console, and what became of the suggestions."""
 

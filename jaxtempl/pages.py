@@ -140,6 +140,12 @@ def _cell(value: Cell) -> dict[str, Any]:
     return {"main": main, "note": "", "number": True}
 
 
+def save_png(figure: Figure, path: Path) -> None:
+    """A figure from `drawing` as a picture on white."""
+    with mpl.rc_context(_STYLE), files.atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+
+
 def _svg(figure: Figure) -> Markup:
     """The figure as inline SVG: no prologue, no metadata, no address of anything."""
     buffer = io.StringIO()

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from jaxtempl.errors import UsageError
 
-COMMANDS = {"run": "runner", "align": "corpora"}  # and the module that has its `main`
+COMMANDS = {"run": "runner", "report": "report", "align": "corpora"}  # and the module that has its `main`
 
 
 def main(argv: Sequence[str]) -> None:
-    """`bin/scaling run|align`."""
+    """`bin/scaling run|report|align`."""
     name = argv[0] if argv else ""
     if name not in COMMANDS:
         raise UsageError(f"bin/scaling {name or '(nothing)'}: name one of {', '.join(COMMANDS)}; each has a --help")

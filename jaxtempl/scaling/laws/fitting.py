@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import optimize, stats
+from threadpoolctl import threadpool_limits
 
 from jaxtempl.scaling.laws.forms import Law
 
@@ -26,6 +27,7 @@ ITERATIONS = 500  # of L-BFGS
 KEPT = 8  # of these, the best, are gone on with
 RESAMPLES = 400
 LEVEL = 0.95
+LARGEST = 700.0  # logarithm that a float can be the exponential of: ends of intervals that nothing bounds
 ROUNDS = 200  # of the refits, at the most: along the valleys of some laws they are slow
 
 Logs = Float[np.ndarray, " N"]
@@ -86,7 +88,7 @@ class Fit:
         """Percentile interval, widened for the parameters that were fitted (Hesterberg, 2015, section 5.3)."""
         low, high = np.quantile(each, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         ends = (whole, whole - self.widening * (whole - low), whole + self.widening * (high - whole))
-        return Value(*(float(np.exp(end) if logarithm else end) for end in ends))
+        return Value(*(float(np.exp(min(end, LARGEST)) if logarithm else end) for end in ends))
 
     @property
     def widening(self) -> float:
@@ -117,6 +119,11 @@ def fit(law: Law, data: Data, seed: int = 0, resamples: int = RESAMPLES) -> Fit:
         resamples: of the bootstrap.
     """
     log_y = np.log(data.y)
+    with threadpool_limits(1):  # the matrices are so small that threads wait for one another
+        return _fit(law, data, log_y, seed, resamples)
+
+
+def _fit(law: Law, data: Data, log_y: Logs, seed: int, resamples: int) -> Fit:
     theta = _best(law, data.x, log_y, PUBLISHED_DELTA, _starts(law, data, seed))
     delta = _delta(log_y - law.log(theta, data.x)[0])
     theta = _best(law, data.x, log_y, delta, theta[None])

@@ -95,10 +95,15 @@ def _unexplained(residuals: Float[np.ndarray, " N"], basis: Float[np.ndarray, "N
 
 
 def foretold(law: Law, data: Data, order: int, seed: int) -> float:
-    """Mean relative error on the points of the greatest values of a variable, when fitted to the others."""
-    border = np.quantile(data.x[:, order], 1 - HELD_OUT)
-    seen = data.x[:, order] < border
-    if seen.all() or seen.sum() < len(law.parameters) + 1:
+    """Mean relative error on the points of the greatest values of a variable, when fitted to the others.
+
+    NaN where fewer are left than the law needs, even when the greatest value alone is held out.
+    """
+    own, needed = data.x[:, order], len(law.parameters) + 1
+    seen = own < np.quantile(own, 1 - HELD_OUT)
+    if seen.sum() < needed:
+        seen = own < own.max()
+    if seen.sum() < needed:
         return float("nan")
     known = fit(law, Data(data.x[seen], data.y[seen], data.group[seen]), seed, resamples=2)
     said = np.exp(law.log(known.theta, data.x[~seen])[0])

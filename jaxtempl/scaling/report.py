@@ -1,0 +1,51 @@
+"""`bin/scaling report`: the results of studies -> what their laws say, pictures, and a page."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtempl import config, files
+from jaxtempl.config import ScalingReportConfig
+from jaxtempl.errors import UsageError
+from jaxtempl.scaling import page, results
+from jaxtempl.scaling.equivalents import Equivalents
+from jaxtempl.scaling.laws import findings
+from jaxtempl.scaling.laws.findings import Findings
+
+
+def main(argv: Sequence[str]) -> None:
+    """`bin/scaling report`."""
+    asked = config.parse(ScalingReportConfig, argv)
+    if not asked.runs:
+        raise UsageError("name the folder of a study: --runs=DIR")
+    runs = [Path(folder) for folder in asked.runs]
+    rows = [row for folder in runs for row in results.read(folder)]
+    found = findings.of(rows)
+    equivalents = Equivalents(rows, found.laws)
+    for answer in equivalents.query(asked.match) if asked.match else ():
+        tokens = "no number of tokens" if answer.tokens is None else f"{answer.tokens:,.0f} tokens"
+        print(f"{answer.size}: {tokens} ({answer.how})")
+    out = Path(asked.out or runs[0] / "report")
+    files.write_json(out / "report.json", {"kind": "scaling report", "runs": list(asked.runs), **told(found)})
+    page.write(page.Study(rows, found, equivalents, runs), out)
+    print(f"{out / 'index.html'}: {len(rows):,} cells, {sum(not law.refused for law in found.laws):,} laws hold")
+
+
+def told(found: Findings) -> dict[str, Any]:
+    """The findings as JSON."""
+    laws = [{f.name: getattr(law, f.name) for f in dataclasses.fields(law) if f.name != "fit"} for law in found.laws]
+    rest = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "laws"}
+    return _plain({"laws": laws, **rest})
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as objects, and what is no number as null."""
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
