@@ -5,11 +5,17 @@ from collections.abc import Sequence
 
 from jaxtempl.errors import UsageError
 
-COMMANDS = {"run": "runner", "report": "report", "align": "corpora"}  # and the module that has its `main`
+COMMANDS = {  # and the module that has its `main`
+    "run": "runner",
+    "report": "report",
+    "advise": "advise",
+    "align": "corpora",
+    "filter": "filtering",
+}
 
 
 def main(argv: Sequence[str]) -> None:
-    """`bin/scaling run|report|align`."""
+    """`bin/scaling run|report|advise|align|filter`."""
     name = argv[0] if argv else ""
     if name not in COMMANDS:
         raise UsageError(f"bin/scaling {name or '(nothing)'}: name one of {', '.join(COMMANDS)}; each has a --help")

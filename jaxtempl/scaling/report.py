@@ -1,7 +1,6 @@
 """`bin/scaling report`: the results of studies -> what their laws say, pictures, and a page."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,4 @@ def told(found: Findings) -> dict[str, Any]:
     """The findings as JSON."""
     laws = [{f.name: getattr(law, f.name) for f in dataclasses.fields(law) if f.name != "fit"} for law in found.laws]
     rest = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "laws"}
-    return _plain({"laws": laws, **rest})
-
-
-def _plain(value: Any) -> Any:
-    """Named tuples as objects, and what is no number as null."""
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return files.plain({"laws": laws, **rest})

@@ -112,7 +112,7 @@ def of(rows: Sequence[Row]) -> Findings:
     bar = tqdm(asked, "laws", file=sys.stderr, disable=None)
     found = [finding for question in bar if (finding := answer(question))]
     drawn = data.curves(own, data.main_labels(own))
-    return Findings(found, _loss_to_loss(own), _one_curve(own), _trends(drawn), _forgetting(drawn), _worth(drawn))
+    return Findings(found, _loss_to_loss(own), _one_curve(own), curve_trends(own), _forgetting(drawn), _worth(drawn))
 
 
 def questions(rows: Sequence[Row]) -> Iterator[Question]:
@@ -212,11 +212,12 @@ def _column(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], float)
 
 
-def _trends(drawn: Drawn) -> list[Trends]:
+def curve_trends(rows: Sequence[Row]) -> list[Trends]:
+    """What each curve of a study's own rows does."""
     found: list[Trends] = []
-    for (size, corpus), rows in drawn.items():
-        tokens, loss, first = (_column(rows, name) for name in ("tokens", "loss", "top1"))
-        directions = {name: trends.trend(tokens, _column(rows, name)).direction for name in ("loss", *TOP)}
+    for (size, corpus), curve in data.curves(rows, data.main_labels(rows)).items():
+        tokens, loss, first = (_column(curve, name) for name in ("tokens", "loss", "top1"))
+        directions = {name: trends.trend(tokens, _column(curve, name)).direction for name in ("loss", *TOP)}
         found.append(Trends(size, corpus, directions, trends.misaligned(tokens, loss, first)))
     return found
 

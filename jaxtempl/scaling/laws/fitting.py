@@ -84,6 +84,18 @@ class Fit:
         whole, each = (self.law.log(theta, x)[0] for theta in (self.theta, self.resampled))
         return [self._value(whole[i], each[:, i], logarithm=True) for i in range(len(x))]
 
+    def ratio(self, x: Float[np.ndarray, " K"], then: Float[np.ndarray, " K"]) -> Value:
+        """What the law says at one point over what it says at another, surer than either."""
+        (before, after), each = (
+            self.law.log(theta, np.stack([x, then]))[0].T for theta in (self.theta, self.resampled)
+        )
+        return self._value(after - before, each[1] - each[0], logarithm=True)
+
+    def leverage(self, x: Float[np.ndarray, " K"]) -> Logs:
+        """By how much the prediction moves with each of the points (logarithms of both), linear around the optimum."""
+        own, there = (self.law.log(self.theta, at)[1] for at in (self.data.x, x[None]))
+        return there[0] @ np.linalg.pinv(own, rcond=1e-8)
+
     def _value(self, whole: Any, each: Shaped[np.ndarray, " R"], logarithm: bool) -> Value:
         """Percentile interval, widened for the parameters that were fitted (Hesterberg, 2015, section 5.3)."""
         low, high = np.quantile(each, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

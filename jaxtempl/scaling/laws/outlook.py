@@ -1,12 +1,15 @@
 """What the laws of a study say of a model that it has not trained: its loss and its top-k, with intervals.
 
 Of each quantity the law is taken that foretells the study's largest size best when it is shown the others.
+
+Dims: K variables.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxtempl.scaling.laws import catalog, data, judge
 from jaxtempl.scaling.laws.data import MISSED, Row
@@ -62,12 +65,28 @@ class Outlook:
         said = {quantity: self._said(found, point) for quantity, found in self.laws.items()}
         return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in said.items()}
 
+    def change(self, quantity: str, point: Point, then: Point) -> Value | None:
+        """A loss or a share missed at another point over that at one; None where there is no law of it."""
+        found = self.laws.get(quantity)
+        return found.fit.ratio(_x(found, point), _x(found, then)) if found else None
+
+    def leans_on(self, quantity: str, point: Point) -> list[tuple[str, float]]:
+        """The cells that move what is foretold the most, and their share of all that can move it."""
+        found = self.laws[quantity]
+        weights = np.abs(found.fit.leverage(_x(found, point)))
+        kept = [row for row in self.rows if row["start"] == "adapted"]
+        names = [kept[i]["cell"] for i in range(len(weights))]
+        return sorted(zip(names, (weights / weights.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
+
     def _said(self, found: Judged, point: Point) -> Value:
         """The law's own interval, or what it was off by on sizes it was not shown, whichever is wider."""
-        x = [getattr(point, variable) for variable in found.fit.law.variables]
-        said = found.fit.predict(np.array([x], float))[0]
+        said = found.fit.predict(_x(found, point)[None])[0]
         off = np.nan_to_num(found.foretold)
         return Value(said.value, min(said.low, said.value * (1 - off)), max(said.high, said.value * (1 + off)))
+
+
+def _x(found: Judged, point: Point) -> Float[np.ndarray, " K"]:
+    return np.array([getattr(point, variable) for variable in found.fit.law.variables], float)
 
 
 def _hit(missed: Value) -> Value:
