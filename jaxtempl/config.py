@@ -180,7 +180,7 @@ class SuggestConfig:
 class ScalingRunConfig:
     """A study: many sizes, checkpoints, label counts and corpora, each cell fine-tuned and measured."""
 
-    study: Path = option(Path("study.yaml"), "its file; configs/studies/ has some")
+    study: str = option("laptop", "its file, or the name of one of configs/studies/")
     data: str = option("", "folder that the files of its datasets are below (default: $JAXTEMPL_DATA)")
     out: str = option("", "folder of all that is made (default: runs/scaling/NAME)")
     processes: int = option(

@@ -6,6 +6,7 @@ is drawn is read as markup.
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jaxtempl import files
 
@@ -24,6 +25,8 @@ from jaxtempl import files
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
+FEW_DECADES = 300  # from the least to the greatest value: then 2 and 5 are marked beside each power of ten
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _INK = "#010203"  # becomes the page's own text colour, so that a figure follows light and dark
 _STYLE: Any = {
     "figure.constrained_layout.use": True,
@@ -62,11 +65,23 @@ def drawing(height: float = 3.2, width: float = 4.6) -> Generator[tuple[Figure, 
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Makes one axis logarithmic, its numbers written out."""
+    """Makes one axis of what is drawn already logarithmic, its numbers written out."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter("{x:,g}")
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < FEW_DECADES * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def written(value: float) -> str:
+    """A number of an axis: in full, in millions or billions, or as a power of ten, whichever is short."""
+    if value >= 1e12:
+        exponent = math.floor(math.log10(value) + 1e-9)
+        power = f"10{str(exponent).translate(_SUPERSCRIPT)}"
+        return power if math.isclose(value, 10.0**exponent) else f"{value / 10.0**exponent:g}·{power}"
+    scale, unit = (1e9, " G") if value >= 1e9 else (1e6, " M") if value >= 1e6 else (1.0, "")
+    return f"{value / scale:,g}{unit}"
 
 
 class Page:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scaled import made, write
 from serving import free_port
 
 from jaxtempl.config import ROOT
@@ -55,6 +56,7 @@ def start(line: str, folder: Path) -> "subprocess.Popen[str]":
 
 def test_the_path_runs_as_written(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    write(tmp_path / "runs" / "scaling" / "laptop", made()[:66])  # in place of two hours' work
     server, port = None, free_port()
     for line in commands()[2:]:
         if "410m" in line:
@@ -73,6 +75,7 @@ def test_the_path_runs_as_written(tmp_path: Path) -> None:
     assert server.wait(30) == 0
     server.communicate()
     assert (tmp_path / "events.parquet").is_file()
+    assert (tmp_path / "runs" / "scaling" / "laptop" / "report" / "index.html").is_file()
     assert (tmp_path / "loadtest" / "index.html").is_file()
     assert (tmp_path / "converted" / "model.safetensors").is_file()
     assert (tmp_path / "runs" / "finetune-nano" / "evaluate-test" / "index.html").is_file()

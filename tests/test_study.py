@@ -77,6 +77,13 @@ def test_the_studies_that_come_with_it_can_be_planned(path: Path, tmp_path: Path
     assert path.stem == made.name
 
 
+def test_a_study_is_named_by_its_path_or_as_one_of_the_projects(tmp_path: Path) -> None:
+    assert study.path("laptop") == CONFIGS / "studies" / "laptop.yaml"
+    assert study.path(str(tmp_path / "study.yaml")) == tmp_path / "study.yaml"
+    with pytest.raises(UserError, match="nowhere"):
+        study.read(study.path("nowhere"))
+
+
 def test_cells_are_the_grids_each_once(tmp_path: Path) -> None:
     assert [cell.name for cell in study.cells(read(tmp_path))] == NAMES
 
@@ -235,7 +242,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, Pat
     ]
     (folder / "data" / "docs.jsonl").write_text("".join(lines))
     made = read(folder)
-    asked = {"study": folder / "study.yaml", "data": str(folder / "data"), "out": str(folder / "out")}
+    asked = {"study": str(folder / "study.yaml"), "data": str(folder / "data"), "out": str(folder / "out")}
     runner.run(ScalingRunConfig(**asked, shard="1/2", processes=1))
     assert len(results.read(folder / "out")) == 4
     runner.run(ScalingRunConfig(**asked, processes=2))
@@ -270,7 +277,7 @@ def test_a_study_of_real_commands_leaves_a_row_a_cell(finished: tuple[study.Stud
 
 def test_a_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read(tmp_path)
-    runner.run(ScalingRunConfig(study=tmp_path / "study.yaml", out=str(tmp_path / "out"), plan=True))
+    runner.run(ScalingRunConfig(study=str(tmp_path / "study.yaml"), out=str(tmp_path / "out"), plan=True))
     told = capsys.readouterr().out
     assert "8 cells, " in told
     assert f"bin/finetune --from={tmp_path}/out/adapted/nano-0.6m_domain@2 " in told
@@ -289,7 +296,7 @@ def test_wrong_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aske
     monkeypatch.delenv("JAXTEMPL_DATA", raising=False)
     read(tmp_path)
     with pytest.raises(UsageError, match=said):
-        runner.run(ScalingRunConfig(study=tmp_path / "study.yaml", out=str(tmp_path / "out"), **asked))
+        runner.run(ScalingRunConfig(study=str(tmp_path / "study.yaml"), out=str(tmp_path / "out"), **asked))
 
 
 def test_results_that_are_not_there_are_told(tmp_path: Path) -> None:

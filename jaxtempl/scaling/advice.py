@@ -139,8 +139,8 @@ class Adviser:
         self._trends = findings.curve_trends(data.own(rows))
         self._adapted = adapted
         self.wishes = wishes._replace(
-            labels=wishes.labels or max(row["labels"] for row in adapted),
-            tokens=wishes.tokens or max(row["unique_tokens"] for row in adapted),
+            labels=wishes.labels or float(max(row["labels"] for row in adapted)),
+            tokens=wishes.tokens or float(max(row["unique_tokens"] for row in adapted)),
         )
         self._check("labels", self.wishes.labels)
 
@@ -199,7 +199,7 @@ class Adviser:
 
     def _affordable(self, size: str) -> float:
         """Tokens of adaptation that the hours leave after the fine-tuning."""
-        left = self.wishes.gpu_hours - self._hours(size, 0, self.wishes.labels)
+        left = self.wishes.gpu_hours - self._hours(size, 0.0, self.wishes.labels)
         return left * 3600 * self._speed / (6 * flops.parameters(architecture_of(size)))
 
     @property
@@ -219,9 +219,8 @@ class Adviser:
         return SERVICE_MS + OVER_FLOOR * 1000 * floor
 
     def _point(self, size: str, tokens: float, labels: float) -> Point:
-        unique = np.array(self.wishes.tokens, float)
-        worth = float(effective_tokens(np.array(tokens, float), unique, WORTH))
-        return Point(float(_body(architecture_of(size))), worth, labels)
+        (effective,) = effective_tokens(np.array([tokens]), np.array([self.wishes.tokens]), WORTH)
+        return Point(float(_body(architecture_of(size))), float(effective), labels)
 
     def _shortest(self, size: str, latency: float, tokens: Sequence[float]) -> Plan:
         """The fewest tokens that are as good as the best of them."""
@@ -237,9 +236,9 @@ class Adviser:
         now = self._point(plan.size, plan.tokens, plan.labels)
         if 2 * now.tokens <= self._range("tokens")[1]:
             then = now._replace(tokens=2 * now.tokens)  # of a corpus that is twice as large, too
-            yield self._doubling("tokens", f"{2 * plan.tokens:,.0f}", now, then, self._dollars(plan, tokens=2))
+            yield self._doubling("tokens", f"{2 * plan.tokens:,.0f}", now, then, self._dollars(plan, tokens=2.0))
         if 2 * now.labels <= self._range("labels")[1]:
-            then, dollars = now._replace(labels=2 * now.labels), self._dollars(plan, labels=2)
+            then, dollars = now._replace(labels=2 * now.labels), self._dollars(plan, labels=2.0)
             known = dollars + self.wishes.price_label * plan.labels if self.wishes.price_label else None
             yield self._doubling("labels", f"{2 * plan.labels:,.0f}", now, then, known)
         larger = [size for size in self._sizes() if _body(architecture_of(size)) > now.parameters]
@@ -253,7 +252,7 @@ class Adviser:
         assert loss
         return Doubling(what, to, loss, missed, dollars)
 
-    def _dollars(self, plan: Plan, tokens: float = 1, labels: float = 1) -> float:
+    def _dollars(self, plan: Plan, tokens: float = 1.0, labels: float = 1.0) -> float:
         """Of device time beyond the plan's, with so many times its tokens and labels."""
         hours = self._hours(plan.size, tokens * plan.tokens, labels * plan.labels)
         return (hours - plan.gpu_hours) * self.wishes.price_gpu_hour
@@ -269,7 +268,7 @@ class Adviser:
             return "stop adapting", "the law that foretells the loss best does not depend on the tokens at all"
         gain = next((1 - doubling.loss.value for doubling in doublings if doubling.what == "tokens"), None)
         if gain is None:
-            return "stop adapting", "twice the tokens is beyond what the study can speak of"
+            return "keep adapting", "up to the most tokens that the study can speak of, each of them helps"
         said = f"twice the tokens take {gain:.1%} off the loss"
         return ("keep adapting", said) if gain >= GAIN else ("stop adapting", f"{said}, less than {GAIN:.1%}")
 

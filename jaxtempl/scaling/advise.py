@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> None:
 def _wishes(asked: ScalingAdviseConfig) -> Wishes:
     device = DEVICES[asked.device]
     return Wishes(
-        asked.tokens,
-        asked.labels,
+        float(asked.tokens),
+        float(asked.labels),
         asked.gpu_hours,
         asked.latency_ms,
         device,

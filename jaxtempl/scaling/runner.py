@@ -46,7 +46,7 @@ def run(asked: ScalingRunConfig) -> None:
         UserError: the file is no study, or some jobs failed.
         Interrupted: SIGTERM or Ctrl-C came.
     """
-    read = study.read(asked.study)
+    read = study.read(study.path(asked.study))
     data = Path(asked.data or os.environ.get("JAXTEMPL_DATA", ""))
     jobs = Jobs(read, Path(asked.out or f"runs/scaling/{read.name}"), data)
     every = study.cells(read)

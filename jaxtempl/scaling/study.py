@@ -1,5 +1,6 @@
 """A study's file: datasets, sizes, corpora and grids -> cells, each of which is one fine-tuning, measured."""
 
+import functools
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -142,6 +143,12 @@ class Cell(NamedTuple):
         return "_".join(part for part in parts if part)
 
 
+def path(name: str) -> Path:
+    """A study's file, named by its path or, where it comes with the project, by its name."""
+    own = config.CONFIGS / "studies" / f"{name}.yaml"
+    return own if own.is_file() else Path(name)
+
+
 def read(path: Path) -> Study:
     """A study's file.
 
@@ -203,6 +210,7 @@ def _of_grid(study: Study, grid: Grid) -> Iterator[Cell]:
         yield Cell(size, start, own, step, labels, seed, grid.variant, grid.finetune)
 
 
+@functools.cache
 def architecture_of(size: str) -> Architecture:
     """The architecture of one of configs/sizes/."""
     return architecture.of(config.size(size)["architecture"])

@@ -66,7 +66,7 @@ def variable(row: Row, name: str) -> float:
     """A law's variable in a row."""
     if name == "general share":
         return max(1 - row["domain_weight"], LEAST_SHARE)
-    value = row[COLUMNS[name]]
+    value = float(row[COLUMNS[name]])
     return max(value, LEAST_SHARE) if name == "domain share" else value
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,9 +110,10 @@ def of(rows: Sequence[Row]) -> Findings:
     own = data.own(rows)
     asked = list(questions(own))
     bar = tqdm(asked, "laws", file=sys.stderr, disable=None)
-    found = [finding for question in bar if (finding := answer(question))]
+    tests = _one_curve(own)
+    found = [_pooled(finding, tests) for question in bar if (finding := answer(question))]
     drawn = data.curves(own, data.main_labels(own))
-    return Findings(found, _loss_to_loss(own), _one_curve(own), curve_trends(own), _forgetting(drawn), _worth(drawn))
+    return Findings(found, _loss_to_loss(own), tests, curve_trends(own), _forgetting(drawn), _worth(drawn))
 
 
 def questions(rows: Sequence[Row]) -> Iterator[Question]:
@@ -181,6 +182,15 @@ def answer(question: Question) -> Finding | None:
         says=readings.sentence(found, question.quantity),
         fit=fit,
     )
+
+
+def _pooled(finding: Finding, tests: Mapping[str, Test]) -> Finding:
+    """A law in compute alone is none where sizes have curves of their own."""
+    test = tests.get(finding.quantity)
+    if finding.law != catalog.IN_COMPUTE.name or finding.refused or not test or test.p >= judge.LEFT_OVER:
+        return finding
+    why = f"each size has a curve of its own (F = {test.f:.1f}, p = {test.p:.2g})"
+    return dataclasses.replace(finding, refused=why, says=readings.no_law(why))
 
 
 def _loss_to_loss(rows: Sequence[Row]) -> Pair:

@@ -15,6 +15,7 @@ from jaxtempl.scaling.laws.forms import Law
 SPARE = 3  # points that a law needs beyond its parameters
 LEFT_OVER = 0.01  # p value below which what is left over is no noise
 LEAST_R2 = 0.5
+STEEPEST = 3.0  # exponent: beyond, all but the first points lie on a level line, and it tells nothing of the others
 HELD_OUT = 0.25  # of the points, those of the greatest values
 
 
@@ -55,6 +56,9 @@ def refusal(found: Fit) -> str:
         return f"what it leaves over follows a curve (p = {p:.2g}): the points were made by another law"
     if found.r2 < LEAST_R2:
         return f"it explains {max(found.r2, 0):.0%} of the variance: there is too little trend for it"
+    for parameter, value in zip(found.law.parameters, found.theta.tolist(), strict=True):
+        if not parameter.logarithm and abs(value) > STEEPEST:
+            return f"its exponent {parameter.name} is {value:.3g}: what it is of hardly changes after the first points"
     return ""
 
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 from jaxtempl.scaling.laws import catalog, data, judge
 from jaxtempl.scaling.laws.data import MISSED, Row
-from jaxtempl.scaling.laws.fitting import Value
+from jaxtempl.scaling.laws.fitting import LEVEL, Value
 from jaxtempl.scaling.laws.forms import Law
 from jaxtempl.scaling.laws.judge import Judged
 
@@ -79,10 +80,17 @@ class Outlook:
         return sorted(zip(names, (weights / weights.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
 
     def _said(self, found: Judged, point: Point) -> Value:
-        """The law's own interval, or what it was off by on sizes it was not shown, whichever is wider."""
+        """For one more cell: the law's own interval with the scatter of cells around it.
+
+        Or what it was off by on sizes that it was not shown, where that is wider.
+        """
         said = found.fit.predict(_x(found, point)[None])[0]
-        off = np.nan_to_num(found.foretold)
-        return Value(said.value, min(said.low, said.value * (1 - off)), max(said.high, said.value * (1 + off)))
+        scatter = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(found.fit.residuals))
+        off = float(np.log1p(np.nan_to_num(found.foretold)))
+        down, up = (
+            max(float(np.hypot(np.log(side), scatter)), off) for side in (said.value / said.low, said.high / said.value)
+        )
+        return Value(said.value, said.value * float(np.exp(-down)), said.value * float(np.exp(up)))
 
 
 def _x(found: Judged, point: Point) -> Float[np.ndarray, " K"]:

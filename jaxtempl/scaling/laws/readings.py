@@ -33,9 +33,14 @@ def named(quantity: str) -> str:
 def sentence(found: Judged, quantity: str) -> str:
     """What a law says of a quantity, or why it says nothing."""
     if found.refused:
-        return f"No such law here: {found.refused}."
+        return no_law(found.refused)
     parts = [_doubled(found.fit, quantity), _floor(found.fit), _again(found.fit), believed(found.fit)]
     return " ".join(part for part in parts if part)
+
+
+def no_law(why: str) -> str:
+    """That it is none."""
+    return f"No such law here: {why}."
 
 
 def _doubled(fit: Fit, quantity: str) -> str:
