@@ -1,5 +1,10 @@
 """The laws: exact slopes, exponents found again in noise, scipy's optimisers, and laws that refuse others' data."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -190,3 +195,40 @@ def test_repeated_tokens_are_worth_less() -> None:
     assert curves.effective_tokens(new, np.array([2e6]), 15.4) == pytest.approx(1e6)
     assert 3.5e6 < curves.effective_tokens(again, new, 15.4)[0] < 4e6
     assert curves.effective_tokens(again * 100, new, 1.0)[0] == pytest.approx(2e6)
+
+
+THEIRS = """
+import json, sys
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from chinchilla import Chinchilla
+from chinchilla._metrics import log_huber
+
+points, delta, folder = json.load(sys.stdin)
+grid = {"e": [-0.5, 0.5], "a": [2.0, 5.0], "b": [3.0, 6.0], "alpha": [0.2, 0.4], "beta": [0.25, 0.45]}
+fitted = Chinchilla(folder, grid, loss_fn=lambda y, p: log_huber(y, p, delta), log_level=50)
+for n, d, loss in points:
+    fitted.append(N=n, D=d, loss=loss)
+fitted.fit(parallel=False)
+print(json.dumps({name: float(value) for name, value in fitted.get_params().items()}))
+"""
+
+
+def test_chinchillas_law_is_that_of_the_chinchilla_package(tmp_path: Path) -> None:
+    known = of("Chinchilla's law")
+    data = known.data(4)
+    found = fitting.fit(known.law, data, 4, resamples=2)
+    asked = [np.column_stack([data.x, data.y]).tolist(), fitting._delta(found.residuals), str(tmp_path)]
+    ran = subprocess.run(
+        [sys.executable, "-c", THEIRS], input=json.dumps(asked), capture_output=True, text=True, check=True
+    )
+    theirs = json.loads(ran.stdout.splitlines()[-1])
+    n, d = data.x.T
+    said = theirs["E"] + theirs["A"] / n ** theirs["alpha"] + theirs["B"] / d ** theirs["beta"]
+    ours = np.exp(known.law.log(found.theta, data.x)[0])
+    np.testing.assert_allclose(ours, said, rtol=2e-3)
+    assert found.parameters["b"].value == pytest.approx(theirs["beta"], rel=0.05)
