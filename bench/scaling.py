@@ -16,7 +16,7 @@ from jaxtempl import files, flops, pages
 from jaxtempl.config import CONFIGS
 from jaxtempl.scaling import results, study
 from jaxtempl.scaling.figures import Drawer
-from jaxtempl.scaling.laws import findings
+from jaxtempl.scaling.laws import data, findings
 from jaxtempl.scaling.laws.data import Row
 from jaxtempl.scaling.laws.outlook import Outlook, Point
 from jaxtempl.scaling.report import told
@@ -68,6 +68,7 @@ def write(run: Path, baselines: Sequence[Path], corpora: Path | None) -> None:
         "machine": common.machine(("jax", "flax", "numpy", "scipy")),
         "hours": sum(line["seconds"] for line in files.read_lines(run / "seconds.jsonl")) / 3600,
         "cells": [{name: row[name] for name in SHOWN} for row in rows],
+        "seed_scatter": {name: data.seed_scatter(data.own(rows), name) for name in ("loss", *data.MISSED)},
         "foretold": _compared(rows),
         "baselines": {str(report["labels"]): report["baselines"] for report in map(_baselines, baselines)},
         **told(found),

@@ -42,7 +42,7 @@ class Drawer:
     """
 
     def __init__(self, rows: Sequence[Row], found: Findings) -> None:
-        self.rows, self.found = data.own(rows), found
+        self.rows, self.found = data.balanced(data.own(rows)), found
         self.labels = data.main_labels(self.rows)
         self._curves = data.curves(self.rows, self.labels)
         ordered = sorted(self.rows, key=lambda row: row["parameters"])

@@ -3,6 +3,7 @@
 Dims: N points, K variables.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,24 @@ LEAST_SHARE = 1e-4  # instead of 0, of which there is no logarithm
 def own(rows: Iterable[Row]) -> list[Row]:
     """Those of the study itself, of causal language models: no ablation and no BERT."""
     return [row for row in rows if not row["variant"] and row["family"] == "gpt_neox"]
+
+
+def balanced(rows: Sequence[Row]) -> list[Row]:
+    """Those of the seeds that have the most cells: a seed that only some points of a curve have would bend it."""
+    counts = Counter(row["seed"] for row in rows)
+    return [row for row in rows if counts[row["seed"]] == max(counts.values())]
+
+
+def seed_scatter(rows: Sequence[Row], quantity: str) -> float:
+    """Standard deviation of a quantity's logarithm between seeds of the same cell; 0 where there is one seed."""
+    cells: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("size", "start", "corpus", "adapt_step", "labels", "epochs"))
+        cells.setdefault(key, []).append(np.log(measured(row, quantity) or np.nan))
+    several = [values for values in cells.values() if len(values) > 1]
+    spare = sum(len(values) - 1 for values in several)
+    squares = sum(np.var(values) * len(values) for values in several)
+    return float(np.sqrt(squares / spare)) if spare else 0.0
 
 
 def main_corpus(rows: Sequence[Row]) -> str:

@@ -107,7 +107,7 @@ class Findings:
 
 def of(rows: Sequence[Row]) -> Findings:
     """Fits everything; shows how far it is."""
-    own = data.own(rows)
+    own = data.balanced(data.own(rows))
     asked = list(questions(own))
     bar = tqdm(asked, "laws", file=sys.stderr, disable=None)
     tests = _one_curve(own)

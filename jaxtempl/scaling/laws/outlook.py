@@ -52,7 +52,8 @@ class Outlook:
     def __init__(self, rows: Sequence[Row]) -> None:
         own = data.own(rows)
         corpus = data.main_corpus(own)
-        self.rows = [row for row in own if row["corpus"] == corpus]
+        self.rows = [row for row in data.balanced(own) if row["corpus"] == corpus]
+        self._seeds = {quantity: data.seed_scatter(own, quantity) for quantity in ("loss", *MISSED)}
         found = {quantity: self._best(quantity, laws) for quantity, laws in CANDIDATES.items()}
         self.laws = {quantity: law for quantity, law in found.items() if law}
 
@@ -63,7 +64,7 @@ class Outlook:
 
     def at(self, point: Point) -> dict[str, Value]:
         """What is foretold: `domain_loss`, `loss`, `top1`, `top3`, `top5`, as far as there are laws."""
-        said = {quantity: self._said(found, point) for quantity, found in self.laws.items()}
+        said = {quantity: self._said(quantity, point) for quantity in self.laws}
         return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in said.items()}
 
     def change(self, quantity: str, point: Point, then: Point) -> Value | None:
@@ -79,13 +80,15 @@ class Outlook:
         names = [kept[i]["cell"] for i in range(len(weights))]
         return sorted(zip(names, (weights / weights.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
 
-    def _said(self, found: Judged, point: Point) -> Value:
-        """For one more cell: the law's own interval with the scatter of cells around it.
+    def _said(self, quantity: str, point: Point) -> Value:
+        """For one more cell, of any seed: the law's own interval, with the scatter of cells around it and of seeds.
 
         Or what it was off by on sizes that it was not shown, where that is wider.
         """
+        found = self.laws[quantity]
         said = found.fit.predict(_x(found, point)[None])[0]
-        scatter = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(found.fit.residuals))
+        deviation = np.hypot(np.std(found.fit.residuals), self._seeds.get(quantity, 0.0))
+        scatter = float(stats.norm.ppf((1 + LEVEL) / 2) * deviation)
         off = float(np.log1p(np.nan_to_num(found.foretold)))
         down, up = (
             max(float(np.hypot(np.log(side), scatter)), off) for side in (said.value / said.low, said.high / said.value)
