@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from jaxtempl import cli, config
 from jaxtempl.config import ConvertHuggingfaceConfig, ConvertOnnxConfig, ConvertTensorrtConfig, ConvertTritonConfig
-from jaxtempl.errors import UsageError
 
 CONVERTERS: dict[str, tuple[str, type]] = {
     "huggingface": ("converters.huggingface", ConvertHuggingfaceConfig),
@@ -26,15 +25,9 @@ def main(argv: Sequence[str]) -> None:
         UsageError: no such converter, or a flag that it does not take.
         UserError: the conversion failed.
     """
-    name = argv[0] if argv else ""
-    if name in ("-h", "--help"):
-        print("usage: bin/convert NAME --flags; each has its own --help")
-        print("\n".join(f"  {name:12} {kind.__doc__}" for name, (_, kind) in CONVERTERS.items()))
+    name = cli.named("bin/convert", CONVERTERS, argv)
+    if not name:
         return
-    if name not in CONVERTERS:
-        raise UsageError(
-            f"converter {name!r} is unknown; allowed: {', '.join(CONVERTERS)}, as in bin/convert huggingface"
-        )
     module, kind = CONVERTERS[name]
     asked = config.parse(kind, argv[1:])
     print(config.dump(asked), flush=True)

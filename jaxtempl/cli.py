@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from jaxtempl.errors import UsageError, UserError
@@ -37,6 +37,27 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         print("interrupted; the same command starts again, and a training goes on where it was", file=sys.stderr)
         return 130
     return 0
+
+
+def named(program: str, commands: Mapping[str, tuple[str, type]], argv: Sequence[str]) -> str:
+    """The name of a command that is several, from what follows it; empty where help was asked, and given.
+
+    Args:
+        program: `bin/NAME`.
+        commands: module and config by name.
+        argv: the name first.
+
+    Raises:
+        UsageError: none of them is named.
+    """
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(f"usage: {program} NAME --flags; each has its own --help")
+        print("\n".join(f"  {name:12} {kind.__doc__}" for name, (_, kind) in commands.items()))
+        return ""
+    if name not in commands:
+        raise UsageError(f"{program} {name or '(nothing)'}: name one of {', '.join(commands)}; each has a --help")
+    return name
 
 
 def _quiet() -> None:

@@ -79,6 +79,19 @@ def test_every_law_of_the_issue_is_asked(found: Findings) -> None:
     assert domain.ratio.by_size
     assert all(value > 1 for value in domain.ratio.by_size.values())
     assert found.forgetting["nano-1.3m, domain"].slope.value > 0
+    general = next(law for law in found.laws if law.quantity == "general_loss")
+    assert set(found.critical) == (set() if general.refused else set(SIZES))
+
+
+def test_the_share_that_guards_the_general_loss_is_told(rows: list[dict[str, Any]]) -> None:
+    theta = np.array([np.log(2.9), -20.0, 1.0, -20.0, 0.1, 1.0, np.log(0.2), 1.0])  # 2.9 + 0.2 / (share + 0.01)
+    law = findings.OF_GENERAL
+    fit = fitting.Fit(law, data.points(law, rows, "general_loss"), theta, np.stack([theta] * 2))
+    given = findings.Finding(law.name, "", "", "general_loss", "", 9, {}, 1.0, 0.0, "", "", fit)
+    shares = findings._critical(rows, [given])
+    bases = {row["size"]: row["general_loss"] for row in rows if row["start"] == "base"}
+    assert shares == pytest.approx({size: 1.01 - 0.2 / (1.1 * base - 2.9) for size, base in bases.items()}, abs=1e-3)
+    assert findings._critical(rows, []) == {}
 
 
 def test_points_are_of_models_once_and_of_cells_each() -> None:
@@ -253,7 +266,7 @@ def test_a_law_that_under_covers_says_so(monkeypatch: pytest.MonkeyPatch, found:
 
 def test_figures_show_what_was_never_finished() -> None:
     rows = [row(size, step, finished=size != "nano-0.9m") for size in SIZES[:2] for step in (0, *STEPS[:4])]
-    drawer = figures.Drawer(rows, Findings([], findings.Pair(None, {}, None), {}, [], {}, []))
+    drawer = figures.Drawer(rows, Findings([], findings.Pair(None, {}, None), {}, [], {}, [], {}))
     (axes,) = drawer.against("tokens", "loss").axes
     labels = [line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")]
     assert labels == ["nano-0.6m", "nano-0.9m (part of a curve)"]

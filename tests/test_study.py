@@ -14,7 +14,7 @@ import pytest
 import tiny
 import yaml
 
-from jaxtempl import files, flops
+from jaxtempl import files, flops, scaling
 from jaxtempl.config import CONFIGS, ROOT, ScalingRunConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.interrupt import Interrupted
@@ -316,3 +316,11 @@ def test_alignment_is_the_share_of_the_tasks_n_grams(tmp_path: Path) -> None:
 
 def test_a_cell_says_what_it_is() -> None:
     assert Cell("70m", "adapted", "domain", 5, 0, 2, "tags", {}).name == "70m_domain-5_all-labels_seed-2_tags"
+
+
+def test_its_help_tells_all_that_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    scaling.main(["--help"])
+    told = capsys.readouterr().out
+    assert [line.split()[0] for line in told.splitlines()[1:]] == list(scaling.COMMANDS)
+    with pytest.raises(UsageError, match="bin/scaling walk: name one of run, report"):
+        scaling.main(["walk"])

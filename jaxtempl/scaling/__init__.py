@@ -1,22 +1,31 @@
-"""The scaling study: a matrix of adaptations and fine-tunings, run by the project's own commands. No JAX in here."""
+"""The scaling study: a matrix of adaptations and fine-tunings, run by the project's own commands, and what it says.
+
+No JAX in here: a training is a process of its own.
+"""
 
 import importlib
 from collections.abc import Sequence
 
-from jaxtempl.errors import UsageError
+from jaxtempl import cli
+from jaxtempl.config import (
+    ScalingAdviseConfig,
+    ScalingAlignConfig,
+    ScalingFilterConfig,
+    ScalingReportConfig,
+    ScalingRunConfig,
+)
 
-COMMANDS = {  # and the module that has its `main`
-    "run": "runner",
-    "report": "report",
-    "advise": "advise",
-    "align": "corpora",
-    "filter": "filtering",
+COMMANDS: dict[str, tuple[str, type]] = {
+    "run": ("runner", ScalingRunConfig),
+    "report": ("report", ScalingReportConfig),
+    "advise": ("advise", ScalingAdviseConfig),
+    "filter": ("filtering", ScalingFilterConfig),
+    "align": ("corpora", ScalingAlignConfig),
 }
 
 
 def main(argv: Sequence[str]) -> None:
-    """`bin/scaling run|report|advise|align|filter`."""
-    name = argv[0] if argv else ""
-    if name not in COMMANDS:
-        raise UsageError(f"bin/scaling {name or '(nothing)'}: name one of {', '.join(COMMANDS)}; each has a --help")
-    importlib.import_module(f"jaxtempl.scaling.{COMMANDS[name]}").main(argv[1:])
+    """`bin/scaling NAME`."""
+    name = cli.named("bin/scaling", COMMANDS, argv)
+    if name:
+        importlib.import_module(f"jaxtempl.scaling.{COMMANDS[name][0]}").main(argv[1:])

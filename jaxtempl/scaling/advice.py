@@ -84,7 +84,7 @@ class Doubling(NamedTuple):
     """What twice as much of one thing would buy.
 
     Attributes:
-        what: tokens, labels or size.
+        what: tokens, labels, or the size that is next to twice as large.
         to: how many, or which.
         loss: then over now.
         missed: share missed at top-1, then over now; None where there is no law of it.
@@ -264,7 +264,7 @@ class Adviser:
         own = [trend for trend in self._trends if (trend.size, trend.corpus) == (nearest["size"], nearest["corpus"])]
         if any(trend.misaligned for trend in own):
             return "switch corpus", f"at {nearest['size']}, loss improves with adaptation and top-1 does not"
-        if not any("tokens" in law.fit.law.variables for name, law in self.outlook.laws.items() if name == "loss"):
+        if "tokens" not in self.outlook.laws["loss"].fit.law.variables:
             return "stop adapting", "the law that foretells the loss best does not depend on the tokens at all"
         gain = next((1 - doubling.loss.value for doubling in doublings if doubling.what == "tokens"), None)
         if gain is None:

@@ -74,7 +74,8 @@ def _share(value: Value) -> str:
 def _doubled(doubling: Doubling) -> str:
     missed = f", the share missed at top-1 {_times(doubling.missed)}" if doubling.missed else ""
     cost = "" if doubling.dollars is None else f", for {doubling.dollars:,.2f} dollars more"
-    return f"Twice the {doubling.what} ({doubling.to}): loss {_times(doubling.loss)}{missed}{cost}."
+    more = "A larger size" if doubling.what == "size" else f"Twice the {doubling.what}"
+    return f"{more} ({doubling.to}): loss {_times(doubling.loss)}{missed}{cost}."
 
 
 def _times(value: Value) -> str:

@@ -25,6 +25,8 @@ COMPUTE = {
 AXES = {
     "tokens": "tokens of adaptation",
     "domain_loss": "language-model loss on the domain, nats a token",
+    "general_loss": "language-model loss on other text, nats a token",
+    "exam_likeliest_top1": "share of contexts",
     "loss": "classification loss, nats",
     "top1": "top-1",
     "top3": "top-3",
@@ -72,7 +74,9 @@ class Drawer:
     def _levels(self, axes: Axes, y: str) -> None:
         for size in self._sizes:
             base = [
-                row[y] for row in self.rows if (row["size"], row["start"], row["labels"]) == (size, "base", self.labels)
+                row[y]
+                for row in self.rows
+                if (row["size"], row["start"], row["labels"]) == (size, "base", self.labels) and row[y] is not None
             ]
             if base:
                 axes.axhline(float(np.mean(base)), color=self._colour(size), linewidth=1, linestyle=(0, (1, 3)))
@@ -93,12 +97,12 @@ class Drawer:
         figure = self.against("domain_loss", "loss")
         (axes,) = figure.axes
         pair = self.found.loss_to_loss
-        ends = np.array(axes.get_xlim())
+        ends, height = np.array(axes.get_xlim()), axes.get_ylim()
         for size, line in pair.by_size.items():
             axes.plot(ends, line.at(ends), color=self._colour(size), linewidth=0.8, alpha=0.6, zorder=1)
         if pair.pooled:
             axes.plot(ends, pair.pooled.at(ends), color="#888888", linewidth=1, linestyle="--", zorder=1)
-        axes.set_xlim(*ends)
+        axes.set(xlim=ends, ylim=height)
         return figure
 
     def learning(self, run: Callable[[str, str], Path], which: str) -> Figure | None:

@@ -12,7 +12,7 @@ from jaxtempl.pages import Cell, Measured, Page
 from jaxtempl.scaling import figures, table3
 from jaxtempl.scaling.equivalents import Equivalents
 from jaxtempl.scaling.figures import COMPUTE, Drawer
-from jaxtempl.scaling.laws import data, judge
+from jaxtempl.scaling.laws import data, findings, judge
 from jaxtempl.scaling.laws.data import Row
 from jaxtempl.scaling.laws.findings import TOP, Finding, Findings
 from jaxtempl.scaling.laws.fitting import Value
@@ -185,6 +185,12 @@ def _figure9(album: Album, study: Study, drawer: Drawer) -> None:
     album.page.heading("The adaptations (Figure 9)")
     album.figure("figure-9a", drawer.learning(run, "loss"), "Training loss of each update.")
     album.figure("figure-9b", drawer.learning(run, "validation_loss"), "Loss on the validation part, at checkpoints.")
+    album.figure("language", drawer.against("flops_all", "domain_loss"), "Loss on the task's held-out cases.")
+    if any(row["exam_likeliest_top1"] is not None for row in study.rows):
+        exam = drawer.against("flops_all", "exam_likeliest_top1")
+        album.figure(
+            "exam", exam, "Zero-shot exam: how often the reply that was sent is the likeliest of all templates'."
+        )
 
 
 def _labels(album: Album, drawer: Drawer) -> None:
@@ -252,6 +258,14 @@ def _trends(album: Album, study: Study, drawer: Drawer) -> None:
             ["size and corpus", "general loss gained, a nat of domain loss won", "R²"], lines
         )
         album.figure("forgetting", drawer.forgetting(), "General loss against domain loss, as the adaptation goes on.")
+    if study.found.critical:
+        shares: list[list[Cell]] = [[size, share] for size, share in study.found.critical.items()]
+        album.page.table(
+            ["size", "most domain text"],
+            shares,
+            f"Up to this share of domain text general loss stays within {findings.GUARD:.0%} of the base's, by the law "
+            "of mixtures at the most tokens measured (Que et al., 2024).",
+        )
 
 
 def _worth(album: Album, study: Study, drawer: Drawer) -> None:

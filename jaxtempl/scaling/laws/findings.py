@@ -17,6 +17,7 @@ from jaxtempl.scaling.laws.mixtures import Curve, Efficiency
 
 OF_GENERAL = dataclasses.replace(catalog.MIXTURE, variables=("parameters", "tokens", "general share"))
 TOP = ("top1", "top3", "top5")
+GUARD = 0.1  # of the base's general loss, by which it may grow
 
 
 class Question(NamedTuple):
@@ -103,6 +104,7 @@ class Findings:
     trends: list[Trends]
     forgetting: dict[str, Line]
     worth: list[Worth]
+    critical: dict[str, float | None]
 
 
 def of(rows: Sequence[Row]) -> Findings:
@@ -113,7 +115,15 @@ def of(rows: Sequence[Row]) -> Findings:
     tests = _one_curve(own)
     found = [_pooled(finding, tests) for question in bar if (finding := answer(question))]
     drawn = data.curves(own, data.main_labels(own))
-    return Findings(found, _loss_to_loss(own), tests, curve_trends(own), _forgetting(drawn), _worth(drawn))
+    return Findings(
+        found,
+        _loss_to_loss(own),
+        tests,
+        curve_trends(own),
+        _forgetting(drawn),
+        _worth(drawn),
+        _critical(own, found),
+    )
 
 
 def questions(rows: Sequence[Row]) -> Iterator[Question]:
@@ -261,6 +271,22 @@ def _worth(drawn: Drawn) -> list[Worth]:
         for special in corpora
         if special != general
     ]
+
+
+def _critical(rows: Sequence[Row], found: Sequence[Finding]) -> dict[str, float | None]:
+    """By size: the most domain text at which general loss stays guarded, at the most tokens; None where no share does.
+
+    Empty where the law of mixtures does not hold for the general loss.
+    """
+    law = next((law for law in found if (law.law, law.quantity) == (OF_GENERAL.name, "general_loss")), None)
+    if not law or law.refused:
+        return {}
+    bases = {row["size"]: row for row in rows if row["start"] == "base" and row["general_loss"]}
+    tokens = float(max(row["tokens"] for row in rows))
+    return {
+        size: mixtures.critical_share(law.fit, float(row["parameters_body"]), tokens, (1 + GUARD) * row["general_loss"])
+        for size, row in bases.items()
+    }
 
 
 def _by_parameters(drawn: Drawn, corpus: str) -> dict[float, Curve]:
