@@ -85,6 +85,13 @@ def test_what_runs_where_it_serves_knows_nothing_of_training(path: Path) -> None
     assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in (*CORE, "run")]}
 
 
+@pytest.mark.parametrize("path", sources("scaling"), ids=lambda p: p.name)
+def test_studies_start_trainings_as_processes_alone(path: Path) -> None:
+    known = reached(path)
+    assert not {name.split(".")[0] for name in known} & TRAINING
+    assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in (*CORE, "run")]}
+
+
 DATA = {"grain", "tensorflow_datasets", "array_record", "msgspec", "tensorboardX", "zstandard"}
 WITHOUT = """
 import importlib, sys
