@@ -18,6 +18,7 @@ from jaxtempl.scaling import results, study
 from jaxtempl.scaling.figures import Drawer
 from jaxtempl.scaling.laws import data, findings
 from jaxtempl.scaling.laws.data import Row
+from jaxtempl.scaling.laws.mixtures import Ratio
 from jaxtempl.scaling.laws.outlook import Outlook, Point
 from jaxtempl.scaling.report import told
 from jaxtempl.scaling.study import Cell
@@ -233,12 +234,16 @@ def _other_corpora(corpora: dict[str, Any]) -> list[str]:
         *(
             f"- {worth.special} over {worth.general}: "
             + ", ".join(
-                f"{size:,.0f} parameters {ratio:.1f} times" for size, ratio in sorted(worth.ratio.by_size.items())
+                f"{size:,.0f} parameters {_times(ratio)}" for size, ratio in sorted(worth.ratio.by_size.items())
             )
             for worth in corpora["worth"]
             if worth.ratio.by_size
         ),
     ]
+
+
+def _times(ratio: Ratio) -> str:
+    return f"{'at least ' if ratio.at_least else ''}{ratio.value:.1f} times"
 
 
 def foretold(run: Path, size: str) -> dict[str, Any]:

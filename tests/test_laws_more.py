@@ -106,11 +106,16 @@ def test_efficiency_is_the_ratio_of_tokens_at_equal_loss_and_has_a_trend_in_size
     special = {size: curve(100.0) for size in sizes}
     general = {size: curve(100.0 * 2 * (size / 1e5) ** 0.25) for size in sizes}
     found = mixtures.efficiency(special, general)
-    assert found.by_size == pytest.approx({size: 2 * (size / 1e5) ** 0.25 for size in sizes}, rel=0.02)
+    assert not any(one.at_least for one in found.by_size.values())
+    exact = {size: 2 * (size / 1e5) ** 0.25 for size in sizes}
+    assert {size: one.value for size, one in found.by_size.items()} == pytest.approx(exact, rel=0.02)
     assert found.trend
     assert found.trend.slope.value == pytest.approx(0.25, abs=0.01)
     far = (np.array([1e5, 1e6]), np.array([9.0, 8.0]))
-    assert mixtures.ratio(curve(100.0), far) is None
+    assert mixtures.ratio(curve(100.0), far) == (pytest.approx(1e6 / 1e5), True)
+    assert mixtures.ratio(far, curve(100.0)) is None
+    alike = {size: curve(100.0) for size in sizes}
+    assert mixtures.efficiency(alike, dict.fromkeys(sizes, far)).trend is None
 
 
 def test_equivalent_tokens_come_to_the_same_loss() -> None:

@@ -77,7 +77,7 @@ def test_every_law_of_the_issue_is_asked(found: Findings) -> None:
     (half, domain) = sorted(found.worth, key=lambda worth: worth.special != "half")
     assert (half.special, domain.special, domain.general) == ("half", "domain", "other")
     assert domain.ratio.by_size
-    assert all(value > 1 for value in domain.ratio.by_size.values())
+    assert all(one.value > 1 for one in domain.ratio.by_size.values())
     assert found.forgetting["nano-1.3m, domain"].slope.value > 0
     general = next(law for law in found.laws if law.quantity == "general_loss")
     assert set(found.critical) == (set() if general.refused else set(SIZES))

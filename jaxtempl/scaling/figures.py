@@ -161,8 +161,10 @@ class Drawer:
         with pages.drawing() as (figure, axes):
             for worth, colour in zip(self.found.worth, pages.COLOURS, strict=False):
                 sizes = sorted(worth.ratio.by_size)
-                ratios = [worth.ratio.by_size[size] for size in sizes]
+                ratios = [worth.ratio.by_size[size].value for size in sizes]
                 axes.plot(sizes, ratios, color=colour, marker="o", label=f"{worth.special} over {worth.general}")
+                least = [size for size in sizes if worth.ratio.by_size[size].at_least]
+                axes.plot(least, [worth.ratio.by_size[size].value for size in least], "^", color=colour, markersize=10)
             pages.logarithmic(axes, "x")
             pages.logarithmic(axes, "y")
             axes.axhline(1, color="#888888", linewidth=1)

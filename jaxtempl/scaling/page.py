@@ -275,7 +275,9 @@ def _worth(album: Album, study: Study, drawer: Drawer) -> None:
         "How many times the tokens of the corpus with the least domain text a size needs for the domain loss that "
         "another corpus gives it (after arXiv 2501.02068)."
     )
-    album.figure("worth", drawer.worth(), "Above 1, the other corpus needs more tokens.")
+    album.figure(
+        "worth", drawer.worth(), "Above 1, the other corpus needs more tokens; a triangle is at least so many times."
+    )
     for worth in study.found.worth:
         if worth.ratio.trend:
             slope = judge.said(worth.ratio.trend.slope)

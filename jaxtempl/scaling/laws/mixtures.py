@@ -52,15 +52,27 @@ def forgetting(domain: Float[np.ndarray, " N"], general: Float[np.ndarray, " N"]
     return line(domain[0] - domain, general - general[0])
 
 
+class Ratio(NamedTuple):
+    """General tokens over special ones, at equal loss.
+
+    Attributes:
+        value: it.
+        at_least: whether the special corpus was better at its first point already, so that it is more than this.
+    """
+
+    value: float
+    at_least: bool
+
+
 class Efficiency(NamedTuple):
     """How many times the general tokens a size needs for what domain tokens give it.
 
     Attributes:
         by_size: the ratio at the best loss that both reach, by parameters.
-        trend: of its logarithm in the logarithm of the parameters; None where there are fewer than three sizes.
+        trend: of its logarithm in the logarithm of the parameters; None where fewer than three sizes have an exact one.
     """
 
-    by_size: dict[float, float]
+    by_size: dict[float, Ratio]
     trend: Line | None
 
 
@@ -72,20 +84,23 @@ def efficiency(special: Mapping[float, Curve], general: Mapping[float, Curve]) -
         general: the same of a general corpus.
     """
     found = {size: ratio(special[size], general[size]) for size in special if size in general}
-    kept = {size: value for size, value in found.items() if value is not None}
-    sizes, values = np.log(list(kept)), np.log(list(kept.values()))
-    return Efficiency(kept, line(sizes, values) if len(kept) > 2 else None)
+    kept = {size: one for size, one in found.items() if one}
+    exact = {size: one.value for size, one in kept.items() if not one.at_least}
+    sizes, values = np.log(list(exact)), np.log(list(exact.values()))
+    return Efficiency(kept, line(sizes, values) if len(exact) > 2 else None)
 
 
-def ratio(special: Curve, general: Curve) -> float | None:
+def ratio(special: Curve, general: Curve) -> Ratio | None:
     """Tokens that the general corpus needs over the special one's, for the best loss that both reach.
 
-    None where no loss is on both curves.
+    None where the general corpus's own first loss is the better one.
     """
     goal = max(special[1].min(), general[1].min())
-    if goal > min(special[1].max(), general[1].max()):
+    if goal > general[1].max():
         return None
-    return needed(general, goal) / needed(special, goal)
+    at_least = bool(goal > special[1].max())
+    own = float(special[0].min()) if at_least else needed(special, goal)
+    return Ratio(needed(general, goal) / own, at_least)
 
 
 def needed(curve: Curve, loss: float) -> float:
