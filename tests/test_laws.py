@@ -19,7 +19,7 @@ from jaxtempl.scaling.laws.known import KNOWN, Known
 NAMES = [known.law.name for known in KNOWN]
 QUICK = [known for known in KNOWN if len(known.law.parameters) == 3]
 # What a valley of equal fits leaves open: its intervals under-cover (docs/benchmarks/coverage.md).
-OPEN = {"rectified law of labels", "log law of top-k in tokens", "Kaplan's law"}
+OPEN = {"rectified law of labels", "log law of top-k in tokens"}
 
 
 def of(name: str) -> Known:
