@@ -83,6 +83,12 @@ def test_every_law_of_the_issue_is_asked(found: Findings) -> None:
     assert set(found.critical) == (set() if general.refused else set(SIZES))
 
 
+def test_a_corpus_of_neither_text_is_in_no_mixture() -> None:
+    named = [row("nano-0.6m", 75, alignment=0.8), row("nano-0.6m", 75, corpus="other", alignment=0.1)]
+    alien = row("nano-0.6m", 75, corpus="half", alignment=0.1, domain_weight=1.0)
+    assert findings._of_the_domain([*named, alien]) == named
+
+
 def test_the_share_that_guards_the_general_loss_is_told(rows: list[dict[str, Any]]) -> None:
     theta = np.array([np.log(2.9), -20.0, 1.0, -20.0, 0.1, 1.0, np.log(0.2), 1.0])  # 2.9 + 0.2 / (share + 0.01)
     law = findings.OF_GENERAL

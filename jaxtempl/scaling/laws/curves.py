@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from jaxtempl.scaling.laws.catalog import FLOOR, HOFFMANN, ISIK
 from jaxtempl.scaling.laws.forms import Parameter, Points, Slopes, Theta, Values
@@ -14,6 +15,7 @@ from jaxtempl.scaling.laws.forms import Parameter, Points, Slopes, Theta, Values
 LIN = "Lin et al., 2024, arXiv 2402.02314"
 MUENNIGHOFF = "Muennighoff et al., 2023, arXiv 2305.16264"
 LEAST = 1e-9  # of what a logarithm is taken
+BOUND = 30.0  # of the logarithm of R, which a line search may try far out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Saturating:
     def log(self, theta: Theta, x: Points) -> tuple[Values, Slopes]:
         """See Law."""
         gap = theta[..., 1:2] - theta[..., 2:3] * np.log(x[:, 0])
-        share = 1 / (1 + np.exp(-gap))
+        share = special.expit(gap)
         value = theta[..., 0:1] - np.logaddexp(0, gap)
         return value, np.stack([np.ones_like(gap), -share, share * np.log(x[:, 0])], axis=-1)
 
@@ -107,7 +109,7 @@ class Repeated:
     def log(self, theta: Theta, x: Points) -> tuple[Values, Slopes]:
         """See Law."""
         floor, scale, power, worth = (theta[..., i : i + 1] for i in range(4))
-        worth = np.exp(worth)
+        worth = np.exp(np.clip(worth, -BOUND, BOUND))
         effective = effective_tokens(x[:, 0], x[:, 1], worth)
         again = np.maximum(x[:, 0] / x[:, 1] - 1, 0)
         # d D' / d log R

@@ -17,6 +17,7 @@ from jaxtempl.scaling.laws.mixtures import Curve, Efficiency
 
 OF_GENERAL = dataclasses.replace(catalog.MIXTURE, variables=("parameters", "tokens", "general share"))
 TOP = ("top1", "top3", "top5")
+NEAR = 0.5  # of the main corpus's alignment, that a corpus of the domain has at least
 GUARD = 0.1  # of the base's general loss, by which it may grow
 
 
@@ -156,7 +157,8 @@ def _of_size(size: str, rows: Sequence[Row]) -> Iterator[Question]:
 
 def _of_corpora(rows: Sequence[Row]) -> Iterator[Question]:
     """Laws of mixtures, and of tokens that are read again: those of several corpora."""
-    shares = {row["domain_weight"] for row in rows if row["start"] == "adapted"}
+    rows = _of_the_domain([row for row in rows if row["start"] == "adapted"])
+    shares = {row["domain_weight"] for row in rows}
     if len(shares) > 2:
         yield Question(catalog.MIXTURE, "domain_loss", "all mixtures", rows)
         yield Question(OF_GENERAL, "general_loss", "all mixtures", rows)
@@ -165,6 +167,13 @@ def _of_corpora(rows: Sequence[Row]) -> Iterator[Question]:
         for size in _sizes(pure):
             kept = [row for row in pure if row["size"] == size]
             yield Question(curves.REPEATED, "domain_loss", f"{size}, pure corpora", kept)
+
+
+def _of_the_domain(rows: Sequence[Row]) -> list[Row]:
+    """Without corpora of neither the domain nor the general text: those that have too little of the task's n-grams."""
+    known = {row["corpus"]: row["alignment"] for row in rows if row["alignment"] is not None}
+    least = NEAR * known.get(data.main_corpus(rows), 0.0)
+    return [row for row in rows if row["domain_weight"] < 1 or known.get(row["corpus"], least) >= least]
 
 
 def _sizes(rows: Sequence[Row]) -> list[str]:
