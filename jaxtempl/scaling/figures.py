@@ -16,7 +16,7 @@ from jaxtempl.scaling.laws.findings import Finding, Findings
 from jaxtempl.scaling.laws.readings import named
 
 MARKERS = "os^Dv"
-STYLES = ("-", "--", ":", "-.")  # of corpora
+STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 4, 1, 4, 1, 4)), (0, (9, 3)))  # of corpora
 COMPUTE = {
     "flops_all": "6 N D, N all parameters",
     "flops_body": "6 N D, N without tables and head",
@@ -25,7 +25,7 @@ COMPUTE = {
 AXES = {
     "tokens": "tokens of adaptation",
     "domain_loss": "language-model loss on the domain, nats a token",
-    "general_loss": "language-model loss on other text, nats a token",
+    "general_loss": "loss on other text, nats a token",
     "exam_likeliest_top1": "share of contexts",
     "loss": "classification loss, nats",
     "top1": "top-1",
