@@ -1,11 +1,14 @@
 """A study: its file read, its jobs in order, run as processes that fail, are killed and go on, and its results."""
 
+import contextlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +182,10 @@ def test_two_shards_do_a_shared_job_once(tmp_path: Path) -> None:
     counted = "open(__file__ + '.times', 'a').write('x'); time.sleep(1)"
     shared = job(tmp_path, "data/shared", counted)
     cells = [job(tmp_path, f"cells/{i}", needs=(shared.makes,)) for i in range(2)]
-    from concurrent.futures import ThreadPoolExecutor
 
     def of(i: int) -> list[str]:
         part = Runner([shared, cells[i]], tmp_path / "out", 1, lambda: None)
-        part._listening = __import__("contextlib").nullcontext  # type: ignore[method-assign] - threads hear no signals
+        part._listening = contextlib.nullcontext  # type: ignore[method-assign] - threads hear no signals
         return part.run()
 
     with ThreadPoolExecutor(2) as pool:
@@ -202,8 +204,6 @@ def test_sigterm_is_passed_on_and_the_same_command_goes_on(tmp_path: Path) -> No
             time.sleep(0.05)
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
-
-    import threading
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(Interrupted, match="the same command goes on"):

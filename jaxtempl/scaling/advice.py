@@ -136,7 +136,7 @@ class Adviser:
         adapted = [row for row in self.outlook.rows if row["start"] == "adapted"]
         if "loss" not in self.outlook.laws:
             raise UserError(f"{len(adapted)} adapted cells are too few for a law of the loss: run more of the study")
-        self._trends = findings.curve_trends(data.balanced(data.own(rows)))
+        self._trends = findings.curve_trends(data.comparable(rows))
         self._adapted = adapted
         self.wishes = wishes._replace(
             labels=wishes.labels or float(max(row["labels"] for row in adapted)),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from jaxtempl import config, files
 from jaxtempl.config import ScalingAdviseConfig
@@ -16,12 +15,9 @@ from jaxtempl.scaling.laws.fitting import Value
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling advise`."""
     asked = config.parse(ScalingAdviseConfig, argv)
-    if not asked.runs:
-        raise UsageError("name the folder of a study: --runs=DIR")
     if asked.device == "none":
         raise UsageError(f"--device=none trains nothing; it is one of {', '.join(DEVICES)}")
-    rows = [row for folder in asked.runs for row in results.read(Path(folder))]
-    advice = Adviser(rows, _wishes(asked)).advice()
+    advice = Adviser(results.read_all(asked.runs), _wishes(asked)).advice()
     print(json.dumps(files.plain(advice), indent=1) if asked.json else "\n".join(told(advice)))
 
 

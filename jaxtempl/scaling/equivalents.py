@@ -37,7 +37,7 @@ class Equivalents:
     """
 
     def __init__(self, rows: Sequence[Row], laws: Sequence[Finding]) -> None:
-        own = data.balanced(data.own(rows))
+        own = data.comparable(rows)
         corpus, labels = data.main_corpus(own), data.main_labels(own)
         curves = data.curves(own, labels)
         self.curves = {size: _means(rows) for (size, c), rows in sorted(curves.items()) if c == corpus}

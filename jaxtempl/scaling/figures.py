@@ -44,11 +44,10 @@ class Drawer:
     """
 
     def __init__(self, rows: Sequence[Row], found: Findings) -> None:
-        self.rows, self.found = data.balanced(data.own(rows)), found
+        self.rows, self.found = data.comparable(rows), found
         self.labels = data.main_labels(self.rows)
         self._curves = data.curves(self.rows, self.labels)
-        ordered = sorted(self.rows, key=lambda row: row["parameters"])
-        self._sizes = list({row["size"]: None for row in ordered})
+        self._sizes = data.sizes(self.rows)
         self._corpora = list({row["corpus"]: None for row in self.rows if row["corpus"]})
 
     def against(self, x: str, y: str) -> Figure:

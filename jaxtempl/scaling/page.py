@@ -14,10 +14,11 @@ from jaxtempl.scaling.equivalents import Equivalents
 from jaxtempl.scaling.figures import COMPUTE, Drawer
 from jaxtempl.scaling.laws import data, findings, judge
 from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.findings import TOP, Finding, Findings
+from jaxtempl.scaling.laws.findings import Finding, Findings
 from jaxtempl.scaling.laws.fitting import Value
 from jaxtempl.scaling.laws.lines import Test
 from jaxtempl.scaling.laws.readings import named
+from jaxtempl.scaling.results import TOP
 
 STARTS = {"random": "random weights", "base": "as pre-trained", "adapted": "adapted"}
 
@@ -88,7 +89,9 @@ def _facts(study: Study) -> dict[str, str]:
 
 def _table3(album: Album, study: Study, drawer: Drawer) -> None:
     kept = [row for row in study.rows if not row["variant"] and row["labels"] == drawer.labels]
-    rows = [(size, start, cells) for size in _by_size(kept) for start in STARTS if (cells := _last(kept, size, start))]
+    rows = [
+        (size, start, cells) for size in data.sizes(kept) for start in STARTS if (cells := _last(kept, size, start))
+    ]
     album.page.heading(f"As the paper's Table 3, at {drawer.labels:,} labels").table(
         ["model", "start", "top-1", "top-3", "top-5", "loss"],
         [[size, STARTS[start], *(_interval(cells, name) for name in (*TOP, "loss"))] for size, start, cells in rows],
@@ -109,15 +112,13 @@ def _table3(album: Album, study: Study, drawer: Drawer) -> None:
     )
 
 
-def _by_size(rows: Sequence[Row]) -> list[str]:
-    return list({row["size"]: None for row in sorted(rows, key=lambda row: (row["family"], row["parameters"]))})
-
-
 def _last(rows: Sequence[Row], size: str, start: str) -> list[Row]:
     """A size's cells of a start: of adapted ones the last checkpoint's, on the corpus that most were adapted to."""
     own = [row for row in rows if (row["size"], row["start"]) == (size, start)]
-    own = [row for row in own if row["corpus"] == data.main_corpus(rows)] if start == "adapted" else own
-    return [row for row in own if row["adapt_step"] == max(row["adapt_step"] for row in own)]
+    corpus = data.main_corpus(rows) if start == "adapted" else ""
+    own = [row for row in own if row["corpus"] == corpus]
+    last = max((row["adapt_step"] for row in own), default=0)
+    return [row for row in own if row["adapt_step"] == last]
 
 
 def _interval(cells: Sequence[Row], name: str) -> Cell:
@@ -126,7 +127,7 @@ def _interval(cells: Sequence[Row], name: str) -> Cell:
 
 
 def _gains(rows: Sequence[Row]) -> Iterator[tuple[str, tuple[float, float]]]:
-    for size in _by_size(data.own(rows)):
+    for size in data.sizes(data.own(rows)):
         base, adapted = (_last(rows, size, start) for start in ("base", "adapted"))
         if base and adapted:
             before, after = (100 * np.mean([row["top1"] for row in cells]) for cells in (base, adapted))

@@ -7,7 +7,6 @@ from typing import Any
 
 from jaxtempl import config, files
 from jaxtempl.config import ScalingReportConfig
-from jaxtempl.errors import UsageError
 from jaxtempl.scaling import page, results
 from jaxtempl.scaling.equivalents import Equivalents
 from jaxtempl.scaling.laws import findings
@@ -17,10 +16,7 @@ from jaxtempl.scaling.laws.findings import Findings
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling report`."""
     asked = config.parse(ScalingReportConfig, argv)
-    if not asked.runs:
-        raise UsageError("name the folder of a study: --runs=DIR")
-    runs = [Path(folder) for folder in asked.runs]
-    rows = [row for folder in runs for row in results.read(folder)]
+    rows, runs = results.read_all(asked.runs), [Path(folder) for folder in asked.runs]
     found = findings.of(rows)
     equivalents = Equivalents(rows, found.laws)
     for answer in equivalents.query(asked.match) if asked.match else ():

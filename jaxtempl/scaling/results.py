@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxtempl import files, flops
-from jaxtempl.errors import UserError
+from jaxtempl.errors import UsageError, UserError
 from jaxtempl.scaling.jobs import Jobs
 from jaxtempl.scaling.study import Cell, architecture_of
 
@@ -93,6 +93,17 @@ def read(folder: Path) -> list[Row]:
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; run bin/scaling run again, which makes it anew")
     return table.select(list(COLUMNS)).to_pylist()
+
+
+def read_all(folders: Sequence[str]) -> list[Row]:
+    """The rows of several studies.
+
+    Raises:
+        UserError: no folder is named, or one has none.
+    """
+    if not folders:
+        raise UsageError("name the folder of a study: --runs=DIR")
+    return [row for folder in folders for row in read(Path(folder))]
 
 
 def _row(jobs: Jobs, cell: Cell) -> Row:

@@ -32,10 +32,17 @@ def own(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if not row["variant"] and row["family"] == "gpt_neox"]
 
 
-def balanced(rows: Sequence[Row]) -> list[Row]:
+def comparable(rows: Iterable[Row]) -> list[Row]:
     """Those of the seeds that have the most cells: a seed that only some points of a curve have would bend it."""
-    counts = Counter(row["seed"] for row in rows)
-    return [row for row in rows if counts[row["seed"]] == max(counts.values())]
+    kept = own(rows)
+    counts = Counter(row["seed"] for row in kept)
+    most = max(counts.values(), default=0)
+    return [row for row in kept if counts[row["seed"]] == most]
+
+
+def sizes(rows: Iterable[Row]) -> list[str]:
+    """Their sizes, by family, smallest first."""
+    return list({row["size"]: None for row in sorted(rows, key=lambda row: (row["family"], row["parameters"]))})
 
 
 def seed_scatter(rows: Sequence[Row], quantity: str) -> float:

@@ -14,9 +14,9 @@ from jaxtempl.scaling.laws.fitting import Fit, Value
 from jaxtempl.scaling.laws.forms import Law
 from jaxtempl.scaling.laws.lines import Line, Test
 from jaxtempl.scaling.laws.mixtures import Curve, Efficiency
+from jaxtempl.scaling.results import TOP
 
 OF_GENERAL = dataclasses.replace(catalog.MIXTURE, variables=("parameters", "tokens", "general share"))
-TOP = ("top1", "top3", "top5")
 NEAR = 0.5  # of the main corpus's alignment, that a corpus of the domain has at least
 GUARD = 0.1  # of the base's general loss, by which it may grow
 
@@ -110,15 +110,16 @@ class Findings:
 
 def of(rows: Sequence[Row]) -> Findings:
     """Fits everything; shows how far it is."""
-    own = data.balanced(data.own(rows))
+    own = data.comparable(rows)
     asked = list(questions(own))
     bar = tqdm(asked, "laws", file=sys.stderr, disable=None)
-    tests = _one_curve(own)
+    adaptations = _adaptations(own)
+    tests = _one_curve(adaptations)
     found = [_pooled(finding, tests) for question in bar if (finding := answer(question))]
     drawn = data.curves(own, data.main_labels(own))
     return Findings(
         found,
-        _loss_to_loss(own),
+        _loss_to_loss(adaptations),
         tests,
         curve_trends(own),
         _forgetting(drawn),
@@ -138,7 +139,7 @@ def questions(rows: Sequence[Row]) -> Iterator[Question]:
     for quantity in ("loss", *MISSED):
         yield Question(catalog.PATH, quantity, "all sizes", main)
         yield Question(catalog.JOINT, quantity, "adapted to the end", last)
-    for size in _sizes(main):
+    for size in data.sizes(main):
         own = [row for row in main if row["size"] == size]
         yield from _of_size(size, [row for row in own if row["labels"] == labels])
         for law in (catalog.IN_LABELS, curves.RECTIFIED):
@@ -164,7 +165,7 @@ def _of_corpora(rows: Sequence[Row]) -> Iterator[Question]:
         yield Question(OF_GENERAL, "general_loss", "all mixtures", rows)
     pure = [row for row in rows if row["domain_weight"] == 1]
     if any(row["tokens"] > row["unique_tokens"] for row in pure):
-        for size in _sizes(pure):
+        for size in data.sizes(pure):
             kept = [row for row in pure if row["size"] == size]
             yield Question(curves.REPEATED, "domain_loss", f"{size}, pure corpora", kept)
 
@@ -174,11 +175,6 @@ def _of_the_domain(rows: Sequence[Row]) -> list[Row]:
     known = {row["corpus"]: row["alignment"] for row in rows if row["alignment"] is not None}
     least = NEAR * known.get(data.main_corpus(rows), 0.0)
     return [row for row in rows if row["domain_weight"] < 1 or known.get(row["corpus"], least) >= least]
-
-
-def _sizes(rows: Sequence[Row]) -> list[str]:
-    """Smallest first."""
-    return list({row["size"]: None for row in sorted(rows, key=lambda row: row["parameters"])})
 
 
 def answer(question: Question) -> Finding | None:
@@ -212,10 +208,15 @@ def _pooled(finding: Finding, tests: Mapping[str, Test]) -> Finding:
     return dataclasses.replace(finding, refused=why, says=readings.no_law(why))
 
 
-def _loss_to_loss(rows: Sequence[Row]) -> Pair:
+def _adaptations(rows: Sequence[Row]) -> list[Row]:
+    """Checkpoints of the main corpus at the main number of labels, of all sizes."""
     labels, corpus = data.main_labels(rows), data.main_corpus(rows)
-    kept = [row for row in rows if row["labels"] == labels and row["corpus"] == corpus and row["domain_loss"]]
-    names = _sizes(kept)
+    return [row for row in rows if row["labels"] == labels and row["corpus"] == corpus]
+
+
+def _loss_to_loss(rows: Sequence[Row]) -> Pair:
+    kept = [row for row in rows if row["domain_loss"]]
+    names = data.sizes(kept)
     x, y = (np.array([row[column] for row in kept], float) for column in ("domain_loss", "loss"))
     size = np.array([names.index(row["size"]) for row in kept], int)
     by_size = {name: lines.line(x[size == i], y[size == i]) for i, name in enumerate(names)}
@@ -224,12 +225,10 @@ def _loss_to_loss(rows: Sequence[Row]) -> Pair:
 
 def _one_curve(rows: Sequence[Row]) -> dict[str, Test]:
     """Whether one curve in compute serves all sizes, by quantity."""
-    labels, corpus = data.main_labels(rows), data.main_corpus(rows)
-    kept = [row for row in rows if row["labels"] == labels and row["corpus"] == corpus]
     found: dict[str, Test | None] = {}
     for quantity in ("domain_loss", "loss"):
-        points = data.points(catalog.IN_COMPUTE, kept, quantity)
-        size = data.points(catalog.IN_PARAMETERS, kept, quantity).x[:, 0]
+        points = data.points(catalog.IN_COMPUTE, rows, quantity)
+        size = data.points(catalog.IN_PARAMETERS, rows, quantity).x[:, 0]
         found[quantity] = lines.one_curve(catalog.IN_COMPUTE, points, np.unique(size, return_inverse=True)[1])
     return {quantity: test for quantity, test in found.items() if test}
 

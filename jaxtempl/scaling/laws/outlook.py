@@ -52,7 +52,7 @@ class Outlook:
     def __init__(self, rows: Sequence[Row]) -> None:
         own = data.own(rows)
         corpus = data.main_corpus(own)
-        self.rows = [row for row in data.balanced(own) if row["corpus"] == corpus]
+        self.rows = [row for row in data.comparable(own) if row["corpus"] == corpus]
         self._seeds = {quantity: data.seed_scatter(own, quantity) for quantity in ("loss", *MISSED)}
         found = {quantity: self._best(quantity, laws) for quantity, laws in CANDIDATES.items()}
         self.laws = {quantity: law for quantity, law in found.items() if law}
