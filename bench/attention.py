@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxtempl.models import attention, kernels
-from jaxtempl.models.kernels import Kernel
+from jaxtempl.models import attention, flash_attention
+from jaxtempl.models.flash_attention import Kernel
 
 HEAD_DIMS = (64, 80, 128, 256)  # of 410m, 2.8b, 1.4b and 1b
 GREATEST = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2, jnp.float16: 3e-3}  # deviation that rounding explains
@@ -33,7 +33,7 @@ def deviations(kernel: Kernel, head_dim: int, dtype: Any, documents: bool, lengt
     numbers = jax.random.normal(jax.random.key(0), (4, ROWS, length, HEADS, head_dim)).astype(dtype)
     ends = jnp.array([[length // 5, length // 2], [length // 3, length - 7]])
     told = (jnp.arange(length)[None, :, None] >= ends[:, None]).sum(axis=2) + 1 if documents else None
-    got = _results(lambda q, k, v: kernels.causal(kernel, q, k, v, told), numbers)
+    got = _results(lambda q, k, v: flash_attention.causal(kernel, q, k, v, told), numbers)
     wanted = _results(lambda q, k, v: attention.causal(q, k, v, told), numbers.astype(jnp.float32))
     return {
         name: float(jnp.abs(x.astype(jnp.float32) - y).max() / jnp.abs(y).max())
@@ -63,9 +63,9 @@ class Case(NamedTuple):
 def _cases(platform: str) -> Iterator[Case]:
     """Every flash attention that a training there can be given."""
     for dtype, head_dim in itertools.product((jnp.bfloat16, jnp.float16), HEAD_DIMS):
-        kernel = kernels.choose(platform, head_dim, dtype)
+        kernel = flash_attention.choose(platform, head_dim, dtype)
         for documents in (False, True):
-            if kernel != "xla" and kernels.serves(kernel, LENGTH, documents):
+            if kernel != "xla" and flash_attention.serves(kernel, LENGTH, documents):
                 yield Case(kernel, head_dim, dtype, documents)
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
-from jaxtempl import bundle, config, files, text
-from jaxtempl.cases import Template
+from jaxtempl import files
+from jaxtempl.bundle import bundle
+from jaxtempl.config import sizes
+from jaxtempl.text import window
+from jaxtempl.text.cases import Template
 
 TEMPLATES = 640  # the paper's number
 SEED = 0
@@ -29,19 +32,20 @@ def _made(folder: Path, size: str, dtype: str) -> None:
     import onnx_ir as ir
 
     from bench import steps
-    from converters import dynamic_int8, onnx_graph
-    from converters.onnx_layers import Options
-    from jaxtempl.models import build
+    from converters.onnx import graph as onnx_graph
+    from converters.onnx.layers import Options
+    from converters.quantize import dynamic_int8
+    from jaxtempl.models import factory
 
     a = steps.architecture(size)
     folder.mkdir(parents=True)
-    graph = onnx_graph.build(build.random_params(a, TEMPLATES, SEED), a, Options("template", form="parted"))
+    graph = onnx_graph.build(factory.random_params(a, TEMPLATES, SEED), a, Options("template", form="parted"))
     ir.save(graph, folder / bundle.ONNX)
     if dtype == "int8":
         (folder / bundle.ONNX).rename(folder / "float.onnx")
         dynamic_int8.quantize(folder / "float.onnx", folder / bundle.ONNX)
         (folder / "float.onnx").unlink()
-    (folder / "tokenizer.json").write_text(config.tokenizer_path(size).read_text())
+    (folder / "tokenizer.json").write_text(sizes.tokenizer_path(size).read_text())
     templates = [Template(i, f"T{i}", f"Reply number {i}", True, False, 1) for i in range(TEMPLATES)]
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
     bundle.write(folder, _facts(size, dtype))
@@ -52,12 +56,12 @@ def _facts(size: str, dtype: str) -> dict[str, Any]:
         "model": bundle.ONNX,
         "head": "template",
         "dtype": dtype,
-        "window": text.WINDOW,
+        "window": window.WINDOW,
         "role_tags": False,
         "special_tokens": 0,
         "temperature": 1.0,
         "slots": TEMPLATES,
-        "buckets": list(text.buckets(text.WINDOW)),
+        "buckets": list(window.buckets(window.WINDOW)),
         "run": {"size": size},
         "verify": {},
     }

@@ -26,14 +26,16 @@ def write(size: str, folder: Path) -> None:
     """The same weights for all: a Hugging Face folder `weights`, and the graphs fp32, fused, fp16 and int8 .onnx."""
     import onnx_ir as ir
 
-    from converters import dynamic_int8, onnx_graph
-    from converters.onnx_layers import Options
-    from jaxtempl.models import build, weights
+    from converters.onnx import graph as onnx_graph
+    from converters.onnx.layers import Options
+    from converters.quantize import dynamic_int8
+    from jaxtempl.huggingface import save
+    from jaxtempl.models import factory
 
     a = steps.architecture(size)
-    params = build.random_params(a, SLOTS, SEED)
+    params = factory.random_params(a, SLOTS, SEED)
     (folder / "weights").mkdir()
-    weights.write(folder / "weights", a, params, "template", {"pad_token_id": 1, "num_labels": SLOTS})
+    save.write(folder / "weights", a, params, "template", {"pad_token_id": 1, "num_labels": SLOTS})
     for name, options in {
         "fp32": Options("template", form="parted"),
         "fused": Options("template"),
@@ -81,10 +83,11 @@ def flax(folder: Path, threads: int) -> dict[str, Ask]:
     import jax
     from flax import nnx
 
-    from jaxtempl.models import build, weights
+    from jaxtempl.huggingface import load
+    from jaxtempl.models import factory
 
-    found = weights.read(folder / "weights")
-    graphdef = build.graphdef(found.architecture, SLOTS)
+    found = load.read(folder / "weights")
+    graphdef = factory.make_graphdef(found.architecture, SLOTS)
     classify = jax.jit(lambda params, ids, lengths: nnx.merge(graphdef, params).classify(ids, lengths))
     params = jax.device_put(found.params)  # host arrays would be copied at each call
     return {"flax": lambda ids: np.asarray(classify(params, ids, _lengths(ids)))}

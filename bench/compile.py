@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxtempl import config, optim, partition, tasks, train
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import build
-from jaxtempl.partition import Shape
+from jaxtempl.config import sizes, training
+from jaxtempl.models import factory
+from jaxtempl.parallel import mesh
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import objectives, step
+from jaxtempl.training.optimizer import adamw
+from jaxtempl.training.state import TrainState, state_shardings
 
 DEPTHS = (6, 24)
 ROUNDS = 5
@@ -28,14 +32,14 @@ Seconds = dict[int, list[float]]
 
 def seconds_to_compile(architecture: NeoXArchitecture) -> float:
     """Traces, lowers and compiles what a training step runs, from nothing; arrays are shapes only."""
-    task = tasks.causal_lm(build.graphdef(architecture, architecture.vocabulary))
-    optimizer = optim.adamw(config.AdaptConfig(rate=1e-3, warmup=0.01, decay=0.01), 1000)
-    params = build.abstract_params(architecture, architecture.vocabulary)
+    task = objectives.causal_lm(factory.make_graphdef(architecture, architecture.vocabulary))
+    optimizer = adamw(training.AdaptConfig(learning_rate=1e-3, warmup_ratio=0.01, weight_decay=0.01), 1000)
+    params = factory.abstract_params(architecture, architecture.vocabulary)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    state = train.TrainState(params, jax.eval_shape(optimizer.init, params), count)
+    state = TrainState(params, jax.eval_shape(optimizer.init, params), count)
     row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
-    places = train.state_shardings(partition.make_mesh(Shape(1, 1, 1)), optimizer, params)
-    functions: Any = train.compiled(task, optimizer, places)
+    places = state_shardings(mesh.make_mesh(MeshShape(1, 1, 1)), optimizer, params)
+    functions: Any = step.compile_step(task, optimizer, places)
     jax.clear_caches()
     start = time.perf_counter()
     gradient = functions.gradient.lower(params, {"tokens": row, "segments": row}, None)
@@ -46,7 +50,7 @@ def seconds_to_compile(architecture: NeoXArchitecture) -> float:
 
 def measure() -> Seconds:
     """Seconds of each compilation by depth; the first of each is thrown away, for it also loads the compiler."""
-    base = NeoXArchitecture(**config.size("70m")["architecture"])
+    base = NeoXArchitecture(**sizes.read_size("70m")["architecture"])
     times: Seconds = {depth: [] for depth in DEPTHS}
     for _ in range(ROUNDS + 1):
         for depth in DEPTHS:

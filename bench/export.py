@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
-from jaxtempl import config, onnx_file, run, sample
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.bundle import Bundle
-from jaxtempl.cases import Template
-from jaxtempl.config import ConvertOnnxConfig, PrepareConfig
-from jaxtempl.models import build
+from jaxtempl.bundle import onnx_check
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config.converting import ConvertOnnxConfig
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.sizes import read_size, tokenizer_path
+from jaxtempl.models import factory
+from jaxtempl.runs import run
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.synthetic import generator
+from jaxtempl.text.cases import Template
 
 SIZES = ("410m", "1.4b")
 DTYPES = ("fp32", "fp16")
@@ -32,41 +36,42 @@ def make(folder: Path, size: str) -> None:
     """A finetune run of random weights at a size, and a dataset of synthetic cases."""
     from jaxtempl.prepare import pipeline
 
-    sample.write(folder / "sample", 400)
+    generator.write(folder / "sample", 400)
     pipeline.run(
         PrepareConfig(transcripts=(f"{folder}/sample/transcripts.jsonl.gz",), size="nano", out=folder / "data")
     )
-    a = NeoXArchitecture(**config.size(size)["architecture"])
+    a = NeoXArchitecture(**read_size(size)["architecture"])
     templates = [Template(i, f"T{i}", f"Reply {i}", True, False, 1) for i in range(TEMPLATES)]
-    tokenizer = config.tokenizer_path(size).read_text(encoding="utf-8")
+    tokenizer = tokenizer_path(size).read_text(encoding="utf-8")
     facts = {"phase": "finetune", "size": size, "length": 512, "role_tags": False, "datasets": {f"{folder}/data": ""}}
     made = run.create(folder / "run", "", a, tokenizer, templates, facts)
-    made.checkpoints.save(1, "study", build.random_params(a, TEMPLATES, 0), None, {"step": 1})
+    made.checkpoints.save(1, "study", factory.random_params(a, TEMPLATES, 0), None, {"step": 1})
     made.checkpoints.finish()
 
 
 def convert(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
     """One conversion, whole."""
-    from converters import onnx_export
+    from converters.onnx import export
 
     out = folder / dtype
     started = time.perf_counter()
-    onnx_export.main(ConvertOnnxConfig(run=f"{folder}/run", dtype=dtype, verify_contexts=CONTEXTS, out=out))
+    export.main(ConvertOnnxConfig(run=f"{folder}/run", dtype=dtype, verify_contexts=CONTEXTS, out=out))
     seconds = time.perf_counter() - started
     return {"size": size, "dtype": dtype, "seconds": seconds, **_peak(), **described(Bundle.open(out))}
 
 
 def write(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
     """The graph alone, not verified."""
-    from converters import onnx_export, onnx_graph
-    from converters.onnx_layers import Options
+    from converters.onnx import export
+    from converters.onnx import graph as onnx_graph
+    from converters.onnx.layers import Options
 
     found, step = run.resolve(f"{folder}/run")
     (folder / "graph").mkdir(exist_ok=True)
     params = found.params(step)
     started = time.perf_counter()
     options = Options("template", dtype)
-    onnx_export.save(onnx_graph.build(params, found.architecture, options), folder / "graph")
+    export.save(onnx_graph.build(params, found.architecture, options), folder / "graph")
     return {"size": size, "dtype": dtype, "seconds": time.perf_counter() - started, **_peak()}
 
 
@@ -76,7 +81,7 @@ def _peak() -> dict[str, float]:
 
 def described(bundle: Bundle) -> dict[str, Any]:
     """Nodes, bytes and verify figures of a bundle."""
-    nodes = sum(1 for _ in onnx_file.nodes(onnx_file.load(bundle.model).graph))
+    nodes = sum(1 for _ in onnx_check.nodes(onnx_check.load(bundle.model).graph))
     sizes = {name: known["bytes"] for name, known in bundle.manifest["files"].items() if name.startswith("model")}
     return {"nodes": nodes, "bytes": sizes, "verify": dict(bundle.manifest["verify"])}
 

@@ -156,16 +156,17 @@ def _gradient(size: str, length: int, name: str) -> Any:
     import numpy as np
 
     from bench import steps
-    from jaxtempl import optim, partition, tasks, train
-    from jaxtempl import precision as precisions
-    from jaxtempl.config import AdaptConfig
-    from jaxtempl.models import build
-    from jaxtempl.partition import Shape
+    from jaxtempl.config.training import AdaptConfig
+    from jaxtempl.models import factory
+    from jaxtempl.parallel.mesh import MeshShape, make_mesh
+    from jaxtempl.training import objectives, state, step
+    from jaxtempl.training.optimizer import adamw
+    from jaxtempl.training.precision import compute_dtype
 
-    a, mesh = steps.architecture(size), partition.make_mesh(Shape(1, 1, 1))
-    params, optimizer = build.random_params(a, a.vocabulary, 0), optim.adamw(AdaptConfig(rate=1e-3), 10)
-    task = tasks.causal_lm(build.graphdef(a, a.vocabulary, precisions.compute_dtype(name)))
-    functions = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
+    a, mesh = steps.architecture(size), make_mesh(MeshShape(1, 1, 1))
+    params, optimizer = factory.random_params(a, a.vocabulary, 0), adamw(AdaptConfig(learning_rate=1e-3), 10)
+    task = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, compute_dtype(name)))
+    functions = step.compile_step(task, optimizer, state.state_shardings(mesh, optimizer, params))
     tokens = np.random.default_rng(0).integers(0, a.vocabulary, (1, length)).astype(np.uint16)
     with jax.default_matmul_precision("highest" if name == "fp32" else "default"):
         return functions.gradient(params, jax.device_put({"tokens": tokens, "segments": np.ones_like(tokens)}), None)
@@ -177,7 +178,7 @@ def loss(tokens: int = 8192, width: int = 1024, columns: int = 50_304) -> dict[s
     import jax.numpy as jnp
 
     from bench.vocabulary import plain_cross_entropy
-    from jaxtempl.models.losses import summed_cross_entropy
+    from jaxtempl.models.cross_entropy import summed_cross_entropy
 
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (4, tokens // 4, width)).astype(jnp.bfloat16)

@@ -21,11 +21,11 @@ import jax
 import numpy as np
 
 from bench import common
-from jaxtempl import sample
-from jaxtempl.checkpoint import SUMS
-from jaxtempl.config import PrepareConfig
+from jaxtempl.config.data import PrepareConfig
 from jaxtempl.prepare import pipeline
-from jaxtempl.run import Run
+from jaxtempl.runs.checkpoint import SUMS
+from jaxtempl.runs.run import Run
+from jaxtempl.synthetic import generator
 
 KILLS, STEPS, SEED = 100, 400, 0
 MOST_SECONDS, MOST_STEPS = 0.6, 3.0  # from the first step of a life to its end; whichever is longer on this machine
@@ -34,7 +34,7 @@ PHASES = ("training", "writing", "committing")
 
 def dataset(folder: Path) -> Path:
     """A small one, out of the embedded sample."""
-    sample.write(folder / "sample", 40)
+    generator.write(folder / "sample", 40)
     made = (str(folder / "sample" / "transcripts.jsonl.gz"),)
     pipeline.run(PrepareConfig(transcripts=made, size="nano", length=64, out=folder / "data"))
     return folder / "data"
@@ -42,7 +42,14 @@ def dataset(folder: Path) -> Path:
 
 def start(data: Path, out: Path, steps: int) -> "subprocess.Popen[str]":
     """One life of the training, which says where it begins."""
-    flags = ["--size=nano", f"--data={data}", f"--out={out}", "--batch=2", f"--steps={steps}", "--recover_minutes=0"]
+    flags = [
+        "--size=nano",
+        f"--data={data}",
+        f"--out={out}",
+        "--batch_size=2",
+        f"--steps={steps}",
+        "--recover_minutes=0",
+    ]
     command = [sys.executable, "-u", "-m", "jaxtempl", "adapt", *flags, f"--save_every={steps}"]
     environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

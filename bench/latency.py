@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench import classifiers, common, steps
-from jaxtempl import flops
+from jaxtempl.specs import flops
 
 THREADS, LENGTHS = 2, (64, 128, 256, 512)
 PACKAGES = ("onnxruntime", "onnx-ir", "jax", "flax", "torch", "transformers")

@@ -20,7 +20,7 @@ from bench import common, steps
 from bench.classifiers import SEED, SLOTS
 from bench.common import ChildError
 from bench.measured import ENVIRONMENT, Clock
-from jaxtempl import flops
+from jaxtempl.specs import flops
 
 SIZES, ROWS, LENGTH = ("410m", "1.4b", "2.8b"), (1, 8), 512
 WARM, CALLS = 5, 30
@@ -37,11 +37,11 @@ def flax(size: str) -> tuple[Ask, str]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from jaxtempl.models import build
+    from jaxtempl.models import factory
 
-    graphdef = build.graphdef(steps.architecture(size), SLOTS, jnp.bfloat16)
+    graphdef = factory.make_graphdef(steps.architecture(size), SLOTS, jnp.bfloat16)
     params = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.bfloat16), build.random_params(steps.architecture(size), SLOTS, SEED)
+        lambda leaf: leaf.astype(jnp.bfloat16), factory.random_params(steps.architecture(size), SLOTS, SEED)
     )
     classify = jax.jit(lambda params, ids, lengths: nnx.merge(graphdef, params).classify(ids, lengths))
 
@@ -56,10 +56,10 @@ def torch(size: str, side: str) -> tuple[Ask, str]:
     import torch
     from transformers import AutoModelForSequenceClassification, GPTNeoXConfig
 
-    from jaxtempl.models import config_json
+    from jaxtempl.huggingface import config
 
     gpu = torch.cuda.is_available()
-    told: Any = config_json.hugging_face_config(steps.architecture(size), "template")
+    told: Any = config.hugging_face_config(steps.architecture(size), "template")
     settings: Any = GPTNeoXConfig(**told, use_cache=False, pad_token_id=1)
     settings.num_labels = SLOTS
     with torch.device("cuda" if gpu else "cpu"):

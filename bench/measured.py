@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from bench import common, steps
 from bench.common import ChildError, TookTooLongError
-from jaxtempl import files, flops
+from jaxtempl import files
+from jaxtempl.specs import flops
 
 LENGTH, UPDATE = 2048, 64  # tokens of a row, rows an update
 WARM, STEPS = 1, 4  # updates of a process before those that are timed, and those

@@ -21,10 +21,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bench import common
-from jaxtempl import prepare
-from jaxtempl.config import PrepareConfig, tokenizer_path
-from jaxtempl.dataset import Dataset
-from jaxtempl.text import document
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.prepare import pipeline
+from jaxtempl.text.formats import document
 
 SETS = ("star/train", "sgd/train", "taskmaster4/train", "multidogo/train")  # those of them that are there
 PACKAGES = ("tokenizers", "tensorflow-datasets", "array-record", "numpy")
@@ -42,8 +43,8 @@ def seconds(action: Callable[[], object]) -> float:
 def seconds_to_prepare(out: str, *paths: str) -> float:
     """Of a second run, so that the files are in memory as the library's texts are."""
     config = PrepareConfig(train=paths, out=Path(out), overwrite=True)
-    prepare.run(config)
-    return seconds(lambda: prepare.run(config))
+    pipeline.run(config)
+    return seconds(lambda: pipeline.run(config))
 
 
 def seconds_to_encode(out: str, batch: str) -> float:
@@ -56,7 +57,7 @@ def seconds_to_encode(out: str, batch: str) -> float:
 
 def peak_to_prepare(out: str, path: str) -> float:
     """Most resident MB; VmHWM, for the peak that getrusage tells of a child starts at its parent's."""
-    prepare.run(PrepareConfig(train=(path,), out=Path(out)))
+    pipeline.run(PrepareConfig(train=(path,), out=Path(out)))
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -2,23 +2,27 @@
 
     python -m bench.scale
 
-The bytes are those of `bin/adapt --plan`, by its formula alone (`jaxtempl/memory.py`).
+The bytes are those of `bin/adapt --plan`, by its formula alone (`jaxtempl/planning/memory.py`).
 """
 
 from typing import NamedTuple
 
 from bench import common
-from jaxtempl import config, files, flops, launch, memory, plan
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.config import AdaptConfig
-from jaxtempl.devices import DEVICES, Device
-from jaxtempl.memory import Held, Piece
-from jaxtempl.models.stack import REMAT, Remat
+from jaxtempl import files
+from jaxtempl.config import sizes
+from jaxtempl.config.training import AdaptConfig
+from jaxtempl.models.scan import REMAT, Remat
+from jaxtempl.planning import estimate, memory
+from jaxtempl.planning.memory import DeviceMemory, MicrobatchShape
+from jaxtempl.specs import flops
+from jaxtempl.specs.accelerators import ACCELERATORS, Accelerator
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import trainer
 
 PAGE = common.ROOT / "docs" / "scale.md"
 SIZES = ("410m", "1.4b", "2.8b")
 STEPS, BATCH, LENGTH = 14_500, 1024, 2048  # Table 1 of the paper
-ROWS = launch.PIECE // LENGTH  # of a piece, a device
+ROWS = trainer.MICROBATCH_TOKENS // LENGTH  # of a piece, a device
 ENVIRONMENT = {"XLA_CLIENT_MEM_FRACTION": "0.92"}  # as in deploy/
 ROOM = 0.9  # of what JAX takes of a device's memory; the rest is for what no formula counts
 SHARE = 0.4  # of the peak, that the days are reckoned with
@@ -38,9 +42,9 @@ class Machine(NamedTuple):
     devices: int
 
     @property
-    def device(self) -> Device:
+    def device(self) -> Accelerator:
         """One of them."""
-        return DEVICES[self.kind]
+        return ACCELERATORS[self.kind]
 
 
 GPUS = {"a100-40": "A100 40 GB", "a100-80": "A100 80 GB", "h100": "H100 80 GB", "h200": "H200"}
@@ -51,7 +55,7 @@ MACHINES = (
 )
 
 
-def choose(size: str, machine: Machine) -> Piece | None:
+def choose(size: str, machine: Machine) -> MicrobatchShape | None:
     """The largest piece up to the default with the least computed again that fits; None where nothing does."""
     for rows in (ROWS, ROWS // 2, ROWS // 4):
         for remat in REMAT:
@@ -61,21 +65,23 @@ def choose(size: str, machine: Machine) -> Piece | None:
     return None
 
 
-def _piece(size: str, machine: Machine, rows: int, remat: Remat) -> Piece:
-    """What is computed at a time with so many rows a device, and no flag but `--accumulate` and `--remat`."""
+def _piece(size: str, machine: Machine, rows: int, remat: Remat) -> MicrobatchShape:
+    """Return the microbatch of this many rows a device, given `--remat` and the accumulation steps alone."""
     count = BATCH // (rows * machine.devices)
-    asked = AdaptConfig(size=size, batch=BATCH, accumulate=count, remat=remat, devices=machine.devices)
-    return plan.piece_of(asked, _architecture(size), machine.device, LENGTH)
+    asked = AdaptConfig(
+        size=size, batch_size=BATCH, gradient_accumulation_steps=count, remat=remat, devices=machine.devices
+    )
+    return estimate.microbatch_of(asked, _architecture(size), machine.device, LENGTH)
 
 
-def held(size: str, machine: Machine, piece: Piece) -> Held:
+def held(size: str, machine: Machine, piece: MicrobatchShape) -> DeviceMemory:
     """Bytes of a device."""
     return memory.by_formula(_architecture(size), piece, machine.device.lanes)
 
 
-def fits(device: Device, held: Held) -> bool:
+def fits(device: Accelerator, held: DeviceMemory) -> bool:
     """Whether that leaves a device the room that it should."""
-    return held.total <= ROOM * plan.usable(device, ENVIRONMENT)[0]
+    return held.total <= ROOM * estimate.usable(device, ENVIRONMENT)[0]
 
 
 def days(size: str, machine: Machine) -> float:
@@ -85,12 +91,12 @@ def days(size: str, machine: Machine) -> float:
 
 
 def _architecture(size: str) -> NeoXArchitecture:
-    return NeoXArchitecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
 def table(size: str) -> list[str]:
     """A size on all machines, as lines of Markdown."""
-    head = ["| machine | mesh | rows a piece | `--accumulate` | `--remat` | state | all | days |"]
+    head = ["| machine | mesh | rows a piece | `--gradient_accumulation_steps` | `--remat` | state | all | days |"]
     return [*head, "|---|---|---|---|---|---|---|---|", *(_row(size, machine) for machine in MACHINES)]
 
 

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
-from jaxtempl import files, flops, pages
-from jaxtempl.config import CONFIGS
+from jaxtempl import files
+from jaxtempl.config.paths import CONFIGS
+from jaxtempl.reports import html
 from jaxtempl.scaling import results, study
 from jaxtempl.scaling.figures import Drawer
-from jaxtempl.scaling.laws import data, findings
+from jaxtempl.scaling.laws import analysis, data
 from jaxtempl.scaling.laws.data import Row
+from jaxtempl.scaling.laws.forecast import Outlook, Point
 from jaxtempl.scaling.laws.mixtures import Ratio
-from jaxtempl.scaling.laws.outlook import Outlook, Point
 from jaxtempl.scaling.report import told
 from jaxtempl.scaling.study import Cell
+from jaxtempl.specs import flops
 
 RUN = Path("runs/scaling/laptop")
 STUDY = CONFIGS / "studies" / "laptop.yaml"
@@ -53,7 +55,7 @@ def main() -> None:
 def write(run: Path, baselines: Sequence[Path], corpora: Path | None) -> None:
     """The page, its numbers and its pictures."""
     rows = results.read(run)
-    found = findings.of(rows)
+    found = analysis.of(rows)
     drawer = Drawer(rows, found)
     for name, figure in {
         "3a": drawer.against("flops_all", "loss"),
@@ -64,7 +66,7 @@ def write(run: Path, baselines: Sequence[Path], corpora: Path | None) -> None:
         "labels": drawer.by_labels("loss"),
     }.items():
         if figure:
-            pages.save_png(figure, common.RESULTS / f"scaling-{name}.png")
+            html.save_png(figure, common.RESULTS / f"scaling-{name}.png")
     measured = {
         "machine": common.machine(("jax", "flax", "numpy", "scipy")),
         "hours": sum(line["seconds"] for line in files.read_lines(run / "seconds.jsonl")) / 3600,
@@ -99,7 +101,7 @@ def _compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _corpora(folder: Path) -> dict[str, Any]:
     rows = results.read(folder)
-    found = findings.of(rows)
+    found = analysis.of(rows)
     kept = ("D-CPT law", "data-constrained law")
     return {
         "cells": [{name: row[name] for name in SHOWN} for row in rows if row["corpus"] not in ("", "domain")],

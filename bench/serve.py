@@ -18,8 +18,9 @@ from typing import Any
 
 from bench import bundles, common, servers
 from bench.servers import Server
-from jaxtempl import config, sample
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.config import sizes
+from jaxtempl.synthetic import generator as synthetic_generator
+from jaxtempl.text.tokenizer import Tokenizer
 
 RATES = (20, 200)  # requests/s
 AIM = {"p50": 2.0, "p99": 5.0}  # milliseconds
@@ -43,9 +44,9 @@ PACKAGES = ("starlette", "uvicorn", "uvloop", "msgspec", "tokenizers", "sqlalche
 
 def cases(path: Path, kind: str) -> Path:
     """A file of cases whose one context has some 400 tokens; a number makes a message one that was not there before."""
-    made: Any = sample.cases(20 * CASES, 1)
+    made: Any = synthetic_generator.cases(20 * CASES, 1)
     texts = (str(message["text"]) for case in made for message in case["messages"])
-    tokenizer = Tokenizer(config.tokenizer_path(SIZE))
+    tokenizer = Tokenizer(sizes.tokenizer_path(SIZE))
     bases = [list(_until(texts, tokenizer)) for _ in range(CASES)]
     with path.open("w") as file:
         for number in range(CONTEXTS):

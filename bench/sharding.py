@@ -16,18 +16,19 @@ from typing import Any
 import jax
 
 from bench import common, hlo
-from jaxtempl import config, partition, programs
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import build
-from jaxtempl.partition import Shape
+from jaxtempl.config.sizes import read_size
+from jaxtempl.models import factory
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
+from jaxtempl.planning import compiled_step
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 SIZE, ROWS, LENGTH = "2.8b", 64, 2048
-MESHES = (Shape(1, 8, 1), Shape(1, 16, 1), Shape(1, 32, 1), Shape(1, 64, 1), Shape(2, 8, 4))
+MESHES = (MeshShape(1, 8, 1), MeshShape(1, 16, 1), MeshShape(1, 32, 1), MeshShape(1, 64, 1), MeshShape(2, 8, 4))
 UNWANTED = {"all-to-all": "moves data between all", "collective-permute": "passes data on"}
 SCALARS = 4096  # bytes; counts, norms and the like may go anywhere
 
 
-def faults(program: str, shapes: Any, rows: int, length: int, shape: Shape) -> list[str]:
+def faults(program: str, shapes: Any, rows: int, length: int, shape: MeshShape) -> list[str]:
     """What a compiled gradient does that sharding promises not to do, a line each.
 
     Args:
@@ -54,18 +55,21 @@ def _activation(sizes: tuple[int, ...], rows: int, length: int, tokens: set[int]
     return length in sizes[1:3] or bool(tokens & set(sizes[:1])) or sizes[:2] == (rows, length)
 
 
-def measure(architecture: NeoXArchitecture, shape: Shape) -> dict[str, Any]:
+def measure(architecture: NeoXArchitecture, shape: MeshShape) -> dict[str, Any]:
     """One mesh's row of the report; ends the run when something promised does not hold."""
-    mesh = partition.make_mesh(shape)
-    computed, updated = programs.gradient(architecture, mesh, ROWS, LENGTH), programs.update(architecture, mesh)
-    shapes = build.abstract_params(architecture, architecture.vocabulary)
+    mesh = make_mesh(shape)
+    computed, updated = (
+        compiled_step.gradient(architecture, mesh, ROWS, LENGTH),
+        compiled_step.update(architecture, mesh),
+    )
+    shapes = factory.abstract_params(architecture, architecture.vocabulary)
     wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)
     wrong += [f"the update moves {c.kind} {c.arrays}" for c in hlo.collectives(updated.text) if c.bytes > SCALARS]
     if wrong:
         sys.exit(f"mesh {shape}: " + "; ".join(wrong))
     return {
         "mesh": shape._asdict(),
-        "state_bytes": programs.state_bytes(architecture, shape),
+        "state_bytes": compiled_step.state_bytes(architecture, shape),
         "temporary_bytes": computed.temporary,
         "gradient": hlo.listed(computed.text),
         "update": hlo.listed(updated.text),
@@ -76,8 +80,8 @@ def page(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
     rows = results["meshes"]
     held = [
-        f"| {Shape(**row['mesh'])} | {Shape(**row['mesh']).devices} | {row['state_bytes'] / 1e9:.2f} | "
-        f"{row['state_bytes'] * Shape(**row['mesh']).fsdp * Shape(**row['mesh']).tensor / 1e9:.1f} | "
+        f"| {MeshShape(**row['mesh'])} | {MeshShape(**row['mesh']).devices} | {row['state_bytes'] / 1e9:.2f} | "
+        f"{row['state_bytes'] * MeshShape(**row['mesh']).fsdp * MeshShape(**row['mesh']).tensor / 1e9:.1f} | "
         f"{row['temporary_bytes'] / 1e9:.2f} |"
         for row in rows
     ]
@@ -102,7 +106,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _table(row: dict[str, Any]) -> list[str]:
-    lines = [f"## {Shape(**row['mesh'])}", "", "| | collective | where | times | MB each | largest array |"]
+    lines = [f"## {MeshShape(**row['mesh'])}", "", "| | collective | where | times | MB each | largest array |"]
     lines.append("|---|---|---|---|---|---|")
     for what in ("gradient", "update"):
         for c in row[what]:
@@ -113,11 +117,11 @@ def _table(row: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def main(meshes: Sequence[Shape] = MESHES) -> None:
+def main(meshes: Sequence[MeshShape] = MESHES) -> None:
     """Compiles, checks and writes docs/benchmarks/sharding.json and .md."""
     jax.config.update("jax_num_cpu_devices", max(shape.devices for shape in meshes))
     machine = common.machine(("jax", "flax", "optax"))
-    architecture = NeoXArchitecture(**config.size(SIZE)["architecture"])
+    architecture = NeoXArchitecture(**read_size(SIZE)["architecture"])
     rows = []
     for shape in meshes:
         print(f"mesh {shape}", flush=True)

@@ -19,25 +19,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench import common
-from jaxtempl import batches, pages
-from jaxtempl.config import tokenizer_path
-from jaxtempl.contexts import Contexts
-from jaxtempl.dataset import Dataset
-from jaxtempl.run import Run
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.data import loader
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.reports import html
+from jaxtempl.runs.run import Run
+from jaxtempl.text.tokenizer import Tokenizer
 
 WORK = Path("runs/star")  # in the project's root, where this runs
 # Shares of the rows drawn: star twice over, each companion less than once, 18.8 M tokens in all.
 MIXTURE = {"star": 0.40, "sgd": 0.45, "taskmaster4": 0.10, "multidogo": 0.05}
-ADAPT = ("--steps=4600", "--batch=8", "--rate=1.5e-3")
+ADAPT = ("--steps=4600", "--batch_size=8", "--learning_rate=1.5e-3")
 # Settings by number of labels, 0 being all of them; the longest first.
 FINETUNE = {
-    0: ("--epochs=3", "--rate=1e-3", "--clip=inf", "--beta2=0.999", "--decay=0.1"),
-    8_000: ("--epochs=2", "--rate=2e-3"),
-    2_000: ("--epochs=4", "--rate=3e-3"),
-    500: ("--epochs=10", "--rate=3e-3"),
+    0: ("--epochs=3", "--learning_rate=1e-3", "--max_grad_norm=inf", "--beta2=0.999", "--weight_decay=0.1"),
+    8_000: ("--epochs=2", "--learning_rate=2e-3"),
+    2_000: ("--epochs=4", "--learning_rate=3e-3"),
+    500: ("--epochs=10", "--learning_rate=3e-3"),
 }
-RANDOM_ALL = ("--epochs=2", "--rate=2e-3")  # from random weights with all labels, where nothing better was looked for
+RANDOM_ALL = (
+    "--epochs=2",
+    "--learning_rate=2e-3",
+)  # from random weights with all labels, where nothing better was looked for
 STARTS = {
     "adapted": [f"--from={WORK}/adapted"],
     "base": ["--size=nano"],
@@ -166,7 +170,7 @@ def _report(run: str, out: Path, *flags: str, core: int | None = None) -> dict[s
 def _padding() -> dict[str, float]:
     """Share of padding in star's labelled batches, and the tokens that buckets of lengths spare (decision 7)."""
     contexts = Contexts(Dataset(WORK / "data" / "star"), "train", Tokenizer(tokenizer_path("nano")))
-    stream = batches.from_step(batches.labelled_batches(contexts, 32, 8, 0), 0, 200)
+    stream = loader.batches_from(loader.labelled_batches(contexts, 32, 8, 0), 0, 200)
     drawn = [microbatch for batch in stream for microbatch in batch]
     real = sum(int(m["lengths"].sum()) for m in drawn)
     computed = sum(m["tokens"].size for m in drawn)
@@ -184,7 +188,7 @@ def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any
         "baselines": {str(c.labels): c.report["baselines"] for c in cells if c.report["baselines"]},
         "padding": padding,
     }
-    pages.save_png(_figure(cells), common.RESULTS / "star.png")
+    html.save_png(_figure(cells), common.RESULTS / "star.png")
     common.write("star", results, _page(machine, cells, results))
 
 
@@ -251,11 +255,11 @@ def _scores(metrics: dict[str, Any]) -> str:
 
 def _figure(cells: Sequence[Cell]) -> Figure:
     """Top-1 and top-5 against the number of labels, a line a start, n-grams dashed."""
-    with pages.drawing(height=3.8, width=9.2) as (figure, _):
+    with html.drawing(height=3.8, width=9.2) as (figure, _):
         figure.clear()
         for axes, name, title in zip(figure.subplots(1, 2), ("top1", "top5"), ("Top-1", "Top-5"), strict=True):
             _panel(axes, cells, name)
-            pages.logarithmic(axes, "x")
+            html.logarithmic(axes, "x")
             axes.set(xlabel="labels", title=title)
         figure.axes[0].legend(loc="lower right")
     return figure

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxtempl import config
-from jaxtempl.architecture import NeoXArchitecture
+from jaxtempl.config import sizes, training
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 RATE, DECAY = 1e-3, 0.01
 
@@ -51,23 +51,25 @@ class Side(NamedTuple):
 
 def architecture(size: str) -> NeoXArchitecture:
     """Of one of configs/sizes/."""
-    return NeoXArchitecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
 def jaxtempl(work: Work, length: int) -> Side:
     """This project's own compiled functions, called as `train.fit` calls them."""
     import jax
 
-    from jaxtempl import optim, partition, precision, tasks, train
-    from jaxtempl.models import build
-    from jaxtempl.partition import Shape
+    from jaxtempl.models import factory
+    from jaxtempl.parallel.mesh import MeshShape, make_mesh
+    from jaxtempl.training import objectives, precision, state
+    from jaxtempl.training.optimizer import adamw
+    from jaxtempl.training.step import compile_step
 
-    a, remat, mesh = architecture(work.size), _policy(work.remat), partition.make_mesh(Shape(1, 1, 1))
-    task = tasks.causal_lm(build.graphdef(a, a.vocabulary, precision.compute_dtype("auto"), remat))
-    optimizer = optim.adamw(config.AdaptConfig(rate=RATE, decay=DECAY), 1000)
-    params = build.random_params(a, a.vocabulary, 0)
-    functions = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
-    holder = [train.initial_state(params, optimizer, mesh)]
+    a, remat, mesh = architecture(work.size), _policy(work.remat), make_mesh(MeshShape(1, 1, 1))
+    task = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, precision.compute_dtype("auto"), remat))
+    optimizer = adamw(training.AdaptConfig(learning_rate=RATE, weight_decay=DECAY), 1000)
+    params = factory.random_params(a, a.vocabulary, 0)
+    functions = compile_step(task, optimizer, state.state_shardings(mesh, optimizer, params))
+    holder = [state.initial_state(params, optimizer, mesh)]
     del params  # the state's are a copy or the same
 
     def microbatch(tokens: np.ndarray) -> dict[str, Any]:
@@ -94,13 +96,13 @@ def _policy(remat: str) -> Any:
     """The name of a policy of `stack.REMAT`; `attention`, which keeps attention's output too, is tried here first."""
     import jax
 
-    from jaxtempl.models import stack
+    from jaxtempl.models import scan
 
     def keep(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
         dots: Any = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return "dot_product_attention_fwd" in primitive.name or dots(primitive, *arguments, **parameters)
 
-    policies: dict[Any, Any] = stack.REMAT
+    policies: dict[Any, Any] = scan.REMAT
     policies["attention"] = keep
     return remat
 
@@ -110,10 +112,10 @@ def torch(work: Work, length: int) -> Side:
     import torch
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-    from jaxtempl.models import config_json
+    from jaxtempl.huggingface import config
 
     gpu = torch.cuda.is_available()
-    settings = GPTNeoXConfig(**config_json.hugging_face_config(architecture(work.size), "lm"), use_cache=False)
+    settings = GPTNeoXConfig(**config.hugging_face_config(architecture(work.size), "lm"), use_cache=False)
     with torch.device("cuda" if gpu else "cpu"):
         model = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa").float().train()
     if work.remat == "full":

@@ -19,7 +19,7 @@ from bench import bundles, classifiers, common, servers
 SIZES, DTYPES = ("nano", "70m", "160m", "410m"), ("fp32", "int8")
 RATES = (1, 2, 5, 10, 20)
 BUDGET = 100  # milliseconds
-FLAGS = ("--timeout_ms=2000", "--batch=1")
+FLAGS = ("--timeout_ms=2000", "--max_batch_size=1")
 PACKAGES = ("onnxruntime", "tokenizers", "starlette", "uvicorn", "aiohttp")
 
 Report = dict[str, Any]

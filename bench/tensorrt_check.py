@@ -39,31 +39,34 @@ def write(size: str, folder: Path) -> dict[str, Any]:
     """The fp16 graph of a size, in a process that may use JAX."""
     import jax
 
-    from converters import onnx_export, onnx_graph
-    from converters.onnx_layers import Options
-    from jaxtempl import config
-    from jaxtempl.architecture import NeoXArchitecture
-    from jaxtempl.models import build
+    from converters.onnx import export
+    from converters.onnx import graph as onnx_graph
+    from converters.onnx.layers import Options
+    from jaxtempl.config.sizes import read_size
+    from jaxtempl.models import factory
+    from jaxtempl.specs.architecture import NeoXArchitecture
 
-    architecture = NeoXArchitecture(**config.size(size)["architecture"])
+    architecture = NeoXArchitecture(**read_size(size)["architecture"])
     seeds = itertools.count()
-    shapes = build.abstract_params(architecture, SLOTS - 24)
+    shapes = factory.abstract_params(architecture, SLOTS - 24)
     params = {name: jax.tree.map(lambda leaf: Random(leaf.shape, next(seeds)), part) for name, part in shapes.items()}
     for name in ("embed", "norm", "head"):  # which are no stacks
         params[name] = jax.tree.map(lambda leaf: Random((1, *leaf.shape), next(seeds))[0], shapes[name])
     graph = onnx_graph.build(params, architecture, Options("template", "fp16", slots=SLOTS))
-    onnx_export.save(graph, folder)
+    export.save(graph, folder)
     return {"nodes": len(graph.graph), "onnx_bytes": sum(path.stat().st_size for path in folder.iterdir())}
 
 
 def check(folder: Path) -> dict[str, Any]:
     """What became of the graph in a folder."""
-    from converters import tensorrt_check
-    from converters.tensorrt_engine import Wanted
-    from jaxtempl import bundle, text
+    from converters.tensorrt import check as tensorrt_check
+    from converters.tensorrt.check import module
+    from converters.tensorrt.engine import Wanted
+    from jaxtempl.bundle import bundle
+    from jaxtempl.text import window
 
-    wanted = Wanted(text.buckets(text.WINDOW), BATCH, compute_capability=CAPABILITY)
-    found = tensorrt_check.check(tensorrt_check.module(), folder / bundle.ONNX, wanted)
+    wanted = Wanted(window.buckets(window.WINDOW), BATCH, compute_capability=CAPABILITY)
+    found = tensorrt_check.check(module(), folder / bundle.ONNX, wanted)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     operators = {kind: use._asdict() for kind, use in found.operators.items()}
     told = {**dataclasses.asdict(found), "operators": operators, "kernels": len(found.kernels)}

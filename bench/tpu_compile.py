@@ -17,12 +17,14 @@ import jax
 
 from bench import common, hlo
 from bench.hlo import Collective
-from jaxtempl import config, files, partition, programs
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.devices import DEVICES
-from jaxtempl.models.stack import Remat
-from jaxtempl.partition import Shape
-from jaxtempl.programs import Program
+from jaxtempl import files
+from jaxtempl.config.sizes import read_size
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
+from jaxtempl.planning import compiled_step
+from jaxtempl.planning.compiled_step import Program
+from jaxtempl.specs.accelerators import ACCELERATORS
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 NAME = "tpu_compile"
 ROWS, LENGTH = 4, 2048  # a device's
@@ -72,16 +74,16 @@ def splash(program: str) -> dict[str, int]:
 def measure(case: Case) -> dict[str, Any]:
     """One row of the report."""
     start = time.perf_counter()
-    devices = programs.described(case.slice)
-    shape = Shape(1, len(devices), 1)
-    mesh = partition.make_mesh(shape, devices)
-    architecture = NeoXArchitecture(**config.size(case.size)["architecture"])
-    row = {**case._asdict(), "devices": len(devices), "state_bytes": programs.state_bytes(architecture, shape)}
-    gradient = programs.gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
-    update = programs.update(architecture, mesh)
+    devices = compiled_step.described(case.slice)
+    shape = MeshShape(1, len(devices), 1)
+    mesh = make_mesh(shape, devices)
+    architecture = NeoXArchitecture(**read_size(case.size)["architecture"])
+    row = {**case._asdict(), "devices": len(devices), "state_bytes": compiled_step.state_bytes(architecture, shape)}
+    gradient = compiled_step.gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
+    update = compiled_step.update(architecture, mesh)
     row |= {"gradient": _told(gradient), "update": _told(update), "splash": splash(gradient.text)}
     row["held_bytes"] = held(row["state_bytes"], gradient, update)
-    row["fits"] = row["held_bytes"] < DEVICES[case.chip].memory
+    row["fits"] = row["held_bytes"] < ACCELERATORS[case.chip].memory
     return {**row, "seconds": round(time.perf_counter() - start)}
 
 
@@ -139,7 +141,7 @@ def _line(row: dict[str, Any]) -> str:
     gradient = row["gradient"]
     sizes = (row["state_bytes"], gradient["argument_bytes"], gradient["output_bytes"], gradient["temporary_bytes"])
     told = " | ".join(f"{size / 1e9:.2f}" for size in (*sizes, row["held_bytes"]))
-    memory = DEVICES[row["slice"].partition(":")[0]].memory / 1e9
+    memory = ACCELERATORS[row["slice"].partition(":")[0]].memory / 1e9
     kernels = ", ".join(f"{name.removeprefix('splash_mha_')} {times}" for name, times in row["splash"].items())
     fits = "yes" if row["fits"] else "no"
     return (

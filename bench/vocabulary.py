@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from bench import common
-from jaxtempl import partition, programs, tasks
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import losses
-from jaxtempl.partition import Shape
+from jaxtempl.models import cross_entropy
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
+from jaxtempl.planning import compiled_step
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import objectives
 
 ROWS, LENGTH = 4, 2048
 SMALL = NeoXArchitecture(layers=1, hidden=1024, heads=1, feed_forward=1024, vocabulary=1, positions=LENGTH)
@@ -38,16 +39,16 @@ def plain_cross_entropy(
 def temporary(vocabulary: int) -> Iterator[tuple[str, int]]:
     """Bytes under each of LOSSES."""
     architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)
-    mesh = partition.make_mesh(Shape(1, 1, 1))
-    as_on_cpu = {mesh.devices.flat[0].platform: losses.CHUNK_LOGITS["cpu"]}
+    mesh = make_mesh(MeshShape(1, 1, 1))
+    as_on_cpu = {mesh.devices.flat[0].platform: cross_entropy.CHUNK_LOGITS["cpu"]}
     changes = {
-        "cpu": mock.patch.dict(losses.CHUNK_LOGITS, as_on_cpu),
-        "accelerator": mock.patch.dict(losses.CHUNK_LOGITS, clear=True),
-        "plain": mock.patch.object(tasks, "summed_cross_entropy", plain_cross_entropy),
+        "cpu": mock.patch.dict(cross_entropy.CHUNK_LOGITS, as_on_cpu),
+        "accelerator": mock.patch.dict(cross_entropy.CHUNK_LOGITS, clear=True),
+        "plain": mock.patch.object(objectives, "summed_cross_entropy", plain_cross_entropy),
     }
     for name in LOSSES:
         with changes[name]:
-            yield name, programs.gradient(architecture, mesh, ROWS, LENGTH).temporary
+            yield name, compiled_step.gradient(architecture, mesh, ROWS, LENGTH).temporary
 
 
 def page(results: dict[str, Any]) -> str:
@@ -71,8 +72,9 @@ def page(results: dict[str, Any]) -> str:
             "|---" * (len(LOSSES) + 1) + "|",
             *rows,
             "",
-            f"The chunked loss holds no array of more than {losses.CHUNK_LOGITS['cpu']:,} numbers on a CPU, and of",
-            f"{losses.ELSEWHERE:,} on an accelerator, but the head and its gradient: from there on it does not grow.",
+            "Apart from the head and its gradient, the chunked loss holds no array of more than "
+            f"{cross_entropy.CHUNK_LOGITS['cpu']:,} numbers on a CPU, "
+            f"or {cross_entropy.ELSEWHERE:,} on an accelerator.",
             "",
             common.described(results["machine"]),
             "",

@@ -7,14 +7,20 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxtempl import cli, config
-from jaxtempl.config import ConvertHuggingfaceConfig, ConvertOnnxConfig, ConvertTensorrtConfig, ConvertTritonConfig
+from jaxtempl import cli
+from jaxtempl.config import parsing
+from jaxtempl.config.converting import (
+    ConvertHuggingfaceConfig,
+    ConvertOnnxConfig,
+    ConvertTensorrtConfig,
+    ConvertTritonConfig,
+)
 
 CONVERTERS: dict[str, tuple[str, type]] = {
-    "huggingface": ("converters.huggingface", ConvertHuggingfaceConfig),
-    "onnx": ("converters.onnx_export", ConvertOnnxConfig),
-    "tensorrt": ("converters.tensorrt", ConvertTensorrtConfig),
-    "triton": ("converters.triton", ConvertTritonConfig),
+    "huggingface": ("converters.huggingface.export", ConvertHuggingfaceConfig),
+    "onnx": ("converters.onnx.export", ConvertOnnxConfig),
+    "tensorrt": ("converters.tensorrt.convert", ConvertTensorrtConfig),
+    "triton": ("converters.triton.convert", ConvertTritonConfig),
 }
 
 
@@ -29,8 +35,8 @@ def main(argv: Sequence[str]) -> None:
     if not name:
         return
     module, kind = CONVERTERS[name]
-    asked = config.parse(kind, argv[1:])
-    print(config.dump(asked), flush=True)
+    asked = parsing.parse(kind, argv[1:])
+    print(parsing.dump(asked), flush=True)
     importlib.import_module(module).main(asked)
 
 

@@ -18,7 +18,7 @@ def command(name: str) -> Callable[[Sequence[str]], None]:
     """
     if name not in COMMANDS:
         raise UsageError(f"command {name!r} is unknown; allowed: {', '.join(COMMANDS)}")
-    return importlib.import_module(f"jaxtempl.{name}").main
+    return importlib.import_module(f"jaxtempl.commands.{name}").main
 
 
 def main() -> None:

@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
-from jaxtempl.errors import UsageError, UserError
-from jaxtempl.interrupt import EXIT_CODE, Interrupted
+from jaxtempl.errors import INTERRUPTED_EXIT_CODE, Interrupted, UsageError, UserError
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -26,7 +25,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        return EXIT_CODE
+        return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader has gone: say no more
         return 141

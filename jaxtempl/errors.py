@@ -15,3 +15,14 @@ class UsageError(UserError):
 def first_line(error: BaseException) -> str:
     """What an error says first; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+INTERRUPTED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: all is saved
+    """A training stopped on request; the message says where it resumes."""
+
+
+class InterruptedEarly(Interrupted):
+    """A training stopped on request before its first step, with nothing to save."""

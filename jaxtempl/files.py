@@ -13,7 +13,8 @@ from typing import Any
 
 from jaxtempl.errors import UserError
 
-FORMAT = 1  # the version of every JSON artefact that this release writes and the newest that it reads
+FORMAT = 1  # of a JSON artefact that does not state another
+NEWEST_FORMAT = 2  # that this release reads: runs and evaluation reports have renamed keys since 1
 MOST_JSON = 64 * 2**20  # bytes of a JSON file; a tokenizer.json of 250,000 words has some 30 million
 
 
@@ -109,8 +110,8 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:  # of its syntax, its characters, its numbers or its depth
         raise UserError(f"{path} is not JSON: {error}") from None
     newer = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
-    if isinstance(newer, int) and newer > FORMAT:
-        raise UserError(f"{path} has format {newer}; this release reads up to {FORMAT}: update jaxtempl")
+    if isinstance(newer, int) and newer > NEWEST_FORMAT:
+        raise UserError(f"{path} has format {newer}; this release reads up to {NEWEST_FORMAT}: update jaxtempl")
     return value
 
 

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jaxtempl.serve import api, console
+from jaxtempl.serve import schema
+from jaxtempl.serve.console.page import routes
 
 SUGGESTED = [
     ("CARD_TRACKING", "Your card was mailed on {date} and should be with you shortly.", 0.62),
@@ -25,9 +26,9 @@ SUGGESTED = [
     ("LOOKING_INTO_IT", "Thank you for that. Please give me a moment while I look into this for you.", 0.004),
 ]
 OTHERS = [
-    api.TemplateAnswer("REFUND_PROCESSING", "The refund is being processed.", True),
-    api.TemplateAnswer("REFUND_NOT_SENT", "The merchant has not sent us this refund yet.", True),
-    api.TemplateAnswer("REFUND_2019", "We no longer say this about a refund.", False),
+    schema.TemplateAnswer("REFUND_PROCESSING", "The refund is being processed.", True),
+    schema.TemplateAnswer("REFUND_NOT_SENT", "The merchant has not sent us this refund yet.", True),
+    schema.TemplateAnswer("REFUND_2019", "We no longer say this about a refund.", False),
 ]
 CASES = [
     {
@@ -57,17 +58,17 @@ class StandIn:
     """
 
     def __init__(self) -> None:
-        self.contexts: list[api.SuggestRequest] = []
-        self.events: list[api.Event] = []
+        self.contexts: list[schema.SuggestRequest] = []
+        self.events: list[schema.Event] = []
         self.refuse: dict[str, list[int]] = {"/v1/suggest": [], "/v1/events": []}
         self.token = ""
         self.suggested = SUGGESTED
         self.no_suggestion: str | None = None
         self.version = "9f8e7d6c5b4a"
-        self.templates = [*(api.TemplateAnswer(id_, text, True) for id_, text, _ in SUGGESTED), *OTHERS]
+        self.templates = [*(schema.TemplateAnswer(id_, text, True) for id_, text, _ in SUGGESTED), *OTHERS]
         posts = [Route(path, self.answer, methods=["POST"]) for path in ("/v1/suggest", "/v1/events")]
         gets = [Route(path, self.answer) for path in ("/v1/model", "/v1/templates")]
-        self.app = Starlette(routes=[*posts, *gets, *console.routes(CASES)])
+        self.app = Starlette(routes=[*posts, *gets, *routes(CASES)])
 
     async def answer(self, request: Request) -> Response:
         """A refusal that is due, or what the path is for."""
@@ -79,7 +80,7 @@ class StandIn:
         answers: dict[str, Any] = {
             "/v1/suggest": self.suggest,
             "/v1/events": self.event,
-            "/v1/model": lambda _: api.ModelAnswer(
+            "/v1/model": lambda _: schema.ModelAnswer(
                 version=self.version, size="nano", dtype="fp32", backend="fake", window=512, buckets=[512], slots=9,
                 templates=7
             ),
@@ -88,14 +89,14 @@ class StandIn:
         return Response(msgspec.json.encode(answers[path](await request.body())), media_type="application/json")
 
     def refusal(self, status: int) -> Response:
-        body = msgspec.json.encode(api.ErrorAnswer("refused as a test wants it"))
+        body = msgspec.json.encode(schema.ErrorAnswer("refused as a test wants it"))
         return Response(body, status, {"Retry-After": "1"} if status == 429 else {}, "application/json")
 
-    def suggest(self, body: bytes) -> api.SuggestAnswer:
-        self.contexts.append(api.decode(api.SuggestRequest, body))
-        return api.SuggestAnswer(
+    def suggest(self, body: bytes) -> schema.SuggestAnswer:
+        self.contexts.append(schema.decode(schema.SuggestRequest, body))
+        return schema.SuggestAnswer(
             suggestion_id=f"{len(self.contexts):032x}",
-            suggestions=[] if self.no_suggestion else [api.Suggested(*each) for each in self.suggested],
+            suggestions=[] if self.no_suggestion else [schema.Suggested(*each) for each in self.suggested],
             model_version=self.version,
             tokens=143,
             dropped_messages=2,
@@ -104,7 +105,7 @@ class StandIn:
         )
 
     def event(self, body: bytes) -> dict[str, str]:
-        self.events.append(api.decode(api.Event, body))
+        self.events.append(schema.decode(schema.Event, body))
         return {}
 
     def told(self) -> list[tuple[str, int, str | None, int | None]]:

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import config_json, weights
+from jaxtempl.huggingface import config, save
 from jaxtempl.models.neox import NeoX
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 SMALL = NeoXArchitecture(layers=2, hidden=12, heads=2, feed_forward=20, vocabulary=17, rotary_fraction=1.0)
-OUTPUTS: dict[config_json.Head, int] = {"lm": 17, "template": 5}
+OUTPUTS: dict[config.Head, int] = {"lm": 17, "template": 5}
 
 
 def random_params(outputs: int) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def assert_same(one: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def saved(folder: Path, head: config_json.Head = "lm", **options: Any) -> dict[str, Any]:
+def saved(folder: Path, head: config.Head = "lm", **options: Any) -> dict[str, Any]:
     params = random_params(OUTPUTS[head])
-    weights.write(folder, SMALL, params, head, **options)
+    save.write(folder, SMALL, params, head, **options)
     return params
 
 

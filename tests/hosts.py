@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 
 # Before a command: no file of it may grow beyond 1 MB, which is what a full disk is to the writer of a checkpoint.
 NO_ROOM = ("sh", "-c", 'ulimit -f 2048; exec "$@"', "sh")

@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from postgres import postgres as postgres
 
-from jaxtempl.serve import events_tables
-from jaxtempl.serve.api import Event
-from jaxtempl.serve.events import Store, Suggestion
+from jaxtempl.serve.events import tables
+from jaxtempl.serve.events.store import Store, Suggestion
+from jaxtempl.serve.schema import Event
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
 ODD = 'o\'Neil "x"; -- 💳 \\ %s :a'
@@ -62,7 +62,7 @@ def keep(store: Store, *wanted: Event) -> list[Any]:
 
 
 def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
-    engine = events_tables.open_to_read(url)
+    engine = tables.open_to_read(url)
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(sa.select(table)).mappings()]
     engine.dispose()
@@ -71,7 +71,7 @@ def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
 
 def suggestions(url: str) -> set[str]:
     """Ids."""
-    return {row["suggestion_id"] for row in rows(url, events_tables.suggestions)}
+    return {row["suggestion_id"] for row in rows(url, tables.suggestions)}
 
 
 @contextlib.contextmanager

@@ -5,10 +5,10 @@ from typing import Any
 
 from tiny import dataset, make_run, template
 
-from converters import onnx_export
-from jaxtempl.bundle import Bundle
-from jaxtempl.config import ConvertOnnxConfig
-from jaxtempl.run import Run
+from converters.onnx import export
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config.converting import ConvertOnnxConfig
+from jaxtempl.runs.run import Run
 
 TEMPLATES = [
     template(0, "greet", text="Hello,\nhow can I help?"),
@@ -30,5 +30,5 @@ def run_on_data(folder: Path, templates: Any = TEMPLATES) -> tuple[Run, Path]:
 
 def bundle(made: Run, out: Path, **flags: Any) -> Bundle:
     """The run's bundle, by the real converter."""
-    onnx_export.main(ConvertOnnxConfig(**{"run": str(made.folder), "out": out, "verify_contexts": 20, **flags}))
+    export.main(ConvertOnnxConfig(**{"run": str(made.folder), "out": out, "verify_contexts": 20, **flags}))
     return Bundle.open(out)

@@ -10,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from jaxtempl import batches, boards, optim, partition, precision, tasks, train
-from jaxtempl.batches import Batch
-from jaxtempl.checkpoint import Checkpoints
-from jaxtempl.config import AdaptConfig
-from jaxtempl.models import build
-from jaxtempl.partition import Shape
-from jaxtempl.tracking import Tracker
-from jaxtempl.train import Plan, TrainState
+from jaxtempl.config.training import AdaptConfig
+from jaxtempl.data import loader
+from jaxtempl.data.loader import Batch
+from jaxtempl.models import factory
+from jaxtempl.parallel import mesh
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.runs.checkpoint import Checkpoints
+from jaxtempl.training import loggers, loop, objectives, optimizer, precision
+from jaxtempl.training.loop import Schedule
+from jaxtempl.training.state import TrainState, initial_state
+from jaxtempl.training.tracker import Tracker
 
 STEPS = 6
-CONFIG = AdaptConfig(steps=STEPS, rate=1e-2, warmup=0.2, decay=0.1, schedule="cosine")
-MESH = partition.make_mesh(Shape(1, 1, 1))
+CONFIG = AdaptConfig(steps=STEPS, learning_rate=1e-2, warmup_ratio=0.2, weight_decay=0.1, schedule="cosine")
+MESH = mesh.make_mesh(MeshShape(1, 1, 1))
 
 
 def rows(count: int = 24) -> list[dict[str, np.ndarray]]:
@@ -40,33 +43,33 @@ class Rig:
     def __init__(
         self, folder: Path, accumulate: int = 1, dtype: Any = jnp.float32, config: AdaptConfig = CONFIG
     ) -> None:
-        self.task = tasks.causal_lm(build.graphdef(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, dtype))
+        self.task = objectives.causal_lm(factory.make_graphdef(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, dtype))
         self.dtype, self.config = jnp.dtype(dtype), config
-        self.optimizer = optim.adamw(CONFIG, STEPS)
-        self.stream = batches.row_batches([(rows(), None)], 4, accumulate, seed=0)
+        self.optimizer = optimizer.adamw(CONFIG, STEPS)
+        self.stream = loader.row_batches([(rows(), None)], 4, accumulate, seed=0)
         self.folder, self.checkpoints = folder, Checkpoints(folder / "checkpoints")
 
     def fresh(self) -> TrainState:
-        params = build.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
-        return train.initial_state(params, self.optimizer, MESH, precision.loss_scale(self.dtype))
+        params = factory.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
+        return initial_state(params, self.optimizer, MESH, precision.loss_scale(self.dtype))
 
     def fit(
         self,
         state: TrainState,
         steps: int = STEPS,
-        plan: Plan | None = None,
+        plan: Schedule | None = None,
         spoil: int = -1,
         stopping: Callable[[], bool] = lambda: False,
     ) -> TrainState:
         def stream(first: int) -> Iterator[Batch]:
             return iter([self.stream[step] for step in range(first, steps)])
 
-        plan = plan or Plan(STEPS, save_every=3, recover_seconds=1e9)
+        plan = plan or Schedule(STEPS, save_every=3, recover_seconds=1e9)
         if spoil >= 0:
             state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
-        told = boards.opened(self.config, self.folder, int(state.step))
-        with Tracker(told, optim.rates(CONFIG, STEPS).item) as tracker:
-            return train.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker, stopping)
+        told = loggers.open_loggers(self.config, self.folder, int(state.step))
+        with Tracker(told, optimizer.learning_rates(CONFIG, STEPS).item) as tracker:
+            return loop.fit(self.task, self.optimizer, state, stream, None, plan, self.checkpoints, tracker, stopping)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxtempl import flops
 from jaxtempl.scaling import results
 from jaxtempl.scaling.study import architecture_of
+from jaxtempl.specs import flops
 
 SIZES = ("nano-0.6m", "nano-0.9m", "nano-1.3m", "nano-1.9m")
 STEPS = [75, 150, 225, 300, 375, 450, 525, 600]

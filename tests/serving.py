@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from test_bundle import graph, write
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 
 PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
 MESSAGES = [

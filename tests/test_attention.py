@@ -18,13 +18,16 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from bench import attention as bench
-from jaxtempl import optim, partition, tasks, train
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.config import ROOT, AdaptConfig
-from jaxtempl.models import attention, build, kernels, losses
-from jaxtempl.models.kernels import Kernel
-from jaxtempl.models.stack import Remat
-from jaxtempl.partition import Shape
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.training import AdaptConfig
+from jaxtempl.models import attention, cross_entropy, factory, flash_attention
+from jaxtempl.models.flash_attention import Kernel
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import rules
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import objectives, state, step
+from jaxtempl.training.optimizer import adamw
 
 LENGTH = 256
 SMALL = NeoXArchitecture(layers=2, hidden=160, heads=2, feed_forward=64, vocabulary=64)  # heads of 80 dims, as 2.8b has
@@ -36,13 +39,13 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Splash attention by Pallas's interpreter, in blocks of which a row has several."""
     make = functools.partial(splash_attention.make_splash_mha_single_device, interpret=True)
     monkeypatch.setattr(splash_attention, "make_splash_mha_single_device", make)
-    monkeypatch.setattr(kernels, "BLOCKS", (128,))
+    monkeypatch.setattr(flash_attention, "BLOCKS", (128,))
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """What JAX asks of a machine before it calls cuDNN, answered as one with a Hopper GPU does."""
-    monkeypatch.setattr(kernels, "own_capability", lambda: 9.0)
+    monkeypatch.setattr(flash_attention, "own_capability", lambda: 9.0)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
 
@@ -71,10 +74,10 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_choice(
     monkeypatch: pytest.MonkeyPatch, platform: str, capability: float, head_dim: int, dtype: Any, chosen: Kernel
 ) -> None:
-    monkeypatch.setattr(kernels, "own_capability", lambda: capability)
-    assert kernels.choose(platform, head_dim, dtype) == chosen
-    monkeypatch.setattr(kernels, "own_capability", lambda: 0.0)
-    assert kernels.choose(platform, head_dim, dtype, capability) == chosen, "of a GPU that is elsewhere"
+    monkeypatch.setattr(flash_attention, "own_capability", lambda: capability)
+    assert flash_attention.choose(platform, head_dim, dtype) == chosen
+    monkeypatch.setattr(flash_attention, "own_capability", lambda: 0.0)
+    assert flash_attention.choose(platform, head_dim, dtype, capability) == chosen, "of a GPU that is elsewhere"
 
 
 @pytest.mark.parametrize(("told", "capability"), [("9.0", 9.0), ("12.1", 12.1), ("gfx90a", 0.0), (None, 0.0)])
@@ -86,7 +89,7 @@ def test_the_capability_is_nvidias(monkeypatch: pytest.MonkeyPatch, told: str | 
             compute_capability = told
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert kernels.own_capability() == capability
+    assert flash_attention.own_capability() == capability
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,13 @@ def test_splash_is_xlas_attention(head_dim: int, dtype: Any, documents: bool) ->
 
 
 def test_blocks_are_the_greatest_that_divide_a_row() -> None:
-    assert [kernels._blocks(length).block_kv for length in (128, 384, 512, 768, 2048)] == [128, 128, 512, 256, 512]
+    assert [flash_attention._blocks(length).block_kv for length in (128, 384, 512, 768, 2048)] == [
+        128,
+        128,
+        512,
+        256,
+        512,
+    ]
 
 
 def numbers(length: int, dtype: Any = jnp.float32) -> jax.Array:
@@ -124,7 +133,7 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_xla)
     q, k, v = numbers(128)
-    got = jax.jit(functools.partial(kernels.causal, "cudnn"))(q, k, v)
+    got = jax.jit(functools.partial(flash_attention.causal, "cudnn"))(q, k, v)
     np.testing.assert_allclose(got, jax.jit(attention.causal)(q, k, v), atol=1e-5)
     assert asked == ["cudnn"]
 
@@ -135,7 +144,7 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_kernel_cannot_serve_is_xlas(kernel: Kernel, length: int, documents: bool) -> None:
     q, k, v = numbers(length, jnp.bfloat16)
     told = jnp.ones((2, length), jnp.int32) if documents else None
-    got = jax.jit(functools.partial(kernels.causal, kernel))(q, k, v, told)
+    got = jax.jit(functools.partial(flash_attention.causal, kernel))(q, k, v, told)
     np.testing.assert_array_equal(got, jax.jit(attention.causal)(q, k, v, told))
 
 
@@ -143,7 +152,7 @@ def test_what_a_kernel_cannot_serve_is_xlas(kernel: Kernel, length: int, documen
 @pytest.mark.usefixtures("interpreted")
 def test_another_document_changes_no_logit_of_its_neighbours(platform: str) -> None:
     """Exactly 0 in float32, before it and after it; without the mask those after it change."""
-    model: Any = nnx.merge(build.graphdef(SMALL, 64, platform=platform), build.random_params(SMALL, 64, 0))
+    model: Any = nnx.merge(factory.make_graphdef(SMALL, 64, platform=platform), factory.random_params(SMALL, 64, 0))
     assert model.blocks.attention.kernel == {"cpu": "xla", "tpu": "splash"}[platform]
     at = jnp.arange(LENGTH)
     documents = jnp.where(at < 70, 1, jnp.where(at < 140, 2, 3))[None].astype(jnp.uint16)
@@ -156,14 +165,16 @@ def test_another_document_changes_no_logit_of_its_neighbours(platform: str) -> N
     assert (logits(tokens, None)[140:] != logits(other, None)[140:]).any(axis=-1).all()
 
 
-def lowered(platform: str, shape: Shape, remat: Remat = "none", documents: bool = False) -> str:
+def lowered(platform: str, shape: MeshShape, remat: Remat = "none", documents: bool = False) -> str:
     """The gradient of a microbatch, lowered for a platform that need not be there."""
-    mesh, optimizer = partition.make_mesh(shape), optim.adamw(AdaptConfig(rate=1e-3), 10)
-    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
-    params = partition.placed(shapes, partition.shardings(mesh, shapes))
-    task = tasks.causal_lm(build.graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat, platform), documents)
-    functions: Any = train.compiled(task, optimizer, train.state_shardings(mesh, optimizer, params))
-    row = jax.ShapeDtypeStruct((8, LENGTH), jnp.int32, sharding=partition.rows(mesh))
+    mesh, optimizer = make_mesh(shape), adamw(AdaptConfig(learning_rate=1e-3), 10)
+    shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
+    params = rules.with_shardings(shapes, rules.shardings(mesh, shapes))
+    task = objectives.causal_lm(
+        factory.make_graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat, platform), documents
+    )
+    functions: Any = step.compile_step(task, optimizer, state.state_shardings(mesh, optimizer, params))
+    row = jax.ShapeDtypeStruct((8, LENGTH), jnp.int32, sharding=rules.row_sharding(mesh))
     traced = functions.gradient.trace(params, {"tokens": row, "segments": row}, None)
     return traced.lower(lowering_platforms=({"gpu": "cuda"}.get(platform, platform),)).as_text()
 
@@ -174,8 +185,10 @@ FORWARD, BACKWARD = "splash_mha_fwd{}_residuals", ("splash_mha_dkv{}_no_residual
 @pytest.mark.parametrize(
     ("remat", "forwards", "documents"), [("none", 1, True), ("dots", 2, False), ("full", 2, False)]
 )
-@pytest.mark.parametrize("shape", [Shape(1, 1, 1), Shape(2, 2, 2)], ids=str)
-def test_a_training_on_tpus_is_of_splash_attention(shape: Shape, remat: Remat, forwards: int, documents: bool) -> None:
+@pytest.mark.parametrize("shape", [MeshShape(1, 1, 1), MeshShape(2, 2, 2)], ids=str)
+def test_a_training_on_tpus_is_of_splash_attention(
+    shape: MeshShape, remat: Remat, forwards: int, documents: bool
+) -> None:
     """Once a layer forward, and once more where the backward pass computes layers again."""
     found = re.findall(r'kernel_name = "(\w+)"', lowered("tpu", shape, remat, documents))
     named = [name.format("_segmented" if documents else "") for name in (*[FORWARD] * forwards, *BACKWARD)]
@@ -183,9 +196,9 @@ def test_a_training_on_tpus_is_of_splash_attention(shape: Shape, remat: Remat, f
 
 
 @pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("full", 2)])
-@pytest.mark.parametrize("shape", [Shape(1, 1, 1), Shape(2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [MeshShape(1, 1, 1), MeshShape(2, 2, 2)], ids=str)
 @pytest.mark.usefixtures("hopper")
-def test_a_training_on_nvidia_is_of_cudnns_attention(shape: Shape, remat: Remat, forwards: int) -> None:
+def test_a_training_on_nvidia_is_of_cudnns_attention(shape: MeshShape, remat: Remat, forwards: int) -> None:
     program = lowered("gpu", shape, remat)
     assert re.findall(r"@__cudnn\$(\w+)", program) == ["fmhaSoftmax"] * forwards + ["fmhaSoftmaxBackward"]
     assert program.count("CAUSAL") == forwards + 1
@@ -194,14 +207,14 @@ def test_a_training_on_nvidia_is_of_cudnns_attention(shape: Shape, remat: Remat,
 
 @pytest.mark.usefixtures("hopper")
 def test_documents_on_nvidia_are_xlas() -> None:
-    assert "cudnn" not in lowered("gpu", Shape(1, 1, 1), documents=True)
+    assert "cudnn" not in lowered("gpu", MeshShape(1, 1, 1), documents=True)
 
 
 def test_the_loss_is_cut_as_the_platform_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not as this process's own platform does."""
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", LENGTH * SMALL.vocabulary)  # a row of 8 rows at a time
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", LENGTH * SMALL.vocabulary)  # a row of 8 rows at a time
     whole, part = (f"tensor<{8 * positions}x{SMALL.vocabulary}xf32>" for positions in (LENGTH, LENGTH // 8))
-    cpu, tpu = lowered("cpu", Shape(1, 1, 1)), lowered("tpu", Shape(1, 1, 1))
+    cpu, tpu = lowered("cpu", MeshShape(1, 1, 1)), lowered("tpu", MeshShape(1, 1, 1))
     assert (part in cpu, whole in cpu) == (True, False)
     assert (part in tpu, whole in tpu) == (False, True)
 

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxtempl import baselines, metrics
-from jaxtempl.cases import Case, Message
-from jaxtempl.examples import Examples, known
+from jaxtempl.data.examples import Examples, known
+from jaxtempl.evaluation import baselines, metrics
+from jaxtempl.text.cases import Case, Message
 
 WISHES = ("refund my money", "block my card", "change the address", "raise my limit")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import serving
 
-from jaxtempl.bundle import Bundle
+from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
 from jaxtempl.serve.batcher import Batcher, FailedError, FullError, LateError, SupersededError
+from jaxtempl.serve.inference.model import Model
 from jaxtempl.serve.metrics import Metrics
-from jaxtempl.serve.model import Model
 
 SLOTS = 7
 

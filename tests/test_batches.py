@@ -9,13 +9,15 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl import batches, config, tasks
-from jaxtempl.config import tokenizer_path
-from jaxtempl.contexts import Context, Contexts
-from jaxtempl.dataset import Dataset
+from jaxtempl.config import mixture
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.data import loader
+from jaxtempl.data.contexts import Context, Contexts
+from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import build
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.models import factory
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.training import objectives
 
 LENGTHS = (64, 128, 256, 512)
 
@@ -35,7 +37,7 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> Contexts:
 
 
 def test_an_epoch_sees_each_row_once_and_the_next_in_another_order() -> None:
-    stream = batches.row_batches([(rows(12), None)], 4, 2, seed=1)
+    stream = loader.row_batches([(rows(12), None)], 4, 2, seed=1)
     first, second = seen(stream, range(3)), seen(stream, range(3, 6))
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
@@ -43,37 +45,37 @@ def test_an_epoch_sees_each_row_once_and_the_next_in_another_order() -> None:
 
 def test_a_step_is_the_same_whenever_it_is_asked_for_and_another_under_another_seed() -> None:
     def stream(seed: int) -> Any:
-        return batches.row_batches([(rows(12), None)], 4, 1, seed)
+        return loader.row_batches([(rows(12), None)], 4, 1, seed)
 
     assert seen(stream(1), range(5, 6)) == seen(stream(1), range(5, 6)) == seen(stream(1), range(6))[20:]
     assert seen(stream(1), range(3)) != seen(stream(2), range(3))
 
 
 def test_reading_ahead_changes_no_batch() -> None:
-    stream = batches.row_batches([(rows(12), None)], 4, 1, seed=1)
-    ahead = [batch[0]["tokens"] for batch in batches.from_step(stream, 3, 9)]
+    stream = loader.row_batches([(rows(12), None)], 4, 1, seed=1)
+    ahead = [batch[0]["tokens"] for batch in loader.batches_from(stream, 3, 9)]
     np.testing.assert_array_equal(ahead, [stream[step][0]["tokens"] for step in range(3, 9)])
 
 
 def test_a_mixture_draws_by_weight_and_without_weights_by_size() -> None:
     sources = [(rows(30), 3.0), (rows(100, first=1000), 1.0)]
-    drawn = seen(batches.row_batches(sources, 4, 1, seed=0), range(25))
+    drawn = seen(loader.row_batches(sources, 4, 1, seed=0), range(25))
     assert sum(token < 1000 for token in drawn) == 75
-    equal = seen(batches.row_batches([(r, None) for r, _ in sources], 13, 1, seed=0), range(10))
+    equal = seen(loader.row_batches([(r, None) for r, _ in sources], 13, 1, seed=0), range(10))
     assert len(set(equal)) >= 128  # mixing rounds each source's share, so the last of one may come a draw late
 
 
 def test_pieces_of_a_batch_hold_its_rows() -> None:
-    whole, cut = (batches.row_batches([(rows(12), None)], 6, n, seed=3) for n in (1, 3))
+    whole, cut = (loader.row_batches([(rows(12), None)], 6, n, seed=3) for n in (1, 3))
     assert [len(m["tokens"]) for m in cut[0]] == [2, 2, 2]
     assert seen(whole, range(2)) == seen(cut, range(2))
     with pytest.raises(UserError, match="does not divide"):
-        batches.row_batches([(rows(12), None)], 6, 4, seed=3)
+        loader.row_batches([(rows(12), None)], 6, 4, seed=3)
 
 
 def test_a_dataset_without_rows_is_refused() -> None:
     with pytest.raises(UserError, match="no packed training rows"):
-        batches.row_batches([(rows(3), None), ([], None)], 1, 1, seed=0)
+        loader.row_batches([(rows(3), None), ([], None)], 1, 1, seed=0)
 
 
 @given(
@@ -83,7 +85,7 @@ def test_a_dataset_without_rows_is_refused() -> None:
 )
 def test_microbatches_hold_each_context_once_in_fixed_shapes(lengths: list[int], budget: int, most: int) -> None:
     made = [Context([i % 500 + 2] * n, i) for i, n in enumerate(lengths)]
-    batch = batches.microbatches(made, LENGTHS, budget, most)
+    batch = loader.microbatches(made, LENGTHS, budget, most)
     allowed = {(min(max(budget // length, 1), most), length) for length in LENGTHS}
     assert {m["tokens"].shape for m in batch} <= allowed
     real = [
@@ -108,34 +110,34 @@ def grouped(lengths: list[int], budget: int, most: int) -> list[tuple[int, int, 
 
 def test_lengths_change_the_cost_and_never_the_gradient(contexts: Contexts) -> None:
     """One batch cut by length, and the same contexts each padded to the window in one piece."""
-    task = tasks.template(build.graphdef(tiny.ARCHITECTURE, 4))
-    params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(tiny.ARCHITECTURE, 4, 0))
+    task = objectives.template_classification(factory.make_graphdef(tiny.ARCHITECTURE, 4))
+    params = jax.tree.map(lambda leaf: leaf * 4, factory.random_params(tiny.ARCHITECTURE, 4, 0))
     drawn = [contexts[i] for i in range(11)]
-    cut = batches.microbatches(drawn, (8, 16, 32), 64, 16)
+    cut = loader.microbatches(drawn, (8, 16, 32), 64, 16)
     assert len({m["tokens"].shape for m in cut}) > 1
     gradient = jax.jit(jax.grad(lambda p, m: task.loss(p, m)[0]))
     parts = [gradient(params, dict(m)) for m in cut]
-    (whole,) = batches.microbatches(drawn, (32,), 32 * 11, 11)
+    (whole,) = loader.microbatches(drawn, (32,), 32 * 11, 11)
     expected = gradient(params, dict(whole))
     added = jax.tree.map(lambda *leaves: sum(leaves), *parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), added, expected)
 
 
 def test_more_padding_changes_no_logit(contexts: Contexts) -> None:
-    params = jax.tree.map(lambda leaf: leaf * 4, build.random_params(tiny.ARCHITECTURE, 4, 0))
-    loss = tasks.template(build.graphdef(tiny.ARCHITECTURE, 4)).loss
-    short, long = (batches.microbatches([contexts[0]], (n,), n, 1)[0] for n in (32, 64))
+    params = jax.tree.map(lambda leaf: leaf * 4, factory.random_params(tiny.ARCHITECTURE, 4, 0))
+    loss = objectives.template_classification(factory.make_graphdef(tiny.ARCHITECTURE, 4)).loss
+    short, long = (loader.microbatches([contexts[0]], (n,), n, 1)[0] for n in (32, 64))
     a, b = (jax.jit(loss)(params, dict(m))[0] for m in (short, long))
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_smaller_label_subsets_lie_inside_larger_ones(contexts: Contexts) -> None:
-    subsets = [set(batches.nested(100, n, seed=5).tolist()) for n in (5, 20, 100)]
+    subsets = [set(loader.nested_subset(100, n, seed=5).tolist()) for n in (5, 20, 100)]
     assert [len(subset) for subset in subsets] == [5, 20, 100]
     assert subsets[0] < subsets[1] < subsets[2]
-    assert set(batches.nested(100, 0, seed=5).tolist()) == subsets[2]
+    assert set(loader.nested_subset(100, 0, seed=5).tolist()) == subsets[2]
     with pytest.raises(UserError, match="more than the 100"):
-        batches.nested(100, 101, seed=5)
+        loader.nested_subset(100, 101, seed=5)
 
 
 def test_a_context_is_what_comes_before_its_label(contexts: Contexts) -> None:
@@ -146,8 +148,8 @@ def test_a_context_is_what_comes_before_its_label(contexts: Contexts) -> None:
 
 
 def test_labelled_batches_are_a_function_of_the_step(contexts: Contexts) -> None:
-    stream = batches.labelled_batches(contexts, 8, 2, seed=0)
-    again = batches.labelled_batches(contexts, 8, 2, seed=0)
+    stream = loader.labelled_batches(contexts, 8, 2, seed=0)
+    again = loader.labelled_batches(contexts, 8, 2, seed=0)
     for a, b in zip(stream[4], again[4], strict=True):
         jax.tree.map(np.testing.assert_array_equal, dict(a), dict(b))
     slots = [s for step in range(6) for m in stream[step] for s, w in zip(m["slots"], m["weights"], strict=True) if w]
@@ -158,15 +160,15 @@ def test_labelled_batches_are_a_function_of_the_step(contexts: Contexts) -> None
     ("epochs", "rows", "batch", "steps"), [(1.0, 125_000, 128, 977), (2.0, 64, 32, 4), (0.5, 3, 8, 1)]
 )
 def test_steps_of_an_epoch(epochs: float, rows: int, batch: int, steps: int) -> None:
-    assert batches.steps_in(epochs, rows, batch) == steps
+    assert loader.steps_for_epochs(epochs, rows, batch) == steps
 
 
 def test_a_mixture_is_read_from_its_flag() -> None:
-    assert config.mixture("a,b/c") == [(Path("a"), None), (Path("b/c"), None)]
-    assert config.mixture("a:0.4,b:2") == [(Path("a"), 0.4), (Path("b"), 2.0)]
+    assert mixture.parse_mixture("a,b/c") == [(Path("a"), None), (Path("b/c"), None)]
+    assert mixture.parse_mixture("a:0.4,b:2") == [(Path("a"), 0.4), (Path("b"), 2.0)]
     for wrong in ("a:0,b:1", "a:x", "a:1,b", "", "a:-1"):
         with pytest.raises(UsageError):
-            config.mixture(wrong)
+            mixture.parse_mixture(wrong)
 
 
 def test_a_missing_dataset_teaches_prepare(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import common, sgd, star
-from jaxtempl.cases import case_from
+from jaxtempl.text.cases import case_from
 
 STAR: dict[str, Any] = {
     "DialogueID": 7,

@@ -14,11 +14,13 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
-from jaxtempl import flops, tasks
-from jaxtempl.architecture import BertArchitecture
 from jaxtempl.errors import UserError
-from jaxtempl.models import attention, bert, build, config_json, weights
-from jaxtempl.models.tables import BERT, Head
+from jaxtempl.huggingface import checks, config, load, save
+from jaxtempl.huggingface.mapping import BERT, Head
+from jaxtempl.models import attention, bert, factory
+from jaxtempl.specs import flops
+from jaxtempl.specs.architecture import BertArchitecture
+from jaxtempl.training import objectives
 
 TOLERANCE = 1e-4  # of the largest value
 SLOTS = 7
@@ -49,21 +51,21 @@ def scaled_up(model: torch.nn.Module) -> None:
 
 
 def theirs(a: BertArchitecture, kind: Any, folder: Path, head: Head = "lm") -> Any:
-    keys = config_json.hugging_face_config(a, head) | {"num_labels": SLOTS}
+    keys = config.hugging_face_config(a, head) | {"num_labels": SLOTS}
     model = kind(BertConfig(**keys, attn_implementation="eager")).eval()
     scaled_up(model)
     model.save_pretrained(folder)
     return model
 
 
-def ours(read: weights.Weights) -> Any:
+def ours(read: load.Weights) -> Any:
     slots = SLOTS if read.head == "template" else None
-    return nnx.merge(build.graphdef(read.architecture, slots), jax.tree.map(jnp.asarray, read.params))
+    return nnx.merge(factory.make_graphdef(read.architecture, slots), jax.tree.map(jnp.asarray, read.params))
 
 
 def pair(a: BertArchitecture, head: Head, folder: Path) -> Pair:
     model = theirs(a, CLASSES[head], folder, head)
-    read = weights.read(folder, a)
+    read = load.read(folder, a)
     assert read.head == head
     params = {part: tree for part, tree in read.params.items() if head == "template" or part != "pooler"}
     return Pair(model, ours(read._replace(params=params)))
@@ -131,10 +133,10 @@ def test_documents_kept_apart_do_not_see_each_other() -> None:
 @pytest.mark.parametrize("head", ["lm", "template"])
 def test_what_is_written_is_read_bit_for_bit_and_loads_in_transformers(head: Head, tmp_path: Path) -> None:
     model = theirs(ODD, CLASSES[head], tmp_path / "theirs", head)
-    read = weights.read(tmp_path / "theirs", ODD)
+    read = load.read(tmp_path / "theirs", ODD)
     (tmp_path / "ours").mkdir()
-    weights.write(tmp_path / "ours", ODD, read.params, head, {"num_labels": SLOTS})
-    again = weights.read(tmp_path / "ours", ODD)
+    save.write(tmp_path / "ours", ODD, read.params, head, {"num_labels": SLOTS})
+    again = load.read(tmp_path / "ours", ODD)
     assert jax.tree.structure(again.params) == jax.tree.structure(read.params)
     jax.tree.map(np.testing.assert_array_equal, again.params, read.params)
     loaded, told = CLASSES[head].from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -145,13 +147,13 @@ def test_what_is_written_is_read_bit_for_bit_and_loads_in_transformers(head: Hea
 
 def test_a_base_model_gives_all_but_a_head(tmp_path: Path) -> None:
     theirs(ODD, BertModel, tmp_path)
-    found = weights.check(tmp_path, ODD)
+    found = checks.check(tmp_path, ODD)
     assert (found.head, found.parts) == (None, {"embed", "blocks", "pooler"})
 
 
 def test_a_masked_language_model_gives_no_pooler(tmp_path: Path) -> None:
     theirs(ODD, BertForMaskedLM, tmp_path)
-    found = weights.check(tmp_path, ODD)
+    found = checks.check(tmp_path, ODD)
     assert (found.head, found.parts) == ("lm", {"embed", "blocks", "head"})
 
 
@@ -165,9 +167,9 @@ def test_published_files_are_read_with_what_they_have_more(tmp_path: Path) -> No
     older["cls.seq_relationship.bias"] = np.zeros(2, np.float32)
     older["bert.pooler.dense.weight"] = np.ones((ODD.hidden, ODD.hidden), np.float32)
     older["bert.pooler.dense.bias"] = np.ones(ODD.hidden, np.float32)
-    before = weights.read(tmp_path, ODD).params
+    before = load.read(tmp_path, ODD).params
     save_file(older, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    after = weights.read(tmp_path, ODD).params
+    after = load.read(tmp_path, ODD).params
     np.testing.assert_array_equal(after.pop("pooler")["bias"], np.ones(ODD.hidden))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
@@ -179,7 +181,7 @@ def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
     del stored[name]
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=rf"cannot be read as BERT weights: {re.escape(name[5:])} is missing"):
-        weights.read(tmp_path, ODD)
+        load.read(tmp_path, ODD)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +196,12 @@ def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
 )
 def test_another_model_is_refused(key: str, value: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        config_json.architecture_from(config_json.hugging_face_config(ODD, "lm") | {key: value})
+        config.architecture_from(config.hugging_face_config(ODD, "lm") | {key: value})
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
 def test_our_config_reads_back(head: Head) -> None:
-    assert config_json.architecture_from(config_json.hugging_face_config(ODD, head)) == ODD
+    assert config.architecture_from(config.hugging_face_config(ODD, head)) == ODD
 
 
 def masked(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
@@ -224,13 +226,13 @@ def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path)
     )
     expected = (each * torch.tensor(batch["weights"].reshape(-1))).sum()
     expected.backward()
-    task = tasks.masked_lm(build.graphdef(ODD))
-    params = jax.tree.map(jnp.asarray, weights.read(tmp_path, ODD).params)
+    task = objectives.masked_lm(factory.make_graphdef(ODD))
+    params = jax.tree.map(jnp.asarray, load.read(tmp_path, ODD).params)
     (loss, sums), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, jax.tree.map(jnp.asarray, batch))
     assert_close(loss, expected)
     assert float(sums["weight"]) == 2 * len(LENGTHS)
     (tmp_path / "gradient").mkdir()
-    weights.write(tmp_path / "gradient", ODD, gradient, "lm")
+    save.write(tmp_path / "gradient", ODD, gradient, "lm")
     mine = load_file(tmp_path / "gradient" / "model.safetensors")
     own = {name: weight.grad for name, weight in model.named_parameters()}
     assert set(mine) <= set(own)
@@ -242,9 +244,10 @@ def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path)
 
 @pytest.mark.parametrize(("size", "total"), [("bert-tiny", 4_416_698), ("bert-base", 109_514_298)])
 def test_sizes_have_the_parameters_that_transformers_counts(size: str, total: int) -> None:
-    from jaxtempl import architecture, config
+    from jaxtempl.config import sizes
     from jaxtempl.models.neox import parameter_count
+    from jaxtempl.specs import architecture
 
-    a = architecture.of(config.size(size)["architecture"])
+    a = architecture.architecture_from(sizes.read_size(size)["architecture"])
     assert isinstance(a, BertArchitecture)
-    assert flops.parameters(a) == parameter_count(build.abstract_params(a)) == total
+    assert flops.parameters(a) == parameter_count(factory.abstract_params(a)) == total

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtempl import cli, files, run, text
+from jaxtempl import cli, files
 from jaxtempl.__main__ import command
-from jaxtempl.config import PrepareConfig
-from jaxtempl.contexts import Contexts
-from jaxtempl.dataset import Dataset
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.dataset import Dataset
 from jaxtempl.prepare import pipeline
+from jaxtempl.runs import run
+from jaxtempl.text import formats
 
-FLAGS = ("--batch=4", "--accumulate=1")
+FLAGS = ("--batch_size=4", "--gradient_accumulation_steps=1")
 
 
 def call(name: str, *flags: str) -> int:
@@ -32,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def adapted(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adapted") / "run"
-    given = ("--size=bert-tiny", "--weights=random", f"--data={data.folder}", "--rate=1e-3", *FLAGS)
+    given = ("--size=bert-tiny", "--weights=random", f"--data={data.folder}", "--learning_rate=1e-3", *FLAGS)
     assert call("adapt", *given, "--steps=4", "--save_every=2", f"--out={out}") == 0
     return out
 
@@ -60,8 +62,17 @@ def test_the_labelled_contexts_can_be_adapted_to(adapted: Path, data: Dataset, t
 def test_the_best_epoch_is_kept_and_a_report_on_what_chose_it_says_so(
     adapted: Path, data: Dataset, tmp_path: Path, select: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = (f"--from={adapted}", f"--data={data.folder}", "--length=32", "--epochs=3", "--batch=16", "--rate=3e-3")
-    assert call("finetune", *given, "--accumulate=1", f"--select={select}", f"--out={tmp_path}/run") == 0
+    given = (
+        f"--from={adapted}",
+        f"--data={data.folder}",
+        "--length=32",
+        "--epochs=3",
+        "--batch_size=16",
+        "--learning_rate=3e-3",
+    )
+    assert (
+        call("finetune", *given, "--gradient_accumulation_steps=1", f"--select={select}", f"--out={tmp_path}/run") == 0
+    )
     found, step = run.resolve(str(tmp_path / "run"))
     measured = {m["step"]: m["validation_loss"] for m in found.metrics() if "validation_loss" in m}
     assert len(found.checkpoints.steps()) >= 3
@@ -76,8 +87,8 @@ def test_the_best_epoch_is_kept_and_a_report_on_what_chose_it_says_so(
 
 
 def test_a_window_lies_between_the_special_tokens_and_within_the_limit(data: Dataset) -> None:
-    from jaxtempl.config import tokenizer_path
-    from jaxtempl.tokenizer import Tokenizer
+    from jaxtempl.config.sizes import tokenizer_path
+    from jaxtempl.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(tokenizer_path("bert-tiny"))
     contexts = Contexts(data, "train", tokenizer, 16)
@@ -87,7 +98,7 @@ def test_a_window_lies_between_the_special_tokens_and_within_the_limit(data: Dat
         assert (tokens[0], tokens[-1]) == (101, 102)
         assert not set(tokens[1:-1]) & tokenizer.special
     messages = data.cases("train")[0].messages
-    whole = [i for ids in tokenizer.encode(text.pieces(messages)) for i in ids]
+    whole = [i for ids in tokenizer.encode(formats.pieces(messages)) for i in ids]
     assert Contexts(data, "train", tokenizer, 64).window(messages) == [101, *whole, 102]
 
 
@@ -97,6 +108,12 @@ def test_rows_that_are_longer_than_bert_has_positions_are_refused(
     tiny.dataset(tmp_path / "made")
     given = {split: (str(tmp_path / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
     pipeline.run(PrepareConfig(**given, size="bert-tiny", length=513, out=tmp_path / "data"))
-    given = ("--size=bert-tiny", "--weights=random", f"--data={tmp_path}/data", f"--out={tmp_path}/run", "--batch=1")
+    given = (
+        "--size=bert-tiny",
+        "--weights=random",
+        f"--data={tmp_path}/data",
+        f"--out={tmp_path}/run",
+        "--batch_size=1",
+    )
     assert call("adapt", *given) == 1
     assert "at most the model's 512 positions" in capsys.readouterr().err

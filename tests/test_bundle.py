@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from imports import without
 from made import TEMPLATES
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_walls import without
 from tiny import ASSETS
 
-from jaxtempl import bundle, files, onnx_file
-from jaxtempl.bundle import Bundle
-from jaxtempl.config import ROOT
+from jaxtempl import files
+from jaxtempl.bundle import bundle, onnx_check
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
-from jaxtempl.serve.backends import OnnxRuntime
-from jaxtempl.serve.suggester import of_bundle
+from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.serve.inference.suggester import bundle_suggester
 
 FACTS: dict[str, Any] = {
     "model": "model.onnx",
@@ -209,7 +210,7 @@ def test_a_file_too_large_for_onnx_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**31 + 1)  # a hole: takes no room
     with pytest.raises(UserError, match="an ONNX file has at most"):
-        onnx_file.load(path)
+        onnx_check.load(path)
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_an_engine_without_its_gpu_is_refused_in_one_line(tmp_path: Path) -> Non
     (folder / "model.onnx").rename(folder / "model.plan")
     bundle.write(folder, FACTS | {"model": "model.plan"})
     with pytest.raises(UserError, match="run it on the machine with the GPU"):
-        of_bundle(Bundle.open(folder))
+        bundle_suggester(Bundle.open(folder))
 
 
 TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "tensorflow_datasets", "onnx_ir"}
@@ -288,4 +289,4 @@ suggest.main(["--bundle={folder}", "examples/case.json"])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("%") == 5
-    assert "jax" in without(TRAINING, ["jaxtempl.forward"]).stderr
+    assert "jax" in without(TRAINING, ["jaxtempl.evaluation.predict"]).stderr

@@ -17,12 +17,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtempl import sources as source_files
-from jaxtempl.cases import Case, Message, case_from
-from jaxtempl.decoding import CaseDecoder
 from jaxtempl.errors import UserError
-from jaxtempl.reader import DigestSet, Quarantine, Reader, digest_of
-from jaxtempl.sources import sources
+from jaxtempl.text import records as text_records
+from jaxtempl.text.cases import Case, Message, case_from
+from jaxtempl.text.decoding import CaseDecoder
+from jaxtempl.text.ingest import CaseReader, DigestSet, Quarantine, digest_of
+from jaxtempl.text.records import _name, find_files
 
 GOOD = {
     "case_id": "a-1",
@@ -43,18 +43,18 @@ def message(**changes: Any) -> dict[str, Any]:
     return {"messages": [{"role": "customer", "text": "hi", **changes}]}
 
 
-def read(tmp_path: Path, *paths: str, label: str = "template") -> tuple[list[Case], list[dict[str, Any]], Reader]:
+def read(tmp_path: Path, *paths: str, label: str = "template") -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
     """The good cases, the quarantined lines, and the reader with its counts."""
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
-    reader = Reader(quarantine, label)
-    good = list(reader.cases([source for path in paths for source in sources(path)]))
+    reader = CaseReader(quarantine, label)
+    good = list(reader.cases([source for path in paths for source in find_files(path)]))
     bad = [json.loads(record) for record in quarantine.path.read_text().splitlines()]
     assert quarantine.good == len(good)
     assert quarantine.reasons.total() == len(bad)
     return good, bad, reader
 
 
-def read_lines(tmp_path: Path, *lines: bytes) -> tuple[list[Case], list[dict[str, Any]], Reader]:
+def read_lines(tmp_path: Path, *lines: bytes) -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return read(tmp_path, str(tmp_path / "in.jsonl"))
 
@@ -137,8 +137,8 @@ def test_a_bad_record_is_set_aside_and_nothing_good_is_lost(tmp_path: Path, kind
 
 
 def test_a_line_over_the_limit_is_skipped_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_files, "LINE_LIMIT", 1000)
-    monkeypatch.setattr(source_files, "BLOCK", 64)
+    monkeypatch.setattr(text_records, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(text_records, "BLOCK", 64)
     long = line("long", **message(text="x" * 5000))
     good, bad, _ = read_lines(tmp_path, line("a"), long, line("z"), long)
     assert [case.case_id for case in good] == ["a", "z"]
@@ -242,7 +242,7 @@ def test_a_file_inside_an_archive_and_no_password_in_its_name(tmp_path: Path) ->
     assert [record["file"] for record in bad] == ["zip://in.jsonl"]
     signed = "http://user:secret@host.org:80/a/in.jsonl?key=secret"
     web = types.SimpleNamespace(protocol=("http", "https"), unstrip_protocol=lambda path: path)
-    assert source_files._name(web, signed) == "http://host.org:80/a/in.jsonl"
+    assert _name(web, signed) == "http://host.org:80/a/in.jsonl"
 
 
 def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
@@ -268,13 +268,13 @@ def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["absent", "absent/*.jsonl", "nosuch://x/y.jsonl"])
 def test_a_path_that_names_nothing_is_a_clear_error(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match=path.replace("*", r"\*")):
-        sources(path if ":" in path else str(tmp_path / path))
+        find_files(path if ":" in path else str(tmp_path / path))
 
 
 def test_a_file_of_another_kind_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("a,b")
     with pytest.raises(UserError, match=r"cases.csv has none of the suffixes \.jsonl"):
-        sources(str(tmp_path / "cases.csv"))
+        find_files(str(tmp_path / "cases.csv"))
 
 
 def test_the_run_fails_above_max_bad(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_documents_are_quarantined_likewise(tmp_path: Path) -> None:
     records = [{"id": "a", "text": "one"}, {"id": "b"}, {"id": "a", "text": "again"}, {"id": "c", "text": " "}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
-    assert list(Reader(quarantine).documents(sources(str(tmp_path / "in")))) == ["one"]
+    assert list(CaseReader(quarantine).documents(find_files(str(tmp_path / "in")))) == ["one"]
     assert dict(quarantine.reasons) == {"missing field": 1, "duplicate id": 1, "empty document": 1}
 
 

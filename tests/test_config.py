@@ -8,17 +8,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl import architecture, config, launch, start
-from jaxtempl.config import AdaptConfig, FinetuneConfig, PrepareConfig
+from jaxtempl.config import parsing, paths, sizes
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.prepare import pipeline
+from jaxtempl.specs import architecture
+from jaxtempl.training import initialization, trainer
 
-CLASSES = [kind for name, kind in vars(config).items() if name.endswith("Config") and dataclasses.is_dataclass(kind)]
-SIZES = sorted(path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml"))
+CLASSES = [kind for name, kind in vars(parsing).items() if name.endswith("Config") and dataclasses.is_dataclass(kind)]
+SIZES = sorted(path.stem for path in (paths.CONFIGS / "sizes").glob("*.yaml"))
 
 
 def parse(*argv: str) -> AdaptConfig:
-    return config.parse(AdaptConfig, argv, lambda given: start.layers("adapt", given))
+    return parsing.parse(AdaptConfig, argv, lambda given: initialization.config_layers("adapt", given))
 
 
 def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path) -> None:
@@ -26,8 +29,8 @@ def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path)
     file.write_text("batch: 8\nrate: 2e-4\n")
     assert parse("--size=nano").batch == 16
     assert parse("--size=nano", "--recipe=paper").batch == 1024
-    resolved = parse("--size=nano", "--recipe=paper", f"--config={file}", "--batch=4")
-    assert (resolved.batch, resolved.rate) == (4, 2e-4)
+    resolved = parse("--size=nano", "--recipe=paper", f"--config={file}", "--batch_size=4")
+    assert (resolved.batch_size, resolved.learning_rate) == (4, 2e-4)
 
 
 @pytest.mark.parametrize(("size", "rate"), [("410m", 3e-4), ("1.4b", 2e-4), ("2.8b", 1.6e-4)])
@@ -40,7 +43,7 @@ def test_the_paper_recipe_is_table_1(size: str, rate: float) -> None:
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
 def test_the_paper_recipe_is_table_2(size: str) -> None:
     argv = [f"--size={size}", "--recipe=paper"]
-    c = config.parse(FinetuneConfig, argv, lambda given: start.layers("finetune", given))
+    c = parsing.parse(FinetuneConfig, argv, lambda given: initialization.config_layers("finetune", given))
     assert (c.rate, c.epochs, c.batch, c.schedule, c.warmup) == (1e-5, 1, 128, "linear", 0.1)
     assert (c.beta1, c.beta2, c.decay, c.length, c.precision) == (0.9, 0.99, 0.0, 512, "fp16")
 
@@ -51,8 +54,8 @@ def test_the_paper_recipe_is_table_2(size: str) -> None:
         (["--size=nano", "--sede=3"], "nearest: --seed"),
         (["--size=nano", "--steps=many"], "not a whole number"),
         (["--size=nano", "--steps=1.5"], "not a whole number"),
-        (["--size=nano", "--batch=0"], "1 or more is allowed"),
-        (["--size=nano", "--accumulate=-1"], "0 or more is allowed"),
+        (["--size=nano", "--batch_size=0"], "1 or more is allowed"),
+        (["--size=nano", "--gradient_accumulation_steps=-1"], "0 or more is allowed"),
         (["--size=nano", "--epochs=nan"], "0 or more is allowed"),
         (["--size=nano", "--seed=-1"], "0 or more is allowed"),
         (["--size=nano", "--resume=perhaps"], "allowed: auto, must, never"),
@@ -77,55 +80,58 @@ def test_a_bad_file_is_one_line(content: str, tmp_path: Path) -> None:
 
 @given(st.integers(0, 10**9), st.floats(0, 1e6), st.text("abc:/.%-_ é", max_size=8), st.booleans())
 def test_a_dumped_config_is_read_back_whole(number: int, real: float, text: str, switch: bool) -> None:
-    original = FinetuneConfig(seed=number, batch=1, rate=real, out=text, role_tags=switch)
-    assert config.build(FinetuneConfig, yaml.safe_load(config.dump(original))) == original
+    original = FinetuneConfig(seed=number, batch_size=1, learning_rate=real, out=text, role_tags=switch)
+    assert parsing.build(FinetuneConfig, yaml.safe_load(parsing.dump(original))) == original
 
 
 def test_lists_and_paths_are_read() -> None:
-    c = config.parse(PrepareConfig, ["--transcripts=a,b", "--fractions=0.8,0.1,0.1", "--out=x/y"])
+    c = parsing.parse(PrepareConfig, ["--transcripts=a,b", "--fractions=0.8,0.1,0.1", "--out=x/y"])
     assert (c.transcripts, c.fractions, c.out) == (("a", "b"), (0.8, 0.1, 0.1), Path("x/y"))
 
 
-@pytest.mark.parametrize("path", sorted(config.CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(paths.CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_yaml_is_taken(path: Path) -> None:
-    values = config.load(path)
+    values = parsing.load(path)
     if path.parent.name == "sizes":
-        architecture.of(values["architecture"])
-        assert config.tokenizer_path(path.stem).is_file()
-        config.build(AdaptConfig, values.get("adapt", {}))
-        config.build(FinetuneConfig, values.get("finetune", {}))
+        architecture.architecture_from(values["architecture"])
+        assert sizes.tokenizer_path(path.stem).is_file()
+        parsing.build(AdaptConfig, values.get("adapt", {}))
+        parsing.build(FinetuneConfig, values.get("finetune", {}))
         assert set(values) <= {"architecture", "weights", "revision", "tokenizer", "adapt", "finetune"}
     elif path.parent.name == "studies":
         for phase, kind in (("adapt", AdaptConfig), ("finetune", FinetuneConfig), ("prepare", PrepareConfig)):
-            config.build(kind, values.get(phase, {}))
+            parsing.build(kind, values.get(phase, {}))
     else:
-        config.build(AdaptConfig if path.name.startswith("adapt") else FinetuneConfig, values)
+        parsing.build(AdaptConfig if path.name.startswith("adapt") else FinetuneConfig, values)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
     assert parse(f"--size={size}").rate > 0
-    assert config.parse(FinetuneConfig, [f"--size={size}"], lambda g: start.layers("finetune", g)).rate > 0
+    assert (
+        parsing.parse(FinetuneConfig, [f"--size={size}"], lambda g: initialization.config_layers("finetune", g)).rate
+        > 0
+    )
 
 
-READERS = {  # the files that are handed each command's config
-    "PrepareConfig": ["prepare/pipeline"],
-    "TrainConfig": ["adapt", "boards", "changes", "cluster", "finetune", "launch", "optim", "start"],
-    "AdaptConfig": ["adapt", "boards", "changes", "cluster", "launch", "plan", "optim", "start"],
-    "FinetuneConfig": ["boards", "changes", "cluster", "finetune", "launch", "optim", "start"],
-    "EvaluateConfig": ["evaluate"],
-    "SuggestConfig": ["suggest"],
-    "ServeConfig": ["serve/app", "serve/model", "serve/server", "serve/service"],
-    "ServeEventsExportConfig": ["serve/events_export"],
-    "LoadtestConfig": ["loadtest/pipeline", "loadtest/report"],
-    "DemoConfig": ["demo"],
-    "ScalingRunConfig": ["scaling/runner"],
-    "ScalingAlignConfig": ["scaling/corpora"],
-    "ScalingReportConfig": ["scaling/report"],
-    "ScalingAdviseConfig": ["scaling/advise"],
-    "ScalingFilterConfig": ["scaling/filtering"],
+READERS = {  # the packages that are handed each command's config
+    "PrepareConfig": ["prepare"],
+    "TrainConfig": ["training", "parallel"],
+    "AdaptConfig": ["training", "parallel", "planning"],
+    "FinetuneConfig": ["training", "parallel"],
+    "EvaluateConfig": ["evaluation"],
+    "SuggestConfig": ["commands"],
+    "ServeConfig": ["serve"],
+    "ServeEventsExportConfig": ["serve/events"],
+    "LoadtestConfig": ["loadtest"],
+    "DemoConfig": ["commands"],
+    "ScalingRunConfig": ["scaling"],
+    "ScalingAlignConfig": ["scaling"],
+    "ScalingReportConfig": ["scaling"],
+    "ScalingAdviseConfig": ["scaling"],
+    "ScalingFilterConfig": ["scaling"],
     "ConvertHuggingfaceConfig": ["../converters/huggingface"],
-    "ConvertOnnxConfig": ["../converters/onnx_export", "../converters/quantize"],
+    "ConvertOnnxConfig": ["../converters/onnx", "../converters/quantize"],
     "ConvertTensorrtConfig": ["../converters/tensorrt"],
     "ConvertTritonConfig": ["../converters/triton"],
 }
@@ -134,7 +140,8 @@ NAMES = {"asked", "self._asked", "config", "settings", "self.config", "subject.c
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_no_config_field_is_read_by_nothing(kind: type) -> None:
-    read = {name for file in READERS[kind.__name__] for name in fields_read(config.ROOT / "jaxtempl" / f"{file}.py")}
+    folders = (paths.PACKAGE / name for name in READERS[kind.__name__])
+    read = {name for folder in folders for file in folder.rglob("*.py") for name in fields_read(file)}
     read |= set(pipeline.INPUTS)  # prepare looks these up by name
     read |= {"recipe"}  # start.layers looks this up in what was given, before there is a dataclass
     assert {field.name for field in dataclasses.fields(kind)} <= read
@@ -147,8 +154,8 @@ def fields_read(path: Path) -> set[str]:
 
 
 def test_a_field_that_nothing_reads_would_be_seen() -> None:
-    assert "batch" in fields_read(config.ROOT / "jaxtempl" / "evaluate.py")
-    assert "json" not in fields_read(config.ROOT / "jaxtempl" / "evaluate.py")
+    assert "batch" in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
+    assert "json" not in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -156,22 +163,22 @@ def test_a_piece_of_a_batch_fits_in_a_device(monkeypatch: pytest.MonkeyPatch, si
     """By default; the batch itself is the paper's."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     length = 512 if size == "nano" else 2048
-    settings = launch.resolved(parse(f"--size={size}"), "adapt", 10, saves=10, length=length)
-    assert settings.batch % settings.accumulate == 0
-    assert settings.batch // settings.accumulate * length == 8192
-    assert launch.resolved(parse(f"--size={size}", "--batch=3"), "adapt", 10, 10, 8192).accumulate == 3
+    settings = trainer.resolve_config(parse(f"--size={size}"), "adapt", 10, saves=10, length=length)
+    assert settings.batch_size % settings.gradient_accumulation_steps == 0
+    assert settings.batch_size // settings.gradient_accumulation_steps * length == 8192
+    assert trainer.resolve_config(parse(f"--size={size}", "--batch_size=3"), "adapt", 10, 10, 8192).accumulate == 3
 
 
 def test_null_in_yaml_is_not_given(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("templates:\nmin_count: 2\n")
-    resolved = config.parse(PrepareConfig, [f"--config={tmp_path / 'mine.yaml'}"])
+    resolved = parsing.parse(PrepareConfig, [f"--config={tmp_path / 'mine.yaml'}"])
     assert (resolved.templates, resolved.min_count) == ("", 2)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_help_names_and_explains_every_flag(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        config.parse(kind, ["--help"])
+        parsing.parse(kind, ["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     for field in dataclasses.fields(kind):

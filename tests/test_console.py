@@ -8,7 +8,7 @@ from console_server import server as server
 from console_server import url as url
 from playwright.sync_api import Browser, Page, expect
 
-from jaxtempl.serve.api import TemplateAnswer
+from jaxtempl.serve.schema import TemplateAnswer
 
 FIRST, SECOND = SUGGESTED[0][1], SUGGESTED[1][1]
 

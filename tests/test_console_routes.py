@@ -6,10 +6,12 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from jaxtempl.config.paths import PACKAGE
 from jaxtempl.errors import UserError
-from jaxtempl.serve import api, console
+from jaxtempl.serve import schema
+from jaxtempl.serve.console.page import cases, routes
 
-FOLDER = Path(console.__file__).parent / "console"
+FOLDER = PACKAGE / "serve" / "console"
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".js", ".css", ".html"))
 CASE = {
     "case_id": "a",
@@ -23,38 +25,38 @@ def written(path: Path, *records: object) -> str:
 
 
 def test_made_up_cases_are_requests_of_the_api() -> None:
-    made = console.cases("")
+    made = cases("")
     assert len(made) == 12
     for case in made:
-        assert api.decode(api.SuggestRequest, json.dumps(case).encode()).messages
+        assert schema.decode(schema.SuggestRequest, json.dumps(case).encode()).messages
         assert case["messages"][0]["role"] == "customer"
 
 
 def test_cases_of_a_file_keep_what_the_page_shows(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE)
     messages = [{"role": "customer", "text": "Hi 😩"}, {"role": "system", "text": "x"}]
-    assert console.cases(path) == [{"case_id": "a", "messages": messages}]
+    assert cases(path) == [{"case_id": "a", "messages": messages}]
 
 
 def test_the_first_fifty_cases_of_a_file_are_taken_and_no_more_is_read(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", *[CASE] * 50, "no case")
-    assert len(console.cases(path)) == 50
+    assert len(cases(path)) == 50
 
 
 def test_a_record_that_is_no_case_is_named_without_its_text(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE, {"case_id": "b", "messages": [{"text": "canary"}]})
     with pytest.raises(UserError, match=r"cases.jsonl line 2: missing field: messages\[0\] has no 'role'") as error:
-        console.cases(path)
+        cases(path)
     assert "canary" not in str(error.value)
 
 
 def test_a_file_without_cases_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no case"):
-        console.cases(written(tmp_path / "cases.jsonl"))
+        cases(written(tmp_path / "cases.jsonl"))
 
 
 def test_the_page_comes_with_all_that_it_names() -> None:
-    client = TestClient(Starlette(routes=console.routes([])))
+    client = TestClient(Starlette(routes=routes([])))
     page = client.get("/console")
     named = re.findall(r'(?:src|href)="(console/[^"]+)"', page.text)
     scripts = "".join(path.read_text() for path in FILES if path.suffix == ".js")
@@ -66,7 +68,7 @@ def test_the_page_comes_with_all_that_it_names() -> None:
 
 
 def test_nothing_else_may_run_or_be_called_and_cases_are_not_kept() -> None:
-    client = TestClient(Starlette(routes=console.routes([{"case_id": "a", "messages": []}])))
+    client = TestClient(Starlette(routes=routes([{"case_id": "a", "messages": []}])))
     for path in ("/console", "/console/console.js", "/console/cases"):
         headers = client.get(path).headers
         assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; ")

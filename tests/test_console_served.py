@@ -50,7 +50,7 @@ def test_a_pick_by_key_is_in_the_store(browser: Browser, folder: Path, store: Pa
 
 @pytest.fixture
 def slow(folder: Path, store: Path) -> Iterator[Server]:
-    with served(folder, store, "--fake_ms=1000", "--queue=1", "--batch=1", "--timeout_ms=60000") as server:
+    with served(folder, store, "--fake_ms=1000", "--queue=1", "--max_batch_size=1", "--timeout_ms=60000") as server:
         yield server
 
 

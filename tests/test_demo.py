@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 
 
 @pytest.mark.slow

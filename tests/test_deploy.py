@@ -17,12 +17,16 @@ import yaml
 
 from bench import scale, tpu_compile
 from bench.scale import Machine
-from jaxtempl import config, files, memory, plan, start
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.config import ROOT, AdaptConfig, FinetuneConfig
-from jaxtempl.devices import DEVICES
-from jaxtempl.memory import Piece
-from jaxtempl.partition import Shape
+from jaxtempl import files
+from jaxtempl.config import parsing, sizes
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.planning import estimate, memory
+from jaxtempl.planning.memory import MicrobatchShape
+from jaxtempl.specs.accelerators import ACCELERATORS
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import initialization
 
 DEPLOY = ROOT / "deploy"
 SCRIPT = DEPLOY / "slurm" / "train.sbatch"
@@ -35,17 +39,17 @@ KINDS = {"adapt": AdaptConfig, "finetune": FinetuneConfig}
 def parsed(argv: list[str]) -> Any:
     """The config of a command line that begins with bin/."""
     phase = argv[0].removeprefix("bin/")
-    return config.parse(KINDS[phase], argv[1:], lambda given: start.layers(phase, given))
+    return parsing.parse(KINDS[phase], argv[1:], lambda given: initialization.config_layers(phase, given))
 
 
 def architecture(size: str) -> NeoXArchitecture:
-    return NeoXArchitecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
-def planned(settings: AdaptConfig, machine: Machine) -> Piece:
+def planned(settings: AdaptConfig, machine: Machine) -> MicrobatchShape:
     """What a training of these settings computes at a time on a machine; raises where no mesh fits."""
     asked = dataclasses.replace(settings, devices=machine.devices)
-    return plan.piece_of(asked, architecture(settings.size), machine.device, scale.LENGTH)
+    return estimate.microbatch_of(asked, architecture(settings.size), machine.device, scale.LENGTH)
 
 
 # SLURM
@@ -99,7 +103,7 @@ def test_a_job_trains_on_a_mesh_that_fits(size: str, nodes: int, tmp_path: Path)
     settings = parsed(srun[command:])
     machine = Machine("", GPU, 8 * nodes)
     piece = planned(settings, machine)
-    assert (piece.shape, piece.rows) == (Shape(nodes, 8, 1), scale.ROWS * 8 * nodes)
+    assert (piece.shape, piece.rows) == (MeshShape(nodes, 8, 1), scale.ROWS * 8 * nodes)
     assert scale.fits(machine.device, scale.held(size, machine, piece))
 
 
@@ -324,8 +328,10 @@ def test_the_tables_are_what_the_code_comes_to() -> None:
 def test_the_formula_says_what_the_compiler_of_tpus_found(row: dict[str, Any]) -> None:
     """Or a little less, or a tenth more."""
     rows = tpu_compile.ROWS * row["devices"]
-    piece = Piece(Shape(1, row["devices"], 1), rows, tpu_compile.LENGTH, row["remat"], several=False, flash=True)
-    lanes = DEVICES[row["slice"].partition(":")[0]].lanes
+    piece = MicrobatchShape(
+        MeshShape(1, row["devices"], 1), rows, tpu_compile.LENGTH, row["remat"], several=False, flash=True
+    )
+    lanes = ACCELERATORS[row["slice"].partition(":")[0]].lanes
     counted = memory.activations(architecture(row["size"]), piece, lanes)
     assert 0.95 < counted / row["gradient"]["temporary_bytes"] < 1.15
 

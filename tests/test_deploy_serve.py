@@ -14,9 +14,10 @@ import yaml
 from serving import Server
 from test_serve_watched import DEPLOY, documents, server
 
-from jaxtempl import config
-from jaxtempl.config import ROOT, ServeConfig
-from jaxtempl.serve import events
+from jaxtempl.config import parsing
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.serving import ServeConfig
+from jaxtempl.serve.events import store
 
 __all__ = ["server"]  # a fixture
 
@@ -32,7 +33,7 @@ def asked(folder: Path) -> ServeConfig:
     """What the pod's command line comes to, with a secret in `folder`."""
     (folder / "serve.yaml").write_text("store: postgresql+psycopg://user:word@host/database")
     argv = [word.replace("/etc/jaxtempl", str(folder)) for word in CONTAINER["args"]]
-    return config.parse(ServeConfig, argv)
+    return parsing.parse(ServeConfig, argv)
 
 
 def test_all_files_are_used() -> None:
@@ -77,7 +78,7 @@ def test_the_probes_ask_what_there_is(server: Server) -> None:
 
 def test_the_end_is_not_cut_short(tmp_path: Path) -> None:
     before = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
-    ends = before + asked(tmp_path).drain_seconds + events.CLOSE + events.PATIENCE
+    ends = before + asked(tmp_path).drain_seconds + store.CLOSE + store.PATIENCE
     assert before >= 5
     assert POD["terminationGracePeriodSeconds"] > ends
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -140,7 +141,7 @@ def test_the_image_starts_a_server_that_is_not_root() -> None:
     [entry], [command], [user], [port] = map(said, ("ENTRYPOINT", "CMD", "USER", "EXPOSE"))
     assert [ROOT / Path(word).relative_to("/jaxtempl") for word in json.loads(entry)] == [ROOT / "bin" / "serve"]
     assert "exec " in (ROOT / "bin" / "serve").read_text(), "or SIGTERM would end the shell alone"
-    settings: Any = config.parse(ServeConfig, json.loads(command))
+    settings: Any = parsing.parse(ServeConfig, json.loads(command))
     assert (settings.host, settings.port, settings.bundle) == ("0.0.0.0", int(port), "/bundle")
     ids = {POD["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")}
     assert {int(each) for each in user.split(":")} == ids

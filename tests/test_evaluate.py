@@ -7,15 +7,18 @@ import optax
 import pytest
 import tiny
 
-from jaxtempl import cli, evaluate, files, text
-from jaxtempl.cases import Case, Message
-from jaxtempl.config import EvaluateConfig
-from jaxtempl.contexts import Contexts
-from jaxtempl.dataset import Dataset
+from jaxtempl import cli, files
+from jaxtempl.commands.evaluate import main
+from jaxtempl.config.evaluation import EvaluateConfig
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import Examples
 from jaxtempl.errors import UserError
-from jaxtempl.examples import Examples
-from jaxtempl.forward import Forward
-from jaxtempl.run import Run
+from jaxtempl.evaluation import classifier, evaluate
+from jaxtempl.evaluation.predict import Predictor
+from jaxtempl.runs.run import Run
+from jaxtempl.text import formats, window
+from jaxtempl.text.cases import Case, Message
 
 # The dataset's own slots are greet 0, bye 1, card 2, refund 3; the run's are others, and it has no `refund`.
 TEMPLATES = [tiny.template(0, "card"), tiny.template(1, "never"), tiny.template(2, "bye"), tiny.template(3, "greet")]
@@ -35,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Run:
 
 @pytest.fixture(scope="module")
 def report(data: Dataset, made: Run) -> dict[str, Any]:
-    return evaluate.run(EvaluateConfig(run=f"{made.folder}@5", data=data.folder, batch=4))
+    return evaluate.evaluate(EvaluateConfig(run=f"{made.folder}@5", data=data.folder, batch_size=4))
 
 
 def labels(data: Dataset) -> list[str]:
@@ -53,11 +56,11 @@ def direct(data: Dataset, made: Run) -> np.ndarray:
 def test_logits_come_back_in_order_from_every_bucket(
     data: Dataset, made: Run, direct: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "LENGTHS", (4, 16))
+    monkeypatch.setattr(window, "LENGTHS", (4, 16))
     contexts = Contexts(data, "test", made.tokenizer, 32)
     lengths = [len(contexts[i].tokens) for i in range(len(contexts))]
     assert min(lengths) <= 4 < max(lengths) > 16
-    np.testing.assert_allclose(Forward(made, 5).all(contexts, rows=8), direct, atol=1e-4)
+    np.testing.assert_allclose(Predictor(made, 5).all(contexts, rows=8), direct, atol=1e-4)
 
 
 def test_labels_find_the_runs_slots_by_id(data: Dataset, direct: np.ndarray, report: dict[str, Any]) -> None:
@@ -118,7 +121,7 @@ def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
     case = Case("case-1", tuple(Message(role, "text", name) for role, name in said))
     columns = (np.array([0, 0]), np.array([1, 3]), np.array([3, -1]), np.array([-1, 3]))
     logits = np.array([[1, 0, 0.5, 2], [0, 3, 1, 2]], np.float32)
-    evaluate._write_predictions(tmp_path / "found.jsonl", logits, Examples([case], *columns), made)
+    classifier._write_predictions(tmp_path / "found.jsonl", logits, Examples([case], *columns), made)
     assert (tmp_path / "found.jsonl").read_text() == (GOLDEN / "predictions.jsonl").read_text()
 
 
@@ -133,7 +136,7 @@ def test_the_temperature_stays_with_its_step(data: Dataset, made: Run, report: d
     assert kept == {"format": 1, "steps": {"5": fitted}}
     assert report["metrics"]["calibrated_cross_entropy"] != report["metrics"]["cross_entropy"]
     again = EvaluateConfig(run=f"{made.folder}@3", data=data.folder, baselines=False, out=f"{made.folder}/evaluate-3")
-    evaluate.run(again)
+    evaluate.evaluate(again)
     both = files.read_json(made.folder / "calibration.json")["steps"]
     assert (both["5"], set(both)) == (fitted, {"3", "5"})
 
@@ -142,7 +145,7 @@ def test_a_dataset_that_the_run_was_not_trained_on_leaves_no_temperature(
     data: Dataset, tmp_path: Path, capsys: Any
 ) -> None:
     other = tiny.make_run(tmp_path / "run", TEMPLATES, datasets={"other": "0" * 64})
-    found = evaluate.run(EvaluateConfig(run=str(other.folder), data=data.folder))
+    found = evaluate.evaluate(EvaluateConfig(run=str(other.folder), data=data.folder))
     assert not found["dataset"]["trained_on"]
     assert not (other.folder / "calibration.json").exists()
     said = capsys.readouterr().err
@@ -157,19 +160,19 @@ def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) 
     broken.checkpoints.save(4, "study", nan, None, {"step": 4})
     broken.checkpoints.finish()
     with pytest.raises(UserError, match="@4 gives logits that are not numbers"):
-        evaluate.run(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
+        evaluate.evaluate(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
 
 
 def test_baselines_read_the_labels_the_run_was_trained_on(data: Dataset, tmp_path: Path) -> None:
     few = tiny.make_run(tmp_path / "run", TEMPLATES, labels=4)
-    found = evaluate.run(EvaluateConfig(run=str(few.folder), data=data.folder))
+    found = evaluate.evaluate(EvaluateConfig(run=str(few.folder), data=data.folder))
     assert 0 < sum(entry["training"] for entry in found["templates"]) <= 4
 
 
 def test_without_validation_the_temperature_stays_1_and_that_is_said(tmp_path: Path, capsys: Any) -> None:
     made, data = tiny.make_run(tmp_path / "run", TEMPLATES), tiny.dataset(tmp_path / "data", validation=0)
     assert not len(data.labels("validation").slot)
-    found = evaluate.run(EvaluateConfig(run=str(made.folder), data=data.folder, baselines=False))
+    found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder, baselines=False))
     assert "temperature stays 1" in capsys.readouterr().err
     assert (found["temperature"], found["counts"]["validation"], found["baselines"]) == (1.0, 0, {})
     assert not (made.folder / "calibration.json").exists()
@@ -184,7 +187,7 @@ def test_the_page_has_table_figures_and_pairs(made: Run, report: dict[str, Any])
 
 def test_the_command_prints_table_and_page(data: Dataset, made: Run, tmp_path: Path, capsys: Any) -> None:
     flags = [f"--run={made.folder}@best", f"--data={data.folder}", f"--out={tmp_path / 'out'}", "--baselines=false"]
-    assert cli.run(evaluate.main, flags) == 0
+    assert cli.run(main, flags) == 0
     out = capsys.readouterr().out
     assert "@5 on test: 6 cases, 18 contexts" in out
     assert out.rstrip().endswith(str(tmp_path / "out" / "index.html"))
@@ -193,9 +196,9 @@ def test_the_command_prints_table_and_page(data: Dataset, made: Run, tmp_path: P
 def test_an_adapt_runs_loss_is_that_of_a_direct_computation(data: Dataset, tmp_path: Path) -> None:
     """All cases joined by end-of-text, cut in rows of 32; each row predicts 31 tokens from its own start."""
     made = tiny.make_run(tmp_path / "run", [])
-    found = evaluate.run(EvaluateConfig(run=str(made.folder), data=data.folder))
+    found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder))
     cases = data.cases("test")
-    documents = [text.document(cases[i].messages) for i in range(len(cases))]
+    documents = [formats.document(cases[i].messages) for i in range(len(cases))]
     stream = [i for ids in made.tokenizer.encode(documents) for i in [*ids, made.tokenizer.end_of_text]]
     model = tiny.language_model(made, 3)
     rows = [stream[start : start + 32] for start in range(0, len(stream), 32)]
@@ -226,7 +229,7 @@ def test_what_cannot_be_evaluated_is_one_line(data: Dataset, made: Run, tmp_path
         ([f"--run={made.folder}", f"--data={data.folder}", f"--out={other}"], 1, "is no report"),
         ([f"--run={made.folder}", f"--data={data.folder}", "--split=dev"], 2, "allowed: train, validation, test"),
     ]:
-        assert cli.run(evaluate.main, flags) == code
+        assert cli.run(main, flags) == code
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1

@@ -25,17 +25,18 @@ from postgres import Postgres
 from postgres import postgres as postgres
 from sqlalchemy import event as listening
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
-from jaxtempl.serve import events, events_tables
-from jaxtempl.serve.api import Event, FieldError
-from jaxtempl.serve.events import Store, StoreUnavailableError, UnknownSuggestionError
+from jaxtempl.serve.events import store as events_store
+from jaxtempl.serve.events import tables
+from jaxtempl.serve.events.store import Store, StoreUnavailableError, UnknownSuggestionError
+from jaxtempl.serve.schema import Event, FieldError
 
 # A server that is to be killed: it says of which suggestion both events are acknowledged, and never closes its store.
 SERVER = """
 import asyncio, sys
 from kept import happened, suggestion
-from jaxtempl.serve.events import Store
+from jaxtempl.serve.events.store import Store
 
 async def serve() -> None:
     store = Store(sys.argv[1])
@@ -69,7 +70,7 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.fixture
 def slow_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suggestions alone are gathered until the store is closed, so a test knows what is in a group."""
-    monkeypatch.setattr(events, "GATHER", 600.0)
+    monkeypatch.setattr(events_store, "GATHER", 600.0)
 
 
 def test_what_is_kept_is_read_back_equal(url: str) -> None:
@@ -81,9 +82,9 @@ def test_what_is_kept_is_read_back_equal(url: str) -> None:
         for record in answered:
             store.suggested(record)
         assert keep(store, picked, shown) == [None, None]
-    kept = {row["suggestion_id"]: row for row in rows(url, events_tables.suggestions)}
+    kept = {row["suggestion_id"]: row for row in rows(url, tables.suggestions)}
     assert kept == {record.suggestion_id: msgspec.structs.asdict(record) for record in answered}
-    found = {row["event"]: row for row in rows(url, events_tables.events)}
+    found = {row["event"]: row for row in rows(url, tables.events)}
     for wanted in (picked, shown):
         row = found[wanted.event]
         assert datetime.now(UTC) - row.pop("received") < timedelta(hours=1)
@@ -120,9 +121,9 @@ def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
             for record in answered:
                 store.suggested(record)
             assert keep(store, *wanted) == [None] * len(wanted)
-        of_id = {row["suggestion_id"]: row for row in rows(url, events_tables.suggestions)}
+        of_id = {row["suggestion_id"]: row for row in rows(url, tables.suggestions)}
         assert [of_id[record.suggestion_id] for record in answered] == list(map(msgspec.structs.asdict, answered))
-        of_id = {row["suggestion_id"]: row for row in rows(url, events_tables.events)}
+        of_id = {row["suggestion_id"]: row for row in rows(url, tables.events)}
         found = [Event(**{name: of_id[x.suggestion_id][name] for name in Event.__struct_fields__}) for x in wanted]
         assert found == wanted
 
@@ -142,8 +143,8 @@ def test_an_event_sent_again_is_one_row_and_another_one_is_not(url: str) -> None
         store.suggested(answered)
         assert keep(store, once) == [None]
         assert store.dropped == 0
-    assert len(rows(url, events_tables.suggestions)) == 1
-    assert len(rows(url, events_tables.events)) == 3
+    assert len(rows(url, tables.suggestions)) == 1
+    assert len(rows(url, tables.events)) == 3
 
 
 def test_an_event_of_no_suggestion_is_refused_and_leaves_the_others_of_its_group(url: str) -> None:
@@ -152,7 +153,7 @@ def test_an_event_of_no_suggestion_is_refused_and_leaves_the_others_of_its_group
         store.suggested(answered)
         outcomes = keep(store, happened(answered), happened(suggestion()), happened(answered, event="edited"))
     assert [type(outcome) for outcome in outcomes] == [type(None), UnknownSuggestionError, type(None)]
-    assert {row["event"] for row in rows(url, events_tables.events)} == {"picked", "edited"}
+    assert {row["event"] for row in rows(url, tables.events)} == {"picked", "edited"}
 
 
 @pytest.mark.usefixtures("slow_to_write")
@@ -167,7 +168,7 @@ def test_records_that_the_database_refuses_leave_the_others_of_their_group(
         assert [type(outcome) for outcome in outcomes] == [type(None), FieldError, type(None)]
         assert store.dropped == 1
     assert suggestions(url) == {record.suggestion_id for record in good}
-    assert len(rows(url, events_tables.events)) == 2
+    assert len(rows(url, tables.events)) == 2
     assert "refuses a suggestion" in caplog.text
     assert "secret" not in caplog.text
 
@@ -196,7 +197,7 @@ def test_hundreds_of_events_share_a_few_commits_and_find_the_suggestions_that_ca
             asyncio.run(answer_and_keep())
         finally:
             listening.remove(sa.Engine, "commit", count)
-    assert len(rows(url, events_tables.events)) == 600
+    assert len(rows(url, tables.events)) == 600
     assert len(commits) < 100
 
 
@@ -219,7 +220,7 @@ def test_closing_writes_what_waits_and_what_comes_later_is_not_kept(url: str) ->
 def test_a_full_queue_drops_suggestions_and_counts_them_and_takes_no_event(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "MOST", 2)
+    monkeypatch.setattr(events_store, "MOST", 2)
     answered = [suggestion() for _ in range(3)]
     with opened(url) as store:
         for record in answered:
@@ -239,17 +240,17 @@ def test_an_event_that_waits_too_long_is_not_acknowledged(tmp_path: Path, monkey
         with pytest.raises(StoreUnavailableError):
             await store.keep(happened(answered))
         other.close()
-        monkeypatch.setattr(events, "PATIENCE", 60.0)
+        monkeypatch.setattr(events_store, "PATIENCE", 60.0)
         await store.keep(happened(answered))
 
-    monkeypatch.setattr(events, "PATIENCE", 0.05)
+    monkeypatch.setattr(events_store, "PATIENCE", 0.05)
     with opened(url) as store, contextlib.ExitStack() as other:
         other.enter_context(locked(url))
         store.suggested(answered)
         assert [type(outcome) for outcome in keep(store, happened(answered))] == [StoreUnavailableError]
         asyncio.run(given_up_and_sent_again(store))
     assert troubles == []
-    assert len(rows(url, events_tables.events)) == 1
+    assert len(rows(url, tables.events)) == 1
 
 
 def patient(url: str) -> str:
@@ -273,16 +274,16 @@ def test_servers_of_one_database_that_are_killed_have_kept_all_that_they_acknowl
             acknowledged += [line.strip() for line in said if line.endswith("\n")]
         server.wait()
     assert len(acknowledged) >= 60
-    kept = [(row["suggestion_id"], row["event"]) for row in rows(url, events_tables.events)]
+    kept = [(row["suggestion_id"], row["event"]) for row in rows(url, tables.events)]
     assert {(key, name) for key in acknowledged for name in ("picked", "edited")} <= set(kept)
     assert set(acknowledged) <= suggestions(url)
 
 
 def test_servers_may_make_the_tables_at_the_same_time(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
-        for engine in threads.map(events_tables.open_to_write, [patient(url)] * 8):
+        for engine in threads.map(tables.open_to_write, [patient(url)] * 8):
             engine.dispose()
-    assert rows(url, events_tables.store) == [{"format": 1}]
+    assert rows(url, tables.store) == [{"format": 1}]
 
 
 @pytest.mark.usefixtures("slow_to_write")
@@ -316,7 +317,7 @@ class Outage:
 
 @pytest.fixture
 def outage(url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Outage:
-    monkeypatch.setattr(events, "RETRY", 0.1)
+    monkeypatch.setattr(events_store, "RETRY", 0.1)
     return Outage(url, lambda: request.getfixturevalue("postgres"))
 
 
@@ -339,7 +340,7 @@ def test_a_database_that_went_and_came_back_has_all_once(
         assert keep(store, happened(before), happened(before, event="edited")) == [None, None]
         assert (store.waiting, store.dropped) == (0, 0)
     assert suggestions(url) == {record.suggestion_id for record in (before, *during)}
-    assert sorted(row["event"] for row in rows(url, events_tables.events)) == ["edited", "picked", "picked"]
+    assert sorted(row["event"] for row in rows(url, tables.events)) == ["edited", "picked", "picked"]
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "the event store cannot be reached",
         "the event store is reached again",
@@ -373,8 +374,8 @@ def test_closing_waits_for_a_database_that_comes_back(url: str, outage: Outage) 
 def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
     url: str, outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "CLOSE", 0.5)
-    monkeypatch.setattr(events, "GROUP", 1)  # one failure is enough: the other groups are not tried
+    monkeypatch.setattr(events_store, "CLOSE", 0.5)
+    monkeypatch.setattr(events_store, "GROUP", 1)  # one failure is enough: the other groups are not tried
     store = Store(url)
     with outage:
         for _ in range(100):
@@ -384,11 +385,11 @@ def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
     assert suggestions(url) == set()
 
 
-@pytest.mark.parametrize("open_it", [events_tables.open_to_read, events_tables.open_to_write])
+@pytest.mark.parametrize("open_it", [tables.open_to_read, tables.open_to_write])
 def test_a_newer_format_is_refused(url: str, open_it: Callable[[str], sa.Engine]) -> None:
-    engine = events_tables.open_to_write(url)
+    engine = tables.open_to_write(url)
     with engine.begin() as connection:
-        connection.execute(sa.update(events_tables.store).values(format=2))
+        connection.execute(sa.update(tables.store).values(format=2))
     engine.dispose()
     with pytest.raises(UserError, match="has format 2; this release reads up to 1"):
         open_it(url)
@@ -419,9 +420,9 @@ def test_tables_of_somebody_else_are_left_alone(url: str) -> None:
         ("postgresql+psycopg://me:hunter2@/db?colour=red", "cannot be used"),
     ],
 )
-@pytest.mark.parametrize("open_it", [events_tables.open_to_read, Store])
+@pytest.mark.parametrize("open_it", [tables.open_to_read, Store])
 def test_a_wrong_url_is_one_line_without_its_password(wrong: str, said: str, open_it: Callable[[str], Any]) -> None:
-    if wrong == "sqlite:////proc/none/a.sqlite" and open_it is events_tables.open_to_read:
+    if wrong == "sqlite:////proc/none/a.sqlite" and open_it is tables.open_to_read:
         said = "does not exist"
     with pytest.raises(UserError, match=said) as error:
         open_it(wrong)
@@ -437,9 +438,9 @@ def test_a_missing_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reading_makes_no_database(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no suggestions|does not exist"):
-        events_tables.open_to_read(url)
+        tables.open_to_read(url)
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="holds no suggestions"):
-        events_tables.open_to_read(f"sqlite:///{tmp_path / 'empty'}")
+        tables.open_to_read(f"sqlite:///{tmp_path / 'empty'}")
     assert (tmp_path / "empty").stat().st_size == 0
     assert not (tmp_path / "events.sqlite").exists()

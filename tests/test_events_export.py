@@ -11,10 +11,11 @@ from kept import NOON, ODD, happened, keep, opened, suggestion
 from kept import postgres as postgres
 from kept import url as url
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.serve import events_export
-from jaxtempl.serve.events import Suggestion
+from jaxtempl.serve.events import export as events_export
+from jaxtempl.serve.events.export import SCHEMA, __doc__, main
+from jaxtempl.serve.events.store import Suggestion
 
 
 def fill(url: str) -> list[Suggestion]:
@@ -34,12 +35,12 @@ def test_an_export_has_a_row_an_event_in_order(
 ) -> None:
     monkeypatch.setattr(events_export, "ROWS", 1)  # so that a suggestion's events are in two parts
     answered, out = fill(url), tmp_path / "out" / "events.parquet"
-    events_export.main([f"--store={url}", f"--out={out}"])
+    main([f"--store={url}", f"--out={out}"])
     assert f"{out}: 3 suggestions with 4 events of " in capsys.readouterr().out
     table = pyarrow.parquet.read_table(out)
     assert table.schema.metadata[b"format"] == b"1"
-    assert table.schema.equals(events_export.SCHEMA)
-    assert {name for name in table.column_names if f"{name}" not in str(events_export.__doc__)} == set()
+    assert table.schema.equals(SCHEMA)
+    assert {name for name in table.column_names if f"{name}" not in str(__doc__)} == set()
     found = table.to_pylist()
     first, second, last = answered
     assert [row["suggestion_id"] for row in found] == [x.suggestion_id for x in (first, first, second, second, last)]
@@ -64,7 +65,7 @@ def test_an_export_is_of_the_days_that_are_asked_for(url: str, tmp_path: Path) -
         ("--since=2027-01-01",): [],
     }
     for flags, expected in wanted.items():
-        events_export.main([*export, *flags])
+        main([*export, *flags])
         found = pyarrow.parquet.read_table(tmp_path / "a.parquet")
         assert set(found["suggestion_id"].to_pylist()) == {record.suggestion_id for record in expected}
 
@@ -81,7 +82,7 @@ def test_an_export_is_of_the_days_that_are_asked_for(url: str, tmp_path: Path) -
 def test_an_export_that_cannot_be_is_one_line(flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=said) as error:
-        events_export.main(flags)
+        main(flags)
     assert isinstance(error.value, UsageError) == ("day" in said or "after" in said)
     assert not Path("none.sqlite").exists()
 
@@ -92,7 +93,7 @@ def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch:
     out.write_text("older")
     monkeypatch.setattr(events_export, "_placed", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        events_export.main([f"--store={url}", f"--out={out}", "--overwrite"])
+        main([f"--store={url}", f"--out={out}", "--overwrite"])
     assert out.read_text() == "older"
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".sqlite"} <= {
         out.name,
@@ -115,7 +116,7 @@ def test_an_export_of_a_damaged_database_is_one_line(url: str, tmp_path: Path) -
 
 def test_an_export_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError):
-        events_export.main(["--store=postgresql+psycopg://me:hunter2@127.0.0.1:1/db?password=hunter2"])
+        main(["--store=postgresql+psycopg://me:hunter2@127.0.0.1:1/db?password=hunter2"])
     said = capsys.readouterr()
     assert "me:***@127.0.0.1:1/db" in said.out
     assert "hunter2" not in said.out + said.err

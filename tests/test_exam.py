@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxtempl import evaluate, exam, files, text
-from jaxtempl.config import EvaluateConfig, PrepareConfig
-from jaxtempl.dataset import Dataset
+from jaxtempl import files
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.evaluation import EvaluateConfig
+from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.evaluation import evaluate, table, zero_shot
 from jaxtempl.prepare import pipeline
-from jaxtempl.run import Run
+from jaxtempl.runs.run import Run
+from jaxtempl.text import formats
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def likelihood(run: Run, before: str, said: str) -> float:
 
 
 def test_scores_are_likelihoods_added_up(run: Run, data: Dataset) -> None:
-    answers = exam.take(run, run.params(3), data, "test", 7, 0, progress=False)
+    answers = zero_shot.score_templates(run, run.params(3), data, "test", 7, 0, progress=False)
     texts = list(dict.fromkeys(template.text for template in data.templates))
     assert answers.scores.shape == (7, len(texts))
     cases = {case.case_id: case for case in data.cases("test")}
@@ -44,7 +47,7 @@ def test_scores_are_likelihoods_added_up(run: Run, data: Dataset) -> None:
     for case in cases.values():
         for i, message in enumerate(case.messages):
             if message.template in tiny.REPLIES:
-                before = text.document(case.messages[:i]) + "\n<ADVOCATE>:"
+                before = formats.document(case.messages[:i]) + "\n<ADVOCATE>:"
                 wanted = [likelihood(run, before, said) for said in texts]
                 near = np.abs(answers.scores - np.array(wanted)[None]).max(axis=1) < 1e-3
                 found |= set(np.flatnonzero(near & (answers.right == texts.index(tiny.REPLIES[message.template]))))
@@ -54,7 +57,8 @@ def test_scores_are_likelihoods_added_up(run: Run, data: Dataset) -> None:
 
 def test_the_draw_is_seeded_and_nested(run: Run, data: Dataset) -> None:
     few, many, other = (
-        exam.take(run, run.params(3), data, "test", n, seed, False) for n, seed in ((4, 0), (9, 0), (4, 1))
+        zero_shot.score_templates(run, run.params(3), data, "test", n, seed, False)
+        for n, seed in ((4, 0), (9, 0), (4, 1))
     )
     rows = {tuple(row) for row in many.scores.round(3)}
     assert {tuple(row) for row in few.scores.round(3)} <= rows
@@ -64,25 +68,27 @@ def test_the_draw_is_seeded_and_nested(run: Run, data: Dataset) -> None:
 def test_templates_of_one_text_are_one_answer(run: Run, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     twin = [tiny.template(t.slot, t.id, text="Same." if t.id in ("greet", "bye") else t.text) for t in data.templates]
     monkeypatch.setattr(data, "templates", twin)
-    answers = exam.take(run, run.params(3), data, "test", 100, 0, progress=False)
+    answers = zero_shot.score_templates(run, run.params(3), data, "test", 100, 0, progress=False)
     assert answers.scores.shape[1] == len(twin) - 1
 
 
 def test_the_exam_is_in_the_report_and_on_the_page(run: Run, data: Dataset, tmp_path: Path) -> None:
-    asked = EvaluateConfig(run=str(run.folder), data=data.folder, exam=5, out=str(tmp_path / "out"))
-    report = evaluate.run(asked)
+    asked = EvaluateConfig(run=str(run.folder), data=data.folder, zero_shot=5, out=str(tmp_path / "out"))
+    report = evaluate.evaluate(asked)
     assert report["exam"]["contexts"] == 5
     for name in ("likeliest", "gained"):
         assert set(report["exam"][name]) == {"top1", "top3", "top5", "cross_entropy"}
     assert "After 5 contexts" in (tmp_path / "out" / "index.html").read_text()
-    assert "exam of 5 contexts, " in evaluate.table(report)
-    assert "exam" not in evaluate.run(EvaluateConfig(run=str(run.folder), data=data.folder, out=str(tmp_path / "out")))
+    assert "exam of 5 contexts, " in table.format_table(report)
+    assert "exam" not in evaluate.evaluate(
+        EvaluateConfig(run=str(run.folder), data=data.folder, out=str(tmp_path / "out"))
+    )
 
 
 def test_what_has_no_text_cannot_be_asked_for(run: Run, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "templates", [tiny.template(t.slot, t.id, text="") for t in data.templates])
-    with pytest.raises(UserError, match="no labelled test contexts whose templates have texts; leave --exam out"):
-        exam.take(run, run.params(3), data, "test", 5, 0, progress=False)
+    with pytest.raises(UserError, match="no labelled test contexts whose templates have texts; leave --zero_shot out"):
+        zero_shot.score_templates(run, run.params(3), data, "test", 5, 0, progress=False)
 
 
 def test_loss_on_rows_of_other_text(run: Run, tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_loss_on_rows_of_other_text(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "data"
     pipeline.run(PrepareConfig(documents=(str(tmp_path / "docs.jsonl"),), size="nano", length=32, out=out))
     asked = EvaluateConfig(run=str(run.folder), data=out, split="validation", out=str(tmp_path / "out"))
-    report = evaluate.run(asked)
+    report = evaluate.evaluate(asked)
     rows = Dataset(out).rows(run.tokenizer, "validation")
     logits = tiny.language_model(run, 3)
     total = count = 0
@@ -108,4 +114,4 @@ def test_loss_on_rows_of_other_text(run: Run, tmp_path: Path) -> None:
     assert report["counts"]["bytes"] == pytest.approx(counted["text_bytes"]["validation"], rel=1e-6, abs=1)
     assert "rows of other text" in (tmp_path / "out" / "index.html").read_text()
     with pytest.raises(UserError, match="has no test cases"):
-        evaluate.run(EvaluateConfig(run=str(run.folder), data=out, out=str(tmp_path / "other")))
+        evaluate.evaluate(EvaluateConfig(run=str(run.folder), data=out, out=str(tmp_path / "other")))

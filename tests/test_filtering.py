@@ -52,8 +52,9 @@ def test_what_is_like_the_domain_is_kept(tmp_path: Path, domain: Path, capsys: p
 
 
 def test_what_was_kept_can_be_prepared(tmp_path: Path, domain: Path) -> None:
-    from jaxtempl.config import ASSETS, PrepareConfig
-    from jaxtempl.dataset import Dataset
+    from jaxtempl.config.data import PrepareConfig
+    from jaxtempl.config.paths import ASSETS
+    from jaxtempl.data.dataset import Dataset
     from jaxtempl.prepare import pipeline
 
     out = tmp_path / "out.jsonl.gz"

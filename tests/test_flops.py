@@ -6,21 +6,23 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxtempl import config, flops, tasks
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import build
+from jaxtempl.config import sizes
+from jaxtempl.models import factory
+from jaxtempl.specs import flops
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import objectives
 
 SIZES = ("nano", "14m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 
 
 def architecture(size: str) -> NeoXArchitecture:
-    return NeoXArchitecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters_are_those_of_the_model(size: str) -> None:
     a = architecture(size)
-    shapes = build.abstract_params(a, a.vocabulary)
+    shapes = factory.abstract_params(a, a.vocabulary)
     counted = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     outside = shapes["embed"]["embedding"].size + shapes["head"]["kernel"].size
     assert flops.parameters(a) == counted
@@ -36,9 +38,9 @@ def test_xla_counts_as_many_in_the_forward_pass() -> None:
     """At a length where attention is computed in one piece, so that nothing of the square is spared."""
     a = NeoXArchitecture(layers=1, hidden=256, heads=4, feed_forward=1024, vocabulary=4096, positions=64)
     rows, length = 4, 64
-    task = tasks.causal_lm(build.graphdef(a, a.vocabulary))
+    task = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary))
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    lowered: Any = jax.jit(task.loss).lower(build.abstract_params(a, a.vocabulary), {"tokens": row, "segments": row})
+    lowered: Any = jax.jit(task.loss).lower(factory.abstract_params(a, a.vocabulary), {"tokens": row, "segments": row})
     counted = lowered.compile().cost_analysis()["flops"]
     assert counted == pytest.approx(flops.trained_token(a, length) / 3 * rows * length, rel=0.05)
 

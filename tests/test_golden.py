@@ -12,9 +12,11 @@ import tiny
 from made import bundle
 from masked import GOLDEN, masked
 
-from jaxtempl import adapt, evaluate, finetune
-from jaxtempl.config import AdaptConfig, EvaluateConfig, FinetuneConfig
-from jaxtempl.run import Run
+from jaxtempl.config.evaluation import EvaluateConfig
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
+from jaxtempl.evaluation import evaluate
+from jaxtempl.runs.run import Run
+from jaxtempl.training import adapt, finetune
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/a"))
     tuned = finetune.finetune(FinetuneConfig(**shared, data=data, length=32, start=f"{folder}/a", out=f"{folder}/f"))
     for made in (adapted, tuned):
-        evaluate.run(EvaluateConfig(run=str(made.folder), data=data, batch=4))
+        evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data, batch_size=4))
     return {"adapt": adapted, "finetune": tuned}
 
 

@@ -16,15 +16,20 @@ import tiny
 from hosts import NO_ROOM, Hosts
 
 from bench.kill import told
-from jaxtempl import batches, cluster, files, launch, partition
-from jaxtempl.batches import Share
-from jaxtempl.config import ROOT, AdaptConfig, tokenizer_path
-from jaxtempl.contexts import Contexts
-from jaxtempl.dataset import Dataset
+from jaxtempl import files
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.config.training import AdaptConfig
+from jaxtempl.data import loader
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.loader import ProcessShare
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.partition import Shape
-from jaxtempl.run import Run
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.parallel import process_group, rules
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
+from jaxtempl.runs.run import Run
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.training import trainer
 
 STEPS = 9
 
@@ -36,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
     """The same training, however many processes it has; each saves all it needs as often as it can."""
-    common = ["--size=nano", f"--data={data.folder}", "--batch=16", f"--steps={STEPS}", "--save_every=99"]
+    common = ["--size=nano", f"--data={data.folder}", "--batch_size=16", f"--steps={STEPS}", "--save_every=99"]
     return "adapt", *common, "--recover_minutes=0", "--precision=fp32", f"--out={out}", *flags
 
 
@@ -82,10 +87,10 @@ def manifest(out: Path, step: int) -> dict[str, Any]:
 
 
 def test_two_processes_tune_what_one_does(data: Dataset, tmp_path: Path) -> None:
-    flags = ("finetune", "--size=nano", "--length=32", f"--data={data.folder}", "--batch=12", "--steps=4")
+    flags = ("finetune", "--size=nano", "--length=32", f"--data={data.folder}", "--batch_size=12", "--steps=4")
     for count in (1, 2):
         out = tmp_path / str(count)
-        with Hosts(tmp_path, count, *flags, "--rate=1e-3", f"--out={out}", devices=2 // count) as hosts:
+        with Hosts(tmp_path, count, *flags, "--learning_rate=1e-3", f"--out={out}", devices=2 // count) as hosts:
             assert hosts.codes() == [0] * count, hosts.said(0)
     same(tmp_path / "1", tmp_path / "2")
 
@@ -107,7 +112,7 @@ def test_the_others_end_when_one_is_killed_and_the_run_goes_on(
 
 
 def test_processes_that_were_told_otherwise_are_refused(data: Dataset, tmp_path: Path) -> None:
-    with Hosts(tmp_path, 2, *adapt(data, tmp_path / "run"), own={1: "--rate=1e-4"}) as hosts:
+    with Hosts(tmp_path, 2, *adapt(data, tmp_path / "run"), own={1: "--learning_rate=1e-4"}) as hosts:
         assert hosts.codes(60) == [1, 1]
     for index in (0, 1):
         (said,) = errors(hosts, index)
@@ -141,11 +146,11 @@ class Counted(list[Any]):
 
 def test_each_process_reads_its_rows_alone() -> None:
     made = [{"tokens": np.full(8, i, np.uint16), "segments": np.ones(8, np.uint16)} for i in range(24)]
-    whole = batches.row_batches([(made, None)], 8, 2, seed=3)
+    whole = loader.row_batches([(made, None)], 8, 2, seed=3)
     shares = [np.array([0, 1]), np.array([2, 3])]
     sources = [Counted(made) for _ in shares]
     parts = [
-        batches.row_batches([(source, None)], 8, 2, 3, own=lambda _, share=share: share)
+        loader.row_batches([(source, None)], 8, 2, 3, own=lambda _, share=share: share)
         for source, share in zip(sources, shares, strict=True)
     ]
     for step in (0, 4):
@@ -158,9 +163,9 @@ def test_each_process_reads_its_rows_alone() -> None:
 def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts = Contexts(data, "train", Tokenizer(tokenizer_path("nano")), 32)
     sizes = np.array([len(contexts[i].tokens) for i in range(len(contexts))])
-    whole = batches.labelled_batches(contexts, 12, 2, seed=1, multiple=2)
+    whole = loader.labelled_batches(contexts, 12, 2, seed=1, multiple=2)
     halves = [lambda n: np.arange(n // 2), lambda n: np.arange(n // 2, n)]
-    parts = [batches.labelled_batches(contexts, 12, 2, 1, 2, Share(half, sizes)) for half in halves]
+    parts = [loader.labelled_batches(contexts, 12, 2, 1, 2, ProcessShare(half, sizes)) for half in halves]
     for piece, expected in enumerate(whole[3]):
         for name, rows in expected.items():
             np.testing.assert_array_equal(np.concatenate([part[3][piece][name] for part in parts]), rows)
@@ -175,7 +180,7 @@ def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytes
 def test_a_process_whose_others_do_not_come_says_so() -> None:
     script = """
 from jaxtempl import cluster
-from jaxtempl.config import AdaptConfig
+from jaxtempl.config.parsing import AdaptConfig
 cluster.START_SECONDS = 2
 with cluster.joined(AdaptConfig(coordinator="localhost:1", num_processes=2, process_id=1)):
     print("here")
@@ -187,10 +192,10 @@ with cluster.joined(AdaptConfig(coordinator="localhost:1", num_processes=2, proc
 
 def test_several_processes_leave_no_device_out(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = AdaptConfig(mesh_data=1, mesh_fsdp=2, mesh_tensor=2)
-    assert launch.mesh(settings, tiny.ARCHITECTURE, 8192, 8) == Shape(1, 2, 2)
+    assert trainer.resolve_mesh(settings, tiny.ARCHITECTURE, 8192, 8) == MeshShape(1, 2, 2)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="has 4 devices, and the 2 processes have 8"):
-        launch.mesh(settings, tiny.ARCHITECTURE, 8192, 8)
+        trainer.resolve_mesh(settings, tiny.ARCHITECTURE, 8192, 8)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_several_processes_leave_no_device_out(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_half_an_answer_to_who_the_others_are_is_refused(flags: dict[str, Any], missing: str) -> None:
-    with pytest.raises(UsageError, match=missing), cluster.joined(AdaptConfig(**flags)):
+    with pytest.raises(UsageError, match=missing), process_group.join(AdaptConfig(**flags)):
         pass
 
 
@@ -228,11 +233,11 @@ def test_a_launcher_of_several_is_seen(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if "a chip" in environment:  # a host of a TPU pod says nothing, and JAX asks its metadata server
-        monkeypatch.setattr(cluster, "TPU_CHIPS", ("/dev/null",))
+        monkeypatch.setattr(process_group, "TPU_CHIPS", ("/dev/null",))
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     asked: list[Any] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **named: asked.append((args, named)) or 1 / 0)
-    with contextlib.suppress(ZeroDivisionError), cluster.joined(AdaptConfig()):
+    with contextlib.suppress(ZeroDivisionError), process_group.join(AdaptConfig()):
         pass
     assert bool(asked) == joins
     assert all(args == (None, None, None) for args, _ in asked)
@@ -245,12 +250,12 @@ def test_a_process_alone_on_its_host_has_all_its_devices(monkeypatch: pytest.Mon
         monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
         seen: list[Any] = []
         monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **named: seen.append(named) or 1 / 0)  # noqa: B023
-        with contextlib.suppress(ZeroDivisionError), cluster.joined(AdaptConfig()):
+        with contextlib.suppress(ZeroDivisionError), process_group.join(AdaptConfig()):
             pass
         local[tasks] = seen[0]["local_device_ids"]
     assert local == {"1(x4)": [], "8(x2)": None}
 
 
 def test_a_process_owns_the_rows_of_its_devices() -> None:
-    mesh = partition.make_mesh(Shape(2, 2, 2))
-    np.testing.assert_array_equal(partition.own_rows(mesh, 8), np.arange(8))
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    np.testing.assert_array_equal(rules.local_rows(mesh, 8), np.arange(8))

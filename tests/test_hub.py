@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from folders import SMALL, assert_same, saved
 
-from jaxtempl import hub, start
 from jaxtempl.errors import UserError
-from jaxtempl.models import weights
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.huggingface import hub, load
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.training import initialization
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
@@ -124,8 +124,8 @@ def test_weights_are_read_out_of_the_hubs_cache(endpoint: str, tmp_path: Path) -
     REPOSITORIES["owner/small"] = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
     folder = Path(fetch(endpoint, tmp_path, "owner/small"))
     assert all(path.is_symlink() for path in folder.iterdir())
-    assert_same(weights.read(folder).params, weights.read(tmp_path / "made").params)
-    begun = start._from_weights(str(folder), None, SMALL, tmp_path / "another")
+    assert_same(load.read(folder).params, load.read(tmp_path / "made").params)
+    begun = initialization._from_weights(str(folder), None, SMALL, tmp_path / "another")
     assert Tokenizer(begun.tokenizer).end_of_text == 0
 
 

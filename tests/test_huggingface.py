@@ -22,16 +22,25 @@ from flax import nnx
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from converters import huggingface, special_tokens
 from converters.__main__ import main
-from jaxtempl import adapt, config, evaluate, files, finetune, run, suggest, text
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.cases import Message
-from jaxtempl.config import ASSETS, ROOT, AdaptConfig, EvaluateConfig, FinetuneConfig
+from converters.huggingface import export, special_tokens
+from jaxtempl import files
+from jaxtempl.commands import suggest
+from jaxtempl.config import sizes
+from jaxtempl.config.evaluation import EvaluateConfig
+from jaxtempl.config.paths import ASSETS, ROOT
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import build, weights
-from jaxtempl.run import Run
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.evaluation import evaluate
+from jaxtempl.huggingface import checks, layout, load, save
+from jaxtempl.models import factory
+from jaxtempl.runs import run
+from jaxtempl.runs.run import Run
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.text import formats
+from jaxtempl.text.cases import Message
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.training import adapt, finetune
 
 NANO, PYTHIA = ASSETS / "nano" / "tokenizer.json", ASSETS / "tokenizers" / "pythia.json"
 TEXTS = ["Hello,  where is my order?\n\n", "a <|endoftext|> typed by hand, and <|padding|>", "naïve café, 你好 🙂"]
@@ -50,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/adapted"))
     begun: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
     tuned = finetune.finetune(FinetuneConfig(**shared, **begun, out=f"{folder}/tuned"))
-    evaluate.run(EvaluateConfig(run=str(tuned.folder), data=data, batch=4))
+    evaluate.evaluate(EvaluateConfig(run=str(tuned.folder), data=data, batch_size=4))
     templates = [
         {**entry, "active": entry["id"] != "card"} for entry in files.read_json(tuned.folder / "templates.json")
     ]
@@ -155,7 +164,7 @@ def test_texts_in_their_tokenizer_give_the_runs_logits(
 def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
     made = run.create(tmp_path / "run", "", tiny.ARCHITECTURE, tokenizer.read_text(), [], {"phase": "adapt"})
     special = special_tokens.of(made.tokenizer.json)
-    files.write_json(tmp_path / "tokenizer_config.json", huggingface.tokenizer_config(made, special))
+    files.write_json(tmp_path / "tokenizer_config.json", export.tokenizer_config(made, special))
     shutil.copy(tokenizer, tmp_path / "tokenizer.json")
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs(TEXTS)["input_ids"] == Tokenizer(tokenizer).encode(TEXTS)
@@ -176,12 +185,12 @@ def test_tokenizer_without_end_of_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("shard_bytes", [weights.SHARD_BYTES, 10**6])
+@pytest.mark.parametrize("shard_bytes", [save.SHARD_BYTES, 10**6])
 def test_there_and_back_is_the_same_bits(runs: dict[str, Run], tmp_path: Path, phase: str, shard_bytes: int) -> None:
     made = runs[phase]
-    huggingface.convert(made, 2, tmp_path / "out", shard_bytes)
-    assert (tmp_path / "out" / weights.INDEX).exists() == (shard_bytes == 10**6)
-    read = weights.read(tmp_path / "out", made.architecture)
+    export.convert(made, 2, tmp_path / "out", shard_bytes)
+    assert (tmp_path / "out" / layout.INDEX).exists() == (shard_bytes == 10**6)
+    read = load.read(tmp_path / "out", made.architecture)
     assert read.head == ("template" if phase == "finetune" else "lm")
     jax.tree.map(np.testing.assert_array_equal, read.params, made.params(2))
 
@@ -190,7 +199,7 @@ def test_there_and_back_is_the_same_bits(runs: dict[str, Run], tmp_path: Path, p
 def test_transformers_loads_shards(
     runs: dict[str, Run], converted: dict[str, Path], tmp_path: Path, phase: str
 ) -> None:
-    huggingface.convert(runs[phase], 2, tmp_path / "out", shard_bytes=10**6)
+    export.convert(runs[phase], 2, tmp_path / "out", shard_bytes=10**6)
     assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 3
     kind = {"adapt": AutoModelForCausalLM, "finetune": AutoModelForSequenceClassification}[phase]
     one, many = (kind.from_pretrained(folder).state_dict() for folder in (converted[phase], tmp_path / "out"))
@@ -201,16 +210,18 @@ def test_transformers_loads_shards(
 @pytest.mark.parametrize(("size", "shards"), [("410m", 1), ("1.4b", 2), ("2.8b", 3)])
 def test_what_is_above_five_gigabytes_is_sharded(size: str, shards: int) -> None:
     """By the plan that the command writes by, of the sizes' own shapes; nothing of that size is made."""
-    architecture = NeoXArchitecture(**config.size(size)["architecture"])
-    slots = weights._slots(architecture, "lm", None)
-    planned = weights._plan(slots, weights.SHARD_BYTES)
+    architecture = NeoXArchitecture(**sizes.read_size(size)["architecture"])
+    slots = layout.stored_tensors(architecture, "lm", None)
+    planned = save._plan(slots, save.SHARD_BYTES)
     held = [sum(4 * np.prod(slots[name].shape, dtype=np.int64) for name in names) for names in planned.values()]
     assert len(held) == shards
     assert max(held) <= 5 * 10**9
-    total = 4 * sum(leaf.size for leaf in jax.tree.leaves(build.abstract_params(architecture, architecture.vocabulary)))
+    total = 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(factory.abstract_params(architecture, architecture.vocabulary))
+    )
     assert sum(held) == total
-    assert weights._index(slots, planned, str)["metadata"]["total_size"] == total
-    assert (weights.SINGLE in planned) == (shards == 1)
+    assert save._index(slots, planned, str)["metadata"]["total_size"] == total
+    assert (layout.SINGLE in planned) == (shards == 1)
 
 
 def code(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -228,12 +239,12 @@ def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bo
     said = [("advocate", "Hello, how can I help?"), ("customer", "My card has not come")]
     said += [("advocate", "When was it sent?"), ("customer", "Two weeks ago")]
     messages = [Message(role, said_so, None) for role, said_so in said]
-    encoded = Tokenizer(NANO).encode(text.pieces(messages, role_tags))
+    encoded = Tokenizer(NANO).encode(formats.pieces(messages, role_tags))
     length = sum(map(len, encoded[1:]))
     made = tiny.make_run(tmp_path / "run", TEMPLATES, length=length, role_tags=role_tags)
     files.write_json(made.folder / "calibration.json", {"steps": {"3": {"temperature": 2.5}}})
-    huggingface.convert(made, 3, tmp_path / "out")
-    wanted = suggest.of_run(made, 3).suggest(messages, 5)
+    export.convert(made, 3, tmp_path / "out")
+    wanted = suggest.run_suggester(made, 3).suggest(messages, 5)
     assert (wanted.tokens, wanted.dropped_messages) == (length, 1)
     printed, known = code(tmp_path / "out")
     assert known["ids"] == [token for ids in encoded[1:] for token in ids]
@@ -285,7 +296,7 @@ def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
     made = tiny.make_run(tmp_path / "run", TEMPLATES, datasets=datasets, start=begun)
     files.write_json(made.folder / "evaluate-test" / "report.json", {"kind": "evaluation", "step": 2})
     files.write_json(made.folder / "calibration.json", {"steps": {"2": {"temperature": 2.5}}})
-    huggingface.convert(made, 3, tmp_path / "out")
+    export.convert(made, 3, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for told in (
         "step 7 of a run `older` that is no longer where it was",
@@ -300,7 +311,7 @@ def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
 def test_published_weights_are_the_base_model(tmp_path: Path) -> None:
     begun = {"weights": "EleutherAI/pythia-410m", "revision": "main"}
     made = tiny.make_run(tmp_path / "run", [], size="410m", start=begun)
-    huggingface.convert(made, 3, tmp_path / "out")
+    export.convert(made, 3, tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data["base_model"] == "EleutherAI/pythia-410m"
 
 
@@ -318,7 +329,7 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").touch()
     with pytest.raises(UserError, match="exists already"):
-        huggingface.convert(made, 3, tmp_path / "out")
+        export.convert(made, 3, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
@@ -348,10 +359,10 @@ def test_a_kill_while_it_writes_leaves_nothing_of_that_name(tmp_path: Path) -> N
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     (left,) = tmp_path.glob(".out.*.partial")
-    assert (left / weights.SINGLE).exists()
+    assert (left / layout.SINGLE).exists()
     assert not (tmp_path / "out").exists()
     main(flags)
-    assert weights.check(tmp_path / "out")[:2] == (tiny.ARCHITECTURE, "template")
+    assert checks.check(tmp_path / "out")[:2] == (tiny.ARCHITECTURE, "template")
 
 
 @pytest.mark.parametrize("argv", [[], ["torch"], ["huggingface", "--runs=x"]])

@@ -17,13 +17,16 @@ from serving import PATIENT, served
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from converters.__main__ import main
-from jaxtempl import adapt, finetune, suggest
-from jaxtempl.bundle import Bundle
-from jaxtempl.cases import Message
-from jaxtempl.config import AdaptConfig, FinetuneConfig, PrepareConfig, tokenizer_path
-from jaxtempl.models import weights
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.commands import suggest
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
+from jaxtempl.huggingface import load
 from jaxtempl.prepare import pipeline
-from jaxtempl.run import Run
+from jaxtempl.runs.run import Run
+from jaxtempl.text.cases import Message
+from jaxtempl.training import adapt, finetune
 
 TOLERANCE = 1e-5  # of the largest logit
 MESSAGES = [
@@ -81,7 +84,7 @@ def test_transformers_gives_the_runs_logits(runs: dict[str, Run], converted: dic
 
 @pytest.mark.parametrize("phase", ["adapt", "finetune"])
 def test_there_and_back_is_the_same_bits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
-    read = weights.read(converted[phase], runs[phase].architecture)
+    read = load.read(converted[phase], runs[phase].architecture)
     assert read.head == runs[phase].head
     jax.tree.map(np.testing.assert_array_equal, read.params, runs[phase].params(2))
 
@@ -98,7 +101,7 @@ def code(folder: Path) -> tuple[str, dict[str, Any]]:
 def test_the_cards_code_suggests_what_the_run_does(runs: dict[str, Run], converted: dict[str, Path]) -> None:
     made = runs["finetune"]
     plain = [Message(message.role, message.text.replace("[MASK]", "card"), None) for message in MESSAGES]
-    wanted = suggest.of_run(made, 2).suggest(plain, 4)
+    wanted = suggest.run_suggester(made, 2).suggest(plain, 4)
     printed, known = code(converted["finetune"])
     assert len(known["ids"]) == wanted.tokens <= 24
     assert (known["ids"][0], known["ids"][-1]) == (101, 102)
@@ -125,7 +128,7 @@ def test_the_card_speaks_of_bert(runs: dict[str, Run], converted: dict[str, Path
 def test_the_tokenizer_is_ours_and_no_special_token_comes_out_of_text(converted: dict[str, Path]) -> None:
     theirs = AutoTokenizer.from_pretrained(converted["finetune"])
     texts = ["Hello,  where is my order?\n", "a [MASK] typed by hand, and [SEP]", "naïve café, 你好"]
-    from jaxtempl.tokenizer import Tokenizer
+    from jaxtempl.text.tokenizer import Tokenizer
 
     ours = Tokenizer(tokenizer_path("bert-tiny"))
     assert theirs(texts, add_special_tokens=False)["input_ids"] == ours.encode(texts)
@@ -140,7 +143,7 @@ def test_a_bundle_suggests_what_the_run_does(runs: dict[str, Run], tmp_path: Pat
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.manifest["special_tokens"] == 2
     assert bundle.manifest["verify"]["top1_outside_ties"] == 1
-    wanted, got = suggest.of_run(made, 2).suggest(MESSAGES, 4), suggest.of_bundle(bundle).suggest(MESSAGES, 4)
+    wanted, got = suggest.run_suggester(made, 2).suggest(MESSAGES, 4), suggest.of_bundle(bundle).suggest(MESSAGES, 4)
     assert (got.tokens, got.dropped_messages) == (wanted.tokens, wanted.dropped_messages)
     assert {s.template: s.probability for s in got.suggestions} == pytest.approx(
         {s.template: s.probability for s in wanted.suggestions}, abs=2e-3 if "--dtype=fp16" in flags else 1e-5
@@ -155,7 +158,7 @@ def test_a_language_models_bundle_is_verified_too(runs: dict[str, Run], tmp_path
 def test_a_bundle_is_served(runs: dict[str, Run], tmp_path: Path) -> None:
     made = runs["finetune"]
     main(["onnx", f"--run={made.folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=8"])
-    wanted = suggest.of_run(made, 2).suggest(MESSAGES, 2)
+    wanted = suggest.run_suggester(made, 2).suggest(MESSAGES, 2)
     messages = [{"role": message.role, "text": message.text} for message in MESSAGES]
     with served(tmp_path / "bundle", tmp_path / "store", "--backend=onnx", "--threads=1", PATIENT) as server:
         found = server.suggest(messages=messages, k=2).json

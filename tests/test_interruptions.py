@@ -17,14 +17,15 @@ from rig import STEPS, Rig
 
 from bench import kill
 from bench.kill import told
-from jaxtempl import batches, train
-from jaxtempl.config import ROOT, tokenizer_path
-from jaxtempl.dataset import Dataset
-from jaxtempl.errors import UserError
-from jaxtempl.interrupt import Interrupted
-from jaxtempl.run import Run
-from jaxtempl.tokenizer import Tokenizer
-from jaxtempl.train import Plan
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.data import loader
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.errors import Interrupted, UserError
+from jaxtempl.runs.run import Run
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.training import state
+from jaxtempl.training.loop import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_five_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
-    common = ("--size=nano", f"--data={data.folder}", "--batch=4", "--steps=500", "--save_every=500")
+    common = ("--size=nano", f"--data={data.folder}", "--batch_size=4", "--steps=500", "--save_every=500")
     return ("adapt", *common, f"--out={out}", *flags)
 
 
@@ -63,7 +64,7 @@ def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) 
 def test_a_second_sigterm_ends_at_once() -> None:
     script = """
 import hashlib, os, signal, threading
-from jaxtempl.interrupt import Terminator
+from jaxtempl.training.preemption import Terminator
 with Terminator() as terminator:
     terminator.ready()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -80,7 +81,7 @@ def test_sigterm_before_the_first_step_is_no_failure() -> None:
     script = """
 import os, signal, sys
 from jaxtempl import cli
-from jaxtempl.interrupt import Terminator
+from jaxtempl.training.preemption import Terminator
 def main(argv):
     with Terminator():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -98,14 +99,14 @@ def test_a_wish_to_stop_is_granted_where_all_is_saved(tmp_path: Path) -> None:
         rig.fit(rig.fresh(), stopping=lambda: len(rig.lines()) >= 1 if (tmp_path / "metrics.jsonl").exists() else False)
     assert rig.checkpoints.resumable() == 2
     whole = Rig(tmp_path / "whole")
-    same(rig.fit(train.resume(rig.fresh(), rig.checkpoints, 2)), whole.fit(whole.fresh()))
+    same(rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 2)), whole.fit(whole.fresh()))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rig = Rig(tmp_path)
-    rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
     assert rig.checkpoints.steps("recovery") == [4, 5]
     victim = max((tmp_path / "checkpoints" / "5" / "optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
@@ -126,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
 def test_as_many_recoveries_are_kept_as_is_asked(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.checkpoints.keep = 3
-    rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
     assert rig.checkpoints.steps("recovery") == [3, 4, 5]
 
 
@@ -153,7 +154,7 @@ def test_the_order_of_the_files_on_the_disk_changes_no_batch(data: Dataset, tmp_
             shutil.copy(path, copy)
     tokenizer = Tokenizer(tokenizer_path("nano"))
     streams = [
-        batches.row_batches([(each.rows(tokenizer, "train"), None)], 8, 2, seed=1)
+        loader.row_batches([(each.rows(tokenizer, "train"), None)], 8, 2, seed=1)
         for each in (data, Dataset(tmp_path / "copy"))
     ]
     same(*[[[dict(part) for part in stream[step]] for step in range(4)] for stream in streams])
@@ -161,8 +162,8 @@ def test_the_order_of_the_files_on_the_disk_changes_no_batch(data: Dataset, tmp_
 
 def test_readers_and_prefetch_change_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"tokens": np.full(4, i, np.uint16), "segments": np.ones(4, np.uint16)} for i in range(40)]
-    stream = batches.row_batches([(rows, None)], 8, 2, seed=1)
+    stream = loader.row_batches([(rows, None)], 8, 2, seed=1)
     plain = [stream[step] for step in range(3, 9)]
     for threads, ahead in ((1, 1), (7, 50), (0, 0)):
-        monkeypatch.setattr(batches, "WORKERS", grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
-        same([[dict(part) for part in batch] for batch in batches.from_step(stream, 3, 9)], plain)
+        monkeypatch.setattr(loader, "WORKERS", grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        same([[dict(part) for part in batch] for batch in loader.batches_from(stream, 3, 9)], plain)

@@ -19,8 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jaxtempl.serve import api, kserve
-from jaxtempl.serve.api import FieldError
+from jaxtempl.serve import schema
+from jaxtempl.serve.http import kserve
+from jaxtempl.serve.schema import FieldError
 
 CANARY = "canary4711"
 ROWS = st.lists(st.text(), min_size=1, max_size=kserve.MOST_CASES)
@@ -230,7 +231,9 @@ def test_a_case_that_is_wrong_is_named_by_its_place(case: bytes, field: str) -> 
     with pytest.raises(FieldError) as raised:
         kserve.contexts(infer)
     assert raised.value.field == f"inputs[0].data[1]{field}"
-    assert kserve.contexts(infer._replace(cases=[good])) == [api.Context(messages=[api.Said("customer", "a")], k=3)]
+    assert kserve.contexts(infer._replace(cases=[good])) == [
+        schema.Context(messages=[schema.Said("customer", "a")], k=3)
+    ]
 
 
 # Answers

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from jaxtempl.scaling.laws import catalog, curves, fitting, judge
+from jaxtempl.scaling.laws import catalog, curves, fitting, goodness_of_fit
 from jaxtempl.scaling.laws.fitting import Data
 from jaxtempl.scaling.laws.forms import Law
 from jaxtempl.scaling.laws.known import KNOWN, Known
@@ -146,7 +146,7 @@ def test_a_law_refuses_the_points_of_another(law: Law, curve: object) -> None:
     refused = 0
     for seed in range(5):
         y = curve(x[:, 0]) * np.exp(np.random.default_rng(seed).normal(0, 0.01, len(x)))
-        judged = judge.judge(law, points(law, x, y), seed=seed)
+        judged = goodness_of_fit.judge(law, points(law, x, y), seed=seed)
         assert judged
         refused += bool(judged.refused)
     assert refused == 5
@@ -156,38 +156,38 @@ def test_chinchillas_law_refuses_what_is_of_the_product_alone() -> None:
     known = of("Chinchilla's law")
     x, random = known.x, np.random.default_rng(0)
     y = np.exp(2 + 0.4 * np.sin(np.log(x[:, 0] * x[:, 1])) + random.normal(0, 0.01, len(x)))
-    judged = judge.judge(known.law, points(known.law, x, y))
+    judged = goodness_of_fit.judge(known.law, points(known.law, x, y))
     assert judged
     assert judged.refused
 
 
 @pytest.mark.parametrize("known", QUICK, ids=lambda known: known.law.name)
 def test_a_law_takes_its_own(known: Known) -> None:
-    taken = [judge.judge(known.law, known.data(seed), seed=seed) for seed in range(6)]
+    taken = [goodness_of_fit.judge(known.law, known.data(seed), seed=seed) for seed in range(6)]
     assert sum(not found.refused for found in taken if found) >= 5
 
 
 def test_noise_without_a_trend_is_refused() -> None:
     x = np.geomspace(2e5, 6e6, 16)[:, None]
     y = np.exp(np.random.default_rng(0).normal(0, 0.05, 16))
-    judged = judge.judge(catalog.IN_TOKENS, points(catalog.IN_TOKENS, x, y))
+    judged = goodness_of_fit.judge(catalog.IN_TOKENS, points(catalog.IN_TOKENS, x, y))
     assert judged
     assert "too little trend" in judged.refused
 
 
 def test_too_few_points_are_no_law() -> None:
     x = np.geomspace(2e5, 6e6, 5)[:, None]
-    assert judge.judge(catalog.IN_TOKENS, points(catalog.IN_TOKENS, x, x[:, 0] ** -0.1)) is None
+    assert goodness_of_fit.judge(catalog.IN_TOKENS, points(catalog.IN_TOKENS, x, x[:, 0] ** -0.1)) is None
 
 
 def test_what_is_held_out_is_foretold_and_another_form_less_well() -> None:
     known = of("power law in tokens")
-    right = judge.foretold(known.law, known._replace(noise=0.0).data(0), -1, 0)
+    right = goodness_of_fit.foretold(known.law, known._replace(noise=0.0).data(0), -1, 0)
     assert right < 0.01
     bounded = of("bounded law of top-k in tokens")
     data = bounded._replace(noise=0.0).data(0)
-    candidates = [judge.judge(law, data) for law in (curves.LOG_POWER, curves.SATURATING)]
-    assert judge.chosen([found for found in candidates if found]).fit.law is curves.SATURATING
+    candidates = [goodness_of_fit.judge(law, data) for law in (curves.LOG_POWER, curves.SATURATING)]
+    assert goodness_of_fit.chosen([found for found in candidates if found]).fit.law is curves.SATURATING
 
 
 def test_repeated_tokens_are_worth_less() -> None:

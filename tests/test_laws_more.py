@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxtempl.scaling.laws import catalog, fitting, lines, mixtures, trends
+from jaxtempl.scaling.laws import catalog, fitting, mixtures, regression, trends
 from jaxtempl.scaling.laws.fitting import Data, Value
 from jaxtempl.scaling.laws.known import KNOWN
 
@@ -18,24 +18,24 @@ def test_a_line_is_scipys_and_its_interval_holds_the_truth() -> None:
     held = 0
     for seed in range(60):
         y = 0.5 + 0.8 * X + np.random.default_rng(seed).normal(0, 0.05, len(X))
-        found = lines.line(X, y)
+        found = regression.line(X, y)
         assert found
         assert found.slope.value == pytest.approx(stats.linregress(X, y).slope)
         held += found.slope.low <= 0.8 <= found.slope.high
     assert held >= stats.binom.ppf(0.001, 60, fitting.LEVEL)
-    assert lines.line(X[:2], X[:2]) is None
-    assert lines.line(np.ones(5), X[:5]) is None
+    assert regression.line(X[:2], X[:2]) is None
+    assert regression.line(np.ones(5), X[:5]) is None
 
 
 def test_one_line_for_all_sizes_is_told_from_a_line_a_size() -> None:
     x, random = np.tile(X, 3), np.random.default_rng(0)
     noise = random.normal(0, 0.02, len(x))
-    one = lines.one_line(x, 0.5 + 0.8 * x + noise, SIZE)
-    apart = lines.one_line(x, 0.5 + 0.8 * x + 0.2 * SIZE + noise, SIZE)
+    one = regression.one_line(x, 0.5 + 0.8 * x + noise, SIZE)
+    apart = regression.one_line(x, 0.5 + 0.8 * x + 0.2 * SIZE + noise, SIZE)
     assert one
     assert apart
     assert one.p > 0.01 > 1e-6 > apart.p
-    assert lines.one_line(X, X, np.zeros(12, int)) is None
+    assert regression.one_line(X, X, np.zeros(12, int)) is None
 
 
 def test_one_curve_in_compute_is_told_from_a_curve_a_size() -> None:
@@ -43,8 +43,8 @@ def test_one_curve_in_compute_is_told_from_a_curve_a_size() -> None:
     law, theta = catalog.IN_COMPUTE, np.array([0.2, 5.0, 0.2])
     own, noise = law.log(theta, compute)[0], random.normal(0, 0.005, 36)
     groups = np.arange(36)
-    one = lines.one_curve(law, Data(compute, np.exp(own + noise), groups), SIZE)
-    apart = lines.one_curve(law, Data(compute, np.exp(own + 0.1 * SIZE + noise), groups), SIZE)
+    one = regression.one_curve(law, Data(compute, np.exp(own + noise), groups), SIZE)
+    apart = regression.one_curve(law, Data(compute, np.exp(own + 0.1 * SIZE + noise), groups), SIZE)
     assert one
     assert apart
     assert one.p > 0.01 > 1e-6 > apart.p

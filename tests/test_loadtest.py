@@ -22,7 +22,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from jaxtempl import cli, loadtest
-from jaxtempl.config import ROOT, LoadtestConfig
+from jaxtempl.commands.loadtest import main
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.serving import LoadtestConfig
 from jaxtempl.loadtest import client, pipeline
 from jaxtempl.loadtest.client import ANSWERED, Exchange
 
@@ -153,7 +155,7 @@ def exchanged(url: str, due: list[float], timeout: float = 5.0) -> list[Exchange
 def test_a_stalled_server_shows_in_what_others_waited(server: Server, asked: Asked) -> None:
     """A generator that waits for each answer before it sends on meets the stall once."""
     server.reply = lambda number: (0.6 if number == 10 else 0.0001, JSONResponse(ANSWER))
-    row = loadtest.run(asked(minutes=0.03))["rates"][0]
+    row = pipeline.run(asked(minutes=0.03))["rates"][0]
     assert row["requests"] == row[ANSWERED] == 90
     assert row["run"]["max"] >= 600
     assert row["run"]["p90"] >= 300  # 30 of 90 requests were due in the stall
@@ -182,7 +184,7 @@ def test_a_generator_that_does_not_keep_up_voids_its_row(
         return await asked_once(*given)
 
     monkeypatch.setattr(client, "_asked", slow)
-    found = loadtest.run(asked())
+    found = pipeline.run(asked())
     assert "did not keep up" in found["rates"][0]["void"]
     assert found["rates"][0]["lag_ms"]["max"] >= 150
     assert found["capacity"] == {"p99": None, "max": None}
@@ -203,7 +205,7 @@ def test_outcomes_are_counted_by_kind(server: Server, asked: Asked) -> None:
         8: Response(status_code=307, headers={"location": "/v1/suggest"}),
     }
     server.reply = lambda number: (2.0 if number == 49 else 0.0, said.get(number, JSONResponse(ANSWER)))
-    row = loadtest.run(asked(timeout=1.0))["rates"][0]
+    row = pipeline.run(asked(timeout=1.0))["rates"][0]
     assert {key: row[key] for key in ("requests", "answered", "shed", "late", "superseded")} == {
         "requests": 50,
         "answered": 41,
@@ -225,7 +227,7 @@ def test_a_server_that_goes_away_is_counted_and_the_test_goes_on(cases: Path, tm
             return 0.0, JSONResponse(ANSWER)
 
         made.reply = last
-        found = loadtest.run(
+        found = pipeline.run(
             LoadtestConfig(
                 url=url, cases=str(cases), rates=(20.0, 40.0), minutes=0.02, warmup=0.0, arrivals="constant",
                 out=tmp_path / "out",
@@ -241,7 +243,7 @@ def test_a_server_that_goes_away_is_counted_and_the_test_goes_on(cases: Path, tm
 
 def test_warm_up_is_sent_and_not_counted(server: Server, asked: Asked) -> None:
     server.reply = lambda number: (0.0, JSONResponse(ANSWER, 500 if number < 25 else 200))
-    row = loadtest.run(asked(warmup=0.5))["rates"][0]
+    row = pipeline.run(asked(warmup=0.5))["rates"][0]
     assert len(server.asked) == 75
     assert (row["requests"], row["answered"], row["errors"]) == (50, 50, {})
 
@@ -249,7 +251,7 @@ def test_warm_up_is_sent_and_not_counted(server: Server, asked: Asked) -> None:
 def test_the_same_seed_asks_the_same(server: Server, asked: Asked) -> None:
     def run(**changes: Any) -> tuple[list[str], list[int]]:
         server.asked.clear()
-        found = loadtest.run(asked(rates=(100.0, 50.0), minutes=0.006, arrivals="poisson", overwrite=True, **changes))
+        found = pipeline.run(asked(rates=(100.0, 50.0), minutes=0.006, arrivals="poisson", overwrite=True, **changes))
         said = sorted(f"{body['case_id']}: {body['messages']}" for body in server.asked)
         return said, [row["requests"] for row in found["rates"]]
 
@@ -259,7 +261,7 @@ def test_the_same_seed_asks_the_same(server: Server, asked: Asked) -> None:
 
 
 def test_each_request_is_of_a_case_of_its_own_and_ends_where_an_advocate_answers(server: Server, asked: Asked) -> None:
-    loadtest.run(asked(rates=(50.0, 25.0)))
+    pipeline.run(asked(rates=(50.0, 25.0)))
     names = [body["case_id"] for body in server.asked]
     assert set(names) == {f"loadtest-0-{rate}-{i}" for rate in (50, 25) for i in range(rate)}
     assert {len(body["messages"]) for body in server.asked} == {1, 3}
@@ -272,7 +274,7 @@ def test_no_word_of_a_message_is_in_what_is_written(
     server.reply = lambda number: (0.0, JSONResponse(ANSWER if number % 2 else {"error": CANARY}, 200))
     given = asked()
     flags = [f"--url={given.url}", f"--cases={given.cases}", f"--out={given.out}", "--rates=50", "--minutes=0.01"]
-    assert cli.run(loadtest.main, [*flags, "--warmup=0"]) == 0
+    assert cli.run(main, [*flags, "--warmup=0"]) == 0
     told = capsys.readouterr()
     written = {path.name: path.read_text() for path in given.out.iterdir()}
     assert set(written) == {"report.json", "index.html"}
@@ -287,7 +289,7 @@ def test_no_word_of_a_message_is_in_what_is_written(
 
 def failed(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     """The exit code and the one line on stderr."""
-    code = cli.run(loadtest.main, flags)
+    code = cli.run(main, flags)
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert told.count("\n") == 1
@@ -338,7 +340,7 @@ def test_a_server_that_cannot_be_tested_is_one_line(
     (tmp_path / "token").write_text("wrong\n")
     assert "wants a bearer token that it knows" in failed(capsys, *flags, f"--token={tmp_path}/token")[1]
     (tmp_path / "token").write_text("sesame\nanother\n")
-    assert cli.run(loadtest.main, [*flags, f"--token={tmp_path}/token"]) == 0
+    assert cli.run(main, [*flags, f"--token={tmp_path}/token"]) == 0
     assert failed(capsys, *flags, "--token=nowhere")[0] == 1
     assert not list(tmp_path.glob(".out*")), "nothing half-written is left"
 

@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from masked import GOLDEN, masked
 from scipy import stats
 
-from jaxtempl import config, files, flops
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.config import LoadtestConfig
-from jaxtempl.devices import DEVICES
-from jaxtempl.loadtest import arrivals, contexts, latencies, page, report
+from jaxtempl import files
+from jaxtempl.config import fields, sizes
+from jaxtempl.config.serving import LoadtestConfig
+from jaxtempl.loadtest import arrivals, latencies, page, report, requests
 from jaxtempl.loadtest.client import ANSWERED, Exchange
-from jaxtempl.loadtest.contexts import Contexts
-from jaxtempl.loadtest.floor import floor
+from jaxtempl.loadtest.requests import RequestContexts
+from jaxtempl.loadtest.roofline import least_latency
 from jaxtempl.loadtest.table4 import PAPER
-from jaxtempl.serve.api import ModelAnswer
+from jaxtempl.serve.schema import ModelAnswer
+from jaxtempl.specs import flops
+from jaxtempl.specs.accelerators import ACCELERATORS
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 MODEL = ModelAnswer(
     version="v1", size="410m", dtype="fp16", backend="tensorrt", window=512, buckets=[64, 128, 256, 512], slots=640,
@@ -82,26 +84,28 @@ def write(path: Path, cases: int) -> str:
 def test_contexts_are_drawn_from_all_of_a_file_with_the_same_chance(tmp_path: Path) -> None:
     """Each of 60 contexts is in a draw of 30 half of the time."""
     path = write(tmp_path / "cases.jsonl", 30)
-    drawn = [contexts.draw(path, 30, seed).messages for seed in range(200)]
+    drawn = [requests.draw(path, 30, seed).messages for seed in range(200)]
     assert all(len(set(messages)) == 30 for messages in drawn)
     counts = Counter(message for messages in drawn for message in messages)
     assert len(counts) == 60
     assert stats.chisquare(list(counts.values())).pvalue > 0.01
-    assert drawn[3] == contexts.draw(path, 30, 3).messages != drawn[4]
+    assert drawn[3] == requests.draw(path, 30, 3).messages != drawn[4]
 
 
 def test_a_context_ends_before_an_advocate_answers(tmp_path: Path) -> None:
-    found = contexts.draw(write(tmp_path / "cases.jsonl", 1), 10, 0)
+    found = requests.draw(write(tmp_path / "cases.jsonl", 1), 10, 0)
     assert {len(json.loads(m)["messages"]) for m in found.messages} == {2, 4}
     assert (found.cases, found.bad) == (1, {})
 
 
 def test_a_context_is_asked_about_twice_only_when_there_are_too_few() -> None:
-    assert sorted(contexts.order(10, 10, rng())) == list(range(10))
-    assert len(set(contexts.order(10, 7, rng()).tolist())) == 7
-    more = contexts.order(10, 1000, rng())
+    assert sorted(requests.order(10, 10, rng())) == list(range(10))
+    assert len(set(requests.order(10, 7, rng()).tolist())) == 7
+    more = requests.order(10, 1000, rng())
     assert set(more.tolist()) == set(range(10))
-    body = json.loads(next(contexts.bodies(Contexts([b'{"messages":[]}'], 1, {}), np.array([0]), "loadtest-0-1")))
+    body = json.loads(
+        next(requests.bodies(RequestContexts([b'{"messages":[]}'], 1, {}), np.array([0]), "loadtest-0-1"))
+    )
     assert body == {"case_id": "loadtest-0-1-0", "messages": []}
 
 
@@ -193,35 +197,35 @@ def test_a_void_row_keeps_no_budget() -> None:
 
 
 def test_the_floor_is_the_greater_of_products_and_weights() -> None:
-    shape = NeoXArchitecture(**config.size("410m")["architecture"])
-    found = floor(MODEL, {500: 3, 60: 1}, "a10", 0.0)
+    shape = NeoXArchitecture(**sizes.read_size("410m")["architecture"])
+    found = least_latency(MODEL, {500: 3, 60: 1}, "a10", 0.0)
     assert found
     operations = {length: flops.trained_context(shape, length, 640) / 3 for length in (512, 64)}
     weights = 2 * (flops.parameters(shape, embeddings=False) + 1024 * 640)
-    reading = weights / DEVICES["a10"].bandwidth
+    reading = weights / ACCELERATORS["a10"].bandwidth
     assert found["weight_bytes"] == weights
     assert found["reading_ms"] == pytest.approx(1.009, abs=0.001)  # 606 MB at 600 GB a second
     assert operations[512] / 125e12 > reading > operations[64] / 125e12
     assert found["ms"] == pytest.approx(1000 * (3 * operations[512] / 125e12 + reading) / 4)
-    only = floor(MODEL, {500: 1}, "none", 1e12)
+    only = least_latency(MODEL, {500: 1}, "none", 1e12)
     assert only
     assert only["ms"] == pytest.approx(operations[512] / 1e9)
 
 
 def test_the_floor_of_other_dtypes_and_of_what_is_not_known() -> None:
-    def of(device: config.DeviceName = "a10", **changes: Any) -> float:
-        found = floor(msgspec.structs.replace(MODEL, **changes), {500: 1}, device, 0.0)
+    def of(device: fields.DeviceName = "a10", **changes: Any) -> float:
+        found = least_latency(msgspec.structs.replace(MODEL, **changes), {500: 1}, device, 0.0)
         return found["ms"] if found else 0.0
 
     assert of(dtype="fp32") == pytest.approx(2 * of()) == pytest.approx(4 * of(dtype="int8"))
     assert of(device="none") == of(size="") == of(size="../410m") == of(dtype="new") == 0
-    assert floor(MODEL, {}, "a10", 0.0) is None
-    assert floor(MODEL, {900: 1}, "a10", 0.0), "a window longer than any bucket is its own"
+    assert least_latency(MODEL, {}, "a10", 0.0) is None
+    assert least_latency(MODEL, {900: 1}, "a10", 0.0), "a window longer than any bucket is its own"
 
 
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
 def test_the_papers_latencies_are_above_the_floor(size: str) -> None:
-    found = floor(msgspec.structs.replace(MODEL, size=size), {512: 1}, "a10", 0.0)
+    found = least_latency(msgspec.structs.replace(MODEL, size=size), {512: 1}, "a10", 0.0)
     assert found
     assert found["ms"] < min(latency.average for latency in PAPER[size].values())
 
@@ -233,9 +237,9 @@ def whole(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         asked,
         "2026-01-31T12:00:00+00:00",
         MODEL,
-        Contexts([b"{}"], 1, {"not JSON": 2}),
+        RequestContexts([b"{}"], 1, {"not JSON": 2}),
         rows,
-        floor(MODEL, {500: 1}, "a10", 0.0),
+        least_latency(MODEL, {500: 1}, "a10", 0.0),
     )
 
 

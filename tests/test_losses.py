@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from bench.vocabulary import plain_cross_entropy
-from jaxtempl import partition, programs, tasks
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import losses
-from jaxtempl.partition import Shape
+from jaxtempl.models import cross_entropy
+from jaxtempl.parallel import mesh
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.planning import compiled_step
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import objectives
 
 SMALL = NeoXArchitecture(layers=1, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
 ROWS, LENGTH = 4, 64
@@ -43,21 +45,23 @@ def value_and_gradient(loss: Callable[..., jax.Array], arrays: tuple[jax.Array, 
 def test_chunked_loss_is_plain_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, length: int, chunk: int, jit: bool
 ) -> None:
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", chunk)
     arrays = some(length)
-    got, wanted = (value_and_gradient(loss, arrays, jit) for loss in (losses.summed_cross_entropy, plain_cross_entropy))
+    got, wanted = (
+        value_and_gradient(loss, arrays, jit) for loss in (cross_entropy.summed_cross_entropy, plain_cross_entropy)
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
-    np.testing.assert_allclose(losses.summed_cross_entropy(*arrays, "cpu"), wanted[0] / 2.5, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropy.summed_cross_entropy(*arrays, "cpu"), wanted[0] / 2.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("chunk", [22, 2**21])  # of two rows of the kernel, and of all of it
 def test_in_half_precision_sums_are_float32(monkeypatch: pytest.MonkeyPatch, dtype: Any, chunk: int) -> None:
     """Beside the plain loss in float32 on the rounded numbers: what is left is the rounding of the logits' gradient."""
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", chunk)
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", chunk)
     hidden, kernel, *rest = some(12, dtype)
     kernel = kernel.astype(dtype).astype(jnp.float32)
-    got = value_and_gradient(losses.summed_cross_entropy, (hidden, kernel, *rest))
+    got = value_and_gradient(cross_entropy.summed_cross_entropy, (hidden, kernel, *rest))
     wanted = value_and_gradient(plain_cross_entropy, (hidden.astype(jnp.float32), kernel, *rest))
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6)
     eps = float(jnp.finfo(dtype).eps)
@@ -70,7 +74,7 @@ def written(platform: str, dtype: Any) -> str:
     hidden, kernel, *rest = some(12, dtype)
 
     def loss(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-        return losses.summed_cross_entropy(hidden, kernel, *rest, platform)
+        return cross_entropy.summed_cross_entropy(hidden, kernel, *rest, platform)
 
     return str(
         jax.make_jaxpr(lambda *arrays: (loss(*arrays), jax.value_and_grad(loss, (0, 1))(*arrays)))(hidden, kernel)
@@ -87,12 +91,12 @@ def test_losses_are_added_up_and_not_multiplied_by_a_unit_for_matrices() -> None
 def temporary(vocabulary: int) -> int:
     """Bytes that a gradient takes beside parameters, microbatch and gradients."""
     architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)
-    return programs.gradient(architecture, partition.make_mesh(Shape(1, 1, 1)), ROWS, LENGTH, "none").temporary
+    return compiled_step.gradient(architecture, mesh.make_mesh(MeshShape(1, 1, 1)), ROWS, LENGTH, "none").temporary
 
 
 def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", 2**18)  # less than the logits and the kernel of either
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", 2**18)  # less than the logits and the kernel of either
     assert temporary(LARGE) <= temporary(SMALL.vocabulary)
-    monkeypatch.setattr(tasks, "summed_cross_entropy", plain_cross_entropy)
+    monkeypatch.setattr(objectives, "summed_cross_entropy", plain_cross_entropy)
     more = ROWS * LENGTH * (LARGE - SMALL.vocabulary) * 4
     assert temporary(LARGE) - temporary(SMALL.vocabulary) > more, "the plain loss would be seen"

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtempl import batches, config, masking
+from jaxtempl.config import sizes
+from jaxtempl.data import loader, mlm
+from jaxtempl.data.mlm import Masker
 from jaxtempl.errors import UserError
-from jaxtempl.masking import Masker
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.text.tokenizer import Tokenizer
 
-BERT = Tokenizer(config.tokenizer_path("bert-tiny"))
+BERT = Tokenizer(sizes.tokenizer_path("bert-tiny"))
 CLS, SEP, MASK = 101, 102, 103
 MASKER = Masker(BERT)
 
@@ -39,7 +40,7 @@ def test_only_ordinary_tokens_are_told_and_all_else_stays(length: int, data: st.
     others = np.setdiff1d(np.arange(length), told)
     np.testing.assert_array_equal(made["tokens"][others], behind[others])
     ordinary = int(((made["segments"] > 0) & ~np.isin(behind, [0, CLS, SEP])).sum())
-    assert len(told) == min(max(round(0.15 * ordinary), 1), ordinary, masking.count(length))
+    assert len(told) == min(max(round(0.15 * ordinary), 1), ordinary, mlm.count(length))
 
 
 def test_eight_in_ten_are_masked_and_one_is_another_token() -> None:
@@ -57,16 +58,16 @@ def test_eight_in_ten_are_masked_and_one_is_another_token() -> None:
 
 def test_a_tokenizer_without_a_mask_is_refused() -> None:
     with pytest.raises(UserError, match=r"no \[MASK\]"):
-        Masker(Tokenizer(config.tokenizer_path("nano")))
+        Masker(Tokenizer(sizes.tokenizer_path("nano")))
 
 
 def test_masks_are_a_function_of_the_step_and_new_in_each_pass() -> None:
     rows = [row(32, 0, seed) for seed in range(4)]
-    made = batches.row_batches([(rows, None)], 2, 1, 7, changed=MASKER)
-    again = batches.row_batches([(rows, None)], 2, 1, 7, changed=MASKER)
+    made = loader.row_batches([(rows, None)], 2, 1, 7, changed=MASKER)
+    again = loader.row_batches([(rows, None)], 2, 1, 7, changed=MASKER)
     for step in (0, 1, 5):
         np.testing.assert_array_equal(made[step][0]["tokens"], again[step][0]["tokens"])
-    later = next(batches.from_step(again, 5, 6))[0]
+    later = next(loader.batches_from(again, 5, 6))[0]
     np.testing.assert_array_equal(made[5][0]["tokens"], later["tokens"])
     first = {tuple(places) for step in (0, 1) for places in made[step][0]["places"].tolist()}
     second = {tuple(places) for step in (2, 3) for places in made[step][0]["places"].tolist()}

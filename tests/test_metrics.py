@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy import special
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from jaxtempl import metrics
-from jaxtempl.metrics import Bootstrap
+from jaxtempl.evaluation import metrics
+from jaxtempl.evaluation.metrics import Bootstrap
 
 CLASSES = 7
 

@@ -14,10 +14,11 @@ import torch
 from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import attention, build, config_json, neox, tables, weights
+from jaxtempl.huggingface import config, load, mapping
+from jaxtempl.models import attention, factory, neox
 from jaxtempl.models.neox import NeoX
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.text.tokenizer import Tokenizer
 
 NANO = Path(neox.__file__).parent.parent / "assets" / "nano"
 TOLERANCE = 1e-4  # of the largest logit
@@ -57,19 +58,19 @@ def scaled_up(model: torch.nn.Module, seed: int) -> None:
         weight.data = noise * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
-def pair(a: NeoXArchitecture, head: config_json.Head, folder: Path, seed: int = 0) -> Pair:
+def pair(a: NeoXArchitecture, head: config.Head, folder: Path, seed: int = 0) -> Pair:
     """A random checkpoint that transformers saves and `weights.read` reads."""
     kind = {"lm": GPTNeoXForCausalLM, "template": GPTNeoXForSequenceClassification}[head]
-    keys = config_json.hugging_face_config(a, head) | {"num_labels": SLOTS, "pad_token_id": PADDING}
+    keys = config.hugging_face_config(a, head) | {"num_labels": SLOTS, "pad_token_id": PADDING}
     theirs = kind(GPTNeoXConfig(**keys, attn_implementation="eager")).eval()
     scaled_up(theirs, seed)
     theirs.save_pretrained(folder)
-    return Pair(theirs, merged(weights.read(folder, a)))
+    return Pair(theirs, merged(load.read(folder, a)))
 
 
-def merged(read: weights.Weights) -> NeoX:
+def merged(read: load.Weights) -> NeoX:
     outputs = read.params["head"]["kernel"].shape[1]
-    return nnx.merge(build.graphdef(read.architecture, outputs), jax.tree.map(jnp.asarray, read.params))
+    return nnx.merge(factory.make_graphdef(read.architecture, outputs), jax.tree.map(jnp.asarray, read.params))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -84,7 +85,7 @@ def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture(scope="module")
 def nano() -> Pair:
-    return Pair(GPTNeoXForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval(), merged(weights.read(NANO)))
+    return Pair(GPTNeoXForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval(), merged(load.read(NANO)))
 
 
 class Batch(NamedTuple):
@@ -185,7 +186,7 @@ def logits_of(graphdef: Any, params: Any, tokens: jax.Array) -> jax.Array:
 
 
 def leaf_paths() -> list[str]:
-    return [row.path for row in tables.NEOX.rows if row.stored != "score.weight"]
+    return [row.path for row in mapping.NEOX.rows if row.stored != "score.weight"]
 
 
 @pytest.mark.parametrize("path", leaf_paths())
@@ -287,8 +288,8 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
     """
     vocabulary, lengths, slots = ODD.vocabulary, jnp.array(LENGTHS), jnp.array([2, 0, 6, 2])
     wide = dataclasses.replace(ODD, vocabulary=vocabulary + SLOTS)
-    graphdef, params = build.graphdef(ODD, SLOTS), random_params(ODD, SLOTS, seed=0)
-    wide_graphdef = build.graphdef(wide, wide.vocabulary)
+    graphdef, params = factory.make_graphdef(ODD, SLOTS), random_params(ODD, SLOTS, seed=0)
+    wide_graphdef = factory.make_graphdef(wide, wide.vocabulary)
     wide_params = extended(params, random_params(wide, wide.vocabulary, seed=1))
     contexts = right(ragged(LENGTHS, vocabulary))
     regular = jnp.arange(vocabulary + SLOTS) < vocabulary
@@ -316,7 +317,7 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
 
 def random_params(a: NeoXArchitecture, outputs: int, seed: int) -> Any:
     generator = np.random.default_rng(seed)
-    shapes = build.abstract_params(a, outputs)
+    shapes = factory.abstract_params(a, outputs)
     return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0, 0.2, leaf.shape).astype(np.float32)), shapes)
 
 
@@ -333,7 +334,7 @@ def test_logits_of_bfloat16_are_summed_in_float32() -> None:
     params = random_params(ODD, SLOTS, seed=0)
     tokens, lengths = jnp.arange(12).reshape(1, 12) % ODD.vocabulary, jnp.array([12])
     half, whole = (
-        nnx.merge(build.graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
+        nnx.merge(factory.make_graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
         for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert half.dtype == jnp.float32

@@ -11,16 +11,17 @@ import onnx_ir as ir
 import pytest
 from flax import nnx
 
-from converters import onnx_export, onnx_graph, parting
-from converters.flax_network import FlaxNetwork
-from converters.onnx_layers import UNUSED, Options
-from converters.verify import places
-from jaxtempl import onnx_file
-from jaxtempl.architecture import BertArchitecture
+from converters.onnx import export, graph
+from converters.onnx.layers import UNUSED, Options
+from converters.verify import localize
+from converters.verify.flax_network import FlaxNetwork
+from converters.verify.verify import places
+from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UsageError
-from jaxtempl.models import build
+from jaxtempl.models import factory
 from jaxtempl.models.bert import Bert
-from jaxtempl.serve.backends import OnnxRuntime
+from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.specs.architecture import BertArchitecture
 
 ODD = BertArchitecture(layers=3, hidden=48, heads=4, feed_forward=72, vocabulary=120, positions=64)
 SLOTS = 7
@@ -30,7 +31,7 @@ LENGTHS = np.array([1, 40, 33, 2, 17], np.int32)
 
 def params_of(head: str) -> dict[str, Any]:
     """Random everywhere, biases and norms too, so that none is left out unseen."""
-    drawn = build.random_params(ODD, SLOTS if head == "template" else None, 0)
+    drawn = factory.random_params(ODD, SLOTS if head == "template" else None, 0)
     leaves, tree = jax.tree.flatten(drawn)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return jax.tree.unflatten(
@@ -39,13 +40,13 @@ def params_of(head: str) -> dict[str, Any]:
 
 
 def flax_logits(params: dict[str, Any], head: str) -> np.ndarray:
-    model: Bert = nnx.merge(build.graphdef(ODD, SLOTS if head == "template" else None), params)
+    model: Bert = nnx.merge(factory.make_graphdef(ODD, SLOTS if head == "template" else None), params)
     ids, lengths = jnp.asarray(IDS), jnp.asarray(LENGTHS)
     return places(np.asarray(model.classify(ids, lengths) if head == "template" else model(ids, lengths)), LENGTHS)
 
 
 def exported(params: dict[str, Any], options: Options, path: Path) -> OnnxRuntime:
-    ir.save(onnx_graph.build(params, ODD, options), path)
+    ir.save(graph.build(params, ODD, options), path)
     onnx.checker.check_model(path, full_check=True)
     return OnnxRuntime(path, threads=1)
 
@@ -86,7 +87,7 @@ def test_spare_slots_are_unlikely_and_the_others_the_same(tmp_path: Path) -> Non
 
 def test_the_form_of_causal_attention_is_refused() -> None:
     with pytest.raises(UsageError, match=r"form=parted is of causal attention.*choose fused or plain"):
-        onnx_graph.build(params_of("template"), ODD, Options("template", form="parted"))
+        graph.build(params_of("template"), ODD, Options("template", form="parted"))
 
 
 @pytest.mark.parametrize("broken", [0, 2])
@@ -94,17 +95,21 @@ def test_the_layer_where_a_graph_parts_is_named(tmp_path: Path, broken: int) -> 
     params = params_of("template")
     network = FlaxNetwork(params_of("template"), ODD, "template")
     ids = IDS[1:2]
-    onnx_export.save(onnx_graph.build(params, ODD, Options("template")), tmp_path)
-    first = parting.first_layer(tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place)
+    export.save(graph.build(params, ODD, Options("template")), tmp_path)
+    first = localize.first_layer(
+        tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place
+    )
     assert first == "the head"
     scales = np.array(params["blocks"]["mlp_norm"]["scale"])
     scales[broken] *= 1.5
     params["blocks"]["mlp_norm"]["scale"] = scales
-    onnx_export.save(onnx_graph.build(params, ODD, Options("template")), tmp_path)
-    found = parting.first_layer(tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place)
+    export.save(graph.build(params, ODD, Options("template")), tmp_path)
+    found = localize.first_layer(
+        tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place
+    )
     assert found.startswith(f"block_{broken} ")
 
 
 def test_only_the_standard_operators_are_used() -> None:
-    model = ir.to_proto(onnx_graph.build(params_of("template"), ODD, Options("template")))
-    assert {node.domain for node in onnx_file.nodes(model.graph)} == {""}
+    model = ir.to_proto(graph.build(params_of("template"), ODD, Options("template")))
+    assert {node.domain for node in onnx_check.nodes(model.graph)} == {""}

@@ -16,15 +16,16 @@ import pytest
 import tiny
 from made import TEMPLATES, bundle, run_on_data
 
-from converters import onnx_export, onnx_graph, onnx_layers
 from converters.__main__ import main
-from jaxtempl import cli, suggest
-from jaxtempl.bundle import Bundle
-from jaxtempl.cases import Message
-from jaxtempl.config import ROOT
+from converters.onnx import export, graph, layers
+from jaxtempl import cli
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.commands import suggest
+from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
-from jaxtempl.run import Run
-from jaxtempl.serve.suggester import of_bundle
+from jaxtempl.runs.run import Run
+from jaxtempl.serve.inference.suggester import bundle_suggester
+from jaxtempl.text.cases import Message
 
 MESSAGES = [
     {"role": "customer", "text": "hi <|endoftext|>"},
@@ -99,16 +100,16 @@ def test_a_language_model_has_logits_at_every_token(tmp_path: Path) -> None:
     assert (found.manifest["head"], found.manifest["slots"], found.templates) == ("lm", 8192, [])
     assert found.manifest["verify"]["compared"] > 100
     with pytest.raises(UserError, match="is a language model, which knows no templates"):
-        of_bundle(found)
+        bundle_suggester(found)
 
 
 def test_suggestions_are_the_runs_and_the_temperature_its_own(made: Run, tmp_path: Path) -> None:
     calibration = made.folder / "calibration.json"
     calibration.write_text(json.dumps({"steps": {"3": {"temperature": 2.5, "count": 9}}}))
     try:
-        found = of_bundle(bundle(made, tmp_path / "out", slots=16))
+        found = bundle_suggester(bundle(made, tmp_path / "out", slots=16))
         messages = [Message(m["role"], m["text"]) for m in MESSAGES if m["text"].strip()]
-        wanted, got = (s.suggest(messages, 9) for s in (suggest.of_run(made, 3), found))
+        wanted, got = (s.suggest(messages, 9) for s in (suggest.run_suggester(made, 3), found))
     finally:
         calibration.unlink()
     assert [s.template for s in got.suggestions] == [s.template for s in wanted.suggestions]
@@ -148,14 +149,14 @@ runpy.run_path(sys.argv[0])
 def test_a_network_that_is_not_the_run_leaves_nothing(
     made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    real = onnx_graph.build
+    real = graph.build
 
     def broken(params: Any, *rest: Any) -> ir.Model:
         up = params["blocks"]["mlp"]["up"] | {"kernel": params["blocks"]["mlp"]["up"]["kernel"] * 3}
         blocks = params["blocks"] | {"mlp": params["blocks"]["mlp"] | {"up": up}}
         return real(params | {"blocks": blocks}, *rest)
 
-    monkeypatch.setattr(onnx_graph, "build", broken)
+    monkeypatch.setattr(graph, "build", broken)
     assert cli.run(main, ["onnx", f"--run={made.folder}", f"--out={tmp_path / 'out'}", "--verify_contexts=20"]) == 1
     error = capsys.readouterr().err
     assert "is not what" in error
@@ -172,15 +173,15 @@ def test_the_first_layer_that_parts_is_named(tmp_path: Path, layer: int | None, 
     a = graphs.NeoXArchitecture(**{**vars(graphs.ODD), "layers": 2})
     params = graphs.params_of(a, 7)
     name = "head" if layer is None else f"block_{layer}/down/kernel"
-    network = onnx_export.FlaxNetwork(params, a, "template")
+    network = export.FlaxNetwork(params, a, "template")
     ids = graphs.IDS[:1]
     for kind in ("fp32", "fp16"):
-        ir.save(onnx_graph.build(params, a, onnx_layers.Options("template", kind)), tmp_path / "model.onnx")
+        ir.save(graph.build(params, a, layers.Options("template", kind)), tmp_path / "model.onnx")
         model = onnx.load(tmp_path / "model.onnx")
         (weight,) = (t for t in model.graph.initializer if t.name == name)
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, name))
         onnx.save(model, tmp_path / "model.onnx")
-        found = onnx_export.parting.first_layer(tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), kind)
+        found = export.parting.first_layer(tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), kind)
         assert found.startswith(said)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 

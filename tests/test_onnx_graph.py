@@ -12,14 +12,15 @@ import onnx_ir as ir
 import pytest
 from flax import nnx
 
-from converters import onnx_export, onnx_graph
-from converters.onnx_layers import Options
-from converters.verify import places
-from jaxtempl import config, onnx_file
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import build
+from converters.onnx import export, graph
+from converters.onnx.layers import Options
+from converters.verify.verify import places
+from jaxtempl.bundle import onnx_check
+from jaxtempl.config import sizes
+from jaxtempl.models import factory
 from jaxtempl.models.neox import NeoX
-from jaxtempl.serve.backends import OnnxRuntime
+from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 ODD = NeoXArchitecture(layers=3, hidden=48, heads=4, feed_forward=72, vocabulary=120, positions=64, rotary_fraction=0.5)
 SLOTS = 7
@@ -29,7 +30,7 @@ LENGTHS = np.array([1, 40, 33, 2, 17], np.int32)
 
 def params_of(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
     """Random everywhere, biases and norms too, so that none is left out unseen."""
-    drawn = build.random_params(a, outputs, 0)
+    drawn = factory.random_params(a, outputs, 0)
     leaves, tree = jax.tree.flatten(drawn)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return jax.tree.unflatten(
@@ -38,14 +39,14 @@ def params_of(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
 
 
 def flax_logits(params: dict[str, Any], a: NeoXArchitecture, options: Options, lengths: np.ndarray) -> np.ndarray:
-    model: NeoX = nnx.merge(build.graphdef(a, params["head"]["kernel"].shape[1]), params)
+    model: NeoX = nnx.merge(factory.make_graphdef(a, params["head"]["kernel"].shape[1]), params)
     if options.head == "template":
         return np.asarray(model.classify(jnp.asarray(IDS), jnp.asarray(lengths)))
     return places(np.asarray(model(jnp.asarray(IDS))), lengths)
 
 
 def exported(params: dict[str, Any], a: NeoXArchitecture, options: Options, path: Path) -> OnnxRuntime:
-    ir.save(onnx_graph.build(params, a, options), path)
+    ir.save(graph.build(params, a, options), path)
     onnx.checker.check_model(path, full_check=True)
     return OnnxRuntime(path, threads=1)
 
@@ -116,8 +117,8 @@ def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset:
     exported(params_of(ODD, SLOTS), ODD, Options("template", form=form), path)
     model = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
-    kinds = {node.op_type for node in onnx_file.nodes(model.graph)}
-    assert {node.domain for node in onnx_file.nodes(model.graph)} == {""}
+    kinds = {node.op_type for node in onnx_check.nodes(model.graph)}
+    assert {node.domain for node in onnx_check.nodes(model.graph)} == {""}
     assert ({"Attention", "RotaryEmbedding"} <= kinds) == (form == "fused")
     assert len({node.name for node in model.graph.node}) == len(model.graph.node)
     assert {"LayerNormalization", "Gelu"} <= kinds
@@ -125,7 +126,7 @@ def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset:
 
 def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
     for wide, others in ((False, {"head", "norm/scale", "norm/bias"}), (True, None)):
-        model = onnx_graph.build(params_of(ODD, SLOTS), ODD, Options("template", "fp16", wide))
+        model = graph.build(params_of(ODD, SLOTS), ODD, Options("template", "fp16", wide))
         floats = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT}
         halves = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT16}
         assert others is None or floats == others
@@ -134,7 +135,7 @@ def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
 
 def broadcast_params(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
     """Of any size, and of no memory."""
-    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0.01), leaf.shape), build.abstract_params(a, outputs))
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0.01), leaf.shape), factory.abstract_params(a, outputs))
 
 
 def spans(model: onnx.ModelProto) -> list[tuple[int, int]]:
@@ -144,11 +145,11 @@ def spans(model: onnx.ModelProto) -> list[tuple[int, int]]:
 
 
 def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "INLINE_BYTES", 10_000)
+    monkeypatch.setattr(export, "INLINE_BYTES", 10_000)
     params = params_of(ODD, SLOTS)
-    onnx_export.save(onnx_graph.build(params, ODD, Options("template")), tmp_path)
+    export.save(graph.build(params, ODD, Options("template")), tmp_path)
     size = (tmp_path / "model.onnx.data").stat().st_size
-    onnx_file.check(tmp_path / "model.onnx", {"model.onnx": 0, "model.onnx.data": size})
+    onnx_check.check(tmp_path / "model.onnx", {"model.onnx": 0, "model.onnx.data": size})
     got = OnnxRuntime(tmp_path / "model.onnx")(IDS, LENGTHS)
     assert_close(got, flax_logits(params, ODD, Options("template"), LENGTHS), 5e-6)
 
@@ -156,16 +157,16 @@ def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_external_data_at_the_shape_of_2_8b(tmp_path: Path) -> None:
     """5.5 GB of float16: every tensor lies in the file, none over another, as its shape needs."""
-    a = NeoXArchitecture(**config.size("2.8b")["architecture"])
-    onnx_export.save(onnx_graph.build(broadcast_params(a, 300), a, Options("template", "fp16")), tmp_path)
+    a = NeoXArchitecture(**sizes.read_size("2.8b")["architecture"])
+    export.save(graph.build(broadcast_params(a, 300), a, Options("template", "fp16")), tmp_path)
     data = tmp_path / "model.onnx.data"
-    onnx_file.check(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})
-    found = spans(onnx_file.load(tmp_path / "model.onnx"))
+    onnx_check.check(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})
+    found = spans(onnx_check.load(tmp_path / "model.onnx"))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(found))
     weights = 2 * (2_775_208_960 - 2 * a.vocabulary * a.hidden)  # published count less both embeddings, halves
     assert found[-1][1] <= data.stat().st_size < weights + 4 * a.vocabulary * a.hidden
     assert (tmp_path / "model.onnx").stat().st_size < 10**7
-    embed = next(t for t in onnx_file.load(tmp_path / "model.onnx").graph.initializer if t.name == "embed")
+    embed = next(t for t in onnx_check.load(tmp_path / "model.onnx").graph.initializer if t.name == "embed")
     stored = onnx.numpy_helper.to_array(embed, str(tmp_path))
     assert (stored[:: a.vocabulary // 7] == np.float16(0.01)).all()
     data.unlink()

@@ -12,12 +12,12 @@ import onnxruntime as ort
 import pytest
 from flax import nnx
 
-from converters import onnx_graph
-from converters.onnx_attention import PARTS
-from converters.onnx_layers import Options
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import build
-from jaxtempl.models.tables import Head
+from converters.onnx import graph as onnx_graph
+from converters.onnx.attention import PARTS
+from converters.onnx.layers import Options
+from jaxtempl.huggingface.mapping import Head
+from jaxtempl.models import factory
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 ARCHITECTURE = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=120, positions=64)
 OUTPUTS = 7
@@ -26,7 +26,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than parts, as many, and par
 
 def saved(path: Path, head: Head) -> dict[str, Any]:
     """Writes the graph of a random model, and gives its parameters."""
-    params = build.random_params(ARCHITECTURE, OUTPUTS, 0)
+    params = factory.random_params(ARCHITECTURE, OUTPUTS, 0)
     ir.save(onnx_graph.build(params, ARCHITECTURE, Options(head, form="parted")), path)
     onnx.checker.check_model(path, full_check=True)
     return params
@@ -35,7 +35,7 @@ def saved(path: Path, head: Head) -> dict[str, Any]:
 @pytest.mark.parametrize("head", ["template", "lm"])
 def test_logits_are_flaxs_at_any_length(tmp_path: Path, head: Head) -> None:
     """One call of Flax tells all lengths, for no position sees those after it."""
-    params, graphdef = saved(tmp_path / "model.onnx", head), build.graphdef(ARCHITECTURE, OUTPUTS)
+    params, graphdef = saved(tmp_path / "model.onnx", head), factory.make_graphdef(ARCHITECTURE, OUTPUTS)
     ids = np.random.default_rng(0).integers(0, 120, (2, max(LENGTHS))).astype(np.int32)
     wanted = np.asarray(jax.jit(lambda p, tokens: nnx.merge(graphdef, p)(tokens))(params, ids))  # [B L O]
     session = ort.InferenceSession(tmp_path / "model.onnx")

@@ -10,7 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from masked import GOLDEN
 
-from jaxtempl.serve import openapi, reference
+from jaxtempl.serve.http import openapi, reference
 
 DOCUMENT = openapi.document(guarded=True)
 

@@ -1,8 +1,7 @@
 import re
 from pathlib import Path
 
-from jaxtempl import pages
-from jaxtempl.pages import Measured, Page
+from jaxtempl.reports.html import BLUE, Measured, Page, drawing, logarithmic
 
 HOSTILE = '<script>alert("$x^2$ & more")</script>'
 
@@ -13,9 +12,9 @@ def written(page: Page, tmp_path: Path) -> str:
 
 
 def full() -> Page:
-    with pages.drawing() as (figure, axes):
-        axes.plot([1, 10, 10_000], [0, 1, 2], label=HOSTILE, color=pages.BLUE)
-        pages.logarithmic(axes, "x")
+    with drawing() as (figure, axes):
+        axes.plot([1, 10, 10_000], [0, 1, 2], label=HOSTILE, color=BLUE)
+        logarithmic(axes, "x")
         axes.set(title=HOSTILE, xlabel="price in $ or €")
         axes.legend()
     page = Page(f"Title {HOSTILE}", f"Lead {HOSTILE}").heading(HOSTILE).text(HOSTILE)

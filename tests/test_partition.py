@@ -12,27 +12,31 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtempl import config, optim, partition, tasks, train
-from jaxtempl.architecture import Architecture, BertArchitecture, NeoXArchitecture
-from jaxtempl.config import AdaptConfig
+from jaxtempl.config.sizes import read_size
+from jaxtempl.config.training import AdaptConfig
 from jaxtempl.errors import UserError
-from jaxtempl.models import build
-from jaxtempl.models.stack import Remat
-from jaxtempl.partition import Shape
+from jaxtempl.models import factory
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import collectives, rules
+from jaxtempl.parallel.mesh import MeshShape, choose_mesh, make_mesh
+from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
+from jaxtempl.training import objectives, step
+from jaxtempl.training.optimizer import adamw
+from jaxtempl.training.state import initial_state
 
 SMALL = NeoXArchitecture(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=96, positions=32)
 BERT = BertArchitecture(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=96, positions=32)
 SLOTS = 7
-MESHES = [Shape(1, 1, 1), Shape(8, 1, 1), Shape(1, 8, 1), Shape(2, 2, 2)]
+MESHES = [MeshShape(1, 1, 1), MeshShape(8, 1, 1), MeshShape(1, 8, 1), MeshShape(2, 2, 2)]
 GOLDEN = Path(__file__).parent / "golden" / "partition.json"
 
 
 def architecture(size: str) -> NeoXArchitecture:
-    return NeoXArchitecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**read_size(size)["architecture"])
 
 
 def shapes(a: Architecture, slots: int | None = None) -> Any:
-    return build.abstract_params(a, slots)
+    return factory.abstract_params(a, slots)
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -42,15 +46,16 @@ def paths(tree: Any) -> dict[str, Any]:
 
 def test_each_leaf_has_one_row_and_each_row_a_leaf() -> None:
     models = [(SMALL, None), (SMALL, SLOTS), (BERT, None), (BERT, SLOTS)]
-    assert {path for a, slots in models for path in paths(shapes(a, slots))} == set(partition.LEAVES)
-    assert {axis for axes in partition.LEAVES.values() for axis in axes} == set(partition.RULES)
+    assert {path for a, slots in models for path in paths(shapes(a, slots))} == set(rules.LEAVES)
+    assert {axis for axes in rules.LEAVES.values() for axis in axes} == set(rules.RULES)
 
 
 def test_specs_are_golden() -> None:
     """2.8b on 2 x 8 x 4: heads, feed-forward and vocabulary on `tensor`, weights on `fsdp`, layers on none."""
     sizes = {"data": 2, "fsdp": 8, "tensor": 4}
     found = {
-        path: partition.spec(path, leaf.shape, sizes) for path, leaf in paths(shapes(architecture("2.8b"))).items()
+        path: rules.partition_spec(path, leaf.shape, sizes)
+        for path, leaf in paths(shapes(architecture("2.8b"))).items()
     }
     assert json.dumps({path: str(spec) for path, spec in found.items()}, indent=1) == GOLDEN.read_text().rstrip()
 
@@ -60,7 +65,7 @@ def test_a_device_holds_its_share_of_every_leaf(size: str) -> None:
     sizes = {"data": 2, "fsdp": 8, "tensor": 4}
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     for path, leaf in paths(shapes(architecture(size))).items():
-        held = NamedSharding(mesh, partition.spec(path, leaf.shape, sizes)).shard_shape(leaf.shape)
+        held = NamedSharding(mesh, rules.partition_spec(path, leaf.shape, sizes)).shard_shape(leaf.shape)
         assert math.prod(held) * 8 * 4 == leaf.size, path
 
 
@@ -93,21 +98,21 @@ def labelled(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
 
 
 def after_two_steps(
-    shape: Shape, phase: str, remat: Remat = "none", a: Architecture = SMALL
+    shape: MeshShape, phase: str, remat: Remat = "none", a: Architecture = SMALL
 ) -> tuple[list[dict[str, float]], Any]:
     """Metrics of two updates, and the gradient of the first."""
-    language, adapting = (tasks.causal_lm, batch()) if a is SMALL else (tasks.masked_lm, masked())
+    language, adapting = (objectives.causal_lm, batch()) if a is SMALL else (objectives.masked_lm, masked())
     slots, made = (None, adapting) if phase == "adapt" else (SLOTS, labelled())
-    graphdef = build.graphdef(a, slots, remat=remat)
-    task = language(graphdef) if phase == "adapt" else tasks.template(graphdef)
-    optimizer = optim.adamw(AdaptConfig(rate=1e-2, decay=0.1), 10)
-    mesh = partition.make_mesh(shape)
-    state = train.initial_state(build.random_params(a, slots, 0), optimizer, mesh)
+    graphdef = factory.make_graphdef(a, slots, remat=remat)
+    task = language(graphdef) if phase == "adapt" else objectives.template_classification(graphdef)
+    optimizer = adamw(AdaptConfig(learning_rate=1e-2, weight_decay=0.1), 10)
+    mesh = make_mesh(shape)
+    state = initial_state(factory.random_params(a, slots, 0), optimizer, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    functions = train.compiled(task, optimizer, places)
+    functions = step.compile_step(task, optimizer, places)
     found, gradients = [], []
     for _ in range(2):
-        total = functions.gradient(state.params, jax.device_put(made, partition.rows(mesh)), None)
+        total = functions.gradient(state.params, jax.device_put(made, rules.row_sharding(mesh)), None)
         jax.tree.map(_equivalent, total.gradient, places.params)
         gradients.append(jax.tree.map(np.asarray, total.gradient))
         state, metrics = functions.update(state, total)
@@ -123,7 +128,7 @@ def _equivalent(leaf: jax.Array, place: Any) -> None:
 @pytest.mark.parametrize("a", [SMALL, BERT], ids=["neox", "bert"])
 @pytest.mark.parametrize("phase", ["adapt", "finetune"])
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
-def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: Shape, phase: str, a: Architecture) -> None:
+def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: MeshShape, phase: str, a: Architecture) -> None:
     (alone, gradient), (found, sharded) = after_two_steps(MESHES[0], phase, a=a), after_two_steps(shape, phase, a=a)
     for one, other in zip(alone, found, strict=True):
         assert other == pytest.approx(one, rel=1e-5)
@@ -138,8 +143,8 @@ def test_rematerialisation_changes_nothing(remat: Remat) -> None:
 
 
 def test_the_state_is_born_where_it_lies() -> None:
-    mesh = partition.make_mesh(Shape(1, 4, 2))
-    state = train.initial_state(build.random_params(SMALL, 96, 0), optim.adamw(AdaptConfig(rate=1e-3), 10), mesh)
+    mesh = make_mesh(MeshShape(1, 4, 2))
+    state = initial_state(factory.random_params(SMALL, 96, 0), adamw(AdaptConfig(learning_rate=1e-3), 10), mesh)
     kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
     assert len(moments) == 2
@@ -151,30 +156,30 @@ def test_the_state_is_born_where_it_lies() -> None:
 @pytest.mark.parametrize(
     ("asked", "rows", "said"),
     [
-        (Shape(1, 16, 1), 8, "needs 16 devices of 8.*--mesh.data=1 --mesh.fsdp=8 --mesh.tensor=1"),
-        (Shape(1, 1, 3), 8, "does not divide heads=4 by 3.*--mesh.data=1 --mesh.fsdp=1 --mesh.tensor=(2|4)"),
-        (Shape(8, 1, 1), 4, "does not divide the 4 rows.*--mesh.data=4 --mesh.fsdp=1 --mesh.tensor=1"),
+        (MeshShape(1, 16, 1), 8, "needs 16 devices of 8.*--mesh.data=1 --mesh.fsdp=8 --mesh.tensor=1"),
+        (MeshShape(1, 1, 3), 8, "does not divide heads=4 by 3.*--mesh.data=1 --mesh.fsdp=1 --mesh.tensor=(2|4)"),
+        (MeshShape(8, 1, 1), 4, "does not divide the 4 rows.*--mesh.data=4 --mesh.fsdp=1 --mesh.tensor=1"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest(asked: Shape, rows: int, said: str) -> None:
+def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest(asked: MeshShape, rows: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        partition.choose(asked, shapes(SMALL), rows, 8)
+        choose_mesh(asked, shapes(SMALL), rows, 8)
 
 
 def test_what_is_left_open_is_chosen() -> None:
-    assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 8, 8) == (1, 8, 1)
-    assert partition.choose(Shape(0, 2, 1), shapes(SMALL), 8, 8) == (4, 2, 1)
-    assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 2, 8) == (1, 2, 1)
-    assert partition.choose(Shape(0, 0, 1), shapes(SMALL, SLOTS), 0, 8) == (1, 8, 1)
-    assert partition.choose(Shape(0, 0, 1), shapes(SMALL), 8, 1) == (1, 1, 1)
+    assert choose_mesh(MeshShape(0, 0, 1), shapes(SMALL), 8, 8) == (1, 8, 1)
+    assert choose_mesh(MeshShape(0, 2, 1), shapes(SMALL), 8, 8) == (4, 2, 1)
+    assert choose_mesh(MeshShape(0, 0, 1), shapes(SMALL), 2, 8) == (1, 2, 1)
+    assert choose_mesh(MeshShape(0, 0, 1), shapes(SMALL, SLOTS), 0, 8) == (1, 8, 1)
+    assert choose_mesh(MeshShape(0, 0, 1), shapes(SMALL), 8, 1) == (1, 1, 1)
 
 
 def test_templates_of_any_number_are_taken() -> None:
-    assert partition.spec("head/kernel", (32, 7), {"data": 1, "fsdp": 2, "tensor": 2}) == P("fsdp", None)
-    assert partition.spec("head/kernel", (32, 8), {"data": 1, "fsdp": 2, "tensor": 2}) == P("fsdp", "tensor")
+    assert rules.partition_spec("head/kernel", (32, 7), {"data": 1, "fsdp": 2, "tensor": 2}) == P("fsdp", None)
+    assert rules.partition_spec("head/kernel", (32, 8), {"data": 1, "fsdp": 2, "tensor": 2}) == P("fsdp", "tensor")
 
 
 def test_outside_of_a_mesh_nothing_is_moved() -> None:
     tree = {"norm": {"scale": jnp.ones(32)}}
-    assert partition.gather(tree) is tree
-    assert partition.total(tree, {}) == (tree, {})
+    assert collectives.gather_params(tree) is tree
+    assert collectives.reduce_gradients(tree, {}) == (tree, {})

@@ -20,18 +20,23 @@ from jax.experimental import topologies
 
 from bench import common, measured
 from bench.measured import Setting
-from jaxtempl import adapt, cli, config, flops, memory, partition, plan, programs, start, tasks
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.config import AdaptConfig
-from jaxtempl.devices import DEVICES
+from jaxtempl import cli
+from jaxtempl.commands.adapt import main
+from jaxtempl.config import parsing, paths, sizes
+from jaxtempl.config.training import AdaptConfig
 from jaxtempl.errors import UserError
-from jaxtempl.memory import Piece
-from jaxtempl.models import build
-from jaxtempl.models.stack import Remat
-from jaxtempl.partition import Shape
+from jaxtempl.models import factory
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
+from jaxtempl.planning import compiled_step, estimate, memory
+from jaxtempl.planning.memory import MicrobatchShape
+from jaxtempl.specs import flops
+from jaxtempl.specs.accelerators import ACCELERATORS
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import adapt, initialization, objectives
 
 SMALL = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=160, vocabulary=1024, positions=256)
-ONE = Shape(1, 1, 1)
+ONE = MeshShape(1, 1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +50,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(*argv: str) -> AdaptConfig:
-    return config.parse(AdaptConfig, ["--plan", *argv], lambda given: start.layers("adapt", given))
+    return parsing.parse(AdaptConfig, ["--plan", *argv], lambda given: initialization.config_layers("adapt", given))
 
 
 def lines(*argv: str) -> list[list[str]]:
     """Name, value and source of each line of a plan."""
-    return [re.split(r" {2,}", line.strip()) for line in plan.page(asked(*argv)).splitlines()]
+    return [re.split(r" {2,}", line.strip()) for line in estimate.format_plan(asked(*argv)).splitlines()]
 
 
 def named(found: list[list[str]], name: str) -> list[list[str]]:
@@ -58,18 +63,20 @@ def named(found: list[list[str]], name: str) -> list[list[str]]:
 
 
 def architecture(size: str) -> NeoXArchitecture:
-    return NeoXArchitecture(**config.size(size)["architecture"])
+    return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
-def piece(shape: Shape = ONE, rows: int = 8, length: int = 128, remat: Remat = "none", **changes: Any) -> Piece:
-    return Piece(shape, rows, length, remat, **{"several": False, "flash": True, **changes})
+def piece(
+    shape: MeshShape = ONE, rows: int = 8, length: int = 128, remat: Remat = "none", **changes: Any
+) -> MicrobatchShape:
+    return MicrobatchShape(shape, rows, length, remat, **{"several": False, "flash": True, **changes})
 
 
 def test_there_is_a_device_for_every_name() -> None:
     allowed = next(f.type for f in dataclasses.fields(AdaptConfig) if f.name == "device")
-    assert {"none", *DEVICES} == set(allowed.__args__)
-    assert all(flops.PEAKS[device.kind] == device.peak for device in DEVICES.values())
-    slices = {(name, n): grid for name, device in DEVICES.items() for n, grid in device.slices.items()}
+    assert {"none", *ACCELERATORS} == set(allowed.__args__)
+    assert all(flops.PEAKS[device.kind] == device.peak for device in ACCELERATORS.values())
+    slices = {(name, n): grid for name, device in ACCELERATORS.items() for n, grid in device.slices.items()}
     assert len(slices) == 10
     for (name, n), grid in slices.items():
         chip, _, sides = grid.partition(":")
@@ -94,28 +101,28 @@ def test_the_paper_at_2_8b() -> None:
     assert named(found, "cost")[0][1] == f"${tokens / speed / 3600 * 8 * 3:,.0f}"
 
 
-@pytest.mark.parametrize("shape", [ONE, Shape(1, 8, 1), Shape(2, 2, 2)], ids=str)
-def test_the_state_is_that_of_the_shardings(shape: Shape) -> None:
-    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
+@pytest.mark.parametrize("shape", [ONE, MeshShape(1, 8, 1), MeshShape(2, 2, 2)], ids=str)
+def test_the_state_is_that_of_the_shardings(shape: MeshShape) -> None:
+    shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     share = whole / (shape.fsdp * shape.tensor)
     for several in (False, True):
         held = memory.by_formula(SMALL, piece(shape, several=several))
         assert held[:3] == (share, share * (1 + several), 2 * share)
     total = memory.by_formula(SMALL, piece(shape)).total
-    assert total == held.activations + programs.state_bytes(SMALL, shape)
+    assert total == held.activations + compiled_step.state_bytes(SMALL, shape)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_a_layer_keeps_what_autodiff_keeps(remat: Remat) -> None:
     """What JAX hands from the forward to the backward pass, layer by layer, without parameters and copies of them."""
     rows, length = 2, 128
-    graphdef = build.graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
+    graphdef = factory.make_graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    params = build.abstract_params(SMALL, SMALL.vocabulary)
+    params = factory.abstract_params(SMALL, SMALL.vocabulary)
 
     def backward(params: Any, batch: Any) -> Any:
-        return jax.vjp(lambda params: tasks.causal_lm(graphdef).loss(params, batch)[0], params)[1]
+        return jax.vjp(lambda params: objectives.causal_lm(graphdef).loss(params, batch)[0], params)[1]
 
     kept = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
     tokens = {rows, rows * length}  # an activation has the rows, or rows and length together, after its layer
@@ -131,7 +138,7 @@ def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor(
     assert memory.activations(dataclasses.replace(a, layers=48), piece(length=2048)) > 1.7 * base
     by_remat = [memory.activations(a, piece(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
     assert by_remat == sorted(by_remat, reverse=True)
-    assert memory.activations(a, piece(Shape(1, 1, 8), length=2048)) < base
+    assert memory.activations(a, piece(MeshShape(1, 1, 8), length=2048)) < base
     assert memory.activations(a, piece(length=2048, flash=False)) > 3 * base
 
 
@@ -140,10 +147,10 @@ def test_a_training_that_does_not_fit_is_told_what_would() -> None:
     assert named(found, "DOES NOT FIT")
     flags = [line[1] for line in named(found, "would fit")]
     assert len(flags) == 2
-    assert flags[0].startswith("--accumulate=")
+    assert flags[0].startswith("--gradient_accumulation_steps=")
     for instead in flags:
         assert named(lines("--size=2.8b", "--device=a100-40", "--devices=8", *instead.split()), "FITS")
-    half = f"--accumulate={int(flags[0].split('=')[1]) // 2}"
+    half = f"--gradient_accumulation_steps={int(flags[0].split('=')[1]) // 2}"
     assert named(lines("--size=2.8b", "--device=a100-40", "--devices=8", half), "DOES NOT FIT")
     assert named(lines("--size=12b", "--device=h100"), "would fit")[0][1] == "--devices=8 --remat=full"
 
@@ -154,10 +161,10 @@ def test_nothing_near_that_fits_is_said() -> None:
 
 
 def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan.usable(DEVICES["h100"])[0] == 60e9
-    assert plan.usable(DEVICES["v5p"])[0] == 95e9
+    assert estimate.usable(ACCELERATORS["h100"])[0] == 60e9
+    assert estimate.usable(ACCELERATORS["v5p"])[0] == 95e9
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
-    assert plan.usable(DEVICES["h100"])[0] == 72e9
+    assert estimate.usable(ACCELERATORS["h100"])[0] == 72e9
 
 
 def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +179,7 @@ def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPa
     assert attention("--size=410m", "--device=v5e", "--mask_documents") == "flash attention"
     for length, kind in ((1024, "flash"), (1000, "XLA")):
         monkeypatch.setattr(adapt, "PAPER_LENGTH", length)
-        assert {attention("--size=410m", f"--device={name}") for name in DEVICES} == {f"{kind} attention"}
+        assert {attention("--size=410m", f"--device={name}") for name in ACCELERATORS} == {f"{kind} attention"}
 
 
 @pytest.fixture
@@ -207,23 +214,23 @@ def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Calla
         ours._replace(size="1b"),
     ):
         benchmark(other, peak_bytes=1)
-    held = memory.on_device(a, known, DEVICES["h200"])
+    held = memory.on_device(a, known, ACCELERATORS["h200"])
     assert (held.activations, held.source.split(":")[0]) == (plain.activations, "formula, not corrected")
     assert "40% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
     half = measured.UPDATE * measured.LENGTH * flops.trained_token(a, measured.LENGTH) / (989e12 / 2)
     benchmark(ours, peak_bytes=plain.total + plain.activations / 2, seconds=[half])
-    held = memory.on_device(a, known, DEVICES["h200"])
+    held = memory.on_device(a, known, ACCELERATORS["h200"])
     assert held.activations == pytest.approx(1.5 * plain.activations)
     assert "times 1.50, as measured at 4 rows" in held.source
     assert "50% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
     for device, remat in (("h100", "none"), ("h200", "full")):
-        other = memory.on_device(a, known._replace(remat=remat), DEVICES[device])
+        other = memory.on_device(a, known._replace(remat=remat), ACCELERATORS[device])
         assert other.source.startswith("formula, not corrected")
 
 
 def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler here is the CPU's, behind the same call; it finds other sizes, for its bfloat16 is float32."""
-    small, device = piece(Shape(1, 8, 1), rows=16, length=64, remat="full", flash=False), DEVICES["v5e"]
+    small, device = piece(MeshShape(1, 8, 1), rows=16, length=64, remat="full", flash=False), ACCELERATORS["v5e"]
     assert memory.on_tpu(SMALL, small, device).source == "formula, for libtpu is not installed"
     slices = []
 
@@ -236,8 +243,8 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "1")  # so that what is set is put back
     made = list[Any]()
-    compile_ = programs.gradient
-    monkeypatch.setattr(programs, "gradient", lambda *given: made.append(compile_(*given)) or made[-1])
+    compile_ = compiled_step.gradient
+    monkeypatch.setattr(compiled_step, "gradient", lambda *given: made.append(compile_(*given)) or made[-1])
     held = memory.on_tpu(SMALL, small, device)
     assert [held.activations] == [program.temporary for program in made]
     assert 0.5 < held.activations / memory.activations(SMALL, small) < 2
@@ -252,32 +259,34 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
         else:
             with pytest.raises(UserError, match="it broke"):
                 memory.on_tpu(SMALL, small, device)
-    assert "no slice of 3 chips" in memory.on_tpu(SMALL, piece(Shape(3, 1, 1), rows=3), device).source
+    assert "no slice of 3 chips" in memory.on_tpu(SMALL, piece(MeshShape(3, 1, 1), rows=3), device).source
 
 
 def test_a_tpu_s_compiler_is_given_the_training_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[Any]()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
-    monkeypatch.setattr(programs, "described", lambda slice_: jax.devices())
-    monkeypatch.setattr(tasks, "causal_lm", lambda graphdef, masked=False: seen.append((graphdef, masked)) or 1 / 0)
+    monkeypatch.setattr(compiled_step, "described", lambda slice_: jax.devices())
+    monkeypatch.setattr(
+        objectives, "causal_lm", lambda graphdef, masked=False: seen.append((graphdef, masked)) or 1 / 0
+    )
     for flags, wanted in ((("--mask_documents",), (jnp.bfloat16, True)), (("--precision=fp16",), (jnp.float16, False))):
         with pytest.raises(ZeroDivisionError):
             lines("--size=nano", "--device=v5e", "--devices=8", *flags)
         graphdef, masked = seen.pop()
-        model: Any = nnx.merge(graphdef, build.abstract_params(architecture("nano"), architecture("nano").vocabulary))
+        model: Any = nnx.merge(graphdef, factory.abstract_params(architecture("nano"), architecture("nano").vocabulary))
         assert (model.dtype, masked) == wanted
 
 
 def test_a_float16_gradient_has_its_scale() -> None:
-    mesh = partition.make_mesh(Shape(1, 8, 1))
-    program = programs.gradient(SMALL, mesh, 16, 64, dtype=jnp.float16, mask_documents=True)
+    mesh = make_mesh(MeshShape(1, 8, 1))
+    program = compiled_step.gradient(SMALL, mesh, 16, 64, dtype=jnp.float16, mask_documents=True)
     assert "f16[" in program.text
-    assert program.arguments - programs.gradient(SMALL, mesh, 16, 64).arguments == 4
+    assert program.arguments - compiled_step.gradient(SMALL, mesh, 16, 64).arguments == 4
 
 
 def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny.dataset(tmp_path / "made")
-    flags = ("--size=nano", f"--data={data.folder}", "--device=a10", "--batch=4")
+    flags = ("--size=nano", f"--data={data.folder}", "--device=a10", "--batch_size=4")
     rows = int(named(lines(*flags), "tokens")[0][2].split("; ")[1].split()[0])
     steps = math.ceil(rows / 4)
     assert named(lines(*flags), "tokens")[0][1] == f"{steps * 4 * 32:,}"
@@ -299,7 +308,11 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
         (["--plan", "--size=410m", "--device=b200"], 2, "allowed: none, a10, a100-40"),
         (["--plan", "--size=410m", "--device=h100", "--devices=0"], 2, "1 or more"),
         (["--plan", "--size=410m", "--device=h100", "--precision=fp32"], 2, "use bf16 or fp16"),
-        (["--plan", "--size=410m", "--device=h100", "--accumulate=3"], 1, "does not divide --batch=1024"),
+        (
+            ["--plan", "--size=410m", "--device=h100", "--gradient_accumulation_steps=3"],
+            1,
+            "does not divide --batch_size=1024",
+        ),
         (["--plan", "--size=410m", "--device=h100", "--mesh.fsdp=2"], 1, "the nearest that fits"),
         (["--plan", "--size=410m", "--device=h100", "--mfu=40"], 2, "from 0 to 1"),
         (["--size=410m", "--device=h100"], 2, "are of --plan; a training takes"),
@@ -310,7 +323,7 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
 def test_a_mistake_is_one_line(argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(adapt.main, argv) == code
+    assert cli.run(main, argv) == code
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
     assert said in stderr
@@ -321,7 +334,7 @@ def test_the_command_plans_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HOME": str(tmp_path / "empty"), "XLA_FLAGS": ""}
-    command = [config.ROOT / "bin" / "adapt", "--plan", "--size=6.9b", "--device=h200", "--devices=8"]
+    command = [paths.ROOT / "bin" / "adapt", "--plan", "--size=6.9b", "--device=h200", "--devices=8"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "empty", env=environment)
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith("model")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from rig import STEPS, Rig
 
-from jaxtempl import precision, train
 from jaxtempl.errors import UserError
-from jaxtempl.precision import HYSTERESIS, INITIAL_SCALE, WINDOW, LossScale
-from jaxtempl.train import Plan
+from jaxtempl.training import precision
+from jaxtempl.training.loop import Schedule
+from jaxtempl.training.precision import HYSTERESIS, INITIAL_SCALE, WINDOW, LossScale
+from jaxtempl.training.state import restore_state
 
 
 def after(steps: str, scale: float = INITIAL_SCALE, finite: int = 0) -> LossScale:
@@ -42,8 +43,8 @@ def test_the_scale_stays_above_one() -> None:
     assert float(after("!!!!", scale=2.0).scale) == 1.0
 
 
-def plan(recover: float = 1e9) -> Plan:
-    return Plan(STEPS, save_every=99, recover_seconds=recover)
+def plan(recover: float = 1e9) -> Schedule:
+    return Schedule(STEPS, save_every=99, recover_seconds=recover)
 
 
 def test_float16_trains_as_float32_does(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_the_scale_goes_on_where_it_was(tmp_path: Path) -> None:
     expected = whole.fit(whole.fresh(), plan=plan())
     cut.fit(cut.fresh(), steps=3, plan=plan(recover=0.0))
     jax.tree.map(
-        np.testing.assert_array_equal, cut.fit(train.resume(cut.fresh(), cut.checkpoints, 3), plan=plan()), expected
+        np.testing.assert_array_equal, cut.fit(restore_state(cut.fresh(), cut.checkpoints, 3), plan=plan()), expected
     )
 
 

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 import jaxtempl
-from jaxtempl import prepare
-from jaxtempl.cases import Message
-from jaxtempl.config import PrepareConfig
-from jaxtempl.dataset import Dataset
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.packing import Packer
 from jaxtempl.errors import UserError
-from jaxtempl.prepare import builders, pipeline, splitting
+from jaxtempl.prepare import pipeline, tfds_builders
+from jaxtempl.prepare import split as prepare_split
 from jaxtempl.prepare.labels import REPLIES, Replies
-from jaxtempl.prepare.packing import Packer
-from jaxtempl.text import document
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.prepare.split import SPLITS, LeakError, prove, split_of
+from jaxtempl.text.cases import Message
+from jaxtempl.text.formats import document
+from jaxtempl.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 ASSETS = Path(jaxtempl.__file__).parent / "assets"
@@ -62,7 +63,7 @@ def config(tmp_path: Path, **changes: Any) -> PrepareConfig:
 
 def prepared(tmp_path: Path, **changes: Any) -> Dataset:
     resolved = config(tmp_path, **changes)
-    prepare.run(resolved)
+    pipeline.run(resolved)
     return Dataset(resolved.out)
 
 
@@ -248,10 +249,10 @@ def test_two_runs_are_equal_and_the_seed_changes_only_the_rows(tmp_path: Path, t
 def test_the_hash_split_is_by_case_id_and_near_its_fractions(tmp_path: Path) -> None:
     records = [case(f"c{i}") for i in range(1000)]
     some = prepared(tmp_path, transcripts=(write(tmp_path / "in.jsonl", *records),), fractions=(0.5, 0.2, 0.3))
-    sides = {split: {entry.case_id for entry in some.cases(split)} for split in splitting.SPLITS}
+    sides = {split: {entry.case_id for entry in some.cases(split)} for split in SPLITS}
     assert [round(len(side) / 1000, 1) for side in sides.values()] == [0.5, 0.2, 0.3]
     assert len(set.union(*sides.values())) == 1000
-    assert all(splitting.split_of(name, (0.5, 0.2, 0.3)) == split for split, side in sides.items() for name in side)
+    assert all(split_of(name, (0.5, 0.2, 0.3)) == split for split, side in sides.items() for name in side)
 
 
 def test_a_train_side_given_alone_lends_two_percent_to_validation(tmp_path: Path) -> None:
@@ -271,18 +272,18 @@ def test_documents_alone_make_rows_alone(tmp_path: Path, tokenizer: Tokenizer) -
 
 
 def test_a_leak_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitting, "allowed", lambda texts, held_out: np.ones(len(texts), bool))
+    monkeypatch.setattr(prepare_split, "allowed", lambda texts, held_out: np.ones(len(texts), bool))
     train = write(tmp_path / "train.jsonl", case("same"), case("b"))
     test = write(tmp_path / "test.jsonl", {**case("same"), "case_id": "other"})
-    with pytest.raises(splitting.LeakError, match="1 texts are on the training side and held out"):
+    with pytest.raises(LeakError, match="1 texts are on the training side and held out"):
         prepared(tmp_path, train=(train,), test=(test,))
     assert not (tmp_path / "data").exists()
 
 
 def test_a_case_on_both_sides_stops_the_run() -> None:
     names = np.array([b"a" * 16, b"b" * 16], "S16")
-    with pytest.raises(splitting.LeakError, match="1 cases"):
-        splitting.prove("cases", names, names[1:])
+    with pytest.raises(LeakError, match="1 cases"):
+        prove("cases", names, names[1:])
 
 
 def test_a_case_of_both_files_stays_where_it_came_first(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_too_many_bad_records_leave_the_list_and_no_dataset(tmp_path: Path) -> N
 
 def test_validation_rows_are_capped(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "HELD_OUT_TOKENS", 100.0)
-    monkeypatch.setattr("jaxtempl.prepare.packing.DOCUMENTS", 1)
+    monkeypatch.setattr("jaxtempl.prepare.pack.DOCUMENTS", 1)
     cases = [case(f"c{i}") for i in range(50)]
     train, validation = write(tmp_path / "train.jsonl", case("t")), write(tmp_path / "v.jsonl", *cases)
     some = prepared(tmp_path, train=(train,), validation=(validation,))
@@ -437,19 +438,21 @@ def test_config_has_no_field_that_prepare_leaves_unread() -> None:
 def test_examples_are_written_as_tfds_would(tmp_path: Path) -> None:
     numbers = np.arange(LENGTH)
     made = {
-        builders.Cases(tmp_path, iter(())): {"case_id": "ü-1".encode(), "messages": b'[["customer","hi",null]]'},
-        builders.Labels(tmp_path, iter(())): {name: numbers.astype(np.int32) for name in ("case", "message", "slot")},
-        builders.Rows(tmp_path, iter(()), "tokenizer", LENGTH): {
+        tfds_builders.Cases(tmp_path, iter(())): {"case_id": "ü-1".encode(), "messages": b'[["customer","hi",null]]'},
+        tfds_builders.Labels(tmp_path, iter(())): {
+            name: numbers.astype(np.int32) for name in ("case", "message", "slot")
+        },
+        tfds_builders.Rows(tmp_path, iter(()), "tokenizer", LENGTH): {
             name: numbers.astype(np.uint16) for name in ("tokens", "segments")
         },
     }
     for builder, example in made.items():
         features: Any = builder.info.features
         theirs = ExampleSerializer(features.get_serialized_info()).get_tf_example(features.encode_example(example))
-        assert builders.serialized(example) == theirs.SerializeToString(deterministic=True)
+        assert tfds_builders.serialized(example) == theirs.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("label", ["role", "text"])
 def test_the_label_is_a_key_of_its_own(tmp_path: Path, label: str) -> None:
     with pytest.raises(UserError, match=f"label is '{label}'"):
-        prepare.run(config(tmp_path, transcripts=(write(tmp_path / "in.jsonl", case("a")),), label=label))
+        pipeline.run(config(tmp_path, transcripts=(write(tmp_path / "in.jsonl", case("a")),), label=label))

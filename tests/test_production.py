@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 from test_triton import PB2, TEMPLATES, convert, make, network
 
-from converters import triton_config
 from converters.__main__ import CONVERTERS
-from jaxtempl import config
-from jaxtempl.config import ROOT, ConvertTritonConfig
-from jaxtempl.devices import DEVICES
+from converters.triton import config
+from jaxtempl.config import parsing
+from jaxtempl.config.converting import ConvertTritonConfig
+from jaxtempl.config.paths import ROOT
+from jaxtempl.specs.accelerators import ACCELERATORS
 
 PAGE = (ROOT / "docs" / "production.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.S)
@@ -36,7 +37,7 @@ def test_every_converter_takes_its_flags() -> None:
     assert {words[1] for words in lines} == {"onnx", "tensorrt", "triton"}
     for words in lines:
         if words[1] in KINDS:
-            config.parse(KINDS[words[1]], words[2:])
+            parsing.parse(KINDS[words[1]], words[2:])
 
 
 def test_what_is_made_is_what_is_used_next() -> None:
@@ -89,16 +90,16 @@ def test_the_other_client_reads_the_same_request() -> None:
     "row", re.findall(r"^\| (\S+b|\S+m) \| (\S+) \| (\d+) ms \| (\d+) ms \| (\d+) % \|$", PAGE, re.M)
 )
 def test_the_table_is_arithmetic(row: tuple[str, ...]) -> None:
-    milliseconds = float(row[1].replace(",", "")) * 1e9 / (0.4 * DEVICES["a10"].peak) * 1000
+    milliseconds = float(row[1].replace(",", "")) * 1e9 / (0.4 * ACCELERATORS["a10"].peak) * 1000
     told = [int(value) for value in row[2:]]
-    most: Any = ConvertTritonConfig().max_batch
+    most: Any = ConvertTritonConfig().max_batch_size
     assert told == [round(milliseconds), round(most * milliseconds), round(20 * milliseconds / 10)]
 
 
 def test_the_page_tells_the_settings() -> None:
     wanted = ConvertTritonConfig()
     assert f"**{wanted.timeout_ms} ms in the queue** (`--timeout_ms`)" in PAGE
-    assert f"At most {triton_config.WAITING} wait" in PAGE
-    assert f"**{triton_config.DELAY_MICROSECONDS // 1000} ms for company.**" in PAGE
-    assert wanted.max_batch == 4
-    assert "**Four at once at most** (`--max_batch`)" in PAGE
+    assert f"At most {config.WAITING} wait" in PAGE
+    assert f"**{config.DELAY_MICROSECONDS // 1000} ms for company.**" in PAGE
+    assert wanted.max_batch_size == 4
+    assert "**Four at once at most** (`--max_batch_size`)" in PAGE

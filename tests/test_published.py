@@ -15,21 +15,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtempl import config
-from jaxtempl.models import build, weights
+from jaxtempl.config import paths
+from jaxtempl.huggingface import load
+from jaxtempl.models import factory
 from jaxtempl.models.neox import NeoX
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.text.tokenizer import Tokenizer
 
 VALUES = json.loads((Path(__file__).parent / "golden" / "pythia_values.json").read_text())
-TOKENIZER = config.ASSETS / "tokenizers" / "pythia.json"
+TOKENIZER = paths.ASSETS / "tokenizers" / "pythia.json"
 
 
 def checkpoint(name: str) -> NeoX:
     folder = Path(os.environ.get("JAXTEMPL_PYTHIA", "/nonexistent")) / name
     if not folder.is_dir():
         pytest.skip(f"JAXTEMPL_PYTHIA names no folder with {name}/")
-    read = weights.read(folder)
-    graphdef = build.graphdef(read.architecture, read.architecture.vocabulary)
+    read = load.read(folder)
+    graphdef = factory.make_graphdef(read.architecture, read.architecture.vocabulary)
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, read.params))
 
 

@@ -19,24 +19,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from converters import calibrate, dynamic_int8, gate, onnx_export, onnx_graph, qdq, quantize, tensorrt, verify
 from converters.__main__ import main
-from converters.flax_network import FlaxNetwork
-from converters.gate import Labelled, Scored
-from converters.onnx_layers import Options
-from jaxtempl import cli, config, onnx_file, run
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.bundle import Bundle
-from jaxtempl.cases import Message
-from jaxtempl.config import ConvertOnnxConfig, PrepareConfig
-from jaxtempl.contexts import Contexts
-from jaxtempl.dataset import Dataset
+from converters.onnx import export
+from converters.onnx import graph as onnx_graph
+from converters.onnx.layers import Options
+from converters.quantize import calibrate, dynamic_int8, gate, qdq, quantize
+from converters.quantize.gate import Labelled, Scored
+from converters.tensorrt.convert import refuse_older
+from converters.verify import verify
+from converters.verify.flax_network import FlaxNetwork
+from jaxtempl import cli
+from jaxtempl.bundle import onnx_check
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config import paths
+from jaxtempl.config.converting import ConvertOnnxConfig
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
-from jaxtempl.models import build
+from jaxtempl.models import factory
 from jaxtempl.prepare import pipeline
-from jaxtempl.run import Run
-from jaxtempl.serve.backends import OnnxRuntime
-from jaxtempl.serve.suggester import of_bundle
+from jaxtempl.runs import run
+from jaxtempl.runs.run import Run
+from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.serve.inference.suggester import bundle_suggester
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.text.cases import Message
 
 SMALL = NeoXArchitecture(layers=2, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
 WIDE = NeoXArchitecture(layers=3, hidden=128, heads=4, feed_forward=512, vocabulary=300, positions=64)
@@ -68,7 +76,7 @@ def made(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that knows its templates at step 1; at step 2 one that int8 breaks, and that is the same in float32."""
     known = {"phase": "finetune", "size": "nano", "seed": 0, "length": 32, "role_tags": False, "labels": 0}
     folder = tmp_path_factory.mktemp("quantize") / "run"
-    tokenizer = (config.ASSETS / "nano" / "tokenizer.json").read_text()
+    tokenizer = (paths.ASSETS / "nano" / "tokenizer.json").read_text()
     datasets = {"datasets": {str(dataset.folder): dataset.fingerprint}}
     found = run.create(folder, "size: nano\n", SMALL, tokenizer, TEMPLATES, known | datasets)
     params = taught(found, dataset)
@@ -80,7 +88,7 @@ def made(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def taught(found: Run, dataset: Dataset) -> dict[str, Any]:
     """Random weights with a head that is fitted by least squares to what they make of training contexts."""
-    drawn = build.random_params(SMALL, len(TEMPLATES), 0)
+    drawn = factory.random_params(SMALL, len(TEMPLATES), 0)
     params: dict[str, Any] = {part: {**leaves} for part, leaves in drawn.items()}
     params["blocks"] = {
         name: {leaf: {k: np.asarray(v) * 6 for k, v in own.items()} for leaf, own in block.items()}
@@ -118,7 +126,7 @@ def broken(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(made: Run, out: Path, **flags: Any) -> Bundle:
-    onnx_export.main(ConvertOnnxConfig(**{"run": f"{made.folder}@1", "out": out, "verify_contexts": 12, **flags}))
+    export.main(ConvertOnnxConfig(**{"run": f"{made.folder}@1", "out": out, "verify_contexts": 12, **flags}))
     return Bundle.open(out)
 
 
@@ -148,7 +156,7 @@ def test_int8_says_what_it_gains_and_costs(made: Run, int8: Bundle) -> None:
     assert sorted(path.name for path in int8.folder.iterdir()) == [
         "bundle.json", "model.onnx", "templates.json", "tokenizer.json"
     ]  # fmt: skip
-    assert of_bundle(int8).suggest([Message("customer", "my card was stolen")], 3).suggestions
+    assert bundle_suggester(int8).suggest([Message("customer", "my card was stolen")], 3).suggestions
 
 
 def test_a_forced_one_says_so_and_no_customer_text_is_in_any(int8: Bundle, static: Bundle) -> None:
@@ -276,7 +284,7 @@ def test_no_fall_beyond_the_bounds_ever_passes(drawn: list[tuple[int, bool, bool
 @functools.cache
 def drawn_params() -> Any:
     """Random everywhere, biases and norms too."""
-    random, shapes = np.random.default_rng(0), build.abstract_params(WIDE, 7)
+    random, shapes = np.random.default_rng(0), factory.abstract_params(WIDE, 7)
     return jax.tree.map(lambda leaf: random.normal(0, leaf.shape[-1] ** -0.5, leaf.shape).astype(np.float32), shapes)
 
 
@@ -304,7 +312,7 @@ def test_dynamic_int8_is_a_quarter_and_standard(tmp_path: Path, form: Any) -> No
     dynamic_int8.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     ir.save(ir.load(tmp_path / "int8.onnx"), tmp_path / "out.onnx", external_data="out.onnx.data")
     listed = {"out.onnx.data": (tmp_path / "out.onnx.data").stat().st_size}
-    onnx_file.check(tmp_path / "out.onnx", listed)
+    onnx_check.check(tmp_path / "out.onnx", listed)
     model = onnx.load(tmp_path / "out.onnx")
     assert [entry.domain for entry in model.opset_import] == [""]
     assert {node.domain for node in model.graph.node} == {""}
@@ -323,13 +331,13 @@ def test_dynamic_int8_is_a_quarter_and_standard(tmp_path: Path, form: Any) -> No
 
 
 def test_large_models_keep_their_weights_beside_them(made: Run, tmp_path: Path, monkeypatch: Any, int8: Bundle) -> None:
-    monkeypatch.setattr(onnx_export, "INLINE_BYTES", int8.model.stat().st_size)  # fp32 has more
+    monkeypatch.setattr(export, "INLINE_BYTES", int8.model.stat().st_size)  # fp32 has more
     found = convert(made, tmp_path / "small", quantize="int8")
     assert "model.onnx.data" not in found.manifest["files"]
     one, same = (initializers(bundle.model) for bundle in (int8, found))
     assert one.keys() == same.keys()
     assert all((one[name] == same[name]).all() for name in one)
-    monkeypatch.setattr(onnx_export, "INLINE_BYTES", 10_000)
+    monkeypatch.setattr(export, "INLINE_BYTES", 10_000)
     found = convert(made, tmp_path / "large", quantize="int8")
     assert found.manifest["files"]["model.onnx.data"]["bytes"] > 10 * found.manifest["files"]["model.onnx"]["bytes"]
     assert found.manifest["quantize"]["gate"]["hits_after"] == int8.manifest["quantize"]["gate"]["hits_after"]
@@ -444,10 +452,10 @@ def test_activations_without_a_scale_are_named(tmp_path: Path) -> None:
 def test_older_gpus_are_refused(tmp_path: Path, needed: str | None, given: str, fine: bool) -> None:
     opened = Bundle(tmp_path, {"dtype": "tensorrt-fp8", **({"compute_capability": needed} if needed else {})}, [])
     if fine:
-        tensorrt.refuse_older(opened, given)
+        refuse_older(opened, given)
         return
     with pytest.raises(UserError, match=f"needs compute capability {needed} or higher, and this is for {given}"):
-        tensorrt.refuse_older(opened, given)
+        refuse_older(opened, given)
 
 
 def test_tensorrt_builds_them_for_the_gpus_that_they_are_for(static: Bundle, capsys: Any) -> None:

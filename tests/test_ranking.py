@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy import special
 from tiny import template
 
-from jaxtempl.cases import Template
 from jaxtempl.errors import UserError
-from jaxtempl.serve import ranking
-from jaxtempl.serve.ranking import Ranker
+from jaxtempl.serve.inference import ranking
+from jaxtempl.serve.inference.ranking import Ranker
+from jaxtempl.text.cases import Template
 
 TEXTS = [
     "Thank you and goodbye.",

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ASSETS
 
-from jaxtempl import text
-from jaxtempl.cases import Message
-from jaxtempl.serve.reader import Reader
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.serve.inference.reader import Reader
+from jaxtempl.text import formats
+from jaxtempl.text import window as text_window
+from jaxtempl.text.cases import Message
+from jaxtempl.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(ASSETS / "nano" / "tokenizer.json")
 SAID = st.builds(
@@ -23,9 +24,9 @@ SAID = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(messages=st.lists(SAID, min_size=1, max_size=40), window=st.integers(1, 80), role_tags=st.booleans())
 def test_the_window_is_trainings(messages: list[Message], window: int, role_tags: bool) -> None:
-    whole = TOKENIZER.encode(text.pieces(messages, role_tags))
+    whole = TOKENIZER.encode(formats.pieces(messages, role_tags))
     ids, dropped = Reader(TOKENIZER, window, role_tags).read(messages)
-    assert ids == text.window(whole, window)
+    assert ids == text_window.window(whole, window)
     kept = whole[dropped:]
     assert ids == [i for piece in kept for i in piece][-window:]
     assert dropped == len(messages) - 1 or sum(map(len, kept)) <= window

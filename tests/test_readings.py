@@ -14,11 +14,15 @@ from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXModel
 
 from converters.__main__ import main as convert
-from jaxtempl import cli, files, flops, run
+from jaxtempl import cli, files
 from jaxtempl.__main__ import command
-from jaxtempl.architecture import Attention, NeoXArchitecture, Pooling
 from jaxtempl.errors import UserError
-from jaxtempl.models import build, config_json, weights
+from jaxtempl.huggingface import save
+from jaxtempl.huggingface.config import hugging_face_config
+from jaxtempl.models import factory
+from jaxtempl.runs import run
+from jaxtempl.specs import flops
+from jaxtempl.specs.architecture import Attention, NeoXArchitecture, Pooling
 
 SMALL = NeoXArchitecture(layers=3, hidden=32, heads=4, feed_forward=48, vocabulary=96, positions=32)
 LENGTHS = np.array([12, 1, 7])
@@ -29,15 +33,15 @@ READINGS = [(a, p) for a in ("causal", "full") for p in ("last", "mean", "first"
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPTNeoXModel, dict[str, Any]]:
     """One trunk in both libraries, with weights so large that a wrong detail shows."""
-    params = build.random_params(SMALL, None, 0)
+    params = factory.random_params(SMALL, None, 0)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = jax.tree.unflatten(
         tree, [leaf + 0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     )
     folder = tmp_path_factory.mktemp("trunk")
-    weights.write(folder, SMALL, params, "lm")
-    keys_of = config_json.hugging_face_config(SMALL, "lm")
+    save.write(folder, SMALL, params, "lm")
+    keys_of = hugging_face_config(SMALL, "lm")
     config = GPTNeoXConfig(**{k: v for k, v in keys_of.items() if k != "architectures"}, attn_implementation="eager")
     return GPTNeoXModel.from_pretrained(folder, config=config).eval(), params
 
@@ -66,7 +70,7 @@ def test_logits_are_those_of_transformers(pair: Any, attention: Attention, pooli
     ids = np.where(REAL, np.random.default_rng(0).integers(2, 96, (3, 12)), 1)
     head = np.random.default_rng(1).standard_normal((32, 7), np.float32)
     a = dataclasses.replace(SMALL, attention=attention, pooling=pooling)
-    model: Any = nnx.merge(build.graphdef(a, 7), {**params, "head": {"kernel": jnp.asarray(head)}})
+    model: Any = nnx.merge(factory.make_graphdef(a, 7), {**params, "head": {"kernel": jnp.asarray(head)}})
     got = np.asarray(model.classify(jnp.asarray(ids), jnp.asarray(LENGTHS)))
     wanted = pooled(hidden(theirs, ids, attention), pooling) @ head
     assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
@@ -82,8 +86,15 @@ def test_a_run_keeps_how_it_reads_and_is_not_exported(tmp_path: Path, capsys: py
     data = tiny.dataset(tmp_path / "made").folder
     begun = tiny.make_run(tmp_path / "base", [])
     files.write_json(begun.folder / "manifest.json", {**begun.manifest, "size": "nano"})
-    given = (f"--from={begun.folder}", f"--data={data}", "--length=32", "--batch=4", "--accumulate=1", "--steps=1")
-    flags = ("--attention=full", "--pooling=mean", "--rate=1e-3", f"--out={tmp_path}/run")
+    given = (
+        f"--from={begun.folder}",
+        f"--data={data}",
+        "--length=32",
+        "--batch_size=4",
+        "--gradient_accumulation_steps=1",
+        "--steps=1",
+    )
+    flags = ("--attention=full", "--pooling=mean", "--learning_rate=1e-3", f"--out={tmp_path}/run")
     assert cli.run(command("finetune"), (*given, *flags)) == 0
     found, _ = run.resolve(f"{tmp_path}/run")
     assert isinstance(found.architecture, NeoXArchitecture)

@@ -12,13 +12,13 @@ import pytest
 from scaled import made, write
 from serving import free_port
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 # Trainings are cut short and of little models, and what installs or needs a network is looked at in other ways.
 SMALLER = {"--size=bert-base": "--size=bert-tiny", "adapt-bert-base": "adapt-bert-tiny", ", 600)": ", 40)"}
 SHORTER = {
-    "bin/adapt --size=bert": ["--steps=2", "--weights=random", "--batch=4"],
+    "bin/adapt --size=bert": ["--steps=2", "--weights=random", "--batch_size=4"],
     "bin/adapt": ["--steps=2"],
     "bin/finetune": ["--steps=2"],
     "bin/evaluate": ["--baselines=false"],

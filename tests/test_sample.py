@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from jaxtempl import sample, sample_phrases
-from jaxtempl.sample_phrases import FLOWS, MACROS, PHRASES, QUESTIONS, SWITCHES, TEMPLATES, Script
+from jaxtempl.synthetic import generator, phrases
+from jaxtempl.synthetic.phrases import FLOWS, MACROS, PHRASES, QUESTIONS, SWITCHES, TEMPLATES, Script
 
 Messages = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def conversations() -> list[Messages]:
-    records: list[dict[str, Any]] = list(sample.cases(3000))
+    records: list[dict[str, Any]] = list(generator.cases(3000))
     return [record["messages"] for record in records]
 
 
@@ -48,16 +48,16 @@ def _names(script: Script) -> Iterator[str]:
 
 
 def test_cases_repeat_and_the_seed_matters() -> None:
-    assert list(sample.cases(20, seed=3)) == list(sample.cases(20, seed=3))
-    assert list(sample.cases(20, seed=3)) != list(sample.cases(20, seed=4))
+    assert list(generator.cases(20, seed=3)) == list(generator.cases(20, seed=3))
+    assert list(generator.cases(20, seed=3)) != list(generator.cases(20, seed=4))
 
 
 def test_a_case_does_not_hang_on_the_count() -> None:
-    assert list(sample.cases(5)) == list(sample.cases(50))[:5]
+    assert list(generator.cases(5)) == list(generator.cases(50))[:5]
 
 
 def test_case_ids_are_unique_and_have_the_documented_form() -> None:
-    assert [case["case_id"] for case in sample.cases(3)] == ["sample-000001", "sample-000002", "sample-000003"]
+    assert [case["case_id"] for case in generator.cases(3)] == ["sample-000001", "sample-000002", "sample-000003"]
 
 
 def test_records_have_exactly_the_documented_keys(conversations: list[Messages]) -> None:
@@ -95,18 +95,18 @@ def test_template_use_has_a_long_tail(uses: Counter[str]) -> None:
 
 
 def test_every_template_sent_is_listed_and_every_active_one_is_sent(uses: Counter[str]) -> None:
-    listed = sample.templates()
+    listed = generator.templates()
     assert len({t["id"] for t in listed}) == len(listed) == len(TEMPLATES)
     assert set(uses) <= {t["id"] for t in listed}
     assert {t["id"] for t in listed if t["active"]} <= set(uses)
 
 
 def test_retired_templates_are_sent_before_their_retirement_only(replies: Messages) -> None:
-    retired = {t["id"] for t in sample.templates() if not t["active"]}
+    retired = {t["id"] for t in generator.templates() if not t["active"]}
     sent = [datetime.fromisoformat(m["at"]) for m in replies if m["template"] in retired]
     assert len(retired) >= 2
     assert sent
-    assert max(sent) < sample.RETIREMENT
+    assert max(sent) < generator.RETIREMENT
 
 
 def test_some_replies_are_free_text_and_some_are_edited(replies: Messages) -> None:
@@ -155,8 +155,8 @@ def test_customers_make_typos(conversations: list[Messages]) -> None:
     def words(text: str) -> set[str]:
         return set(re.findall(r"[a-z]+", text.lower().replace("'", "")))
 
-    tables = [*MACROS.values(), *itertools.chain(*PHRASES.values()), *itertools.chain(*sample_phrases.FACTS.values())]
-    spelt = words(" ".join([*tables, *sample_phrases.ADVOCATES, "example com"]))
+    tables = [*MACROS.values(), *itertools.chain(*PHRASES.values()), *itertools.chain(*phrases.FACTS.values())]
+    spelt = words(" ".join([*tables, *phrases.ADVOCATES, "example com"]))
     written = [w for text in _texts(conversations, "customer") for w in sorted(words(text)) if len(w) > 3]
     assert 0.005 < sum(w not in spelt for w in written) / len(written) < 0.1
 
@@ -174,12 +174,12 @@ def test_cases_have_the_length_of_a_chat(conversations: list[Messages]) -> None:
 
 
 def test_every_name_in_the_flows_exists() -> None:
-    for flow in [*FLOWS.values(), *sample_phrases.DIGRESSIONS, *sample_phrases.WRAP_UP]:
+    for flow in [*FLOWS.values(), *phrases.DIGRESSIONS, *phrases.WRAP_UP]:
         for name in _names(flow):
-            known = name in PHRASES or name in TEMPLATES or name in sample_phrases.SYNONYMS
+            known = name in PHRASES or name in TEMPLATES or name in phrases.SYNONYMS
             assert known or " -> " in name, name
     assert set(FLOWS) | set(QUESTIONS.values()) | set(SWITCHES) <= set(PHRASES)
-    assert set(QUESTIONS) | set(SWITCHES.values()) | set(sample_phrases.INACTIVE) <= set(TEMPLATES)
+    assert set(QUESTIONS) | set(SWITCHES.values()) | set(phrases.INACTIVE) <= set(TEMPLATES)
 
 
 @pytest.mark.parametrize(
@@ -192,13 +192,13 @@ def test_every_name_in_the_flows_exists() -> None:
     ],
 )
 def test_styles_keep_the_facts(style: str, text: str, styled: str) -> None:
-    apply: Callable[[Any, str], str] = getattr(sample, style)
+    apply: Callable[[Any, str], str] = getattr(generator, style)
     assert apply(Random(0), text) == styled
 
 
 def test_write_is_repeatable_to_the_byte(tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        sample.write(tmp_path / "deep" / folder, count=20, seed=7)
+        generator.write(tmp_path / "deep" / folder, count=20, seed=7)
     one, two = tmp_path / "deep" / "one", tmp_path / "deep" / "two"
     assert {p.name for p in one.iterdir()} == {"transcripts.jsonl.gz", "templates.json"}
     for path in one.iterdir():
@@ -207,7 +207,7 @@ def test_write_is_repeatable_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_write_holds_the_cases_and_the_templates(tmp_path: Path) -> None:
-    sample.write(tmp_path, count=20, seed=7)
+    generator.write(tmp_path, count=20, seed=7)
     with gzip.open(tmp_path / "transcripts.jsonl.gz", "rt", encoding="utf-8") as lines:
-        assert [json.loads(line) for line in lines] == list(sample.cases(20, seed=7))
-    assert json.loads((tmp_path / "templates.json").read_text(encoding="utf-8")) == sample.templates()
+        assert [json.loads(line) for line in lines] == list(generator.cases(20, seed=7))
+    assert json.loads((tmp_path / "templates.json").read_text(encoding="utf-8")) == generator.templates()

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from scaled import SIZES, STEPS, domain_loss, loss, made, row, write
 
-from jaxtempl import files, flops, pages
-from jaxtempl.config import ScalingAdviseConfig
-from jaxtempl.devices import DEVICES
+from jaxtempl import files
+from jaxtempl.config.scaling import ScalingAdviseConfig
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.reports import html
 from jaxtempl.scaling import advice, advise, equivalents, figures, report
 from jaxtempl.scaling.advice import Adviser, Wishes
-from jaxtempl.scaling.laws import data, findings, fitting, readings
-from jaxtempl.scaling.laws.findings import Findings
-from jaxtempl.scaling.laws.outlook import Outlook, Point
+from jaxtempl.scaling.laws import analysis, data, fitting, summaries
+from jaxtempl.scaling.laws.analysis import Findings
+from jaxtempl.scaling.laws.forecast import Outlook, Point
 from jaxtempl.scaling.study import architecture_of
+from jaxtempl.specs import flops
+from jaxtempl.specs.accelerators import ACCELERATORS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,10 +39,10 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def found(rows: list[dict[str, Any]]) -> Findings:
-    return findings.of(rows)
+    return analysis.of(rows)
 
 
-def held(found: Findings, law: str, quantity: str) -> findings.Finding:
+def held(found: Findings, law: str, quantity: str) -> analysis.Finding:
     (one,) = [f for f in found.laws if (f.law, f.quantity) == (law, quantity) and "nano" not in f.where]
     return one
 
@@ -86,23 +88,23 @@ def test_every_law_of_the_issue_is_asked(found: Findings) -> None:
 def test_a_corpus_of_neither_text_is_in_no_mixture() -> None:
     named = [row("nano-0.6m", 75, alignment=0.8), row("nano-0.6m", 75, corpus="other", alignment=0.1)]
     alien = row("nano-0.6m", 75, corpus="half", alignment=0.1, domain_weight=1.0)
-    assert findings._of_the_domain([*named, alien]) == named
+    assert analysis._of_the_domain([*named, alien]) == named
 
 
 def test_the_share_that_guards_the_general_loss_is_told(rows: list[dict[str, Any]]) -> None:
     theta = np.array([np.log(2.9), -20.0, 1.0, -20.0, 0.1, 1.0, np.log(0.2), 1.0])  # 2.9 + 0.2 / (share + 0.01)
-    law = findings.OF_GENERAL
+    law = analysis.OF_GENERAL
     fit = fitting.Fit(law, data.points(law, rows, "general_loss"), theta, np.stack([theta] * 2))
-    given = findings.Finding(law.name, "", "", "general_loss", "", 9, {}, 1.0, 0.0, "", "", fit)
-    shares = findings._critical(rows, [given])
+    given = analysis.Finding(law.name, "", "", "general_loss", "", 9, {}, 1.0, 0.0, "", "", fit)
+    shares = analysis._critical(rows, [given])
     bases = {row["size"]: row["general_loss"] for row in rows if row["start"] == "base"}
     assert shares == pytest.approx({size: 1.01 - 0.2 / (1.1 * base - 2.9) for size, base in bases.items()}, abs=1e-3)
-    assert findings._critical(rows, []) == {}
+    assert analysis._critical(rows, []) == {}
 
 
 def test_points_are_of_models_once_and_of_cells_each() -> None:
     rows = [row("nano-0.6m", 75), row("nano-0.6m", 75, seed=1), row("nano-0.6m", 0)]
-    language, cells = (data.points(findings.catalog.IN_TOKENS, rows, name) for name in ("domain_loss", "loss"))
+    language, cells = (data.points(analysis.catalog.IN_TOKENS, rows, name) for name in ("domain_loss", "loss"))
     assert (len(language.y), len(cells.y)) == (1, 2)
     assert cells.x[:, 0].tolist() == [614_400, 614_400]
 
@@ -135,7 +137,7 @@ def fitted(count: int) -> Outlook:
 
 
 def wishes(**changes: Any) -> Wishes:
-    given = Wishes(2e6, 16_000.0, 24.0, 100.0, DEVICES["a10"], 0.4, 0.5, 1.0, 4.0)
+    given = Wishes(2e6, 16_000.0, 24.0, 100.0, ACCELERATORS["a10"], 0.4, 0.5, 1.0, 4.0)
     return given._replace(**changes)
 
 
@@ -189,7 +191,7 @@ def test_advice_tells_when_to_stop_and_when_to_switch() -> None:
 def test_the_commands_write_a_page_and_say_what_they_advise(
     tmp_path: Path, rows: list[dict[str, Any]], found: Findings, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(findings, "of", lambda _: found)
+    monkeypatch.setattr(analysis, "of", lambda _: found)
     partial = [*rows, row("nano-0.6m", 75, variant="tags"), row("nano-1.3m", 300, corpus="half", finished=False)]
     folder = write(tmp_path / "study", partial)
     lines = "".join(
@@ -261,18 +263,18 @@ def test_wrong_use_is_told() -> None:
     [(1000.0, "1,000"), (2e6, "2 M"), (5e9, "5 G"), (1e13, "10¹³"), (2e13, "2·10¹³"), (0.5, "0.5")],
 )
 def test_numbers_of_an_axis_are_short(value: float, written: str) -> None:
-    assert pages.written(value) == written
+    assert html.written(value) == written
 
 
 def test_a_law_that_under_covers_says_so(monkeypatch: pytest.MonkeyPatch, found: Findings) -> None:
     fit = held(found, "Chinchilla's law", "domain_loss").fit
-    monkeypatch.setattr(readings, "under_covering", lambda: {"Chinchilla's law": 0.4})
-    assert "too narrow: of data made by it they held the truth in 40%" in readings.believed(fit)
+    monkeypatch.setattr(summaries, "under_covering", lambda: {"Chinchilla's law": 0.4})
+    assert "too narrow: of data made by it they held the truth in 40%" in summaries.believed(fit)
 
 
 def test_figures_show_what_was_never_finished() -> None:
     rows = [row(size, step, finished=size != "nano-0.9m") for size in SIZES[:2] for step in (0, *STEPS[:4])]
-    drawer = figures.Drawer(rows, Findings([], findings.Pair(None, {}, None), {}, [], {}, [], {}))
+    drawer = figures.Drawer(rows, Findings([], analysis.Pair(None, {}, None), {}, [], {}, [], {}))
     (axes,) = drawer.against("tokens", "loss").axes
     labels = [line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")]
     assert labels == ["nano-0.6m", "nano-0.9m (part of a curve)"]

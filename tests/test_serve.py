@@ -16,9 +16,9 @@ from made import bundle, run_on_data
 from serving import MESSAGES, PATIENT, Server, served, started
 from tiny import template
 
-from jaxtempl import suggest
-from jaxtempl.bundle import Bundle
-from jaxtempl.serve.suggester import of_bundle
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.commands import suggest
+from jaxtempl.serve.inference.suggester import bundle_suggester
 
 TEXTS = [f"message {i} of a case {'that is longer ' * (i % 40)}" for i in range(60)]
 
@@ -177,7 +177,7 @@ def test_answers_under_load_belong_to_their_requests_and_are_those_of_single_one
 
 
 def test_a_real_model_answers_as_bin_suggest_does_alone_and_in_batches(real: Bundle, tmp_path: Path) -> None:
-    suggester = of_bundle(real)
+    suggester = bundle_suggester(real)
     with served(real.folder, tmp_path / "e.sqlite", "--backend=onnx", "--timeout_ms=10000") as server:
 
         def ask(i: int) -> Any:
@@ -225,7 +225,7 @@ def test_a_server_lives_before_it_is_ready(quick: Path, tmp_path: Path) -> None:
 
 
 def test_an_overloaded_server_sheds_and_comes_back(quick: Path, tmp_path: Path) -> None:
-    with served(quick, tmp_path / "e.sqlite", "--fake_ms=50", "--queue=4", "--batch=1", PATIENT) as server:
+    with served(quick, tmp_path / "e.sqlite", "--fake_ms=50", "--queue=4", "--max_batch_size=1", PATIENT) as server:
         with ThreadPoolExecutor(30) as pool:
             got = list(pool.map(lambda i: server.suggest(case=f"o-{i}"), range(30)))
         statuses = [each.status for each in got]
@@ -238,7 +238,7 @@ def test_an_overloaded_server_sheds_and_comes_back(quick: Path, tmp_path: Path) 
 
 
 def test_a_newer_request_of_a_case_supersedes_the_one_that_waits(quick: Path, tmp_path: Path) -> None:
-    with served(quick, tmp_path / "e.sqlite", "--fake_ms=600", "--batch=1", PATIENT) as server:
+    with served(quick, tmp_path / "e.sqlite", "--fake_ms=600", "--max_batch_size=1", PATIENT) as server:
         with ThreadPoolExecutor(6) as pool:
             first = pool.submit(server.suggest, "other")
             time.sleep(0.05)
@@ -252,7 +252,7 @@ def test_a_newer_request_of_a_case_supersedes_the_one_that_waits(quick: Path, tm
 
 
 def test_a_client_that_left_frees_its_place_and_one_that_is_late_is_told(quick: Path, tmp_path: Path) -> None:
-    flags = ("--fake_ms=600", "--batch=1", "--queue=1", PATIENT)
+    flags = ("--fake_ms=600", "--max_batch_size=1", "--queue=1", PATIENT)
     with served(quick, tmp_path / "e.sqlite", *flags) as server, ThreadPoolExecutor(4) as pool:
         first = pool.submit(server.suggest, "a")
         time.sleep(0.1)

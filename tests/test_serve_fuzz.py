@@ -15,9 +15,9 @@ from schema_values import ODD, Values, faults, spoilt
 from serving import MESSAGES, Answer, Server, bundle, served
 from starlette.routing import Route
 
-from jaxtempl.config import ServeConfig
-from jaxtempl.serve import openapi
-from jaxtempl.serve.app import App
+from jaxtempl.config.serving import ServeConfig
+from jaxtempl.serve.http import openapi
+from jaxtempl.serve.http.app import App
 
 DOCUMENT = openapi.document(guarded=False)
 UNLISTED = re.compile("/openapi.json|/console(/.+[.](css|js))?")  # the document itself and the page's files

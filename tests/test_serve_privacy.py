@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Slow, with room for one that waits; what all tests of this file have left behind is looked at in the end."""
     folder = serving.bundle(tmp_path_factory.mktemp("privacy") / "bundle", window=64, buckets=[64])
-    flags = ("--fake_ms=200", "--timeout_ms=300", "--batch=1", "--queue=1", "--max_body=5000")
+    flags = ("--fake_ms=200", "--timeout_ms=300", "--max_batch_size=1", "--queue=1", "--max_body=5000")
     with served(folder, store, *flags) as running:
         yield running
         unheard(running, store)

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 import serving
+from imports import TRAINING, WITHOUT
 from serving import MESSAGES, PATIENT, Answer, Server, served
-from test_walls import TRAINING, WITHOUT
 
-from jaxtempl.bundle import Bundle
-from jaxtempl.config import ROOT
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config.paths import ROOT
 
 ADMIN = "the-admins-own"
 
@@ -41,7 +41,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(json.dumps(json.loads(path.read_text())))
     manifest = json.loads((made / "bundle.json").read_text())
     (made / "bundle.json").unlink()
-    from jaxtempl import bundle
+    from jaxtempl.bundle import bundle
 
     bundle.write(made, {k: v for k, v in manifest.items() if k not in ("files", "version", "kind", "format")})
     return made
@@ -180,7 +180,7 @@ def test_one_change_of_the_model_at_a_time(folder: Path, tokens: str, tmp_path: 
 
 def test_sigterm_answers_what_is_in_hand_and_loses_nothing(folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "e.sqlite"
-    with served(folder, store, "--fake_ms=150", "--batch=1", PATIENT) as server, ThreadPoolExecutor(8) as pool:
+    with served(folder, store, "--fake_ms=150", "--max_batch_size=1", PATIENT) as server, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.suggest, f"d-{i}") for i in range(5)]
         time.sleep(0.1)
         assert server.stop() == 0

@@ -10,8 +10,8 @@ from serving import MESSAGES, Server, bundle, served
 from wire import CLOSE, HEAD, PAGE, PATHS, length, send, statuses
 
 from jaxtempl.errors import UserError
-from jaxtempl.serve import openapi
-from jaxtempl.serve.tokens import Tokens
+from jaxtempl.serve.http import openapi
+from jaxtempl.serve.http.auth import Tokens
 
 USER, OTHER, ADMIN = "user-token_1", "user+token/2==", "admin-token"
 REQUEST = {"case_id": "c", "messages": MESSAGES}

@@ -12,9 +12,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Server, bundle, served
 
-from jaxtempl.config import ROOT
-from jaxtempl.serve.app import App
+from jaxtempl.config.paths import ROOT
 from jaxtempl.serve.batcher import RefusedError
+from jaxtempl.serve.http.app import App
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
@@ -25,7 +25,7 @@ SCRAPED = {"instance"}  # a label that Prometheus adds
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that has counted something of each kind."""
     folder = tmp_path_factory.mktemp("serve")
-    with served(bundle(folder / "bundle"), folder / "events.sqlite", "--fake_ms=100", "--batch=1") as running:
+    with served(bundle(folder / "bundle"), folder / "events.sqlite", "--fake_ms=100", "--max_batch_size=1") as running:
         shown = {
             "suggestion_id": running.suggest().json["suggestion_id"],
             "event": "shown",

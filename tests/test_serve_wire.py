@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serving import MESSAGES, Server, bundle, served
 from wire import CHUNKED, CLOSE, HEAD, PATHS, length, post, send, statuses
 
-from jaxtempl.config import ServeConfig
+from jaxtempl.config.serving import ServeConfig
 
 MOST = ServeConfig.max_body
 SLOW_MS = 700

@@ -20,9 +20,13 @@ from test_bundle import graph, write
 from test_deploy_serve import CONTAINER, POD
 from test_serve_watched import exported, server
 
-from jaxtempl import config
-from jaxtempl.config import ROOT, LoadtestConfig, ServeConfig, ServeEventsExportConfig
-from jaxtempl.serve import api, events, events_export, openapi
+from jaxtempl.config import parsing
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.serving import LoadtestConfig, ServeConfig, ServeEventsExportConfig
+from jaxtempl.serve import schema
+from jaxtempl.serve.events import store
+from jaxtempl.serve.events.export import SCHEMA
+from jaxtempl.serve.http import openapi
 
 __all__ = ["server"]  # a fixture
 
@@ -94,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def test_every_command_takes_its_flags() -> None:
     assert {kind for kind, _ in ours()} == set(KINDS.values())
     for kind, flags in ours():
-        config.parse(kind, flags)
+        parsing.parse(kind, flags)
 
 
 def test_every_flag_of_the_page_is_one() -> None:
@@ -113,7 +117,7 @@ def test_the_links_lead_somewhere() -> None:
 
 def test_what_is_asked_with_curl_is_answered(place: Place) -> None:
     [suggest], [reload] = ([part for part in SHELL if name in part] for name in ("/v1/suggest", "/admin/reload"))
-    answer = msgspec.json.decode(place.sh(suggest), type=api.SuggestAnswer)
+    answer = msgspec.json.decode(place.sh(suggest), type=schema.SuggestAnswer)
     assert answer.suggestions
     told = [line["model_version"] for line in map(msgspec.json.decode, place.sh(reload).replace("}{", "}\n{").split())]
     assert told[1] == answer.model_version != told[0]
@@ -130,16 +134,16 @@ def test_what_python_sends_is_exported(place: Place, capsys: pytest.CaptureFixtu
     rows = pyarrow.parquet.read_table(place.folder / "events.parquet").to_pylist()
     done = {row["event"]: row["suggested_position"] for row in rows if row["advocate_id"] == "a-7"}
     assert done == {"shown": None, "picked": 1}
-    assert list(rows[0]) == events_export.SCHEMA.names
+    assert list(rows[0]) == SCHEMA.names
 
 
 def test_the_tables_say_what_the_code_does() -> None:
     request, answer = tables("field")
-    assert {row[0] for row in request} == {f"`{name}`" for name in api.SuggestRequest.__struct_fields__}
-    assert {row[0] for row in answer} == {f"`{name}`" for name in api.SuggestAnswer.__struct_fields__}
+    assert {row[0] for row in request} == {f"`{name}`" for name in schema.SuggestRequest.__struct_fields__}
+    assert {row[0] for row in answer} == {f"`{name}`" for name in schema.SuggestAnswer.__struct_fields__}
     [occurred], [columns], [backends], [statuses] = map(tables, ("event", "column", "`--backend`", "status"))
-    assert names(occurred) == list(get_args(api.EventName))
-    assert sorted(names(columns)) == sorted(events_export.SCHEMA.names)
+    assert names(occurred) == list(get_args(schema.EventName))
+    assert sorted(names(columns)) == sorted(SCHEMA.names)
     assert names(backends) == list(get_args(get_type_hints(ServeConfig)["backend"]))
     assert {int(status) for row in statuses for status in row[0].split(", ")} == set(openapi.ERRORS)
 
@@ -152,10 +156,10 @@ def test_the_metrics_are_those_of_the_server(server: Server) -> None:
 
 
 def test_the_page_tells_the_settings() -> None:
-    assert f"up to {events.MOST:,} of them" in PAGE
-    assert f"about every {1000 * events.GATHER:.0f} ms" in PAGE
+    assert f"up to {store.MOST:,} of them" in PAGE
+    assert f"about every {1000 * store.GATHER:.0f} ms" in PAGE
     wanted: Any = ServeConfig()
-    assert f"{wanted.drain_seconds} s for requests and {events.CLOSE + events.PATIENCE:.0f} for the store" in PAGE
+    assert f"{wanted.drain_seconds} s for requests and {store.CLOSE + store.PATIENCE:.0f} for the store" in PAGE
 
 
 def test_the_secret_is_that_of_the_manifest() -> None:

@@ -4,53 +4,54 @@ import jax
 import pytest
 
 from bench import hlo, sharding
-from jaxtempl import partition, programs
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import build, losses
-from jaxtempl.models.stack import Remat
-from jaxtempl.partition import Shape
+from jaxtempl.models import cross_entropy, factory
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import mesh
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.planning import compiled_step
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 SMALL = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=272, positions=40)
 ROWS, LENGTH = 16, 40
 
 
-@pytest.mark.parametrize("shape", [Shape(1, 8, 1), Shape(2, 2, 2)], ids=str)
-def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: Shape) -> None:
-    program = programs.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH)
-    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
+@pytest.mark.parametrize("shape", [MeshShape(1, 8, 1), MeshShape(2, 2, 2)], ids=str)
+def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: MeshShape) -> None:
+    program = compiled_step.gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH)
+    shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
     kinds = {found.kind for found in hlo.collectives(program.text)}
     assert "all-gather" in kinds, "weights come together"
     assert kinds & {"all-reduce", "reduce-scatter"}, "gradients are added up"
     assert all(
         found.bytes <= sharding.SCALARS
-        for found in hlo.collectives(programs.update(SMALL, partition.make_mesh(shape)).text)
+        for found in hlo.collectives(compiled_step.update(SMALL, mesh.make_mesh(shape)).text)
     )
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_what_is_kept_for_the_backward_pass_is_never_a_gathered_weight(remat: Remat) -> None:
-    shape = Shape(1, 8, 1)
-    program = programs.gradient(SMALL, partition.make_mesh(shape), ROWS, LENGTH, remat)
-    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
+    shape = MeshShape(1, 8, 1)
+    program = compiled_step.gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH, remat)
+    shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
 
 
 def test_no_chunk_of_the_loss_adds_up_the_head_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     own = ROWS // 8 * SMALL.vocabulary
-    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", own * 10)
-    assert losses.count(LENGTH, own, "cpu") == 4
-    program = programs.gradient(SMALL, partition.make_mesh(Shape(1, 8, 1)), ROWS, LENGTH)
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", own * 10)
+    assert cross_entropy.chunk_count(LENGTH, own, "cpu") == 4
+    program = compiled_step.gradient(SMALL, mesh.make_mesh(MeshShape(1, 8, 1)), ROWS, LENGTH)
     head = SMALL.hidden * SMALL.vocabulary * 4
     looped = [found for found in hlo.collectives(program.text) if found.looped and found.bytes >= head // 8]
     assert not [found for found in looped if any(SMALL.vocabulary in sizes for _, sizes in found.arrays)]
 
 
 def test_a_device_holds_its_share_of_the_state() -> None:
-    whole = 16 * sum(leaf.size for leaf in jax.tree.leaves(build.abstract_params(SMALL, SMALL.vocabulary)))
-    assert programs.state_bytes(SMALL, Shape(1, 1, 1)) == whole
-    assert programs.state_bytes(SMALL, Shape(1, 8, 1)) == whole / 8
-    assert programs.state_bytes(SMALL, Shape(1, 2, 4)) == whole / 8
+    whole = 16 * sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_params(SMALL, SMALL.vocabulary)))
+    assert compiled_step.state_bytes(SMALL, MeshShape(1, 1, 1)) == whole
+    assert compiled_step.state_bytes(SMALL, MeshShape(1, 8, 1)) == whole / 8
+    assert compiled_step.state_bytes(SMALL, MeshShape(1, 2, 4)) == whole / 8
 
 
 @pytest.mark.parametrize(
@@ -65,5 +66,5 @@ def test_a_device_holds_its_share_of_the_state() -> None:
 )
 def test_what_must_not_be_is_seen(line: str, said: str) -> None:
     program = f"HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {{\n  {line}\n}}\n"
-    shapes = build.abstract_params(SMALL, SMALL.vocabulary)
-    assert said in "; ".join(sharding.faults(program, shapes, ROWS, LENGTH, Shape(1, 8, 1)))
+    shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
+    assert said in "; ".join(sharding.faults(program, shapes, ROWS, LENGTH, MeshShape(1, 8, 1)))

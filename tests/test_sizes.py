@@ -4,9 +4,9 @@ import jax
 import pytest
 from flax import nnx
 
-from jaxtempl import config
-from jaxtempl.architecture import NeoXArchitecture
+from jaxtempl.config import paths, sizes
 from jaxtempl.models.neox import NeoX, parameter_count
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 COUNTS = {  # without the embedding and the output, and with them (Pythia's model cards; nano: its README)
     # of l layers of width h, by hand: l (12 h^2 + 13 h) + 2 h, and twice 8192 h
@@ -30,13 +30,13 @@ RATES = {"410m": 3e-4, "1.4b": 2e-4, "2.8b": 1.6e-4}  # Table 1 of the paper
 
 
 def test_there_are_counts_for_every_size() -> None:
-    names = {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")}
+    names = {path.stem for path in (paths.CONFIGS / "sizes").glob("*.yaml")}
     assert {name for name in names if not name.startswith("bert-")} == set(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts(name: str) -> None:
-    a = NeoXArchitecture(**config.size(name)["architecture"])
+    a = NeoXArchitecture(**sizes.read_size(name)["architecture"])
     model = nnx.eval_shape(lambda: NeoX(a, a.vocabulary, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(model))
     inner = {key: tree for key, tree in params.items() if key not in ("embed", "head")}
@@ -46,8 +46,8 @@ def test_parameter_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_settings(name: str) -> None:
-    size = config.size(name)
-    assert config.tokenizer_path(name).is_file()
+    size = sizes.read_size(name)
+    assert sizes.tokenizer_path(name).is_file()
     assert size["adapt"]["rate"] == RATES.get(name, size["adapt"]["rate"])
     if not name.startswith("nano"):
         assert size["weights"] == f"EleutherAI/pythia-{name}"

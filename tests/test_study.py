@@ -17,15 +17,17 @@ import pytest
 import tiny
 import yaml
 
-from jaxtempl import files, flops, scaling
-from jaxtempl.config import CONFIGS, ROOT, ScalingRunConfig
-from jaxtempl.errors import UsageError, UserError
-from jaxtempl.interrupt import Interrupted
+from jaxtempl import files
+from jaxtempl.commands import scaling
+from jaxtempl.config.paths import CONFIGS, ROOT
+from jaxtempl.config.scaling import ScalingRunConfig
+from jaxtempl.errors import Interrupted, UsageError, UserError
 from jaxtempl.scaling import progress, results, runner, study
 from jaxtempl.scaling.jobs import Job, Jobs, flags, shard
 from jaxtempl.scaling.progress import Clock
 from jaxtempl.scaling.runner import Runner
 from jaxtempl.scaling.study import Cell
+from jaxtempl.specs import flops
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -126,11 +128,11 @@ def test_berts_have_flags_and_rows_of_their_own(tmp_path: Path) -> None:
     bert = {"adapt": {"rate": 1e-4}, "finetune": {"select": "test"}}
     made = read(tmp_path, sizes=["nano-0.6m", "bert-tiny"], bert=bert, prepare={"length": 1024})
     jobs = {job.name: job for job in Jobs(made, tmp_path / "out", tmp_path).of(study.cells(made))}
-    assert "--rate=0.0001" in jobs["adapted/bert-tiny_domain"].commands[0]
-    assert "--rate=0.003" in jobs["adapted/nano-0.6m_domain"].commands[0]
+    assert "--learning_rate=0.0001" in jobs["adapted/bert-tiny_domain"].commands[0]
+    assert "--learning_rate=0.003" in jobs["adapted/nano-0.6m_domain"].commands[0]
     assert "--select=test" in jobs["cells/bert-tiny_base_8-labels_seed-0"].commands[0]
     assert {"data/cases-nano-1024", "data/cases-bert-uncased-512"} <= set(jobs)
-    assert "--exam=0" in jobs["language/bert-tiny_base_0"].commands[-1]
+    assert "--zero_shot=0" in jobs["language/bert-tiny_base_0"].commands[-1]
 
 
 def script(folder: Path, name: str, body: str) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ import pytest
 from scipy import special
 from tiny import language_model, make_run, template
 
-from jaxtempl import cli, files, suggest
-from jaxtempl.cases import Message
-from jaxtempl.run import Run
+from jaxtempl import cli, files
+from jaxtempl.commands import suggest
+from jaxtempl.runs.run import Run
+from jaxtempl.text.cases import Message
 
 MESSAGES = [
     {"role": "customer", "text": "hi"},
@@ -49,7 +50,7 @@ def expected(made: Run, step: int, temperature: float = 1.0) -> np.ndarray:
 
 
 def test_suggestions_are_the_models_with_retired_templates_left_out(made: Run) -> None:
-    found = suggest.of_run(made, 5).suggest(messages(), 10)
+    found = suggest.run_suggester(made, 5).suggest(messages(), 10)
     probability = expected(made, 5)
     assert [s.template for s in found.suggestions] == [TEMPLATES[i].id for i in np.argsort(-probability)[:3]]
     np.testing.assert_allclose([s.probability for s in found.suggestions], np.sort(probability)[:0:-1], rtol=1e-4)
@@ -59,14 +60,16 @@ def test_suggestions_are_the_models_with_retired_templates_left_out(made: Run) -
 
 
 def test_k_is_how_many(made: Run) -> None:
-    assert len(suggest.of_run(made, 5).suggest(messages(), 2).suggestions) == 2
+    assert len(suggest.run_suggester(made, 5).suggest(messages(), 2).suggestions) == 2
 
 
 def test_the_temperature_is_that_of_the_step_it_was_fitted_for(made: Run) -> None:
     path = made.folder / "calibration.json"
     try:
         files.write_json(path, {"steps": {"3": {"temperature": 2.5, "count": 9}}})
-        warm, plain = (suggest.of_run(made, step).suggest(messages(), 1).suggestions[0].probability for step in (3, 5))
+        warm, plain = (
+            suggest.run_suggester(made, step).suggest(messages(), 1).suggestions[0].probability for step in (3, 5)
+        )
     finally:
         path.unlink()
     assert warm == pytest.approx(expected(made, 3, 2.5).max(), rel=1e-4)
@@ -75,10 +78,10 @@ def test_the_temperature_is_that_of_the_step_it_was_fitted_for(made: Run) -> Non
 
 def test_older_messages_that_do_not_fit_are_counted(made: Run) -> None:
     long = [Message("customer", "one two three four five six seven eight nine ten") for _ in range(5)]
-    found = suggest.of_run(made, 5).suggest(long, 1)
+    found = suggest.run_suggester(made, 5).suggest(long, 1)
     assert found.dropped_messages > 0
     assert found.tokens <= 32
-    one = suggest.of_run(made, 5).suggest([Message("customer", "word " * 100)], 1)
+    one = suggest.run_suggester(made, 5).suggest([Message("customer", "word " * 100)], 1)
     assert (one.tokens, one.dropped_messages) == (32, 0)
 
 

@@ -20,18 +20,22 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 
-from converters import onnx_graph, tensorrt, tensorrt_check, tensorrt_engine, tensorrt_refit
-from converters.onnx_layers import Options
-from converters.tensorrt_engine import Wanted
-from jaxtempl import bundle, config, files
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.bundle import Bundle
-from jaxtempl.config import ASSETS, ConvertTensorrtConfig
+from converters.onnx import graph as onnx_graph
+from converters.onnx.layers import Options
+from converters.tensorrt import check, convert, engine, refit
+from converters.tensorrt.engine import Wanted
+from jaxtempl import files
+from jaxtempl.bundle import bundle
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config import parsing, paths
+from jaxtempl.config.converting import ConvertTensorrtConfig
+from jaxtempl.config.paths import ASSETS
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import build
-from jaxtempl.serve import engine
-from jaxtempl.serve.backends import OnnxRuntime
-from jaxtempl.serve.engine import Engine, Machine
+from jaxtempl.models import factory
+from jaxtempl.serve.inference import tensorrt
+from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.serve.inference.tensorrt import Engine, Machine
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx has wheels for Linux on x86-64 alone")
 
@@ -43,7 +47,7 @@ SM86 = Wanted(BUCKETS, 2, compute_capability="8.6")
 @functools.cache
 def params(seed: int = 0) -> Any:
     slots = len(tiny.REPLIES)
-    return jax.tree.map(lambda leaf: leaf * 4, build.random_params(ARCHITECTURE, slots, seed))
+    return jax.tree.map(lambda leaf: leaf * 4, factory.random_params(ARCHITECTURE, slots, seed))
 
 
 def model(folder: Path, options: Options, weights: Any = None, external: str | None = None) -> Path:
@@ -87,7 +91,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     """An ONNX bundle and the engine that was built of it on `machine()`; neither is written to."""
     folder = tmp_path_factory.mktemp("old")
     opened = made(folder / "bundle", with_head(0))
-    tensorrt.convert(opened, asked(folder), machine())
+    convert.convert(opened, asked(folder), machine())
     return opened, Bundle.open(folder / "engine")
 
 
@@ -105,7 +109,7 @@ LENGTHS = np.array([1, 16, 7, 2, 15], np.int32)
 
 
 def test_the_fused_form_is_built_with_each_attention_in_one_kernel(tmp_path: Path) -> None:
-    found = tensorrt_check.check(rtx, model(tmp_path, fp16()), SM86)
+    found = check.check(rtx, model(tmp_path, fp16()), SM86)
     assert found.native == {"attention": 2, "rotary": 4, "layer norm": 5}
     assert found.unfused == []
     assert sum(found.attention.values()) == 2, "the last block's single query with its mask, too"
@@ -114,23 +118,23 @@ def test_the_fused_form_is_built_with_each_attention_in_one_kernel(tmp_path: Pat
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert sum(use.nodes for use in found.operators.values()) == len(graph.node)
     assert {node for kernel in found.kernels for node in kernel.nodes} <= {node.name for node in graph.node}
-    said = tensorrt_check.told(found)
+    said = check.told(found)
     assert "compute capability 8.6" in said
     assert "attention in one kernel: 2 of 2" in said
 
 
 def test_the_plain_form_is_built_in_float32_and_what_is_not_fused_is_named(tmp_path: Path) -> None:
-    found = tensorrt_check.check(rtx, model(tmp_path, fp16(dtype="fp32", form="plain")), SM86)
+    found = check.check(rtx, model(tmp_path, fp16(dtype="fp32", form="plain")), SM86)
     assert found.native == {"attention": 0, "rotary": 0, "layer norm": 5}
     assert sum(found.attention.values()) + len(found.unfused) == 2
     assert found.unfused, "tensorrt_rtx has no kernel of a causal attention in float32"
     assert all(name.startswith("block_0/Softmax") for name in found.unfused)
-    assert found.unfused[0] in tensorrt_check.told(found)
+    assert found.unfused[0] in check.told(found)
 
 
 @pytest.mark.parametrize("options", [fp16(form="plain"), fp16(wide_residual=True), fp16(head="lm", slots=0)], ids=str)
 def test_other_forms_of_the_graph_are_built(tmp_path: Path, options: Options) -> None:
-    found = tensorrt_check.check(rtx, model(tmp_path, options), dataclasses.replace(SM86, buckets=[16]))
+    found = check.check(rtx, model(tmp_path, options), dataclasses.replace(SM86, buckets=[16]))
     assert found.bytes > 0
     assert found.kernels
 
@@ -138,7 +142,7 @@ def test_other_forms_of_the_graph_are_built(tmp_path: Path, options: Options) ->
 def test_quantize_and_dequantize_nodes_are_taken(tmp_path: Path) -> None:
     path = model(tmp_path, fp16())
     quantize(path, "block_0/up")
-    found = tensorrt_check.check(rtx, path, dataclasses.replace(SM86, buckets=[16]))
+    found = check.check(rtx, path, dataclasses.replace(SM86, buckets=[16]))
     assert found.operators["DequantizeLinear"].nodes == 2
 
 
@@ -161,7 +165,7 @@ def quantize(path: Path, name: str) -> None:
 
 def test_fused_attention_in_float32_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dedicated kernel.*--dtype=fp16") as caught:
-        tensorrt_check.check(rtx, model(tmp_path, fp16(dtype="fp32")), SM86)
+        check.check(rtx, model(tmp_path, fp16(dtype="fp32")), SM86)
     assert "\n" not in str(caught.value)
 
 
@@ -176,40 +180,42 @@ def test_an_unsupported_operator_is_named_on_one_line(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "g", inputs, outputs, [weight])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     with pytest.raises(UserError) as caught:
-        tensorrt_check.check(rtx, tmp_path / "m.onnx", SM86)
+        check.check(rtx, tmp_path / "m.onnx", SM86)
     told = f"TensorRT does not support DynamicQuantizeLinear (dynamic), MatMulInteger (product) in {tmp_path}/m.onnx"
     assert str(caught.value) == told
 
 
 def test_an_unknown_compute_capability_is_answered_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--compute_capability=8.7 is unknown.* 7.5, 8.0, 8.6, 8.9"):
-        tensorrt_check.check(rtx, model(tmp_path, fp16()), dataclasses.replace(SM86, compute_capability="8.7"))
+        check.check(rtx, model(tmp_path, fp16()), dataclasses.replace(SM86, compute_capability="8.7"))
 
 
 def test_the_command_checks_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made(tmp_path / "bundle")
-    tensorrt.main(config.parse(ConvertTensorrtConfig, [f"--bundle={tmp_path / 'bundle'}", "--check", "--batch=1"]))
+    convert.main(
+        parsing.parse(ConvertTensorrtConfig, [f"--bundle={tmp_path / 'bundle'}", "--check", "--max_batch_size=1"])
+    )
     assert "attention in one kernel: 2 of 2" in capsys.readouterr().out
 
 
 def test_a_plan_that_is_written_otherwise_is_not_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = tensorrt_engine.Built(b"main {\n other\n}\n", Counter(), 0.0, 0.0)
-    monkeypatch.setattr(tensorrt_engine, "build", lambda *_: built)
+    built = engine.Built(b"main {\n other\n}\n", Counter(), 0.0, 0.0)
+    monkeypatch.setattr(engine, "build", lambda *_: built)
     with pytest.raises(UserError, match=r"is not written as that of 1\.7"):
-        tensorrt_check.check(rtx, tmp_path / "model.onnx", SM86)
+        check.check(rtx, tmp_path / "model.onnx", SM86)
 
 
 def test_operators_are_counted_by_what_became_of_them() -> None:
     kinds = {"a": "Add", "b": "Add", "c": "Add", "d": "Add", "s": "Softmax", "t": "Softmax"}
     kernels = [("one", ("a", "s")), ("two", ("b",)), ("three", ("c",)), ("four", ("c", "s")), ("_mha", ("t", "t"))]
-    found = tensorrt_check.uses(kinds, [tensorrt_check.Kernel(*kernel) for kernel in kernels])
+    found = check.uses(kinds, [check.Kernel(*kernel) for kernel in kernels])
     assert found == {"Add": (4, 1, 1, 1, 1), "Softmax": (2, 0, 1, 1, 0)}
 
 
 def test_a_share_is_of_steps_within_steps() -> None:
-    assert tensorrt_engine.share([[4, 2], [2, 1]]) == 2 / 4 + 1 / 4 * 1 / 2
-    assert tensorrt_engine.share([]) == 0
-    assert tensorrt_engine.share([[1, 1]]) == 1
+    assert engine.share([[4, 2], [2, 1]]) == 2 / 4 + 1 / 4 * 1 / 2
+    assert engine.share([]) == 0
+    assert engine.share([[1, 1]]) == 1
 
 
 def test_progress_rises_and_control_c_ends_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,8 +233,8 @@ def test_progress_rises_and_control_c_ends_a_build(tmp_path: Path, monkeypatch: 
             self.n += more
             shares.append(self.n)
 
-    monkeypatch.setattr(tensorrt_engine, "tqdm", Bar)
-    tensorrt_engine.build(rtx, path, dataclasses.replace(SM86, buckets=[16]))
+    monkeypatch.setattr(engine, "tqdm", Bar)
+    engine.build(rtx, path, dataclasses.replace(SM86, buckets=[16]))
     assert shares == sorted(shares)
     assert 0.5 < shares[-1] <= 1
     asked = list[float]()
@@ -240,7 +246,7 @@ def test_progress_rises_and_control_c_ends_a_build(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Bar, "update", stop)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        tensorrt_engine.build(rtx, path, dataclasses.replace(SM86, buckets=[16]))
+        engine.build(rtx, path, dataclasses.replace(SM86, buckets=[16]))
     assert len(asked) < len(shares), "it ends before it is done"
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -249,15 +255,15 @@ def test_progress_rises_and_control_c_ends_a_build(tmp_path: Path, monkeypatch: 
 def test_a_timing_cache_is_kept_in_a_file(tmp_path: Path) -> None:
     path, timing = model(tmp_path, fp16()), tmp_path / "timing" / "cache"
     wanted = dataclasses.replace(SM86, buckets=[16], timing_cache=timing)
-    tensorrt_engine.build(rtx, path, wanted)
+    engine.build(rtx, path, wanted)
     assert timing.stat().st_size > 0
-    tensorrt_engine.build(rtx, path, wanted)
+    engine.build(rtx, path, wanted)
     assert [p.name for p in timing.parent.iterdir()] == ["cache"]
 
 
 def test_an_engine_is_built_verified_and_loaded(tmp_path: Path) -> None:
     opened, here = made(tmp_path / "bundle"), machine()
-    tensorrt.convert(opened, asked(tmp_path), here)
+    convert.convert(opened, asked(tmp_path), here)
     found = Bundle.open(tmp_path / "engine")
     assert (found.manifest["model"], found.model.name) == ("model.plan", "model.plan")
     facts = found.manifest["engine"]
@@ -271,7 +277,7 @@ def test_an_engine_is_built_verified_and_loaded(tmp_path: Path) -> None:
     assert here.trt.network_flags == [1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)], "as 10 needs"
     kept = ("window", "slots", "temperature", "buckets", "dtype", "head", "role_tags")
     assert [found.manifest[key] for key in kept] == [opened.manifest[key] for key in kept]
-    with engine.load(found, here) as loaded:
+    with tensorrt.load(found, here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(opened.model, IDS, LENGTHS))
     assert (here.cuda.memory, here.cuda.streams) == ({}, 0), "all is given back"
 
@@ -287,14 +293,14 @@ def test_an_engine_that_is_another_network_is_refused_and_nothing_is_left(
 ) -> None:
     config = asked(tmp_path, refit=str(old[1].folder))  # which builds nothing
     with pytest.raises(UserError, match=r"the engine is not what .*bundle is: .*Nothing was written"):
-        tensorrt.convert(old[0], config, machine(worse=100.0))
+        convert.convert(old[0], config, machine(worse=100.0))
     assert [p.name for p in tmp_path.iterdir()] == ["cases.jsonl"]
 
 
 def test_rows_are_padded_to_a_profile_and_run_some_at_a_time(old: tuple[Bundle, Bundle]) -> None:
     opened, built = old
     reference = OnnxRuntime(opened.model)
-    with engine.load(built, machine()) as loaded:
+    with tensorrt.load(built, machine()) as loaded:
         assert (loaded.batch, loaded.lengths, loaded.slots) == (2, BUCKETS, 6)
         for length in (1, 16, 17, 64):
             ids = np.resize(IDS, (5, length))
@@ -311,7 +317,7 @@ def test_an_engine_for_another_gpu_or_version_is_refused(old: tuple[Bundle, Bund
         (("NVIDIA A10", 8, 6), "10.15.1", "NVIDIA A10 (compute capability 8.6), TensorRT 10.15.1"),
     ):
         with pytest.raises(UserError) as caught:
-            engine.load(old[1], Machine.of(fake_gpu.Trt(rtx, version), fake_gpu.Cuda(*gpu)))
+            tensorrt.load(old[1], Machine.of(fake_gpu.Trt(rtx, version), fake_gpu.Cuda(*gpu)))
         assert f"was built for {here}; here is {told}: build one here" in str(caught.value)
 
 
@@ -320,7 +326,7 @@ def test_a_manifest_without_sound_profiles_is_no_engine(tmp_path: Path, profiles
     here = machine()
     manifest = {"model": "model.plan", "engine": {**here.facts(), "profiles": profiles}}
     with pytest.raises(UserError, match="has no TensorRT engine"):
-        engine.load(Bundle(tmp_path, manifest, []), here)
+        tensorrt.load(Bundle(tmp_path, manifest, []), here)
 
 
 def test_no_gpu_and_no_package_are_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,12 +336,12 @@ def test_no_gpu_and_no_package_are_said_in_one_line(monkeypatch: pytest.MonkeyPa
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(engine, "importlib", SimpleNamespace(import_module=missing))
+    monkeypatch.setattr(tensorrt, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(UserError, match=r"No module named 'tensorrt'; .* requirements-tensorrt.txt"):
         Machine.here()
-    monkeypatch.setattr(tensorrt_check, "importlib", SimpleNamespace(import_module=missing))
+    monkeypatch.setattr(check, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(UserError, match=r"tensorrt_rtx is missing; pip install"):
-        tensorrt_check.module()
+        check.module()
 
 
 def test_a_broken_plan_takes_nothing_of_the_gpu() -> None:
@@ -353,7 +359,7 @@ def with_head(seed: int, trunk: int = 0) -> Any:
 def test_a_new_head_in_the_old_graph_gives_the_new_logits(tmp_path: Path) -> None:
     old, new = (model(tmp_path / str(seed), fp16(), with_head(seed)) for seed in (0, 1))
     told = onnx.load(old)
-    weights = tensorrt_refit.head(new)
+    weights = refit.head(new)
     assert list(weights) == ["head", "head/bias"]
     for weight in told.graph.initializer:
         if weight.name in weights:
@@ -366,40 +372,40 @@ def test_a_new_head_in_the_old_graph_gives_the_new_logits(tmp_path: Path) -> Non
 
 def test_the_head_and_nothing_else_is_refittable_in_the_network(tmp_path: Path) -> None:
     path = model(tmp_path, fp16())
-    log = engine.logger(rtx)
+    log = tensorrt.logger(rtx)
     builder = rtx.Builder(log)
     network = builder.create_network(0)
     parser = rtx.OnnxParser(network, log)
     assert parser.parse_from_file(str(path))
     settings = builder.create_builder_config()
-    tensorrt_engine.mark(rtx, network, settings, tensorrt_refit.refittable(path))
+    engine.mark(rtx, network, settings, refit.refittable(path))
     assert settings.get_flag(rtx.BuilderFlag.REFIT_INDIVIDUAL)
     names = {weight.name for weight in onnx.load(path).graph.initializer}
     assert {name for name in names if network.are_weights_marked_refittable(name)} == {"head", "head/bias"}
     with pytest.raises(UserError, match="finds no weights tail"):
-        tensorrt_engine.mark(rtx, network, settings, ["tail"])
-    assert tensorrt_refit.refittable(model(tmp_path, fp16(slots=0))) == []
+        engine.mark(rtx, network, settings, ["tail"])
+    assert refit.refittable(model(tmp_path, fp16(slots=0))) == []
 
 
 def test_a_refitted_engine_is_that_of_the_new_bundle(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
     new, here = made(tmp_path / "new", with_head(1)), machine()
-    tensorrt.convert(new, asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
+    convert.convert(new, asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
     found = Bundle.open(tmp_path / "refitted")
     assert found.manifest["engine"]["bundle"] == new.manifest["version"]
     assert found.manifest["engine"]["refitted"] == old[1].manifest["version"]
-    with engine.load(found, here) as loaded:
+    with tensorrt.load(found, here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(new.model, IDS, LENGTHS))
-    tensorrt.convert(old[0], asked(tmp_path, refit=str(found.folder), out=tmp_path / "again"), here)
-    with engine.load(Bundle.open(tmp_path / "again"), here) as loaded:
+    convert.convert(old[0], asked(tmp_path, refit=str(found.folder), out=tmp_path / "again"), here)
+    with tensorrt.load(Bundle.open(tmp_path / "again"), here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(old[0].model, IDS, LENGTHS))
 
 
 def test_before_10_14_a_refitted_engine_is_not_refitted_again(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
     here = machine(again=False)
-    tensorrt.convert(old[0], asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
+    convert.convert(old[0], asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
     again = asked(tmp_path, refit=str(tmp_path / "refitted"), out=tmp_path / "again")
     with pytest.raises(UserError, match="its head is fixed"):
-        tensorrt.convert(old[0], again, here)
+        convert.convert(old[0], again, here)
 
 
 def test_a_refit_is_refused_where_more_than_the_head_differs(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
@@ -410,7 +416,7 @@ def test_a_refit_is_refused_where_more_than_the_head_differs(tmp_path: Path, old
     ):
         other = made(tmp_path / name, weights, **changes)
         with pytest.raises(UserError, match=said):
-            tensorrt.convert(other, asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "out"), machine())
+            convert.convert(other, asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "out"), machine())
     assert not (tmp_path / "out").exists()
 
 
@@ -418,18 +424,18 @@ def test_an_engine_without_spare_slots_has_a_fixed_head(old: tuple[Bundle, Bundl
     opened, built = old
     manifest = {**built.manifest, "engine": {**built.manifest["engine"], "refittable": []}}
     with pytest.raises(UserError, match=r"its head is fixed \(--slots\)"):
-        tensorrt_refit.check(dataclasses.replace(built, manifest=manifest), opened)
+        refit.check(dataclasses.replace(built, manifest=manifest), opened)
 
 
 def test_digests_are_of_values_wherever_they_lie(tmp_path: Path) -> None:
     inline, apart = model(tmp_path / "a", fp16()), model(tmp_path / "b", fp16(), external="data")
-    assert tensorrt_refit.digests(inline) == tensorrt_refit.digests(apart)
+    assert refit.digests(inline) == refit.digests(apart)
     told = onnx.load(inline)
     node = next(node for node in told.graph.node if node.op_type == "Attention")
     next(a for a in node.attribute if a.name == "scale").f = 0.5
     onnx.save(told, inline)
-    assert tensorrt_refit.digests(inline).graph != tensorrt_refit.digests(apart).graph
-    assert tensorrt_refit.digests(inline).trunk == tensorrt_refit.digests(apart).trunk
+    assert refit.digests(inline).graph != refit.digests(apart).graph
+    assert refit.digests(inline).trunk == refit.digests(apart).trunk
 
 
 @pytest.mark.parametrize(
@@ -445,34 +451,34 @@ def test_a_line_that_is_no_case_is_named(tmp_path: Path, line: str, said: str) -
     path = cases(tmp_path, 1)
     Path(path).write_text(Path(path).read_text() + f"\n{line}\n")
     with pytest.raises(UserError, match=said):
-        list(tensorrt.cases(path))
+        list(convert.cases(path))
 
 
 def test_what_is_missing_or_unfit_is_said(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
     opened, built = old
     with pytest.raises(UsageError, match="which bundle"):
-        tensorrt.main(ConvertTensorrtConfig())
+        convert.main(ConvertTensorrtConfig())
     with pytest.raises(UsageError, match="which cases"):
-        tensorrt.convert(opened, asked(tmp_path, cases=""), machine())
+        convert.convert(opened, asked(tmp_path, cases=""), machine())
     with pytest.raises(UserError, match="is a language model"):
-        tensorrt.convert(made(tmp_path / "lm", head="lm", slots=0), asked(tmp_path), machine())
+        convert.convert(made(tmp_path / "lm", head="lm", slots=0), asked(tmp_path), machine())
     with pytest.raises(UserError, match="has an engine already"):
-        tensorrt.main(ConvertTensorrtConfig(bundle=str(built.folder)))
+        convert.main(ConvertTensorrtConfig(bundle=str(built.folder)))
 
 
 def test_a_machine_with_the_gpu_needs_its_requirements_alone() -> None:
     script = """
 import importlib, sys
-for name in ("converters.__main__", "converters.tensorrt", "tokenizers"):
+for name in ("converters.__main__", "converters.tensorrt.convert", "tokenizers"):
     importlib.import_module(name)
 print(*{name.partition(".")[0] for name in sys.modules})
 """
     names = {"jaxtyping", "msgspec", "numpy", "onnx", "onnxruntime", "tokenizers", "tqdm", "yaml"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=config.ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=paths.ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert names <= loaded
     assert not loaded & {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "onnx_ir", "scipy"}
-    lines = (config.ROOT / "requirements-tensorrt.txt").read_text().splitlines()
+    lines = (paths.ROOT / "requirements-tensorrt.txt").read_text().splitlines()
     listed = {re.split("[<>=]", line)[0] for line in lines if not line.startswith("#")}
     assert listed == names - {"yaml"} | {"pyyaml", "fsspec", "tensorrt", "cuda-bindings"}, (
         "the last three when they are called"

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxtempl
-from jaxtempl.cases import Message
-from jaxtempl.text import document, pieces, window
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.text.cases import Message
+from jaxtempl.text.formats import document, pieces
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import window
 
 PYTHIA = Path(jaxtempl.__file__).parent / "assets" / "tokenizers" / "pythia.json"
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxtempl.config import ASSETS, tokenizer_path
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.config.paths import ASSETS
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.text.tokenizer import Tokenizer
 
 PYTHIA = ASSETS / "tokenizers" / "pythia.json"
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from bench import hlo, tpu_compile
 from bench.hlo import Collective
-from jaxtempl.devices import DEVICES
-from jaxtempl.programs import Program
+from jaxtempl.planning.compiled_step import Program
+from jaxtempl.specs.accelerators import ACCELERATORS
 
 # As the compiler prints it: layouts hold brackets, a collective that runs beside other work stands in each computation
 # that it is fused into, and one made by the compiler has no name in the source.
@@ -66,7 +66,7 @@ def row(case: tpu_compile.Case, held: float) -> dict[str, Any]:
         "update": gradient,
         "splash": {"splash_mha_fwd_residuals": 2},
         "held_bytes": held,
-        "fits": held < DEVICES[case.chip].memory,
+        "fits": held < ACCELERATORS[case.chip].memory,
         "seconds": 60,
     }
 

@@ -13,11 +13,12 @@ from mlflow import MlflowClient
 from rig import CONFIG, Rig
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxtempl import boards, config, mlflow_board, train
+from jaxtempl.config import parsing
 from jaxtempl.errors import UserError
-from jaxtempl.mlflow_board import MLflow
-from jaxtempl.tracking import Tracker
-from jaxtempl.train import Plan
+from jaxtempl.training import loggers, mlflow_logger, state
+from jaxtempl.training.loop import Schedule
+from jaxtempl.training.mlflow_logger import MlflowLogger
+from jaxtempl.training.tracker import Tracker
 
 ASKED = dataclasses.replace(CONFIG, tracker="mlflow")
 TIMES = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
@@ -56,7 +57,7 @@ def test_mlflow_shows_what_metrics_hold(tmp_path: Path, server: MlflowClient) ->
     lines = {(name, line["step"]): [value] for line in rig.lines() for name, value in line.items() if name != "step"}
     assert told(server, run_id(rig.folder)) == lines
     made = server.get_run(run_id(rig.folder))
-    assert made.data.params == {k: str(v) for k, v in yaml.safe_load(config.dump(ASKED)).items() if v != ""}
+    assert made.data.params == {k: str(v) for k, v in yaml.safe_load(parsing.dump(ASKED)).items() if v != ""}
     assert (made.info.run_name, made.info.status) == ("adapt-tiny", "FINISHED")
     assert server.get_experiment(made.info.experiment_id).name == "support"
     assert not (rig.folder / "tensorboard").exists()
@@ -65,10 +66,10 @@ def test_mlflow_shows_what_metrics_hold(tmp_path: Path, server: MlflowClient) ->
 def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
     """It was cut off at step 5 with the state of step 3: steps 4 and 5 are done, but not told, again."""
     rig = Rig(tmp_path / "run", config=ASKED)
-    rig.fit(rig.fresh(), steps=3, plan=Plan(6, save_every=99, recover_seconds=0.0))
-    rig.fit(train.resume(rig.fresh(), rig.checkpoints, 3), steps=6)
+    rig.fit(rig.fresh(), steps=3, plan=Schedule(6, save_every=99, recover_seconds=0.0))
+    rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 3), steps=6)
     first = run_id(rig.folder)
-    rig.fit(train.resume(rig.fresh(), rig.checkpoints, 3), steps=6)
+    rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 3), steps=6)
     assert run_id(rig.folder) == first
     assert len(server.search_runs([server.get_run(first).info.experiment_id])) == 1
     found = told(server, first)
@@ -79,7 +80,7 @@ def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path, serve
 
 
 def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
-    with pytest.raises(KeyboardInterrupt), Tracker([MLflow(tmp_path, {})], lambda _: 0.1) as tracker:
+    with pytest.raises(KeyboardInterrupt), Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:
         tracker.step(1, step(1))
         raise KeyboardInterrupt
     assert server.get_run(run_id(tmp_path)).info.status == "FAILED"
@@ -87,7 +88,7 @@ def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: Mlf
 
 def test_a_validation_that_was_cut_off_is_told_with_its_step(tmp_path: Path, server: MlflowClient) -> None:
     for validated in (False, True):
-        with Tracker([MLflow(tmp_path, {})], lambda _: 0.1) as tracker:
+        with Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:
             tracker.step(1, step(1))
             if validated:
                 tracker.validated(1, {"loss": 2.0})
@@ -102,8 +103,8 @@ def test_a_server_that_cannot_be_reached_is_told_once_and_training_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setattr(mlflow_board, "SECONDS", 0.0)
-    with Tracker(boards.opened(ASKED, tmp_path, 0), lambda _: 0.1) as tracker:
+    monkeypatch.setattr(mlflow_logger, "SECONDS", 0.0)
+    with Tracker(loggers.open_loggers(ASKED, tmp_path, 0), lambda _: 0.1) as tracker:
         for number in range(1, 4):
             tracker.step(number, step(number))
     said = capsys.readouterr().err
@@ -124,10 +125,10 @@ def test_what_a_server_did_not_take_is_sent_again(
         return send(*given, **named)
 
     monkeypatch.setattr(MlflowClient, "log_batch", sometimes)
-    board = MLflow(tmp_path, {"size": "nano"})
+    board = MlflowLogger(tmp_path, {"size": "nano"})
     board._sending.result()
     board.write(1, {"loss": 3.0})
-    monkeypatch.setattr(mlflow_board, "SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_logger, "SECONDS", 0.0)
     board.write(2, {"loss": 2.0})
     board._sending.result()
     board.close(True)
@@ -140,15 +141,15 @@ def test_what_a_server_did_not_take_is_sent_again(
 def test_a_store_that_mlflow_does_not_have_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to your server") as raised:
-        boards.opened(ASKED, tmp_path, 0)
+        loggers.open_loggers(ASKED, tmp_path, 0)
     assert "\n" not in str(raised.value)
 
 
 def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match="pip install mlflow-skinny"):
-        boards.opened(ASKED, tmp_path, 0)
-    for board in boards.opened(CONFIG, tmp_path, 0):
+        loggers.open_loggers(ASKED, tmp_path, 0)
+    for board in loggers.open_loggers(CONFIG, tmp_path, 0):
         board.close(finished=True)
 
 
@@ -172,7 +173,7 @@ def tensorboard(file: Path) -> Iterator[Any]:
 
 
 def test_a_step_is_told_with_its_speed_and_share_of_the_peak(tmp_path: Path) -> None:
-    with Tracker(boards.opened(CONFIG, tmp_path, 0), lambda done: done / 10, peak=1e6) as tracker:
+    with Tracker(loggers.open_loggers(CONFIG, tmp_path, 0), lambda done: done / 10, peak=1e6) as tracker:
         tracker.step(3, {**step(3), "data_seconds": 0.0})
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["learning_rate"] == 0.2

@@ -12,11 +12,14 @@ import pytest
 import tiny
 from rig import MESH, STEPS, Rig
 
-from jaxtempl import optim, partition, train
-from jaxtempl.config import AdaptConfig
+from jaxtempl.config.training import AdaptConfig
 from jaxtempl.errors import UserError
-from jaxtempl.models import build
-from jaxtempl.train import Plan
+from jaxtempl.models import factory
+from jaxtempl.parallel import rules
+from jaxtempl.training.loop import Schedule
+from jaxtempl.training.optimizer import adamw, decay_mask, learning_rate
+from jaxtempl.training.state import restore_state
+from jaxtempl.training.step import compile_step
 
 
 def same(a: Any, b: Any) -> None:
@@ -26,9 +29,9 @@ def same(a: Any, b: Any) -> None:
 def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
     whole, cut = Rig(tmp_path / "whole"), Rig(tmp_path / "cut")
     expected = whole.fit(whole.fresh())
-    cut.fit(cut.fresh(), steps=3, plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    cut.fit(cut.fresh(), steps=3, plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
     assert cut.checkpoints.resumable() == 3
-    resumed = train.resume(cut.fresh(), cut.checkpoints, 3)
+    resumed = restore_state(cut.fresh(), cut.checkpoints, 3)
     same(cut.fit(resumed), expected)
     drop = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
     told = [[{k: v for k, v in line.items() if k not in drop} for line in rig.lines()] for rig in (whole, cut)]
@@ -49,7 +52,7 @@ def test_an_update_is_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) ->
 
     gradient = jax.jit(jax.grad(mean_loss))(start)
     reference = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(1e-2, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=optim.decayed)
+        optax.clip_by_global_norm(1.0), optax.adamw(1e-2, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=decay_mask)
     )
     changes, _ = reference.update(gradient, reference.init(start), start)
     expected = optax.apply_updates(start, changes)
@@ -76,9 +79,11 @@ def test_accumulated_pieces_equal_one_batch(tmp_path: Path) -> None:
 def test_training_compiles_once(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     state = rig.fresh()
-    functions = train.compiled(rig.task, rig.optimizer, jax.tree.map(lambda leaf: leaf.sharding, state))
+    functions = compile_step(rig.task, rig.optimizer, jax.tree.map(lambda leaf: leaf.sharding, state))
     for step in range(3):
-        total = functions.gradient(state.params, jax.device_put(dict(rig.stream[step][0]), partition.rows(MESH)), None)
+        total = functions.gradient(
+            state.params, jax.device_put(dict(rig.stream[step][0]), rules.row_sharding(MESH)), None
+        )
         state, _ = functions.update(state, total)
     assert functions.gradient._cache_size() == functions.update._cache_size() == 1
 
@@ -86,14 +91,14 @@ def test_training_compiles_once(tmp_path: Path) -> None:
 def test_a_step_that_is_not_finite_stops_by_name_and_is_not_saved(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     with pytest.raises(UserError, match="step 1 is nan"):
-        rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=1, recover_seconds=0.0), spoil=0)
+        rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=1, recover_seconds=0.0), spoil=0)
     assert rig.checkpoints.steps() == []
 
 
 def test_study_checkpoints_stay_and_recoveries_are_the_newest_two(tmp_path: Path) -> None:
     ticks = iter(range(0, 1000, 10))
     rig = Rig(tmp_path)
-    rig.fit(rig.fresh(), plan=Plan(STEPS, save_every=4, recover_seconds=10.0, clock=lambda: float(next(ticks))))
+    rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=4, recover_seconds=10.0, clock=lambda: float(next(ticks))))
     assert rig.checkpoints.steps("study") == [4, 6]
     assert rig.checkpoints.steps("recovery") == [3, 5]
     assert rig.checkpoints.resumable() == 5
@@ -125,7 +130,7 @@ def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_checkpoints_are_plain_nested_dicts(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    state = rig.fit(rig.fresh(), steps=1, plan=Plan(STEPS, save_every=99, recover_seconds=0.0))
+    state = rig.fit(rig.fresh(), steps=1, plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer() as reader:
@@ -144,9 +149,9 @@ def _nodes(tree: Any) -> Iterator[Any]:
 
 
 def test_no_bias_and_no_norm_scale_decays() -> None:
-    params = build.random_params(tiny.ARCHITECTURE, 4, 0)
+    params = factory.random_params(tiny.ARCHITECTURE, 4, 0)
     ones = jax.tree.map(jnp.ones_like, params)
-    optimizer = optim.adamw(AdaptConfig(rate=0.5, decay=0.1), 10)
+    optimizer = adamw(AdaptConfig(learning_rate=0.5, weight_decay=0.1), 10)
     changes, _ = optimizer.update(jax.tree.map(jnp.zeros_like, ones), optimizer.init(ones), ones)
     moved = {
         jax.tree_util.keystr(path): bool((leaf != 0).any())
@@ -160,7 +165,7 @@ def test_no_bias_and_no_norm_scale_decays() -> None:
 
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5)])
 def test_schedules_rise_by_warmup_and_fall_to_zero(schedule: Any, half: float) -> None:
-    rate = optim.learning_rate(AdaptConfig(rate=2.0, warmup=0.1, schedule=schedule), 100)
+    rate = learning_rate(AdaptConfig(learning_rate=2.0, warmup_ratio=0.1, schedule=schedule), 100)
     rise = [float(rate(step)) for step in range(10)]
     np.testing.assert_allclose(rise, np.arange(1, 11) / 10 * 2.0, rtol=1e-5)
     assert float(rate(10)) == pytest.approx(2.0)
@@ -169,6 +174,6 @@ def test_schedules_rise_by_warmup_and_fall_to_zero(schedule: Any, half: float) -
 
 
 def test_the_papers_warmup_is_145_steps() -> None:
-    rate = optim.learning_rate(AdaptConfig(rate=3e-4, warmup=0.01), 14_500)
+    rate = learning_rate(AdaptConfig(learning_rate=3e-4, warmup_ratio=0.01), 14_500)
     assert float(rate(143)) < float(rate(144)) == pytest.approx(3e-4)
     assert float(rate(300)) < 3e-4

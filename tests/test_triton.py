@@ -11,21 +11,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import imports
 import jax
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import test_walls
 from google.protobuf import text_format
 from tiny import ARCHITECTURE, template
 
-from converters import onnx_graph, onnx_layers, triton
-from jaxtempl import bundle, files
-from jaxtempl.cases import Template
-from jaxtempl.config import ASSETS, ROOT, ConvertTritonConfig
+from converters.onnx import graph, layers
+from converters.triton.convert import main
+from jaxtempl import files
+from jaxtempl.bundle import bundle
+from jaxtempl.config.converting import ConvertTritonConfig
+from jaxtempl.config.paths import ASSETS, ROOT
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import build
+from jaxtempl.models import factory
+from jaxtempl.text.cases import Template
 
 BUCKETS = [16, 32, 64]
 SLOTS = 6
@@ -66,8 +69,8 @@ WIDTH = {PB2.TYPE_INT32: 4, PB2.TYPE_FP32: 4}
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.onnx and its data beside it."""
     folder = tmp_path_factory.mktemp("network")
-    params = jax.tree.map(np.asarray, build.random_params(ARCHITECTURE, len(TEMPLATES), 0))
-    model = onnx_graph.build(params, ARCHITECTURE, onnx_layers.Options("template", slots=SLOTS))
+    params = jax.tree.map(np.asarray, factory.random_params(ARCHITECTURE, len(TEMPLATES), 0))
+    model = graph.build(params, ARCHITECTURE, layers.Options("template", slots=SLOTS))
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
     return folder
 
@@ -89,7 +92,7 @@ def make(folder: Path, network: Path | None, templates: list[Template] = TEMPLAT
 
 def convert(given: Path, out: Path, **flags: Any) -> Any:
     """The parsed config of the model after the bundle was added."""
-    triton.main(ConvertTritonConfig(bundle=str(given), out=out, **flags))
+    main(ConvertTritonConfig(bundle=str(given), out=out, **flags))
     return parsed(out / flags.get("name", "templates"))
 
 
@@ -151,7 +154,7 @@ def test_a_version_is_the_whole_bundle(network: Path, tmp_path: Path) -> None:
 
 
 def test_the_queue_ends_within_the_budget(network: Path, tmp_path: Path) -> None:
-    config = convert(make(tmp_path / "bundle", network), tmp_path / "models", max_batch=3, timeout_ms=50)
+    config = convert(make(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=3, timeout_ms=50)
     batching, policy = config.dynamic_batching, config.dynamic_batching.default_queue_policy
     assert (config.name, config.max_batch_size) == ("templates", 3)
     assert list(batching.preferred_batch_size) == [2, 3]
@@ -163,7 +166,7 @@ def test_the_queue_ends_within_the_budget(network: Path, tmp_path: Path) -> None
 
 
 def test_one_at_a_time_prefers_no_size(network: Path, tmp_path: Path) -> None:
-    config = convert(make(tmp_path / "bundle", network), tmp_path / "models", max_batch=1)
+    config = convert(make(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=1)
     assert not config.dynamic_batching.preferred_batch_size
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
 
@@ -248,7 +251,7 @@ STOP = """
 import os, signal, sys
 from pathlib import Path
 from converters import triton
-from jaxtempl.config import ConvertTritonConfig
+from jaxtempl.config.parsing import ConvertTritonConfig
 
 def stop(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -295,7 +298,7 @@ def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_
         ({"head": "lm"}, {}, "is a language model"),
         ({"dtype": "int8"}, {}, "int8 for ONNX Runtime on CPUs; pass --device=cpu"),
         ({"network": None}, {"device": "cpu"}, "is an engine, which needs a GPU"),
-        ({"network": None, "engine": engine(2)}, {}, "at most 2 requests at once; --max_batch=2 or less"),
+        ({"network": None, "engine": engine(2)}, {}, "at most 2 requests at once; --max_batch_size=2 or less"),
         ({"network": None, "engine": engine(8, [64])}, {}, "one for each of [16, 32, 64] is needed"),
         ({"network": None, "engine": {}}, {}, "one for each of [16, 32, 64] is needed"),
         ({"buckets": []}, {}, "all must be above 0"),
@@ -318,11 +321,11 @@ def test_int8_runs_on_the_cpu(network: Path, tmp_path: Path) -> None:
     convert(make(tmp_path / "bundle", network, dtype="int8"), tmp_path / "models", device="cpu")
 
 
-@pytest.mark.parametrize("flags", [{"bundle": ""}, {"name": "../x"}, {"name": ".hidden"}, {"max_batch": 65}])
+@pytest.mark.parametrize("flags", [{"bundle": ""}, {"name": "../x"}, {"name": ".hidden"}, {"max_batch_size": 65}])
 def test_wrong_flags_are_refused(flags: dict[str, Any], network: Path, tmp_path: Path) -> None:
     given = {"bundle": str(make(tmp_path / "bundle", network)), "out": tmp_path / "models"}
     with pytest.raises(UsageError):
-        triton.main(ConvertTritonConfig(**{**given, **flags}))
+        main(ConvertTritonConfig(**{**given, **flags}))
 
 
 def test_a_changed_bundle_is_refused(network: Path, tmp_path: Path) -> None:
@@ -352,5 +355,5 @@ def test_a_folder_of_something_else_is_left_alone(network: Path, tmp_path: Path)
 
 
 def test_neither_jax_nor_flax_is_needed() -> None:
-    done = test_walls.without(test_walls.TRAINING, ["converters.triton"])
+    done = imports.without(imports.TRAINING, ["converters.triton.convert"])
     assert done.returncode == 0, done.stderr

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from imports import without
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from test_kserve import serving
-from test_walls import without
 
-from jaxtempl.bundle import Bundle
+from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
-from jaxtempl.serve.triton import Triton
+from jaxtempl.serve.inference.triton import Triton
 
 SLOTS = 6
 MOST = 4
@@ -305,5 +305,5 @@ def test_a_host_that_cannot_be_is_not_reached() -> None:
 
 
 def test_its_own_client_is_not_needed() -> None:
-    done = without({"tritonclient", "gevent", "jax", "flax"}, ["jaxtempl.serve.triton"])
+    done = without({"tritonclient", "gevent", "jax", "flax"}, ["jaxtempl.serve.inference.triton"])
     assert done.returncode == 0, done.stderr

@@ -13,18 +13,19 @@ import tiny
 from folders import SMALL, assert_same, edit_config, saved
 from safetensors.numpy import save_file
 
-from converters import huggingface
-from jaxtempl import files, start
+from converters.huggingface import export
+from jaxtempl import files
 from jaxtempl.errors import UserError
-from jaxtempl.models import config_json, weights
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.huggingface import checks, config, layout, load
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.training import initialization
 
 Edit = Callable[[Path], object]
 
 
 def refused(folder: Path) -> str:
     with pytest.raises(UserError) as error:
-        weights.read(folder)
+        load.read(folder)
     said = str(error.value)
     assert "\n" not in said
     assert len(said) < 4000
@@ -33,9 +34,9 @@ def refused(folder: Path) -> str:
 
 def place(folder: Path, name: str) -> None:
     """Puts a tensor of the index into a file of that name."""
-    index = json.loads((folder / weights.INDEX).read_text())
+    index = json.loads((folder / layout.INDEX).read_text())
     index["weight_map"]["embed_out.weight"] = name
-    (folder / weights.INDEX).write_text(json.dumps(index))
+    (folder / layout.INDEX).write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_shard_lies_in_the_folder_itself(tmp_path: Path, name: str, message: s
     assert message in refused(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", weights.SINGLE])
+@pytest.mark.parametrize("name", ["config.json", layout.SINGLE])
 def test_no_file_is_read_through_a_link(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     saved(tmp_path / "folder")
@@ -72,9 +73,9 @@ def test_no_file_is_read_through_a_link(tmp_path: Path, name: str) -> None:
 
 def test_a_tokenizer_is_not_read_through_a_link(tmp_path: Path) -> None:
     saved(tmp_path)
-    (tmp_path / weights.TOKENIZER).symlink_to("/etc/passwd")
+    (tmp_path / layout.TOKENIZER).symlink_to("/etc/passwd")
     with pytest.raises(UserError, match="goes through a link"):
-        start._from_weights(str(tmp_path), None, SMALL, tmp_path / "unused")
+        initialization._from_weights(str(tmp_path), None, SMALL, tmp_path / "unused")
 
 
 def cached(home: Path) -> Path:
@@ -101,9 +102,9 @@ def test_the_hubs_own_links_are_followed(tmp_path: Path) -> None:
     snapshot = cached(tmp_path)
     assert all(path.is_symlink() for path in snapshot.iterdir())
     (tmp_path / "other").mkdir()
-    assert_same(weights.read(snapshot).params, saved(tmp_path / "other"))
+    assert_same(load.read(snapshot).params, saved(tmp_path / "other"))
     (tmp_path / "short").symlink_to(snapshot)
-    assert weights.check(tmp_path / "short")[:2] == (SMALL, "lm")
+    assert checks.check(tmp_path / "short")[:2] == (SMALL, "lm")
 
 
 @pytest.mark.parametrize(
@@ -135,13 +136,13 @@ class Harm:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("name", [weights.SINGLE, "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", [layout.SINGLE, "model-00001-of-00002.safetensors", "pytorch_model.bin"])
 def test_a_pickle_is_not_opened_whatever_its_name(tmp_path: Path, name: str) -> None:
     saved(tmp_path)
-    (tmp_path / weights.SINGLE).unlink()
+    (tmp_path / layout.SINGLE).unlink()
     (tmp_path / name).write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
     if name.startswith("model-"):
-        (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": {"embed_out.weight": name}}))
+        (tmp_path / layout.INDEX).write_text(json.dumps({"weight_map": {"embed_out.weight": name}}))
     assert ("pickle" if name.endswith(".bin") else "damaged") in refused(tmp_path)
     assert not (tmp_path / "harmed").exists()
     pickle.loads((tmp_path / name).read_bytes())
@@ -176,7 +177,7 @@ def tensor(shape: list[int], end: int, begin: int = 0) -> dict[str, Any]:
 )
 def test_a_header_that_lies_about_its_file(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path)
-    (tmp_path / weights.SINGLE).write_bytes(content)
+    (tmp_path / layout.SINGLE).write_bytes(content)
     assert "model.safetensors is missing or damaged" in refused(tmp_path)
 
 
@@ -198,14 +199,14 @@ def test_a_model_larger_than_its_files_is_not_made(tmp_path: Path, keys: dict[st
     assert message in refused(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", weights.INDEX, weights.TOKENIZER])
+@pytest.mark.parametrize("name", ["config.json", layout.INDEX, layout.TOKENIZER])
 def test_json_of_an_absurd_size_is_not_read(tmp_path: Path, name: str) -> None:
     """A terabyte, of which the disk holds nothing."""
     saved(tmp_path, shard_bytes=2000)
     with (tmp_path / name).open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match="bytes; up to 67,108,864 are read"):
-        Tokenizer(tmp_path / name) if name == weights.TOKENIZER else weights.read(tmp_path)
+        Tokenizer(tmp_path / name) if name == layout.TOKENIZER else load.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_json_of_an_absurd_size_is_not_read(tmp_path: Path, name: str) -> None:
 def test_json_of_another_form_is_one_line(tmp_path: Path, content: Any) -> None:
     saved(tmp_path, shard_bytes=2000)
     of_index = isinstance(content, dict) and "weight_map" in content
-    (tmp_path / (weights.INDEX if of_index else "config.json")).write_text(json.dumps(content))
+    (tmp_path / (layout.INDEX if of_index else "config.json")).write_text(json.dumps(content))
     assert "fetch the folder again" in refused(tmp_path)
 
 
@@ -233,15 +234,15 @@ def test_json_of_another_form_is_one_line(tmp_path: Path, content: Any) -> None:
     ],
 )
 def test_values_that_no_model_has(key: str, value: Any) -> None:
-    known = config_json.hugging_face_config(SMALL, "lm")
+    known = config.hugging_face_config(SMALL, "lm")
     known.pop("rope_parameters")
     with pytest.raises(UserError, match=f"{key} is"):
-        config_json.architecture_from(known | {key: value})
+        config.architecture_from(known | {key: value})
 
 
 def test_a_thousand_faults_are_not_all_told(tmp_path: Path) -> None:
     saved(tmp_path)
-    save_file({f"unknown.{n}": np.zeros(5, np.float32) for n in range(2000)}, tmp_path / weights.SINGLE)
+    save_file({f"unknown.{n}": np.zeros(5, np.float32) for n in range(2000)}, tmp_path / layout.SINGLE)
     assert "more faults" in refused(tmp_path)
 
 
@@ -249,7 +250,7 @@ def test_a_thousand_faults_are_not_all_told(tmp_path: Path) -> None:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the converter made, in shards, with its manifest."""
     folder = tmp_path_factory.mktemp("converted")
-    huggingface.convert(tiny.make_run(folder / "run", []), 3, folder / "out", shard_bytes=600_000)
+    export.convert(tiny.make_run(folder / "run", []), 3, folder / "out", shard_bytes=600_000)
     return folder / "out"
 
 
@@ -267,13 +268,13 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-READ = ["config.json", weights.INDEX, "model-00002-of-00002.safetensors", weights.TOKENIZER]
+READ = ["config.json", layout.INDEX, "model-00002-of-00002.safetensors", layout.TOKENIZER]
 
 
 @pytest.mark.parametrize("name", READ)
 def test_every_file_that_is_read_is_held_to_the_manifest(converted: Path, tmp_path: Path, name: str) -> None:
     folder = copied(converted, tmp_path / "copy")
-    assert weights.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
+    assert checks.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
     path = folder / name
     path.write_text(path.read_text().replace("\n", " ", 1)) if path.suffix == ".json" else flip(path)
     assert path.stat().st_size == (converted / name).stat().st_size
@@ -301,14 +302,14 @@ def edited(**keys: Any) -> Edit:
 )
 def test_a_manifest_that_does_not_say_enough(converted: Path, tmp_path: Path, edit: Edit, message: str) -> None:
     folder = copied(converted, tmp_path / "copy")
-    edit(folder / weights.MANIFEST)
+    edit(folder / layout.MANIFEST)
     assert message in refused(folder)
 
 
 def test_weights_that_the_manifest_does_not_name_are_not_read(converted: Path, tmp_path: Path) -> None:
     """A single file would be read in place of the shards."""
     folder = copied(converted, tmp_path / "copy")
-    save_file({"embed_out.weight": np.zeros((4, 4), np.float32)}, folder / weights.SINGLE)
+    save_file({"embed_out.weight": np.zeros((4, 4), np.float32)}, folder / layout.SINGLE)
     assert "no size and sha256 of model.safetensors" in refused(folder)
 
 
@@ -316,19 +317,19 @@ def test_what_is_not_read_may_change_and_other_manifests_say_nothing(converted: 
     folder = copied(converted, tmp_path / "copy")
     (folder / "README.md").write_text("my own words")
     (folder / "tokenizer_config.json").unlink()
-    assert weights.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
+    assert checks.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
     for other in ({"kind": "other", "files": {}}, ["config.json"]):
-        (folder / weights.MANIFEST).write_text(json.dumps(other))
-        assert weights.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
+        (folder / layout.MANIFEST).write_text(json.dumps(other))
+        assert checks.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
 
 
 def test_the_manifest_names_every_file(converted: Path) -> None:
-    manifest = files.read_json(converted / weights.MANIFEST)
+    manifest = files.read_json(converted / layout.MANIFEST)
     assert (manifest["kind"], manifest["run"], manifest["step"], manifest["phase"]) == (
         "huggingface",
         "run",
         3,
         "adapt",
     )
-    assert {*manifest["files"], weights.MANIFEST} == {path.name for path in converted.iterdir()}
+    assert {*manifest["files"], layout.MANIFEST} == {path.name for path in converted.iterdir()}
     assert {*READ, "README.md"} <= manifest["files"].keys()

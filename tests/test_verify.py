@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converters import real_contexts, verify
-from converters.verify import Comparison
+from converters.verify import samples, verify
+from converters.verify.verify import Comparison
 from jaxtempl.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_a_top1_that_moves_is_a_tie(seed: int, size: float, slots: int) -> None:
 
 def test_contexts_are_of_every_length_and_those_made_are_told() -> None:
     rows = [[i] * (i % 4 + 1) for i in range(1, 500)]  # 1 to 4 tokens: the bucket of 8 is empty
-    chosen = real_contexts.choose(iter(rows), BUCKETS, 300)
+    chosen = samples.choose(iter(rows), BUCKETS, 300)
     assert (chosen.real, chosen.made) == ({4: 300}, {8: 100})
     assert len(chosen.rows) == 400
     assert all(5 <= len(row) <= 8 for row in chosen.rows[300:])
@@ -120,12 +120,12 @@ def test_contexts_are_of_every_length_and_those_made_are_told() -> None:
 
 def test_rare_lengths_are_looked_for() -> None:
     rows = [[1] * (7 if i % 15 == 14 else 2) for i in range(1500)]
-    chosen = real_contexts.choose(iter(rows), BUCKETS, 100)
+    chosen = samples.choose(iter(rows), BUCKETS, 100)
     assert (chosen.real, chosen.made) == ({4: 50, 8: 50}, {})
-    few = real_contexts.choose(iter([[1] * 6, [2] * 3]), BUCKETS, 100)
+    few = samples.choose(iter([[1] * 6, [2] * 3]), BUCKETS, 100)
     assert (few.real, few.made) == ({4: 1, 8: 1}, {4: 49, 8: 49})
 
 
 def test_no_contexts_are_refused() -> None:
     with pytest.raises(UserError, match="there are no contexts"):
-        real_contexts.choose(iter([[], []]), BUCKETS, 10)
+        samples.choose(iter([[], []]), BUCKETS, 10)

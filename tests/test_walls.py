@@ -1,128 +1,134 @@
-"""Who may import whom (DESIGN: "Who may import whom"); read from the source, so no import has to fail first."""
+"""Which package may import which: CONTRIBUTING's map is the one list, and these tests hold the code to it."""
 
-import ast
-import subprocess
-import sys
+import re
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from imports import TRAINING, imports, reached, without
 
-from jaxtempl.config import ROOT
+from jaxtempl.config.paths import ROOT
 
-TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers"}
-LOW = ("errors", "files", "cases", "decoding", "sources", "reader", "text", "tokenizer", "config")
-CORE = ("models", "partition", "precision", "optim", "tasks", "train", "checkpoint")
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def reached(path: Path) -> set[str]:
-    """Every module that a file imports, and that those of this package import in their turn."""
-    found, waiting = set[str](), [path]
-    while waiting:
-        new = imports(waiting.pop()) - found
-        found |= new
-        files = (ROOT / f"{name.replace('.', '/')}.py" for name in new if name.startswith(("jaxtempl.", "converters.")))
-        waiting += [file for file in files if file.is_file()]
-    return found
-
-
-def sources(*names: str) -> list[Path]:
-    chosen = [ROOT / "jaxtempl" / f"{name}.py" for name in names] + [
-        p for n in names for p in (ROOT / "jaxtempl" / n).rglob("*.py")
-    ]
-    found = [path for path in chosen if path.is_file()]
-    assert found
-    return found
-
-
-@pytest.mark.parametrize("path", sources(*LOW), ids=lambda p: p.name)
-def test_the_low_files_know_nothing_above_them(path: Path) -> None:
-    ours = {name.split(".")[1] for name in imports(path) if name.startswith("jaxtempl.")}
-    assert ours <= set(LOW)
-    assert not {name.split(".")[0] for name in imports(path)} & TRAINING
-
-
-@pytest.mark.parametrize("path", sources(*CORE), ids=lambda p: p.name)
-def test_training_knows_no_http_and_no_transcripts(path: Path) -> None:
-    known = reached(path)
-    web = {"fastapi", "starlette", "uvicorn", "aiohttp", "httpx", "httpx2", "requests", "urllib", "huggingface_hub"}
-    assert not {name.split(".")[0] for name in known} & web
-    transcripts = ("cases", "sources", "reader", "prepare", "text", "dataset", "batches")
-    assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in transcripts]}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "jaxtempl").rglob("*.py")), ids=lambda p: p.name)
-def test_nothing_in_the_package_knows_the_converters_or_torch(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & {"converters", "torch", "transformers", "tensorflow"}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "converters").rglob("*.py")), ids=lambda p: p.name)
-def test_converters_know_no_training(path: Path) -> None:
-    ours = {name.split(".")[1] for name in imports(path) if name.startswith("jaxtempl.")}
-    assert not ours & {"train", "tasks", "optim", "batches", "prepare", "launch", "adapt", "finetune"}
-
-
-SERVING = [
-    *sources("bundle", "onnx_file", "serve", "loadtest"),
-    *(path for path in (ROOT / "converters").glob("*.py") if path.name.startswith(("tensorrt", "triton"))),
-]
-
-
-@pytest.mark.parametrize("path", SERVING, ids=lambda p: p.name)
-def test_what_runs_where_it_serves_knows_nothing_of_training(path: Path) -> None:
-    known = reached(path)
-    assert not {name.split(".")[0] for name in known} & (TRAINING | {"onnx_ir", "tensorflow_datasets"})
-    assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in (*CORE, "run")]}
-
-
-@pytest.mark.parametrize("path", sources("scaling"), ids=lambda p: p.name)
-def test_studies_start_trainings_as_processes_alone(path: Path) -> None:
-    known = reached(path)
-    assert not {name.split(".")[0] for name in known} & TRAINING
-    assert not {name for name in known if name.split(".")[:2] in [["jaxtempl", part] for part in (*CORE, "run")]}
-
-
+ROW = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<imports>[^|]*) \| (?P<jax>[^|]*) \| (?P<what>[^|]+) \|$", re.M)
+JAX = {"jax", "flax", "optax", "orbax"}
+WEB = {"fastapi", "starlette", "uvicorn", "aiohttp", "httpx", "httpx2", "requests", "urllib", "huggingface_hub"}
 DATA = {"grain", "tensorflow_datasets", "array_record", "msgspec", "tensorboardX", "zstandard"}
-WITHOUT = """
-import importlib, sys
-class Missing:
-    def find_spec(self, name, *_):
-        if name.split(".")[0] in {missing!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Missing())
-for name in {names!r}:
-    importlib.import_module(name)
-"""
+FILES = sorted([*(ROOT / "jaxtempl").rglob("*.py"), *(ROOT / "converters").rglob("*.py")])
 
 
-def without(missing: set[str], names: list[str]) -> subprocess.CompletedProcess[str]:
-    """Imports the modules of these names where others are missing."""
-    script = WITHOUT.format(missing=missing, names=names)
-    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+class Package(NamedTuple):
+    """One row of the map."""
+
+    imports: frozenset[str]
+    jax: bool
 
 
-def test_training_needs_no_data_pipeline() -> None:
+@cache
+def packages() -> dict[str, Package]:
+    """The map, from the bottom up."""
+    rows = ROW.finditer((ROOT / "CONTRIBUTING.md").read_text())
+    return {
+        row["name"]: Package(frozenset(re.findall(r"[\w/]+", row["imports"].replace("`", ""))), row["jax"] == "JAX")
+        for row in rows
+    }
+
+
+def package_of(module: str) -> str:
+    """The map's name of a module's package."""
+    top, *rest = module.split(".")
+    if top == "converters":
+        return "/".join(["converters", *rest[:1]]) if rest[:1] != ["__main__"] else "converters"
+    return rest[0] if rest else ""
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def neighbours(path: Path) -> set[str]:
+    """Other packages of this project that a file imports."""
+    ours = {name for name in imports(path) if name.startswith(("jaxtempl.", "converters."))}
+    found = {package_of(name) for name in ours} & set(packages())
+    return found - {package_of(module_of(path))}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_file_imports_only_what_the_map_allows(path: Path) -> None:
+    package = package_of(module_of(path))
+    if package in ("", "__main__"):
+        return
+    assert neighbours(path) <= packages()[package].imports
+
+
+def test_the_map_goes_down_only_and_names_every_package() -> None:
+    names = list(packages())
+    for i, name in enumerate(names):
+        assert packages()[name].imports <= set(names[:i]), f"{name} imports what stands below it"
+    assert {package_of(module_of(path)) for path in FILES} - {"", "__main__"} == set(names)
+
+
+def test_the_map_allows_nothing_that_is_unused() -> None:
+    used = {name: set[str]() for name in packages()}
+    for path in FILES:
+        if package_of(module_of(path)) in used:
+            used[package_of(module_of(path))] |= neighbours(path)
+    assert {name: sorted(package.imports - used[name]) for name, package in packages().items()} == {
+        name: [] for name in packages()
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_packages_without_jax_never_reach_it(path: Path) -> None:
+    package = package_of(module_of(path))
+    if package in packages() and not packages()[package].jax:
+        assert not {name.split(".")[0] for name in reached(path)} & JAX
+
+
+@pytest.mark.parametrize("name", ["serve", "loadtest", "scaling"])
+def test_commands_of_a_serving_machine_never_reach_jax(name: str) -> None:
+    known = reached(ROOT / "jaxtempl" / "commands" / f"{name}.py")
+    assert not {found.split(".")[0] for found in known} & TRAINING
+
+
+@pytest.mark.parametrize("name", ["bundle", "serve", "loadtest", "converters/tensorrt", "converters/triton"])
+def test_serving_reaches_nothing_of_training(name: str) -> None:
+    for path in (file for file in FILES if package_of(module_of(file)) == name):
+        assert not {found.split(".")[0] for found in reached(path)} & (TRAINING | {"onnx_ir", "tensorflow_datasets"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_only_tests_and_benchmarks_know_torch(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "tensorflow"}
+
+
+def compute() -> list[Path]:
+    """The files that a training step is made of."""
+    step = ("training.loop", "training.step", "training.state", "training.objectives", "training.optimizer")
+    return [p for p in FILES if package_of(module_of(p)) in ("models", "parallel") or module_of(p).endswith(step)]
+
+
+@pytest.mark.parametrize("path", compute(), ids=module_of)
+def test_a_training_step_knows_no_http_and_no_transcripts(path: Path) -> None:
+    known = reached(path)
+    assert not {name.split(".")[0] for name in known} & WEB
+    assert not {name for name in known if package_of(name) in ("text", "data", "prepare")}
+
+
+def test_a_training_step_needs_no_data_pipeline() -> None:
     """A machine that only computes has neither TFDS nor grain."""
-    core = [
-        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in sources(*CORE, "programs", "flops")
-    ]
-    done = without(DATA, [*core, "bench.gpu", "bench.profile_gpu", "bench.vocabulary"])
+    modules = [module_of(path) for path in compute()]
+    done = without(DATA, [*modules, "bench.gpu", "bench.profile_gpu", "bench.vocabulary"])
     assert done.returncode == 0, done.stderr
-    assert "grain" in without(DATA, ["jaxtempl.batches"]).stderr, "what is missing is missed"
+    assert "grain" in without(DATA, ["jaxtempl.data.loader"]).stderr, "what is missing is missed"
 
 
-def test_the_walls_are_seen() -> None:
-    """The reader of imports finds what is there."""
-    assert "optax" in imports(ROOT / "jaxtempl" / "train.py")
-    assert "jaxtempl.tasks" in imports(ROOT / "jaxtempl" / "train.py")
-    assert {"jaxtempl.batches", "jaxtempl.cases"} <= reached(ROOT / "jaxtempl" / "adapt.py")
+def test_one_file_touches_jax_internals() -> None:
+    touching = [module_of(path) for path in FILES if any(name.startswith("jax._src") for name in imports(path))]
+    assert touching == ["jaxtempl.parallel.watchdog"]
+
+
+def test_the_reader_of_imports_finds_what_is_there() -> None:
+    assert "optax" in imports(ROOT / "jaxtempl" / "training" / "loop.py")
+    assert {"jaxtempl.data.loader", "jaxtempl.text.cases"} <= reached(ROOT / "jaxtempl" / "training" / "adapt.py")
+    assert "serve" not in packages()["models"].imports

@@ -12,48 +12,48 @@ import pytest
 from folders import SMALL, assert_same, edit_config, random_params, saved
 from safetensors.numpy import load_file, save_file
 
-from jaxtempl import partition
-from jaxtempl.architecture import NeoXArchitecture
 from jaxtempl.errors import UserError
-from jaxtempl.models import config_json, tables, weights
-from jaxtempl.partition import Shape
+from jaxtempl.huggingface import checks, config, layout, load, mapping
+from jaxtempl.parallel import mesh, rules
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 Tensors = dict[str, np.ndarray]
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
-    save_file(change(load_file(folder / weights.SINGLE)), folder / weights.SINGLE)
+    save_file(change(load_file(folder / layout.SINGLE)), folder / layout.SINGLE)
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_round_trip_is_bit_for_bit(tmp_path: Path, head: config_json.Head) -> None:
+def test_round_trip_is_bit_for_bit(tmp_path: Path, head: config.Head) -> None:
     params = saved(tmp_path, head)
-    read = weights.read(tmp_path, SMALL)
+    read = load.read(tmp_path, SMALL)
     assert (read.architecture, read.head) == (SMALL, head)
     assert_same(read.params, params)
 
 
 def test_every_row_and_every_leaf_is_used_once() -> None:
-    rows = [row for row in tables.NEOX.rows if row.stored != "score.weight"]
+    rows = [row for row in mapping.NEOX.rows if row.stored != "score.weight"]
     leaves = jax.tree_util.tree_flatten_with_path(random_params(17))[0]
     assert sorted(row.path for row in rows) == sorted("/".join(k.key for k in path) for path, _ in leaves)
 
 
 def test_shards_hold_the_same(tmp_path: Path) -> None:
     params = saved(tmp_path, shard_bytes=2000)
-    index = json.loads((tmp_path / weights.INDEX).read_text())
+    index = json.loads((tmp_path / layout.INDEX).read_text())
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
     assert {p.name for p in shards} == set(index["weight_map"].values())
     assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert_same(weights.read(tmp_path).params, params)
+    assert_same(load.read(tmp_path).params, params)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_widened(tmp_path: Path, dtype: Any) -> None:
     params = saved(tmp_path)
     rewrite(tmp_path, lambda tensors: {name: t.astype(dtype) for name, t in tensors.items()})
-    assert_same(weights.read(tmp_path).params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params))
+    assert_same(load.read(tmp_path).params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params))
 
 
 def test_base_model_without_prefix_or_head(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_base_model_without_prefix_or_head(tmp_path: Path) -> None:
         return {k.removeprefix("gpt_neox."): t for k, t in tensors.items() if k != "embed_out.weight"}
 
     rewrite(tmp_path, base)
-    read = weights.read(tmp_path)
+    read = load.read(tmp_path)
     assert read.head is None
     assert_same(read.params, {key: tree for key, tree in params.items() if key != "head"})
 
@@ -80,7 +80,7 @@ def test_new_head_name_and_old_buffers(tmp_path: Path) -> None:
         return {k.replace("embed_out", "lm_head"): t for k, t in tensors.items()} | buffers
 
     rewrite(tmp_path, rename)
-    assert_same(weights.read(tmp_path).params, params)
+    assert_same(load.read(tmp_path).params, params)
 
 
 def test_all_faults_are_in_one_message(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_all_faults_are_in_one_message(tmp_path: Path) -> None:
 
     rewrite(tmp_path, spoil)
     with pytest.raises(UserError) as error:
-        weights.read(tmp_path)
+        load.read(tmp_path)
     for fault in (
         "final_layer_norm.bias is missing",
         "gpt_neox.layers.2.mlp.dense_h_to_4h.bias has no place",
@@ -118,43 +118,43 @@ def test_faults_of_an_index(tmp_path: Path) -> None:
     lost = next(iter(tensors))
     save_file({name: t for name, t in tensors.items() if name != lost}, second)
     with pytest.raises(UserError) as error:
-        weights.read(tmp_path)
+        load.read(tmp_path)
     assert f"{first.name} is missing or damaged" in str(error.value)
     assert f"{lost} is not in {second.name}, where the index has it" in str(error.value)
 
 
 def test_an_index_reads_no_file_outside(tmp_path: Path) -> None:
     saved(tmp_path, shard_bytes=2000)
-    index = json.loads((tmp_path / weights.INDEX).read_text())
+    index = json.loads((tmp_path / layout.INDEX).read_text())
     index["weight_map"]["embed_out.weight"] = "../other.safetensors"
-    (tmp_path / weights.INDEX).write_text(json.dumps(index))
+    (tmp_path / layout.INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match="points outside"):
-        weights.read(tmp_path)
+        load.read(tmp_path)
 
 
 def test_damaged_file(tmp_path: Path) -> None:
     saved(tmp_path)
-    whole = (tmp_path / weights.SINGLE).read_bytes()
-    (tmp_path / weights.SINGLE).write_bytes(whole[:-40])
+    whole = (tmp_path / layout.SINGLE).read_bytes()
+    (tmp_path / layout.SINGLE).write_bytes(whole[:-40])
     with pytest.raises(UserError, match="damaged"):
-        weights.read(tmp_path)
+        load.read(tmp_path)
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
-    (tmp_path / weights.SINGLE).rename(tmp_path / "pytorch_model.bin")
+    (tmp_path / layout.SINGLE).rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pickle.*save_pretrained"):
-        weights.read(tmp_path)
+        load.read(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
-        weights.read(tmp_path)
+        load.read(tmp_path)
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     edit_config(tmp_path, num_hidden_layers=3, rotary_emb_base=500, rope_parameters=None)
     with pytest.raises(UserError, match=r"another size: layers is 3, not 2, rotary_base is 500\.0"):
-        weights.read(tmp_path, SMALL)
+        load.read(tmp_path, SMALL)
 
 
 OLD = {
@@ -178,13 +178,13 @@ def test_old_and_new_config_keys_agree() -> None:
     new = {key: value for key, value in OLD.items() if not key.startswith("rotary")}
     new["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 500.0}
     expected = NeoXArchitecture(2, 16, 2, 20, 17, 64, 1e-4, 0.5, 500.0, False)
-    assert config_json.architecture_from(OLD) == config_json.architecture_from(new) == expected
+    assert config.architecture_from(OLD) == config.architecture_from(new) == expected
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_our_config_reads_back(head: config_json.Head) -> None:
-    expected = config_json.architecture_from(OLD)
-    assert config_json.architecture_from(config_json.hugging_face_config(expected, head)) == expected
+def test_our_config_reads_back(head: config.Head) -> None:
+    expected = config.architecture_from(OLD)
+    assert config.architecture_from(config.hugging_face_config(expected, head)) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,20 +204,20 @@ def test_our_config_reads_back(head: config_json.Head) -> None:
 )
 def test_other_models_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config_json.architecture_from(OLD | keys)
+        config.architecture_from(OLD | keys)
 
 
 def test_embedded_model_is_read() -> None:
-    nano = Path(weights.__file__).parent.parent / "assets" / "nano"
-    read = weights.read(nano)
+    nano = Path(load.__file__).parent.parent / "assets" / "nano"
+    read = load.read(nano)
     assert (read.head, read.architecture.layers) == ("lm", 4)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(read.params))
 
 
 def test_tensors_are_read_into_their_shards(tmp_path: Path) -> None:
     params = saved(tmp_path, shard_bytes=2000)
-    places = partition.shardings(partition.make_mesh(Shape(2, 2, 1)), params)
-    read = weights.read(tmp_path, SMALL, places).params
+    places = rules.shardings(mesh.make_mesh(MeshShape(2, 2, 1)), params)
+    read = load.read(tmp_path, SMALL, places).params
     assert_same(read, params)
     jax.tree.map(check_placed, read, places)
 
@@ -229,7 +229,7 @@ def check_placed(leaf: Any, place: Any) -> None:
 
 def test_parts_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
     params = saved(tmp_path)
-    places = partition.shardings(partition.make_mesh(Shape(1, 1, 1)), params)
-    read = weights.read(tmp_path, SMALL, {"embed": places["embed"], "norm": places["norm"]}).params
+    places = rules.shardings(mesh.make_mesh(MeshShape(1, 1, 1)), params)
+    read = load.read(tmp_path, SMALL, {"embed": places["embed"], "norm": places["norm"]}).params
     assert_same(read, {"embed": params["embed"], "norm": params["norm"]})
-    assert weights.check(tmp_path, SMALL)[:2] == (SMALL, "lm")
+    assert checks.check(tmp_path, SMALL)[:2] == (SMALL, "lm")

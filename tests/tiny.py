@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtempl import run
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.cases import Template
-from jaxtempl.config import ASSETS, PrepareConfig
-from jaxtempl.dataset import Dataset
-from jaxtempl.models import build
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.paths import ASSETS
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.models import factory
 from jaxtempl.prepare import pipeline
-from jaxtempl.run import Run
+from jaxtempl.runs import run
+from jaxtempl.runs.run import Run
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.text.cases import Template
 
 ARCHITECTURE = NeoXArchitecture(layers=1, hidden=16, heads=2, feed_forward=32, vocabulary=8192, positions=64)
 REPLIES = {
@@ -73,7 +74,7 @@ def make_run(
     tokenizer = (ASSETS / "nano" / "tokenizer.json").read_text()
     made = run.create(folder, "size: nano\nbatch: 4\n", ARCHITECTURE, tokenizer, templates, known)
     for step in steps:
-        params = jax.tree.map(lambda leaf: leaf * scale, build.random_params(ARCHITECTURE, made.outputs, step))
+        params = jax.tree.map(lambda leaf: leaf * scale, factory.random_params(ARCHITECTURE, made.outputs, step))
         made.checkpoints.save(step, "study", params, None, {"step": step})
     made.checkpoints.finish()
     lines = [{"step": s, "loss": 2.0 / s, "validation_loss": 1.0 / s} for s in steps]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from serving import Answer, Server
 
-from jaxtempl.serve import openapi
+from jaxtempl.serve.http import openapi
 
 HEAD = b" HTTP/1.1\r\nHost: here\r\n"
 CLOSE = b"Connection: close\r\n"

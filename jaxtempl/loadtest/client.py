@@ -15,7 +15,7 @@ import msgspec
 
 from jaxtempl.errors import UserError
 from jaxtempl.loadtest.arrivals import Times
-from jaxtempl.serve.api import ModelAnswer, SuggestAnswer
+from jaxtempl.serve.schema import ModelAnswer, SuggestAnswer
 
 ANSWERED, SHED, LATE, SUPERSEDED = "answered", "shed", "late", "superseded"
 APART: Mapping[int, str] = {  # answers that are neither suggestions nor errors, by status

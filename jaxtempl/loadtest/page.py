@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxtempl import pages
 from jaxtempl.loadtest.client import ANSWERED, LATE, SHED, SUPERSEDED
 from jaxtempl.loadtest.report import Row, errors, said
 from jaxtempl.loadtest.table4 import PAPER, Latency
-from jaxtempl.pages import Cell, Measured, Page
+from jaxtempl.reports import html
+from jaxtempl.reports.html import Cell, Measured, Page
 
 Report = Mapping[str, Any]
 
@@ -81,11 +81,11 @@ def _drawn(page: Page, report: Report) -> None:
 
 def _by_rate(rows: Sequence[Row], report: Report) -> Figure:
     lines = {
-        "maximum": ([row["run"]["max"] for row in rows], pages.ORANGE, "^"),
-        "P99": ([row["run"]["p99"] for row in rows], pages.BLUE, "o"),
-        "average of the worst minute": ([row["peak_minute"]["average"] for row in rows], pages.GREEN, "s"),
+        "maximum": ([row["run"]["max"] for row in rows], html.ORANGE, "^"),
+        "P99": ([row["run"]["p99"] for row in rows], html.BLUE, "o"),
+        "average of the worst minute": ([row["peak_minute"]["average"] for row in rows], html.GREEN, "s"),
     }
-    with pages.drawing() as (figure, axes):
+    with html.drawing() as (figure, axes):
         for name, (values, colour, marker) in lines.items():
             axes.plot(_rates(rows), values, color=colour, marker=marker, markersize=5, label=name)
         if report["floor"]:
@@ -97,12 +97,12 @@ def _by_rate(rows: Sequence[Row], report: Report) -> Figure:
 
 
 def _p99(rows: Sequence[Row], report: Report) -> Figure:
-    colours = (pages.ORANGE, pages.GREEN, pages.PURPLE)
-    with pages.drawing() as (figure, axes):
+    colours = (html.ORANGE, html.GREEN, html.PURPLE)
+    with html.drawing() as (figure, axes):
         for (size, paper), colour in zip(PAPER.items(), colours, strict=True):
             values = [latency.p99 for latency in paper.values()]
             axes.plot(list(paper), values, color=colour, linestyle="--", marker=".", label=f"paper, {size}")
-        axes.plot(_rates(rows), [row["run"]["p99"] for row in rows], color=pages.BLUE, marker="o", label="this server")
+        axes.plot(_rates(rows), [row["run"]["p99"] for row in rows], color=html.BLUE, marker="o", label="this server")
         _finish(axes, report)
     return figure
 
@@ -114,8 +114,8 @@ def _rates(rows: Sequence[Row]) -> list[float]:
 def _finish(axes: Axes, report: Report) -> None:
     """The budget's line, and what both figures share."""
     axes.axhline(report["budget_ms"], color="#888888", linewidth=1, linestyle="--", label="budget")
-    pages.logarithmic(axes, "x")
-    pages.logarithmic(axes, "y")
+    html.logarithmic(axes, "x")
+    html.logarithmic(axes, "y")
     axes.set(xlabel="requests a second", ylabel="latency, ms")
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 

@@ -17,13 +17,13 @@ from aiohttp import ClientSession
 from tqdm import tqdm
 
 from jaxtempl import files
-from jaxtempl.config import LoadtestConfig
+from jaxtempl.config.serving import LoadtestConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.loadtest import arrivals, client, contexts, latencies, page
+from jaxtempl.loadtest import arrivals, client, latencies, page, requests
 from jaxtempl.loadtest.client import ANSWERED, Exchange
-from jaxtempl.loadtest.contexts import Contexts
-from jaxtempl.loadtest.floor import floor
 from jaxtempl.loadtest.report import KIND, report
+from jaxtempl.loadtest.requests import RequestContexts
+from jaxtempl.loadtest.roofline import least_latency
 
 REPORT, PAGE = "report.json", "index.html"
 
@@ -80,7 +80,7 @@ async def _measured(asked: LoadtestConfig, token: str) -> dict[str, Any]:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     async with client.session(asked.timeout, token) as http:
         model = await client.model(http, asked.url.rstrip("/"))
-        inputs = contexts.draw(asked.cases, asked.contexts, asked.seed)
+        inputs = requests.draw(asked.cases, asked.contexts, asked.seed)
         gc.collect()
         gc.freeze()  # what is there stays, and a collection that visits it all would make sends late
         tried = {rate: await _tried(http, asked, inputs, rate) for rate in dict.fromkeys(asked.rates)}
@@ -88,7 +88,7 @@ async def _measured(asked: LoadtestConfig, token: str) -> dict[str, Any]:
         latencies.row(rate, made, asked.warmup, 60 * asked.minutes, asked.budget_ms) for rate, made in tried.items()
     ]
     answered = Counter(e.tokens for made in tried.values() for e in made if e.outcome == ANSWERED)
-    return report(asked, started, model, inputs, rows, floor(model, answered, asked.device, asked.flops))
+    return report(asked, started, model, inputs, rows, least_latency(model, answered, asked.device, asked.flops))
 
 
 def _allow_connections() -> None:
@@ -97,13 +97,13 @@ def _allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _tried(http: ClientSession, asked: LoadtestConfig, inputs: Contexts, rate: float) -> list[Exchange]:
+async def _tried(http: ClientSession, asked: LoadtestConfig, inputs: RequestContexts, rate: float) -> list[Exchange]:
     """All exchanges at one rate; over when the last request is answered, so that the next finds no queue."""
     rng = np.random.default_rng([asked.seed, round(1e6 * rate)])  # a rate is the same beside whatever other rates
     seconds = asked.warmup + 60 * asked.minutes
     due = arrivals.times(asked.arrivals, rate, seconds, asked.burstiness, rng)
-    chosen = contexts.order(len(inputs.messages), len(due), rng)
-    bodies = contexts.bodies(inputs, chosen, f"loadtest-{asked.seed}-{rate:g}")
+    chosen = requests.order(len(inputs.messages), len(due), rng)
+    bodies = requests.bodies(inputs, chosen, f"loadtest-{asked.seed}-{rate:g}")
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(due), desc=f"{rate:g} requests/s", unit="request", disable=quiet, dynamic_ncols=True) as bar:
         return await client.send_all(http, asked.url.rstrip("/"), due, bodies, bar.update)

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 import jaxtempl
-from jaxtempl.config import LoadtestConfig
+from jaxtempl.config.serving import LoadtestConfig
 from jaxtempl.loadtest.client import LATE, SHED, SUPERSEDED
-from jaxtempl.loadtest.contexts import Contexts
-from jaxtempl.serve.api import ModelAnswer
+from jaxtempl.loadtest.requests import RequestContexts
+from jaxtempl.serve.schema import ModelAnswer
 
 KIND = "loadtest"
 RULES = {"p99": 0.99, "max": 1.0}  # the share of requests that must be answered within the budget
@@ -26,7 +26,7 @@ def report(
     asked: LoadtestConfig,
     started: str,
     model: ModelAnswer,
-    inputs: Contexts,
+    inputs: RequestContexts,
     rows: Sequence[Row],
     floor: Mapping[str, float] | None,
 ) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxtempl import partition
-from jaxtempl.architecture import BertArchitecture
-from jaxtempl.models import attention, linear, stack
-from jaxtempl.models.linear import MLP, Back, Into
-from jaxtempl.models.stack import Remat
+from jaxtempl.models import attention, layers, scan
+from jaxtempl.models.layers import MLP, ColumnParallel, RowParallel
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import collectives
+from jaxtempl.specs.architecture import BertArchitecture
 
 INIT = nnx.initializers.normal(0.02)  # BERT's own initializer_range
 
@@ -35,7 +35,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """What enters the first block."""
-        found = partition.lookup(self.embedding[...], tokens)
+        found = collectives.embedding_lookup(self.embedding[...], tokens)
         found += (self.positions[: tokens.shape[1]] + self.types[:1])[None]
         return self.norm(found.astype(self.dtype))
 
@@ -45,8 +45,8 @@ class Attention(nnx.Module):
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
         shape = (a.heads, a.head_dim)
-        self.query, self.key, self.value = (Into(a.hidden, shape, INIT, dtype, rngs) for _ in range(3))
-        self.out = Back(shape, a.hidden, INIT, dtype, rngs)
+        self.query, self.key, self.value = (ColumnParallel(a.hidden, shape, INIT, dtype, rngs) for _ in range(3))
+        self.out = RowParallel(shape, a.hidden, INIT, dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "B L D"], allowed: Bool[Array, "#B #L L"], queries: int
@@ -130,13 +130,13 @@ class Bert(nnx.Module):
             tokens: rows that begin with [CLS].
             allowed: the positions that each position sees, or that all of a row see.
         """
-        return self._scan(*stack.split(self.blocks), tokens, allowed)
+        return self._scan(*scan.split_stack(self.blocks), tokens, allowed)
 
     def _scan(self, graphdef: Any, stacked: Any, tokens: Array, allowed: Array) -> Any:
         def apply(block: Block, x: Array) -> Array:
             return block(x, allowed, x.shape[1])
 
-        return stack.scan(graphdef, stacked, self.embed(tokens), apply, self.dtype, self.remat)
+        return scan.scan_blocks(graphdef, stacked, self.embed(tokens), apply, self.dtype, self.remat)
 
     def hidden(self, tokens: Int[Array, "B L"], allowed: Bool[Array, "#B #L L"]) -> Float[Array, "B L D"]:
         """What leaves the last block."""
@@ -146,8 +146,8 @@ class Bert(nnx.Module):
         """Logits of the token at every position, float32; rows are padded on the right."""
         told = self.head(self.hidden(tokens, attention.within(tokens.shape[1], lengths)))
         table = self.embed.embedding[...].astype(told.dtype)
-        own = jnp.matmul(partition.enter(told), table.T, preferred_element_type=jnp.float32)
-        whole = own if table.shape[0] == self.architecture.vocabulary else partition.joined(own)
+        own = jnp.matmul(collectives.copy_to_tensor_parallel(told), table.T, preferred_element_type=jnp.float32)
+        whole = own if table.shape[0] == self.architecture.vocabulary else collectives.all_gather_columns(own)
         return whole + self.head.bias[None, None]
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
@@ -155,12 +155,12 @@ class Bert(nnx.Module):
 
         The last block needs keys and values of all positions but everything else of that one alone.
         """
-        graphdef, stacked = stack.split(self.blocks)
+        graphdef, stacked = scan.split_stack(self.blocks)
         allowed = attention.within(tokens.shape[1], lengths)
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, allowed)
-        last = stack.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
+        last = scan.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         pooled = jnp.tanh(self.pooler(last(x, allowed, 1)[:, 0]))
-        logits = linear.columns(pooled, self.head.kernel[...], self.head.out_features)
+        logits = layers.head_columns(pooled, self.head.kernel[...], self.head.out_features)
         return logits + self.head.bias[None]
 
 

@@ -14,20 +14,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from jaxtempl import partition
-from jaxtempl.architecture import NeoXArchitecture
-from jaxtempl.models import attention, kernels, linear, stack
-from jaxtempl.models.kernels import Kernel
-from jaxtempl.models.linear import MLP, Back, Into
-from jaxtempl.models.stack import Remat
+from jaxtempl.models import attention, flash_attention, layers, scan
+from jaxtempl.models.flash_attention import Kernel
+from jaxtempl.models.layers import MLP, ColumnParallel, RowParallel
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import collectives
+from jaxtempl.specs.architecture import NeoXArchitecture
 
 
 class Attention(nnx.Module):
     """Self-attention with rotary positions."""
 
     def __init__(self, a: NeoXArchitecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
-        self.query_key_value = Into(a.hidden, (a.heads, 3, a.head_dim), small_init(a), dtype, rngs)
-        self.out = Back((a.heads, a.head_dim), a.hidden, output_init(a), dtype, rngs)
+        self.query_key_value = ColumnParallel(a.hidden, (a.heads, 3, a.head_dim), small_init(a), dtype, rngs)
+        self.out = RowParallel((a.heads, a.head_dim), a.hidden, output_init(a), dtype, rngs)
         self.kernel: Kernel = kernel
 
     def __call__(
@@ -47,7 +47,7 @@ class Attention(nnx.Module):
         if seen is not None:
             return self.out(attention.full(q if at is None else pick(q, at), k, v, seen))
         if at is None:
-            return self.out(kernels.causal(self.kernel, q, k, v, documents))
+            return self.out(flash_attention.causal(self.kernel, q, k, v, documents))
         return self.out(attention.single(pick(q, at), k, v, at))
 
 
@@ -103,7 +103,7 @@ class NeoX(nnx.Module):
         outputs = a.vocabulary if slots is None else slots
         # In float32, for its gradient adds up what every place of a token says.
         self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=jnp.float32, rngs=rngs)
-        kernel = kernels.choose(platform, a.head_dim, dtype)
+        kernel = flash_attention.choose(platform, a.head_dim, dtype)
         blocks = nnx.vmap(lambda key: Block(a, dtype, kernel, nnx.Rngs(key)))
         self.blocks = blocks(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
         self.norm = layer_norm(a, dtype, rngs)
@@ -116,7 +116,7 @@ class NeoX(nnx.Module):
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
         """The residual stream after the last block, and after every block."""
-        return self._scan(*stack.split(self.blocks), tokens, documents)
+        return self._scan(*scan.split_stack(self.blocks), tokens, documents)
 
     def _scan(
         self,
@@ -131,8 +131,8 @@ class NeoX(nnx.Module):
         def apply(block: Block, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
             return block(x, angles, documents=documents, seen=seen)
 
-        embedded = partition.lookup(self.embed.embedding[...], tokens).astype(self.dtype)
-        return stack.scan(graphdef, stacked, embedded, apply, self.dtype, self.remat)
+        embedded = collectives.embedding_lookup(self.embed.embedding[...], tokens).astype(self.dtype)
+        return scan.scan_blocks(graphdef, stacked, embedded, apply, self.dtype, self.remat)
 
     def _angles(self, tokens: Int[Array, "B L"]) -> attention.Angles:
         return attention.angles(self.architecture.rotary, self.architecture.rotary_base, tokens.shape[1])
@@ -150,7 +150,7 @@ class NeoX(nnx.Module):
         return self._logits(self.hidden(tokens, documents))
 
     def _logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest O"]:
-        return linear.columns(hidden, self.head.kernel[...], self.outputs)
+        return layers.head_columns(hidden, self.head.kernel[...], self.outputs)
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B O"]:
         """Logits at each row's right-most real token (paper section 4.3), float32; or as `pooling` says.
@@ -160,11 +160,11 @@ class NeoX(nnx.Module):
         """
         within = attention.within(tokens.shape[1], lengths)
         seen = within if self.architecture.attention == "full" else None
-        graphdef, stacked = stack.split(self.blocks)
+        graphdef, stacked = scan.split_stack(self.blocks)
         if self.architecture.pooling == "mean":
             return self._logits(_mean(self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0]), within[:, 0]))
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, seen=seen)
-        last = stack.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
+        last = scan.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         at = jnp.maximum(lengths - 1, 0) if self.architecture.pooling == "last" else jnp.zeros_like(lengths)
         return self._logits(self.norm(last(x, self._angles(tokens), at, seen=seen))[:, 0])
 

@@ -8,19 +8,18 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from jaxtempl.cases import Case
-from jaxtempl.prepare import splitting
-from jaxtempl.prepare.builders import Examples
-from jaxtempl.prepare.encoding import Encoder
+from jaxtempl.prepare.encode import Encoder
 from jaxtempl.prepare.labels import Labels
-from jaxtempl.prepare.spill import Work
-from jaxtempl.prepare.splitting import SPLITS, VALIDATION, place, split_of
-from jaxtempl.reader import Reader, digest_of
-from jaxtempl.sources import Source
-from jaxtempl.text import document
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.prepare.split import SPLITS, VALIDATION, allowed, place, split_of
+from jaxtempl.prepare.spool import Work
+from jaxtempl.prepare.tfds_builders import Examples
+from jaxtempl.text.cases import Case
+from jaxtempl.text.formats import document
+from jaxtempl.text.ingest import CaseReader, digest_of
+from jaxtempl.text.records import RecordFile
+from jaxtempl.text.tokenizer import Tokenizer
 
-Inputs = Mapping[str, Sequence[Source]]  # files by the flag that named them
+Inputs = Mapping[str, Sequence[RecordFile]]  # files by the flag that named them
 
 
 class Corpus:
@@ -44,7 +43,7 @@ class Corpus:
         self.ids = {split: work.column(f"ids.{split}", "S16") for split in SPLITS}
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("cases", "messages", "documents")}
 
-    def take(self, inputs: Inputs, reader: Reader, tokenizer: Tokenizer, fractions: Sequence[float]) -> Examples:
+    def take(self, inputs: Inputs, reader: CaseReader, tokenizer: Tokenizer, fractions: Sequence[float]) -> Examples:
         """Reads everything once, tokenizing meanwhile; yields each case's split and example for the TFDS builder."""
         with contextlib.ExitStack() as stack:
             stores = self.documents.items()
@@ -65,7 +64,7 @@ class Corpus:
 
     def copied(self) -> Bool[np.ndarray, " train"]:
         """Which training texts, cases first and then documents, are equal to a held-out one."""
-        return ~splitting.allowed(self.digests["train"].read(), self.held_out())
+        return ~allowed(self.digests["train"].read(), self.held_out())
 
     def _add_case(self, split: str, case: Case) -> None:
         self.labels.add(split, self.counts["cases"][split], case)
@@ -81,7 +80,7 @@ class Corpus:
             encoders[split].add(text)
 
 
-def _placed(inputs: Inputs, reader: Reader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
+def _placed(inputs: Inputs, reader: CaseReader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
     """Cases with their split: by hash, or as given; a training side given alone lends 2 % to validation, by hash."""
     for case in reader.cases(inputs["transcripts"]):
         yield split_of(case.case_id, fractions), case

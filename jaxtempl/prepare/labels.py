@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from jaxtempl.cases import Case, Template
 from jaxtempl.errors import UserError
 from jaxtempl.files import read_json
-from jaxtempl.prepare.spill import Work
-from jaxtempl.prepare.splitting import SPLITS
+from jaxtempl.prepare.split import SPLITS
+from jaxtempl.prepare.spool import Work
+from jaxtempl.text.cases import Case, Template
 
 REPLIES = 64  # distinct reply texts counted for a template at one time
 BLOCK = 1 << 16  # labels a record

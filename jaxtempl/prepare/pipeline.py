@@ -17,18 +17,21 @@ from tqdm import tqdm
 
 import jaxtempl
 from jaxtempl import files
-from jaxtempl.cases import Template
-from jaxtempl.config import PrepareConfig, tokenizer_path
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.data.packing import Packer
 from jaxtempl.errors import UserError
-from jaxtempl.prepare import builders, splitting
+from jaxtempl.prepare import split as prepare_split
+from jaxtempl.prepare import tfds_builders
 from jaxtempl.prepare.corpus import Corpus, Inputs
 from jaxtempl.prepare.labels import Labels, read_templates
-from jaxtempl.prepare.packing import Packer, pack
-from jaxtempl.prepare.spill import Work
-from jaxtempl.prepare.splitting import SPLITS
-from jaxtempl.reader import Quarantine, Reader
-from jaxtempl.sources import sources
-from jaxtempl.tokenizer import Tokenizer
+from jaxtempl.prepare.pack import pack
+from jaxtempl.prepare.split import SPLITS, Digests, Others, prove
+from jaxtempl.prepare.spool import Work
+from jaxtempl.text.cases import Template
+from jaxtempl.text.ingest import CaseReader, Quarantine
+from jaxtempl.text.records import find_files
+from jaxtempl.text.tokenizer import Tokenizer
 
 INPUTS = ("transcripts", "train", "validation", "test", "documents")
 HELD_OUT_TOKENS = 1e9  # the validation rows hold no more; DESIGN's decision 6
@@ -46,7 +49,7 @@ def run(config: PrepareConfig) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else the library uses one core in a forked process
     tokenizer = _tokenizer(config)
     given = read_templates(Path(config.templates)) if config.templates else []
-    inputs = {name: [source for path in getattr(config, name) for source in sources(path)] for name in INPUTS}
+    inputs = {name: [source for path in getattr(config, name) for source in find_files(path)] for name in INPUTS}
     with files.atomic_folder(config.out, replace=config.overwrite) as folder:
         quarantine = Quarantine(folder / "quarantine.jsonl")
         with Work(folder) as work:
@@ -97,12 +100,12 @@ def _bar(total: int, what: str, unit: str) -> "tqdm[Any]":
 
 def _read(
     config: PrepareConfig, inputs: Inputs, corpus: Corpus, tokenizer: Tokenizer, quarantine: Quarantine, folder: Path
-) -> Reader:
+) -> CaseReader:
     """The first pass; it fails here when too many records were bad."""
     with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
-        reader = Reader(quarantine, config.label, bar.update)
-        builders.build(
-            lambda: builders.Cases(folder, corpus.take(inputs, reader, tokenizer, config.fractions)), corpus.work
+        reader = CaseReader(quarantine, config.label, bar.update)
+        tfds_builders.build(
+            lambda: tfds_builders.Cases(folder, corpus.take(inputs, reader, tokenizer, config.fractions)), corpus.work
         )
     kept = config.out.with_name(f"{config.out.name}.quarantine.jsonl")
     try:
@@ -117,7 +120,7 @@ def _read(
 
 def _write_labels(config: PrepareConfig, corpus: Corpus, folder: Path) -> list[Template]:
     templates = corpus.labels.templates(config.min_count)
-    builders.build(lambda: builders.Labels(folder, corpus.labels.examples(templates)), corpus.work)
+    tfds_builders.build(lambda: tfds_builders.Labels(folder, corpus.labels.examples(templates)), corpus.work)
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
     return templates
 
@@ -129,13 +132,13 @@ def _write_rows(
     digests = {split: column.read() for split, column in corpus.digests.items()}
     free = np.flatnonzero(~copied)
     orders = {
-        "train": free[splitting.order(len(free), config.seed)],
-        "validation": splitting.order(len(digests["validation"]), config.seed),
+        "train": free[prepare_split.order(len(free), config.seed)],
+        "validation": prepare_split.order(len(digests["validation"]), config.seed),
     }
     packers = {split: Packer(config.length) for split in orders}
     rows = Counter[str]()
 
-    def examples() -> builders.Examples:
+    def examples() -> tfds_builders.Examples:
         for split, order in orders.items():
             limit = HELD_OUT_TOKENS if split == "validation" else np.inf
             with _bar(len(order), f"packing {split}", "text") as bar:
@@ -144,7 +147,7 @@ def _write_rows(
                     bar.update(packers[split].documents - bar.n)
                     yield split, row
 
-    builders.build(lambda: builders.Rows(folder, examples(), tokenizer.sha256, config.length), corpus.work)
+    tfds_builders.build(lambda: tfds_builders.Rows(folder, examples(), tokenizer.sha256, config.length), corpus.work)
     packed = {split: order[: packers[split].documents] for split, order in orders.items()}
     counts = {
         "rows": dict(rows),
@@ -155,17 +158,17 @@ def _write_rows(
     return counts, _proofs(corpus, digests["train"][packed["train"]], corpus.held_out())
 
 
-def _proofs(corpus: Corpus, packed: splitting.Digests, held_out: splitting.Others) -> dict[str, Any]:
+def _proofs(corpus: Corpus, packed: Digests, held_out: Others) -> dict[str, Any]:
     ids = {split: column.read() for split, column in corpus.ids.items()}
     held_out_ids = np.concatenate([ids["validation"], ids["test"]])
     proofs = {
-        "texts": splitting.prove("texts", packed, held_out),
-        "cases": splitting.prove("cases", ids["train"], held_out_ids),
+        "texts": prove("texts", packed, held_out),
+        "cases": prove("cases", ids["train"], held_out_ids),
     }
     return {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
 
 
-def _counts(corpus: Corpus, reader: Reader, templates: list[Template]) -> dict[str, Any]:
+def _counts(corpus: Corpus, reader: CaseReader, templates: list[Template]) -> dict[str, Any]:
     by_split = {name: {split: counter[split] for split in SPLITS} for name, counter in corpus.counts.items()}
     return (
         by_split

@@ -10,16 +10,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxtempl import config, flops
-from jaxtempl.architecture import Architecture
-from jaxtempl.devices import Device
+from jaxtempl.config import paths
 from jaxtempl.errors import UserError
-from jaxtempl.scaling.laws import data, findings
+from jaxtempl.scaling.laws import analysis, data
 from jaxtempl.scaling.laws.curves import effective_tokens
 from jaxtempl.scaling.laws.data import Row
 from jaxtempl.scaling.laws.fitting import Value
-from jaxtempl.scaling.laws.outlook import Outlook, Point
+from jaxtempl.scaling.laws.forecast import Outlook, Point
 from jaxtempl.scaling.study import architecture_of
+from jaxtempl.specs import flops
+from jaxtempl.specs.accelerators import Accelerator
+from jaxtempl.specs.architecture import Architecture
 
 WORTH = 15.4  # repetitions after which most of what they can give is had (arXiv 2305.16264, its fitted R*_D)
 MOST_EPOCHS = 16  # of the domain's text: beyond, hardly anything is left to be had (ibid.)
@@ -51,7 +52,7 @@ class Wishes(NamedTuple):
     labels: float
     gpu_hours: float
     latency_ms: float
-    device: Device
+    device: Accelerator
     mfu: float
     price_label: float
     price_gpu_hour: float
@@ -136,7 +137,7 @@ class Adviser:
         adapted = [row for row in self.outlook.rows if row["start"] == "adapted"]
         if "loss" not in self.outlook.laws:
             raise UserError(f"{len(adapted)} adapted cells are too few for a law of the loss: run more of the study")
-        self._trends = findings.curve_trends(data.comparable(rows))
+        self._trends = analysis.curve_trends(data.comparable(rows))
         self._adapted = adapted
         self.wishes = wishes._replace(
             labels=wishes.labels or float(max(row["labels"] for row in adapted)),
@@ -185,7 +186,7 @@ class Adviser:
     def _sizes(self) -> list[str]:
         """Those measured, and the project's own of the same family, within what may be spoken of."""
         low, high = self._range("parameters_body")
-        known = {path.stem for path in (config.CONFIGS / "sizes").glob("*.yaml")}
+        known = {path.stem for path in (paths.CONFIGS / "sizes").glob("*.yaml")}
         measured = {row["size"] for row in self._adapted}
         shapes = {name: architecture_of(name) for name in known | measured}
         kept = [name for name, a in shapes.items() if a.family == "gpt_neox" and low <= _body(a) <= high]

@@ -3,26 +3,27 @@
 import json
 from collections.abc import Iterator, Sequence
 
-from jaxtempl import config, files
-from jaxtempl.config import ScalingAdviseConfig
-from jaxtempl.devices import DEVICES
+from jaxtempl import files
+from jaxtempl.config import parsing
+from jaxtempl.config.scaling import ScalingAdviseConfig
 from jaxtempl.errors import UsageError
 from jaxtempl.scaling import results
 from jaxtempl.scaling.advice import Advice, Adviser, Doubling, Plan, Wishes
 from jaxtempl.scaling.laws.fitting import Value
+from jaxtempl.specs.accelerators import ACCELERATORS
 
 
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling advise`."""
-    asked = config.parse(ScalingAdviseConfig, argv)
+    asked = parsing.parse(ScalingAdviseConfig, argv)
     if asked.device == "none":
-        raise UsageError(f"--device=none trains nothing; it is one of {', '.join(DEVICES)}")
+        raise UsageError(f"--device=none trains nothing; it is one of {', '.join(ACCELERATORS)}")
     advice = Adviser(results.read_all(asked.runs), _wishes(asked)).advice()
     print(json.dumps(files.plain(advice), indent=1) if asked.json else "\n".join(told(advice)))
 
 
 def _wishes(asked: ScalingAdviseConfig) -> Wishes:
-    device = DEVICES[asked.device]
+    device = ACCELERATORS[asked.device]
     return Wishes(
         float(asked.tokens),
         float(asked.labels),

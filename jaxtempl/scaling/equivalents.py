@@ -7,9 +7,9 @@ import numpy as np
 
 from jaxtempl.errors import UsageError
 from jaxtempl.scaling.laws import data, mixtures
+from jaxtempl.scaling.laws.analysis import Finding
 from jaxtempl.scaling.laws.catalog import IN_TOKENS
 from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.findings import Finding
 from jaxtempl.scaling.laws.fitting import Value
 from jaxtempl.scaling.laws.mixtures import Curve
 

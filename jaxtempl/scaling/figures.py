@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxtempl import files, pages
+from jaxtempl import files
+from jaxtempl.reports import html
 from jaxtempl.scaling import table3
 from jaxtempl.scaling.laws import data
+from jaxtempl.scaling.laws.analysis import Finding, Findings
 from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.findings import Finding, Findings
-from jaxtempl.scaling.laws.readings import named
+from jaxtempl.scaling.laws.summaries import named
 
 MARKERS = "os^Dv"
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 4, 1, 4, 1, 4)), (0, (9, 3)))  # of corpora
@@ -52,12 +53,12 @@ class Drawer:
 
     def against(self, x: str, y: str) -> Figure:
         """One curve a size and corpus; what was not adapted is a level line where it can be no point of the curve."""
-        with pages.drawing() as (figure, axes):
+        with html.drawing() as (figure, axes):
             for (size, corpus), rows in self._curves.items():
                 self._curve(axes, rows, x, y, self._name(size, corpus), self._look(size, corpus))
             if x != "domain_loss":
                 self._levels(axes, y)
-                pages.logarithmic(axes, "x")
+                html.logarithmic(axes, "x")
             _finish(axes, x, y)
         return figure
 
@@ -81,7 +82,7 @@ class Drawer:
                 axes.axhline(float(np.mean(base)), color=self._colour(size), linewidth=1, linestyle=(0, (1, 3)))
 
     def _colour(self, size: str) -> str:
-        return pages.COLOURS[self._sizes.index(size) % len(pages.COLOURS)]
+        return html.COLOURS[self._sizes.index(size) % len(html.COLOURS)]
 
     def _look(self, size: str, corpus: str) -> dict[str, Any]:
         marker = MARKERS[self._sizes.index(size) % len(MARKERS)]
@@ -114,7 +115,7 @@ class Drawer:
         drawn = {key: _logged(run(*key), which) for key in self._curves}
         if not any(steps for steps, _ in drawn.values()):
             return None
-        with pages.drawing() as (figure, axes):
+        with html.drawing() as (figure, axes):
             for key, (steps, losses) in drawn.items():
                 look = self._look(*key)
                 look["marker"] = "" if which == "loss" else look["marker"]
@@ -124,7 +125,7 @@ class Drawer:
 
     def by_labels(self, y: str) -> Figure:
         """Label-count curves: adapted to the end, solid, and not adapted, dotted."""
-        with pages.drawing() as (figure, axes):
+        with html.drawing() as (figure, axes):
             for size in self._sizes:
                 own = [row for row in self.rows if row["size"] == size]
                 last = [row for row in own if row["start"] == "adapted" and row["adapt_step"] == row["adapt_steps"]]
@@ -132,7 +133,7 @@ class Drawer:
                 look = self._look(size, self._corpora[0] if self._corpora else "")
                 self._curve(axes, last, "labels", y, f"{size}, adapted", look)
                 self._curve(axes, base, "labels", y, f"{size}, not adapted", look | {"linestyle": ":"})
-            pages.logarithmic(axes, "x")
+            html.logarithmic(axes, "x")
             _finish(axes, "labels", y)
         return figure
 
@@ -147,25 +148,25 @@ class Drawer:
             for name, (before, after) in table3.PAPER.items()
             if name != "bert-large"
         }
-        with pages.drawing() as (figure, axes):
-            for name, points, colour in (("this study", gains, pages.BLUE), ("paper, Table 3", paper, pages.ORANGE)):
+        with html.drawing() as (figure, axes):
+            for name, points, colour in (("this study", gains, html.BLUE), ("paper, Table 3", paper, html.ORANGE)):
                 axes.plot(*zip(*points.values(), strict=True), color=colour, marker="o", label=name)
-            pages.logarithmic(axes, "x")
+            html.logarithmic(axes, "x")
             axes.axhline(0, color="#888888", linewidth=1)
             _finish(axes, "parameters, all of them", "points of top-1 that adapting adds")
         return figure
 
     def worth(self) -> Figure:
         """How many times the general tokens each size needs."""
-        with pages.drawing() as (figure, axes):
-            for worth, colour in zip(self.found.worth, pages.COLOURS, strict=False):
+        with html.drawing() as (figure, axes):
+            for worth, colour in zip(self.found.worth, html.COLOURS, strict=False):
                 sizes = sorted(worth.ratio.by_size)
                 ratios = [worth.ratio.by_size[size].value for size in sizes]
                 axes.plot(sizes, ratios, color=colour, marker="o", label=f"{worth.special} over {worth.general}")
                 least = [size for size in sizes if worth.ratio.by_size[size].at_least]
                 axes.plot(least, [worth.ratio.by_size[size].value for size in least], "^", color=colour, markersize=10)
-            pages.logarithmic(axes, "x")
-            pages.logarithmic(axes, "y")
+            html.logarithmic(axes, "x")
+            html.logarithmic(axes, "y")
             axes.axhline(1, color="#888888", linewidth=1)
             _finish(axes, "parameters without tables and head", "tokens that the other corpus needs, times")
         return figure
@@ -178,9 +179,9 @@ class Drawer:
 def law(finding: Finding) -> Figure:
     """What was measured against what a law says."""
     fit = finding.fit
-    with pages.drawing() as (figure, axes):
+    with html.drawing() as (figure, axes):
         said = np.exp(fit.law.log(fit.theta, fit.data.x)[0])
-        axes.scatter(said, fit.data.y, s=14, color=pages.BLUE)
+        axes.scatter(said, fit.data.y, s=14, color=html.BLUE)
         ends = [min(said.min(), fit.data.y.min()), max(said.max(), fit.data.y.max())]
         axes.plot(ends, ends, color="#888888", linewidth=1)
         axes.set(xlabel=f"{named(finding.quantity)}, by the law", ylabel="as measured")

@@ -19,12 +19,13 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
-from jaxtempl import config, files
-from jaxtempl.config import ScalingFilterConfig
-from jaxtempl.dataset import Dataset
+from jaxtempl import files
+from jaxtempl.config import parsing
+from jaxtempl.config.scaling import ScalingFilterConfig
+from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.reader import Quarantine, Reader
-from jaxtempl.sources import Source, sources
+from jaxtempl.text.ingest import CaseReader, Quarantine
+from jaxtempl.text.records import RecordFile, find_files
 
 SAMPLE = 20_000  # passages of each side that the classifier sees
 FEATURES = 2**18
@@ -33,10 +34,10 @@ BATCH = 1_000  # passages scored at a time
 
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling filter`."""
-    asked = config.parse(ScalingFilterConfig, argv)
+    asked = parsing.parse(ScalingFilterConfig, argv)
     _check(asked)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(asked, [source for path in asked.documents for source in sources(path)])
+    corpus = Corpus(asked, [source for path in asked.documents for source in find_files(path)])
     scores = _scores(_classifier(asked, corpus), corpus)
     least = np.quantile(scores, 1 - asked.keep)
     with files.atomic_file(asked.out) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as file:
@@ -61,7 +62,7 @@ class Corpus:
         found: files.
     """
 
-    def __init__(self, asked: ScalingFilterConfig, found: Sequence[Source]) -> None:
+    def __init__(self, asked: ScalingFilterConfig, found: Sequence[RecordFile]) -> None:
         self._asked, self._files = asked, found
 
     def passages(self, what: str) -> Iterator[str]:
@@ -75,7 +76,7 @@ class Corpus:
         quarantine = Quarantine(listed)
         total = sum(source.size for source in self._files)
         with tqdm(total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
-            for document in Reader(quarantine, "template", bar.update).documents(self._files):
+            for document in CaseReader(quarantine, "template", bar.update).documents(self._files):
                 yield from passages(document, self._asked.passage)
         quarantine.check(self._asked.max_bad, listed)
         if not quarantine.reasons:

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtempl import config, flops, masking
-from jaxtempl.architecture import BertArchitecture
+from jaxtempl.config import sizes
+from jaxtempl.data import mlm
 from jaxtempl.scaling.study import Cell, Flags, Study, architecture_of
+from jaxtempl.specs import flops
+from jaxtempl.specs.architecture import BertArchitecture
 
 FILES = ("transcripts", "train", "validation", "test", "documents", "templates")  # flags of bin/prepare that name them
 EVERY_LABEL = 30_000  # where a cell takes all labels, for guessing how long it lasts before any is counted
@@ -110,7 +112,7 @@ class Jobs:
 
     def dataset(self, name: str, size: str) -> Path:
         """Folder of a dataset with rows for a size."""
-        tokenizer = config.size(size)["tokenizer"]
+        tokenizer = sizes.read_size(size)["tokenizer"]
         return self.out / "data" / f"{name}-{tokenizer}-{self.study.length(size)}"
 
     def base(self, size: str) -> Path:
@@ -172,7 +174,7 @@ class Jobs:
         """Of training a language model on one row."""
         a, length = architecture_of(size), self.study.length(size)
         if isinstance(a, BertArchitecture):
-            return float(flops.masked_row(a, length, masking.count(length)))
+            return float(flops.masked_row(a, length, mlm.count(length)))
         return float(flops.trained_token(a, length) * length)
 
     def adapt_operations(self, size: str, step: int) -> float:
@@ -211,7 +213,7 @@ class Jobs:
         """Loss on the domain's held-out cases, with the exam, and on held-out rows of the general text."""
         out, (run, needs) = self.language(cell), self._model(cell)
         bert = architecture_of(cell.size).family == "bert"
-        domain = {"data": self.dataset(self.study.task, cell.size), "exam": 0 if bert else self.study.exam}
+        domain = {"data": self.dataset(self.study.task, cell.size), "zero_shot": 0 if bert else self.study.exam}
         commands = [("evaluate", *flags({"run": run, "out": out / "domain", **domain}))]
         needs += self._prepared([self.study.task], cell.size)
         if self.study.general:

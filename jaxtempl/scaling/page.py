@@ -7,17 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxtempl import pages
-from jaxtempl.pages import Cell, Measured, Page
+from jaxtempl.reports import html
+from jaxtempl.reports.html import Cell, Measured, Page
 from jaxtempl.scaling import figures, table3
 from jaxtempl.scaling.equivalents import Equivalents
 from jaxtempl.scaling.figures import COMPUTE, Drawer
-from jaxtempl.scaling.laws import data, findings, judge
+from jaxtempl.scaling.laws import analysis, data, goodness_of_fit
+from jaxtempl.scaling.laws.analysis import Finding, Findings
 from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.findings import Finding, Findings
 from jaxtempl.scaling.laws.fitting import Value
-from jaxtempl.scaling.laws.lines import Test
-from jaxtempl.scaling.laws.readings import named
+from jaxtempl.scaling.laws.regression import Test
+from jaxtempl.scaling.laws.summaries import named
 from jaxtempl.scaling.results import TOP
 
 STARTS = {"random": "random weights", "base": "as pre-trained", "adapted": "adapted"}
@@ -48,7 +48,7 @@ class Album(NamedTuple):
     def figure(self, name: str, figure: Figure | None, caption: str) -> None:
         """Puts a figure on the page, and its picture beside it."""
         if figure:
-            pages.save_png(figure, self.out / f"{name}.png")
+            html.save_png(figure, self.out / f"{name}.png")
             self.page.figure(figure, caption)
 
 
@@ -164,7 +164,7 @@ def _split(value: Value) -> tuple[str, str]:
 
 
 def _verdict(test: Test) -> str:
-    does = "does not do: one a size" if test.p < judge.LEFT_OVER else "does: one a size"
+    does = "does not do: one a size" if test.p < goodness_of_fit.LEFT_OVER else "does: one a size"
     return (
         f"{does} leaves {test.apart / max(test.pooled, 1e-300):.0%} of what it leaves unexplained "
         f"(F = {test.f:.1f}, p = {test.p:.2g})."
@@ -232,7 +232,7 @@ def _laws(album: Album, study: Study) -> None:
 
 
 def _law(law: Finding) -> list[Cell]:
-    parameters = ", ".join(f"{name} {judge.said(value)}" for name, value in law.parameters.items())
+    parameters = ", ".join(f"{name} {goodness_of_fit.said(value)}" for name, value in law.parameters.items())
     off = None if np.isnan(law.foretold) else Measured(f"{law.foretold:.1%}")
     return [law.law, f"{named(law.quantity)}, {law.where}, {law.points} points", parameters, law.r2, off, law.says]
 
@@ -264,7 +264,7 @@ def _trends(album: Album, study: Study, drawer: Drawer) -> None:
         album.page.table(
             ["size", "most domain text"],
             shares,
-            f"Up to this share of domain text general loss stays within {findings.GUARD:.0%} of the base's, by the law "
+            f"Up to this share of domain text general loss stays within {analysis.GUARD:.0%} of the base's, by the law "
             "of mixtures at the most tokens measured (Que et al., 2024).",
         )
 
@@ -281,7 +281,7 @@ def _worth(album: Album, study: Study, drawer: Drawer) -> None:
     )
     for worth in study.found.worth:
         if worth.ratio.trend:
-            slope = judge.said(worth.ratio.trend.slope)
+            slope = goodness_of_fit.said(worth.ratio.trend.slope)
             album.page.text(f"{worth.special} over {worth.general}: ten times the size multiplies it by 10 ^ {slope}.")
 
 

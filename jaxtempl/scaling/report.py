@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtempl import config, files
-from jaxtempl.config import ScalingReportConfig
+from jaxtempl import files
+from jaxtempl.config import parsing
+from jaxtempl.config.scaling import ScalingReportConfig
 from jaxtempl.scaling import page, results
 from jaxtempl.scaling.equivalents import Equivalents
-from jaxtempl.scaling.laws import findings
-from jaxtempl.scaling.laws.findings import Findings
+from jaxtempl.scaling.laws import analysis
+from jaxtempl.scaling.laws.analysis import Findings
 
 
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling report`."""
-    asked = config.parse(ScalingReportConfig, argv)
+    asked = parsing.parse(ScalingReportConfig, argv)
     rows, runs = results.read_all(asked.runs), [Path(folder) for folder in asked.runs]
-    found = findings.of(rows)
+    found = analysis.of(rows)
     equivalents = Equivalents(rows, found.laws)
     for answer in equivalents.query(asked.match) if asked.match else ():
         tokens = "no number of tokens" if answer.tokens is None else f"{answer.tokens:,.0f} tokens"

@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxtempl import files, flops
+from jaxtempl import files
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.scaling.jobs import Jobs
 from jaxtempl.scaling.study import Cell, architecture_of
+from jaxtempl.specs import flops
 
 FILE = "results.parquet"
 TOP = ("top1", "top3", "top5")
@@ -171,8 +172,8 @@ def _language(jobs: Jobs, cell: Cell) -> Row:
     folder = jobs.language(cell)
     domain = _report(folder / "domain")
     found = {"domain_loss": domain["metrics"]["loss"]["value"]} if domain else {}
-    if domain and "exam" in domain:
-        asked = domain["exam"]
+    asked = (domain or {}).get("zero_shot") or (domain or {}).get("exam")  # of a report of format 1
+    if asked:
         found |= {"exam_top1": asked["gained"]["top1"]["value"], "exam_loss": asked["gained"]["cross_entropy"]["value"]}
         found |= {"exam_likeliest_top1": asked["likeliest"]["top1"]["value"]}
     general = _report(folder / "general")

@@ -21,10 +21,10 @@ from types import FrameType
 
 import filelock
 
-from jaxtempl import config
-from jaxtempl.config import ROOT, ScalingRunConfig
-from jaxtempl.errors import UsageError, UserError
-from jaxtempl.interrupt import Interrupted
+from jaxtempl.config import parsing
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.scaling import ScalingRunConfig
+from jaxtempl.errors import Interrupted, UsageError, UserError
 from jaxtempl.scaling import progress, results, study
 from jaxtempl.scaling.jobs import Job, Jobs, shard
 from jaxtempl.scaling.progress import Board, Clock, State
@@ -34,8 +34,8 @@ SECONDS = 2.0  # between looks at what has become possible
 
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling run`."""
-    asked = config.parse(ScalingRunConfig, argv)
-    print(config.dump(asked), flush=True)
+    asked = parsing.parse(ScalingRunConfig, argv)
+    print(parsing.dump(asked), flush=True)
     run(asked)
 
 

@@ -8,9 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from jaxtempl import architecture, config
-from jaxtempl.architecture import Architecture
+from jaxtempl.config import parsing, paths
+from jaxtempl.config.sizes import read_size
 from jaxtempl.errors import UserError
+from jaxtempl.specs import architecture
+from jaxtempl.specs.architecture import Architecture
 
 Flags = Mapping[str, Any]  # of one of the project's commands, by name
 Start = Literal["random", "base", "last"]
@@ -145,7 +147,7 @@ class Cell(NamedTuple):
 
 def path(name: str) -> Path:
     """A study's file, named by its path or, where it comes with the project, by its name."""
-    own = config.CONFIGS / "studies" / f"{name}.yaml"
+    own = paths.CONFIGS / "studies" / f"{name}.yaml"
     return own if own.is_file() else Path(name)
 
 
@@ -156,7 +158,7 @@ def read(path: Path) -> Study:
         UserError: it is missing, or says something that no study can do.
     """
     try:
-        study = msgspec.convert(config.load(path), Study)
+        study = msgspec.convert(parsing.load(path), Study)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}; see configs/studies/laptop.yaml for a study's file") from None
     faults = list(_faults(study))
@@ -213,4 +215,4 @@ def _of_grid(study: Study, grid: Grid) -> Iterator[Cell]:
 @functools.cache
 def architecture_of(size: str) -> Architecture:
     """The architecture of one of configs/sizes/."""
-    return architecture.of(config.size(size)["architecture"])
+    return architecture.architecture_from(read_size(size)["architecture"])

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtempl.serve import logs
+from jaxtempl.serve.inference.model import Model
 from jaxtempl.serve.metrics import Metrics
-from jaxtempl.serve.model import Model
 
 
 class RefusedError(Exception):

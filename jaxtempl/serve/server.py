@@ -10,11 +10,13 @@ from pathlib import Path
 
 import uvicorn
 
-from jaxtempl import bundle, config
-from jaxtempl.config import ServeConfig
+from jaxtempl.bundle import bundle
+from jaxtempl.config import parsing
+from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.serve import events_tables, logs
-from jaxtempl.serve.app import App
+from jaxtempl.serve import logs
+from jaxtempl.serve.events import tables
+from jaxtempl.serve.http.app import App
 
 SWITCH = 0.0005  # seconds after which a thread that holds the interpreter is asked for it; Python's own are 0.005
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than clients and balancers keep theirs
@@ -92,5 +94,5 @@ def _tell(asked: ServeConfig, listener: socket.socket) -> None:
 
 def resolved(asked: ServeConfig) -> str:
     """The settings as YAML; the store's without its password."""
-    lines = config.dump(asked).replace(asked.store, events_tables.shown(asked.store))
+    lines = parsing.dump(asked).replace(asked.store, tables.shown(asked.store))
     return lines.rstrip("\n")

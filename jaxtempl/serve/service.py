@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtempl.cases import Message
-from jaxtempl.config import ServeConfig
+from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve import logs
-from jaxtempl.serve.api import Asked, Context, Event, FieldError, SuggestAnswer, Suggested, SuggestRequest
 from jaxtempl.serve.batcher import Batcher, Place, RefusedError
-from jaxtempl.serve.events import Store, Suggestion
+from jaxtempl.serve.events.store import Store, Suggestion
+from jaxtempl.serve.inference.model import Model, opened
+from jaxtempl.serve.inference.ranking import Suggestion as Ranked
 from jaxtempl.serve.metrics import Metrics
-from jaxtempl.serve.model import Model, opened
-from jaxtempl.serve.ranking import Suggestion as Ranked
+from jaxtempl.serve.schema import Asked, Context, Event, FieldError, SuggestAnswer, Suggested, SuggestRequest
+from jaxtempl.text.cases import Message
 
 INLINE = 8_000  # characters that are tokenized on the event loop, in some 3 ms; more are in a thread
 
@@ -73,7 +73,7 @@ class Service:
         self._previous: Model | None = None
         self._changing = asyncio.Lock()
         self._timeout = asked.timeout_ms / 1000
-        self._batcher = Batcher(asked.batch, asked.queue, self._timeout, metrics)
+        self._batcher = Batcher(asked.max_batch_size, asked.queue, self._timeout, metrics)
         metrics.gauge("jaxtempl_queue_depth", "Requests that wait", lambda: self._batcher.waiting)
         metrics.gauge("jaxtempl_store_waiting", "Records that wait to be written", lambda: store.waiting)
         metrics.gauge("jaxtempl_store_dropped", "Suggestions that could not be kept", lambda: store.dropped)

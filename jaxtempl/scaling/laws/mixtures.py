@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtempl.scaling.laws.fitting import Fit, Value
-from jaxtempl.scaling.laws.lines import Line, line
+from jaxtempl.scaling.laws.regression import Line, line
 
 HALVINGS = 40  # of the range in which a share is looked for
 

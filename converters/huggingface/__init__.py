@@ -1,0 +1,1 @@
+"""A run to a folder that transformers loads."""

@@ -1,0 +1,1 @@
+"""A run to a verified ONNX bundle."""

@@ -1,0 +1,130 @@
+"""What the graphs of both families are written with: weights by name, linear layers, norms, sums and template heads.
+
+Dims: B batch, L length, Q queries, D hidden, F feed-forward, V vocabulary, S slots, T slots with spare ones.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from jaxtyping import Float32
+
+from converters.onnx.attention import Form
+from converters.onnx.writer import TYPES, Writer
+from jaxtempl.config.converting import Dtype
+from jaxtempl.huggingface.mapping import Head
+from jaxtempl.specs.architecture import Architecture
+
+Params = Mapping[str, Any]  # nested dicts of float32 arrays, as the family's model has them
+Make = Callable[[], Any]  # an array, made when it is stored
+UNUSED = -1e4  # logit of a slot that has no template
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a graph is written.
+
+    Attributes:
+        head: `template` gives logits [B S] at each row's last token, `lm` logits [B L V].
+        dtype: of weights and activations; the last LayerNorm and the head are float32 always.
+        wide_residual: keep the residual stream in float32 where `dtype` is fp16.
+        form: of attention; `parted` is for ONNX Runtime on a CPU.
+        slots: columns of a template head; those beyond the model's own are padding.
+    """
+
+    head: Head
+    dtype: Dtype = "fp32"
+    wide_residual: bool = False
+    form: Form = "fused"
+    slots: int = 0
+
+
+class Layers:
+    """A graph being written; its inputs are `input_ids` int32 [B L], padded on the right, and `lengths` int32 [B 1]."""
+
+    def __init__(self, params: Params, a: Architecture, options: Options) -> None:
+        self._params, self._options = params, options
+        self._hidden, self._eps = a.hidden, a.norm_eps
+        self._dtype: Dtype = options.dtype
+        self._stream: Dtype = "fp32" if options.wide_residual else options.dtype
+        self._w = Writer()
+        self._ids = _input("input_ids", ["batch", "length"])
+        self._lengths = _input("lengths", ["batch", 1])
+
+    def _linear(self, x: ir.Value, name: str, shape: tuple[int, int], kernel: Make, bias: Make) -> ir.Value:
+        product = self._product(x, name, kernel, shape)
+        return self._w.op("Add", product, self._weight_of(f"{name}/bias", shape[1:], bias, self._dtype))
+
+    def _product(self, x: ir.Value, name: str, kernel: Make, shape: tuple[int, int]) -> ir.Value:
+        return self._w.op("MatMul", x, self._weight_of(f"{name}/kernel", shape, kernel, self._dtype), name=name)
+
+    def _mlp(self, x: ir.Value, layer: int, wide: int) -> ir.Value:
+        """[B Q D] -> [B Q D] by way of [B Q F], without the second bias."""
+        up, down = (self._params["blocks"]["mlp"][part] for part in ("up", "down"))
+        x = self._linear(x, "up", (self._hidden, wide), of_layer(up["kernel"], layer), of_layer(up["bias"], layer))
+        return self._product(self._w.op("Gelu", x), "down", of_layer(down["kernel"], layer), (wide, self._hidden))
+
+    def _norm(self, x: ir.Value, leaf: str, layer: int, name: str = "") -> ir.Value:
+        """A block's LayerNorm, in the type of the residual stream."""
+        own = self._params["blocks"][leaf]
+        return self._layer_norm(x, leaf, lambda part: of_layer(own[part], layer), self._stream, name)
+
+    def _layer_norm(
+        self, x: ir.Value, leaf: str, make: Callable[[str], Make], dtype: Dtype, name: str = ""
+    ) -> ir.Value:
+        scale, bias = (self._weight_of(f"{leaf}/{p}", (self._hidden,), make(p), dtype) for p in ("scale", "bias"))
+        return self._w.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=self._eps, name=name)
+
+    def _narrow(self, x: ir.Value) -> ir.Value:
+        """The residual stream in the type of the computation."""
+        return x if self._stream == self._dtype else self._w.cast(x, TYPES[self._dtype])
+
+    def _sum(self, x: ir.Value, *others: ir.Value, name: str = "") -> ir.Value:
+        """Everything added to the residual stream, in its type; the last of `others` is a bias of that type."""
+        *products, bias = others
+        if self._stream != self._dtype:
+            products = [self._w.cast(product, TYPES[self._stream]) for product in products]
+        total = self._w.op("Add", products[0], bias)
+        for product in products[1:]:
+            total = self._w.op("Add", total, product)
+        return self._w.op("Add", x, total, name=name)
+
+    def _slots(self, x: ir.Value, bias: Float32[np.ndarray, " S"] | None) -> ir.Value:
+        """float32 [B D] -> logits [B S], unlikely ones in slots that the model does not have."""
+        own = np.asarray(self._params["head"]["kernel"])
+        spare = max(self._options.slots - own.shape[1], 0)
+        wide = np.pad(own, ((0, 0), (0, spare)))
+        added = self._added(own.shape[1], spare, bias)
+        logits = self._w.op("MatMul", x, self._weight("head", wide, "fp32"), name="logits" if added is None else "")
+        if added is not None:
+            logits = self._w.op("Add", logits, self._weight("head/bias", added, "fp32"), name="logits")
+        return self._logits(logits, ["batch", wide.shape[1]])
+
+    def _added(
+        self, count: int, spare: int, bias: Float32[np.ndarray, " S"] | None
+    ) -> Float32[np.ndarray, " T"] | None:
+        """The head's bias, with that of spare slots; None where there is neither."""
+        if bias is None and not self._options.slots:
+            return None
+        own = np.zeros(count, np.float32) if bias is None else bias
+        return np.pad(own, (0, spare), constant_values=UNUSED)
+
+    def _logits(self, value: ir.Value, dims: list[str | int]) -> ir.Value:
+        return self._w.told(value, "fp32", dims)
+
+    def _weight(self, name: str, array: Any, dtype: Dtype) -> ir.Value:
+        return self._weight_of(name, tuple(array.shape), lambda: array, dtype)
+
+    def _weight_of(self, name: str, shape: tuple[int, ...], make: Make, dtype: Dtype) -> ir.Value:
+        return self._w.weight(name, shape, dtype, lambda: np.asarray(make(), np.float32).reshape(shape))
+
+
+def of_layer(stacked: Any, layer: int) -> Callable[[], Float32[np.ndarray, "..."]]:
+    """One layer of a stacked leaf, cut out when asked for."""
+    return lambda: np.asarray(stacked[layer])
+
+
+def _input(name: str, dims: list[str | int]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(dims))

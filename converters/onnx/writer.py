@@ -1,0 +1,78 @@
+"""Writing an ONNX graph node by node: operators, weights that are made only when they are stored, and names."""
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from jaxtyping import Shaped
+
+from jaxtempl.config.converting import Dtype
+
+NUMPY: dict[Dtype, Any] = {"fp32": np.float32, "fp16": np.float16}
+TYPES: dict[Dtype, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+
+
+class Writer:
+    """The nodes and initializers of one graph, in order; nodes are named after the scope that they are written in."""
+
+    def __init__(self) -> None:
+        self._tape = ir.tape.Tape()
+        self._scopes: list[str] = []
+        self._constants: dict[tuple[Any, ...], ir.Value] = {}
+
+    @contextlib.contextmanager
+    def scope(self, name: str) -> Generator[None]:
+        """Names what is written inside it `name/...`."""
+        self._scopes.append(name)
+        yield
+        self._scopes.pop()
+
+    def op(self, kind: str, *inputs: ir.Value | None, name: str = "", **attributes: Any) -> ir.Value:
+        """One node of a standard operator with one output; `name` becomes the name of that, too."""
+        node = "/".join([*self._scopes, name or f"{kind}_{len(self._tape.nodes)}"])
+        output = ir.Value(name=node if name else f"{node}_out")
+        return self._tape.op(kind, inputs, attributes, name=node, output=output)
+
+    def weight(
+        self, name: str, shape: tuple[int, ...], dtype: Dtype, make: Callable[[], Shaped[np.ndarray, "..."]]
+    ) -> ir.Value:
+        """An initializer that `make` gives when it is stored, so that no more than one copy is in memory at a time."""
+
+        def tensor() -> ir.Tensor:
+            return ir.Tensor(np.ascontiguousarray(make(), NUMPY[dtype]))
+
+        path = "/".join([*self._scopes, name])
+        return self._tape.initializer(ir.LazyTensor(tensor, TYPES[dtype], ir.Shape(shape), name=path))
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> ir.Value:
+        """A small initializer; equal ones are one."""
+        array = np.array(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._tape.initializer(ir.tensor(array, name=f"constant_{len(self._constants)}"))
+        return self._constants[key]
+
+    def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`x` as another type."""
+        return self.op("Cast", x, to=int(dtype))
+
+    def told(self, x: ir.Value, dtype: Dtype, dims: Sequence[str | int | None]) -> ir.Value:
+        """`x`, its type and shape told: ONNX's shape inference does not see through slices of computed ends."""
+        x.dtype, x.shape = TYPES[dtype], ir.Shape(dims)
+        return x
+
+    def model(self, inputs: list[ir.Value], output: ir.Value, opset: int) -> ir.Model:
+        """The whole graph as a model of that opset."""
+        from jaxtempl import __version__
+
+        graph = ir.Graph(
+            inputs,
+            [output],
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": opset},
+            name="jaxtempl",
+        )
+        return ir.Model(graph, ir_version=10, producer_name="jaxtempl", producer_version=__version__)

@@ -1,0 +1,1 @@
+"""Eight bits, behind an accuracy gate."""

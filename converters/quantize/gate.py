@@ -1,0 +1,207 @@
+"""The accuracy gate: a quantised network is let through only when it still suggests what people sent.
+
+Dims: N contexts, S slots.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tqdm import tqdm
+
+from converters.verify.verify import Network
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import slots_by_id
+from jaxtempl.errors import UserError
+from jaxtempl.evaluation import metrics
+from jaxtempl.evaluation.metrics import Bootstrap, Interval
+from jaxtempl.runs.run import Run
+from jaxtempl.text.cases import Template
+
+SPLIT = "test"
+MOST_FALL = Fraction(2, 1000)  # of top-1; issue 4
+MOST_TEMPLATE_FALL = Fraction(3, 100)  # of one template's top-1
+LEAST_CONTEXTS = 50  # that a template is judged by itself on
+ENOUGH = 500  # contexts, so that the most that top-1 may fall by is one of them
+NAMED = 3  # templates in an error; all are in the figures
+
+
+class Labelled(NamedTuple):
+    """Contexts whose template is a class of the run.
+
+    Attributes:
+        rows: token ids of each window.
+        slots: the run's slot of each.
+        cases: which case each is of; those of one case are alike.
+    """
+
+    rows: list[list[int]]
+    slots: Int[np.ndarray, " N"]
+    cases: Int[np.ndarray, " N"]
+
+
+def labelled(found: Run, dataset: Dataset, window: int, wanted: int) -> Labelled:
+    """So many labelled contexts of the test split, or all there are, in a random order that is always the same.
+
+    Raises:
+        UserError: there are none.
+    """
+    labels, ids = dataset.labels(SPLIT), slots_by_id(found.templates)
+    slots = np.array([*(ids.get(template.id, -1) for template in dataset.templates), -1])[labels.slot]  # -1: no class
+    order = np.random.default_rng(0).permutation(np.flatnonzero(slots >= 0))
+    contexts = Contexts(dataset, SPLIT, found.tokenizer, window, found.manifest["role_tags"], order)
+    rows = ((contexts[i].tokens, int(index)) for i, index in enumerate(order))
+    kept = list(itertools.islice((pair for pair in rows if pair[0]), wanted))
+    if not kept:
+        raise UserError(
+            f"{dataset.folder} has no labelled {SPLIT} contexts of the templates of {found.folder}, and what is "
+            "quantised is held to them; pass --data=DIR of a dataset that has"
+        )
+    chosen = np.array([index for _, index in kept])
+    return Labelled([row for row, _ in kept], slots[chosen].astype(np.int64), labels.case[chosen].astype(np.int64))
+
+
+class Scored(NamedTuple):
+    """What a network made of labelled contexts.
+
+    Attributes:
+        hits: whether the template that was sent comes first; not where a logit is no number.
+        not_finite: contexts with such a logit.
+    """
+
+    hits: Bool[np.ndarray, " N"]
+    not_finite: int
+
+
+def score(networks: Mapping[str, Network], found: Labelled, progress: bool = False) -> dict[str, Scored]:
+    """Each network on each context alone: where scales are taken from the activations, others in its batch matter."""
+    with tqdm(total=len(networks) * len(found.rows), desc="scoring", unit=" contexts", disable=not progress) as bar:
+        return {name: _score(network, found, bar) for name, network in networks.items()}
+
+
+def _score(network: Network, found: Labelled, bar: Any) -> Scored:
+    hits, finite = np.zeros(len(found.rows), bool), np.zeros(len(found.rows), bool)
+    for i, row in enumerate(found.rows):
+        logits = network(np.array([row], np.int32), np.array([len(row)], np.int32))
+        finite[i] = np.isfinite(logits).all()
+        hits[i] = finite[i] and metrics.ranks(logits, found.slots[i : i + 1])[0] == 0
+        bar.update()
+    return Scored(hits, int((~finite).sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Top-1 hits on the same contexts before and after.
+
+    Attributes:
+        name: what they are the contexts of.
+        contexts: how many, at least 1.
+        before: hits of the float network.
+        after: hits of the quantised one.
+    """
+
+    name: str
+    contexts: int
+    before: int
+    after: int
+
+    @property
+    def fall(self) -> Fraction:
+        """Exact share of the contexts; below 0 where there are more hits than before."""
+        return Fraction(self.before - self.after, self.contexts)
+
+    def told(self) -> str:
+        """The change in words."""
+        before, after = (hits / self.contexts for hits in (self.before, self.after))
+        return f"{self.name}: {before:.2%} -> {after:.2%} of {self.contexts:,}, {points(self.fall)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        overall: of all contexts.
+        fall: the same with its 95 % interval from resamples of whole cases, a share.
+        templates: those with contexts, greatest fall first.
+        not_finite: contexts for which the quantised network gives no numbers.
+    """
+
+    overall: Change
+    fall: Interval
+    templates: list[Change]
+    not_finite: int
+
+    @property
+    def judged(self) -> list[Change]:
+        """The templates that have contexts enough."""
+        return [change for change in self.templates if change.contexts >= LEAST_CONTEXTS]
+
+
+def judge(before: Scored, after: Scored, found: Labelled, templates: Sequence[Template]) -> Verdict:
+    """Compares the quantised network with the float one that it stands for."""
+    fall = Bootstrap(found.cases, 0).mean(before.hits.astype(float) - after.hits)
+    names = {template.slot: template.id for template in templates}
+    each = [_change(names[slot], before, after, found.slots == slot) for slot in np.unique(found.slots).tolist()]
+    each.sort(key=lambda change: (-change.fall, -change.contexts, change.name))
+    everything = np.ones(len(found.rows), bool)
+    return Verdict(_change("top-1", before, after, everything), fall, each, after.not_finite)
+
+
+def _change(name: str, before: Scored, after: Scored, of: Bool[np.ndarray, " N"]) -> Change:
+    return Change(name, int(of.sum()), int(before.hits[of].sum()), int(after.hits[of].sum()))
+
+
+def faults(verdict: Verdict) -> list[str]:
+    """Why the network is not let through; none if it is."""
+    found: list[str] = []
+    if verdict.not_finite:
+        found.append(f"the logits of {verdict.not_finite:,} contexts are no numbers")
+    if verdict.overall.fall > MOST_FALL:
+        found.append(f"{verdict.overall.told()} ({points(MOST_FALL)} allowed)")
+    fallen = [change for change in verdict.judged if change.fall > MOST_TEMPLATE_FALL]
+    if fallen:
+        worst = "; ".join(change.told() for change in fallen[:NAMED])
+        found.append(
+            f"{len(fallen)} of {len(verdict.judged)} templates with {LEAST_CONTEXTS} contexts fall by more than "
+            f"{points(MOST_TEMPLATE_FALL)}, worst {worst}"
+        )
+    return found
+
+
+def doubts(verdict: Verdict) -> list[str]:
+    """Why the verdict says little; none if it says what it should."""
+    found: list[str] = []
+    if verdict.overall.contexts < ENOUGH:
+        one = points(Fraction(1, verdict.overall.contexts))
+        found.append(f"of {verdict.overall.contexts:,} labelled contexts each one is {one}")
+    if not verdict.judged:
+        found.append(f"no template has {LEAST_CONTEXTS} contexts")
+    return found
+
+
+def points(share: Fraction | float) -> str:
+    """A share in percentage points."""
+    return f"{float(100 * share):.2g} points"
+
+
+def as_json(verdict: Verdict) -> Mapping[str, Any]:
+    """The verdict as `bundle.json` keeps it; shares, and ids of templates."""
+    overall = verdict.overall
+    return {
+        "split": SPLIT,
+        "contexts": overall.contexts,
+        "hits_before": overall.before,
+        "hits_after": overall.after,
+        "fall": verdict.fall._asdict(),
+        "not_finite": verdict.not_finite,
+        "templates_judged": len(verdict.judged),
+        "worst_templates": [dataclasses.asdict(change) for change in verdict.judged[:NAMED]],
+        "faults": faults(verdict),
+        "doubts": doubts(verdict),
+    }

@@ -1,0 +1,1 @@
+"""An ONNX bundle to a TensorRT engine. No JAX."""

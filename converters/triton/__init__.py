@@ -1,0 +1,1 @@
+"""A bundle to a Triton model repository. No JAX."""

@@ -1,0 +1,1 @@
+"""How a converted network compares with the run that it came from."""

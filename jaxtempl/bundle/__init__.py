@@ -1,0 +1,1 @@
+"""The folder that serves, and the checks before it is opened. No JAX."""

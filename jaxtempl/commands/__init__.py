@@ -1,0 +1,1 @@
+"""One module a command: flags in, one call, what is printed."""

@@ -1,0 +1,14 @@
+"""`bin/prepare`: transcripts to a dataset."""
+
+from collections.abc import Sequence
+
+from jaxtempl.config import parsing
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.prepare import pipeline
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bin/prepare`."""
+    config = parsing.parse(PrepareConfig, argv)
+    print(parsing.dump(config), flush=True)
+    pipeline.run(config)

@@ -1,0 +1,114 @@
+"""A case in, the templates that an advocate most likely wants next out."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtempl import files
+from jaxtempl.bundle.bundle import Bundle
+from jaxtempl.config import parsing
+from jaxtempl.config.evaluation import SuggestConfig
+from jaxtempl.errors import UsageError, UserError
+from jaxtempl.serve.inference.ranking import Ranker, Suggestion
+from jaxtempl.serve.inference.reader import Reader
+from jaxtempl.serve.inference.suggester import Suggester, Suggestions, bundle_suggester
+from jaxtempl.text.cases import Case, case_from
+
+if TYPE_CHECKING:
+    from jaxtempl.runs.run import Run
+
+BAR = 20  # characters of a probability of 1
+SHOWN = 100  # characters of a template's text in the table
+
+
+def main(argv: Sequence[str]) -> None:
+    """`bin/suggest`."""
+    asked = parsing.parse(SuggestConfig, argv)
+    if bool(asked.run) == bool(asked.bundle):
+        raise UsageError(
+            "what is to suggest? pass one of --bundle=DIR and --run=RUN (RUN@STEP, RUN@best) of a finetune"
+        )
+    messages = read_case(asked.case).messages
+    suggester, origin = _chosen(asked)
+    found = suggester.suggest(messages, asked.k)
+    print(json.dumps(to_dict(found, origin), ensure_ascii=False, indent=1) if asked.json else format_table(found))
+
+
+def read_case(path: Path) -> Case:
+    """The case of a JSON file, or of standard input for `-`; it needs no case_id.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or is no case.
+    """
+    piped = str(path) == "-"
+    value = _standard_input() if piped else files.read_json(path)
+    if isinstance(value, dict):
+        value = {"case_id": "case", **value}
+    try:
+        return case_from(value)
+    except UserError as error:
+        raise UserError(
+            f'{"standard input" if piped else path}: {error}; a case is {{"messages": [{{"role", "text"}}, ...]}}'
+        ) from None
+
+
+def _standard_input() -> Any:
+    try:
+        return json.load(sys.stdin)
+    except ValueError as error:
+        raise UserError(f"standard input is not JSON: {error}; pass one case") from None
+
+
+def run_suggester(run: "Run", step: int) -> Suggester:
+    """Suggests with a run's checkpoint in JAX.
+
+    Raises:
+        UserError: the run is an adapt run, which knows no templates.
+    """
+    from jaxtempl.evaluation.predict import Predictor
+
+    if run.phase != "finetune":
+        raise UserError(f"{run.folder} is an adapt run, which knows no templates; name a finetune run")
+    length, tags = run.manifest["length"], run.manifest["role_tags"]
+    score, temperature = Predictor(run, step).one, run.temperature(step)
+    return Suggester(score, Reader(run.tokenizer, length, tags), Ranker(str(run.folder), run.templates, temperature))
+
+
+def _chosen(asked: SuggestConfig) -> tuple[Suggester, dict[str, Any]]:
+    """What is to suggest, and how `--json` names it; a bundle needs no JAX, so only a run imports it."""
+    if asked.bundle:
+        bundle = Bundle.open(Path(asked.bundle))
+        return bundle_suggester(bundle), {"bundle": asked.bundle, "version": bundle.manifest["version"]}
+    from jaxtempl.runs.run import resolve
+
+    run, step = resolve(asked.run)
+    return run_suggester(run, step), {"run": str(run.folder), "step": step}
+
+
+def to_dict(found: Suggestions, origin: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `--json` prints."""
+    return {
+        "format": files.FORMAT,
+        "suggestions": [suggestion._asdict() for suggestion in found.suggestions],
+        "tokens": found.tokens,
+        "dropped_messages": found.dropped_messages,
+        **origin,
+    }
+
+
+def format_table(found: Suggestions) -> str:
+    """One line a suggestion: a bar, the probability, the id and the text."""
+    width = max(len(suggestion.template) for suggestion in found.suggestions)
+    lines = [_line(suggestion, width) for suggestion in found.suggestions]
+    if found.dropped_messages:
+        lines.append(f"(the oldest {found.dropped_messages} messages do not fit in the window)")
+    return "\n".join(lines)
+
+
+def _line(suggestion: Suggestion, width: int) -> str:
+    bar = "█" * round(BAR * suggestion.probability)
+    shown = " ".join(suggestion.text.split())
+    shown = shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + "…"
+    return f"{bar:<{BAR}} {suggestion.probability:6.1%}  {suggestion.template:<{width}}  {shown}"

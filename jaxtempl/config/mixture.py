@@ -1,0 +1,28 @@
+"""Several datasets and their weights, as `--data` names them."""
+
+from pathlib import Path
+
+from jaxtempl.errors import UsageError
+
+
+def parse_mixture(data: str) -> list[tuple[Path, float | None]]:
+    """`DIR[:WEIGHT],...` as folders and weights; None where no weight is given.
+
+    Raises:
+        UsageError: a weight that is no positive number, or weights on some and not on others.
+    """
+    parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in data.split(",") if part]
+    pairs = [(Path(folder), _weight(weight, data) if colon else None) for folder, colon, weight in parts]
+    if not pairs or len({weight is None for _, weight in pairs}) > 1:
+        raise UsageError(f"--data={data!r}: name folders as DIR,DIR or all with weights as DIR:WEIGHT,DIR:WEIGHT")
+    return pairs
+
+
+def _weight(text: str, data: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not weight > 0:
+        raise UsageError(f"--data={data!r}: weight {text!r} is not a number above 0")
+    return weight

@@ -1,0 +1,9 @@
+"""Where the package, its configurations and the embedded assets are, in a checkout and once installed."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent  # of a checkout
+# A wheel carries the configurations inside the package; in a checkout they are at the top, where people edit them.
+CONFIGS = next(folder for folder in (ROOT / "configs", PACKAGE / "configs") if folder.is_dir())
+ASSETS = PACKAGE / "assets"

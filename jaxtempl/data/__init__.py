@@ -1,0 +1,1 @@
+"""A prepared dataset as training and evaluation read it."""

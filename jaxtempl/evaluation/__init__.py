@@ -1,0 +1,1 @@
+"""Measuring a run on held-out cases."""

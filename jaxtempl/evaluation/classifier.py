@@ -1,0 +1,183 @@
+"""A fine-tuned run as a classifier of templates, next to the baselines on the same contexts.
+
+Dims: N contexts, S slots.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from scipy import special
+
+from jaxtempl import files
+from jaxtempl.data import examples as data_examples
+from jaxtempl.data import loader
+from jaxtempl.data.contexts import Contexts
+from jaxtempl.data.examples import Examples, read, slots_by_id
+from jaxtempl.errors import UserError
+from jaxtempl.evaluation import baselines, metrics, page
+from jaxtempl.evaluation.metrics import Bootstrap
+from jaxtempl.evaluation.predict import Predictor
+from jaxtempl.evaluation.subject import PREDICTIONS, Logits, Subject, note
+from jaxtempl.runs.run import Run
+
+SHOWN = 5  # templates of a prediction
+
+
+class Part(NamedTuple):
+    """One split: its labelled contexts, and what finds their windows."""
+
+    examples: Examples
+    contexts: Contexts
+
+
+def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Classification, beside the baselines, all of them on the same contexts."""
+    test, validation = _part(subject, subject.config.split), _part(subject, "validation")
+    if not len(test.examples):
+        raise UserError(
+            f"{subject.dataset.folder} has no labelled {subject.config.split} contexts; choose another --split"
+        )
+    with subject.timed("run"):
+        scores = {"run": _run_scores(subject, (test, validation))}
+    if subject.config.baselines:
+        with subject.timed("baselines"):
+            scores |= _baseline_scores(subject, (test, validation))
+    if _chosen_here(subject):
+        note(f"{page.CHOSEN_HERE}, so these figures are too good")
+    if subject.config.split == "validation":
+        note("the temperature is fitted on these same contexts, so what is said after it is too good")
+    bootstrap = Bootstrap(test.examples.case, subject.config.seed)
+    measured = {name: _measured(pair, test.examples, validation.examples, bootstrap) for name, pair in scores.items()}
+    own = measured.pop("run")
+    _keep_temperature(subject, own["temperature"], validation.examples)
+    _write_predictions(folder / PREDICTIONS, scores["run"][0], test.examples, subject.run)
+    return {
+        "chosen_here": _chosen_here(subject),
+        "counts": _counts(test.examples, validation.examples),
+        **own,
+        "baselines": measured,
+        **_details(scores["run"][0], own["temperature"], test.examples, subject),
+    }
+
+
+def _chosen_here(subject: Subject) -> bool:
+    """Whether the checkpoint was chosen on the very labels that it is measured on, as the paper's BERT was."""
+    several = len(subject.run.checkpoints.steps()) > 1
+    return subject.of_training and several and subject.run.manifest.get("select") == subject.config.split
+
+
+def _part(subject: Subject, split: str) -> Part:
+    facts = subject.run.manifest
+    contexts = Contexts(subject.dataset, split, subject.run.tokenizer, facts["length"], facts["role_tags"])
+    return Part(read(subject.dataset, split, slots_by_id(subject.run.templates)), contexts)
+
+
+def _run_scores(subject: Subject, parts: Sequence[Part]) -> list[Logits]:
+    loaded = Predictor(subject.run, subject.step)
+    return [loaded.all(part.contexts, subject.config.batch_size, subject.progress) for part in parts]
+
+
+def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
+    """Which training labels of the dataset the run was trained on."""
+    total, facts = len(subject.dataset.labels("train").slot), subject.run.manifest
+    return loader.nested_subset(total, min(facts["labels"], total), facts["seed"])
+
+
+def _baseline_scores(subject: Subject, parts: Sequence[Part]) -> dict[str, list[Logits]]:
+    """Scores of baselines that were fitted on the labels that the run was trained on."""
+    if not subject.of_training:
+        note(f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this")
+    slots = slots_by_id(subject.run.templates)
+    training = data_examples.known(read(subject.dataset, "train", slots, _trained_on(subject)))
+    fitted = baselines.fit(training, subject.run.outputs, subject.config.seed, subject.progress)
+    return {name: [scorer(part.examples) for part in parts] for name, scorer in fitted.items()}
+
+
+def _measured(scores: Sequence[Logits], test: Examples, validation: Examples, bootstrap: Bootstrap) -> dict[str, Any]:
+    temperature = metrics.fit_temperature(scores[1], validation.slot)
+    return {"temperature": temperature, "metrics": metrics.classification(scores[0], test.slot, bootstrap, temperature)}
+
+
+def _keep_temperature(subject: Subject, temperature: float, validation: Examples) -> None:
+    """Leaves the temperature of this checkpoint in the run for `bin/suggest`, or says why not."""
+    count = int((validation.slot >= 0).sum())
+    if not count:
+        note(f"{subject.dataset.folder} has no labelled validation contexts, so the temperature stays 1")
+    elif not subject.of_training:
+        note(f"{subject.run.folder} was trained on another dataset, so the temperature fitted here is not kept in it")
+    else:
+        path = subject.run.folder / "calibration.json"
+        kept = files.read_json(path)["steps"] if path.exists() else {}
+        facts = {"temperature": temperature, "count": count, "dataset": subject.dataset.fingerprint}
+        files.write_json(path, {"steps": {**kept, str(subject.step): facts}})
+
+
+def _counts(test: Examples, validation: Examples) -> dict[str, int]:
+    return {
+        "cases": len(test.cases),
+        "contexts": len(test),
+        "no_class": int((test.slot < 0).sum()),
+        "validation": int((validation.slot >= 0).sum()),
+    }
+
+
+def _write_predictions(path: Path, logits: Logits, test: Examples, evaluated: Run) -> None:
+    """One labelled context a line, in the dataset's order; probabilities are the model's own, at temperature 1."""
+    top, losses = metrics.top(logits, SHOWN), metrics.losses(logits, test.slot)
+    probability = np.take_along_axis(special.softmax(logits.astype(np.float64), axis=1), top, axis=1)
+    ids = [template.id for template in evaluated.templates]
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(len(test)):
+            line = {
+                "case_id": test.cases[test.case[i]].case_id,
+                "message": int(test.message[i]),
+                "label": test.label(i),
+                "top": [ids[slot] for slot in top[i]],
+                "probability": [round(float(p), 6) for p in probability[i]],
+                "loss": None if np.isnan(losses[i]) else round(float(losses[i]), 6),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _details(logits: Logits, temperature: float, test: Examples, subject: Subject) -> dict[str, Any]:
+    """What the page draws: reliability before and after, hits by template, the most confused pairs."""
+    best = logits.argmax(axis=1)
+    sure = {name: metrics.top_probability(logits, t) for name, t in (("before", 1.0), ("after", temperature))}
+    curves = {name: metrics.reliability(p, best == test.slot)._asdict() for name, p in sure.items()}
+    return {
+        "reliability": {name: {key: v.tolist() for key, v in curve.items()} for name, curve in curves.items()},
+        "templates": _by_template(best, test, subject),
+        "confused": _confused(best, test, subject.run),
+    }
+
+
+def _by_template(best: np.ndarray, test: Examples, subject: Subject) -> list[dict[str, Any]]:
+    """Training count and top-1 hits of each template that is a label here."""
+    templates, known = subject.run.templates, test.slot >= 0
+    label = test.slot[known]
+    contexts = np.bincount(label, minlength=len(templates))
+    hits = np.bincount(label[best[known] == label], minlength=len(templates))
+    training = _training_counts(subject)
+    return [
+        {"id": t.id, "training": training.get(t.id, 0), "contexts": int(contexts[t.slot]), "hits": int(hits[t.slot])}
+        for t in templates
+        if contexts[t.slot]
+    ]
+
+
+def _training_counts(subject: Subject) -> dict[str, int]:
+    counts = np.bincount(subject.dataset.labels("train").slot[_trained_on(subject)], minlength=1)
+    return {t.id: int(counts[t.slot]) for t in subject.dataset.templates if t.slot < len(counts)}
+
+
+def _confused(best: np.ndarray, test: Examples, evaluated: Run, most: int = 20) -> list[dict[str, Any]]:
+    """The most frequent (label, wrong suggestion) pairs."""
+    wrong = (test.slot >= 0) & (best != test.slot)
+    pairs, counts = np.unique(np.stack([test.slot[wrong], best[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    ids = [template.id for template in evaluated.templates]
+    return [{"label": ids[pairs[i, 0]], "suggested": ids[pairs[i, 1]], "count": int(counts[i])} for i in order]

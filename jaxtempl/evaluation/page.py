@@ -1,0 +1,204 @@
+"""The page of an evaluation: what report.json says, drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxtempl.evaluation import metrics
+from jaxtempl.reports import html
+from jaxtempl.reports.html import Cell, Measured, Page
+
+BASELINE_NAMES = {
+    "run": "this run",
+    "ngrams": "n-grams",
+    "previous_template": "previous template",
+    "majority": "majority",
+}
+COLUMNS = {
+    "top1": "top-1",
+    "top3": "top-3",
+    "top5": "top-5",
+    "cross_entropy": "cross-entropy",
+    "calibration_error": "calibration error",
+    "calibrated_cross_entropy": "cross-entropy, after",
+    "calibrated_calibration_error": "calibration error, after",
+}
+
+Report = Mapping[str, Any]
+CHOSEN_HERE = "The checkpoint was chosen on these same labels (--select)"
+
+
+def write(report: Report, trained: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the page of a report; `trained` are the lines of the run's metrics.jsonl."""
+    page = _classifier(report) if report["phase"] == "finetune" else _language_model(report)
+    if any("loss" in line for line in trained):
+        page.heading("Training").figure(
+            _curve(trained), "Loss of each update, and on the validation part at checkpoints."
+        )
+    page.facts(_facts(report)).write(path)
+
+
+def _facts(report: Report) -> dict[str, str]:
+    provenance = report["provenance"]
+    return {
+        "run": f"{report['run']}@{report['step']}, {report['phase']}",
+        "dataset": f"{report['dataset']['folder']}, {report['split']}, {report['dataset']['fingerprint'][:12]}",
+        "bootstrap": f"95 % intervals of {metrics.RESAMPLES:,} resamples of whole cases, seed {report['seed']}",
+        "seconds": ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        "commit": provenance["commit"] or "none",
+    }
+
+
+def _classifier(report: Report) -> Page:
+    found, counts = report["metrics"], report["counts"]
+    first, five = found["top1"]["value"], found["top5"]["value"]
+    page = Page(
+        f"Template suggestions of {Path(report['run']).name}@{report['step']}",
+        f"On {counts['contexts']:,} contexts of {counts['cases']:,} {report['split']} cases, the template sent "
+        f"is suggested first in {first:.1%} and among the first five in {five:.1%}."
+        + (f" {CHOSEN_HERE}, so these figures are too good." if report["chosen_here"] else ""),
+    )
+    _table(page, report)
+    page.heading("Can its probabilities be believed?").figure(
+        _reliability(report["reliability"]),
+        "Share of right first suggestions against their mean probability; a point's area grows with its contexts.",
+    )
+    page.figure(
+        _by_template(report["templates"]),
+        "Top-1 accuracy of each template against its training examples; a point's area grows with its contexts, "
+        "the line is the mean of neighbouring templates.",
+    )
+    _confusions(page, report)
+    return page
+
+
+def _table(page: Page, report: Report) -> None:
+    rows = {"run": report} | report["baselines"]
+    counts = report["counts"]
+    cells = [
+        [BASELINE_NAMES[name], *(_measured(rows[name]["metrics"][c]) for c in COLUMNS)]
+        for name in BASELINE_NAMES
+        if name in rows
+    ]
+    page.table(
+        ["", *COLUMNS.values()],
+        cells,
+        "95 % intervals in brackets. Cross-entropy in nats. After: divided by the temperature that fits "
+        f"{counts['validation']:,} validation contexts best"
+        + (
+            f" ({report['temperature']:.2f} for this run)." if counts["validation"] else "; there are none, so it is 1."
+        ),
+        strong={0},
+    )
+    if counts["no_class"]:
+        page.text(
+            f"The template of {counts['no_class']:,} contexts is no class of this run: they count as wrong everywhere "
+            "and are left out of the cross-entropy."
+        )
+
+
+def _measured(value: Mapping[str, float | None]) -> Measured:
+    shown = {key: "–" if number is None else f"{number:.3f}" for key, number in value.items()}  # noqa: RUF001
+    return Measured(shown["value"], f"[{shown['low']}, {shown['high']}]")
+
+
+def _reliability(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    with html.drawing() as (figure, axes):
+        axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
+        for (name, curve), colour, marker in zip(curves.items(), (html.ORANGE, html.BLUE), "so", strict=True):
+            count, correct, probability = (np.array(curve[key]) for key in ("contexts", "correct", "probability"))
+            some = count > 0
+            x, y = probability[some] / count[some], correct[some] / count[some]
+            area = 12 + 150 * count[some] / count.max()
+            axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
+            axes.scatter(
+                x, y, area, color=colour, alpha=0.75, marker=marker, linewidths=0, label=f"{name} the temperature"
+            )
+        axes.set(xlabel="probability of the first suggestion", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+        axes.legend(loc="upper left")
+    return figure
+
+
+def _by_template(templates: Sequence[Mapping[str, Any]]) -> Figure:
+    ordered = sorted(templates, key=lambda entry: entry["training"])
+    training, contexts, hits = (
+        np.array([entry[key] for entry in ordered], float) for key in ("training", "contexts", "hits")
+    )
+    with html.drawing() as (figure, axes):
+        area = 8 + 150 * contexts / max(contexts.max(initial=1), 1)
+        axes.scatter(np.maximum(training, 1), hits / contexts, area, color=html.BLUE, alpha=0.6, linewidths=0)
+        parts = [part for part in np.array_split(np.arange(len(ordered)), 8) if len(part)]
+        middle = [np.exp(np.log(np.maximum(training[part], 1)).mean()) for part in parts]
+        mean = [hits[part].sum() / contexts[part].sum() for part in parts]
+        axes.plot(middle, mean, color=html.ORANGE, linewidth=2)
+        html.logarithmic(axes, "x")
+        axes.set(ylim=(-0.03, 1.03), xlabel="training examples of the template", ylabel="top-1 accuracy")
+    return figure
+
+
+def _confusions(page: Page, report: Report) -> None:
+    pairs: list[list[Cell]] = [[entry["label"], entry["suggested"], entry["count"]] for entry in report["confused"]]
+    if pairs:
+        page.heading("Most confused").table(["sent", "suggested first", "contexts"], pairs)
+    ranked = sorted(report["templates"], key=lambda entry: -entry["contexts"])
+    rows: list[list[Cell]] = [
+        [entry["id"], entry["training"], entry["contexts"], entry["hits"] / entry["contexts"]] for entry in ranked
+    ]
+    page.table(
+        ["template", "training examples", "contexts", "top-1"], rows, f"All {len(rows):,} templates", folded=True
+    )
+
+
+def _language_model(report: Report) -> Page:
+    found, counts = report["metrics"], report["counts"]
+    masked = "bits_a_byte" not in found
+    bits = "" if masked else f": {found['bits_a_byte']['value']:.3f} bits a byte"
+    page = Page(
+        f"Held-out loss of {Path(report['run']).name}@{report['step']}",
+        f"On {_texts(report)}, {counts['tokens']:,} tokens, its loss is "
+        f"{found['loss']['value']:.3f} nats a {'masked ' if masked else ''}token{bits}.",
+    )
+    rows: list[list[Cell]] = [
+        ["this run", *(_measured(value) for value in found.values()), counts["tokens"], counts["bytes"]]
+    ]
+    names = (
+        ["", "nats a masked token", "tokens", "bytes"]
+        if masked
+        else ["", "nats a token", "bits a byte", "tokens", "bytes"]
+    )
+    page.table(names, rows, "95 % intervals in brackets.", strong={0})
+    return _zero_shot(page, report["zero_shot"]) if "zero_shot" in report else page
+
+
+def _texts(report: Report) -> str:
+    counts = report["counts"]
+    if "cases" in counts:
+        return f"{counts['cases']:,} whole {report['split']} cases"
+    return f"{counts['rows']:,} packed {report['split']} rows of other text"
+
+
+def _zero_shot(page: Page, found: Mapping[str, Any]) -> Page:
+    names = {"likeliest": "by likelihood", "gained": "by what the context adds to it"}
+    rows: list[list[Cell]] = [[said, *map(_measured, found[name].values())] for name, said in names.items()]
+    return page.heading("Zero-shot").table(
+        ["", *(COLUMNS[name] for name in found["gained"])],
+        rows,
+        f"After {found['contexts']:,} contexts, is the text that was sent likelier to it than the other "
+        f"{found['texts'] - 1:,} templates' texts? Nothing was trained on labels.",
+    )
+
+
+def _curve(trained: Sequence[Mapping[str, Any]]) -> Figure:
+    updates = [(line["step"], line["loss"]) for line in trained if "loss" in line]
+    checked = [(line["step"], line["validation_loss"]) for line in trained if "validation_loss" in line]
+    with html.drawing() as (figure, axes):
+        axes.plot(*zip(*updates, strict=True), color=html.BLUE, linewidth=1, label="training")
+        if checked:
+            axes.plot(*zip(*checked, strict=True), "o-", color=html.ORANGE, markersize=4, label="validation")
+        axes.set(xlabel="step", ylabel="loss, nats")
+        axes.legend()
+    return figure

@@ -1,0 +1,91 @@
+"""Logits of a finetune run's checkpoint: fixed shapes by length, then each back to where it belongs.
+
+Dims: N contexts, S slots, B rows, L length.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32, PyTree
+from tqdm import tqdm
+
+from jaxtempl.data import loader
+from jaxtempl.data.contexts import Context, Contexts
+from jaxtempl.data.loader import Batch
+from jaxtempl.errors import UserError
+from jaxtempl.runs.run import Run
+from jaxtempl.text import window
+from jaxtempl.training.precision import compute_dtype
+
+SORTED = 1024  # contexts that are sorted by length together
+
+
+class _Numbered:
+    """Contexts whose slot is their own index, by which their logits find back."""
+
+    def __init__(self, contexts: Contexts) -> None:
+        self._contexts = contexts
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def __getitem__(self, index: int) -> Context:
+        return Context(self._contexts[index].tokens, index)
+
+
+class Predictor:
+    """A checkpoint, loaded; it is compiled once for each bucket of lengths that it meets."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        graphdef = run.graphdef(compute_dtype("auto"))
+
+        def classify(params: PyTree, tokens: Int32[Array, "B L"], lengths: Int32[Array, " B"]) -> Float[Array, "B S"]:
+            model: Any = nnx.merge(graphdef, params)
+            return model.classify(tokens, lengths)
+
+        self._classify = jax.jit(classify)
+        self._params = run.params(step)
+        self._outputs = run.outputs
+        self._limit = run.manifest["length"]
+        self._name = f"{run.folder}@{step}"
+
+    def one(self, tokens: Sequence[int]) -> Float32[np.ndarray, " S"]:
+        """Logits of one window."""
+        (batch,) = loader.microbatches([Context(list(tokens), 0)], window.buckets(self._limit), 1, 1)
+        return self._rows(batch)[0]
+
+    def all(self, contexts: Contexts, rows: int, progress: bool = False) -> Float32[np.ndarray, "N S"]:
+        """Logits of all contexts, in order.
+
+        Args:
+            contexts: of one split.
+            rows: of a microbatch of the shortest bucket; those of longer ones have fewer, and about as many tokens.
+            progress: show a bar.
+        """
+        found = np.empty((len(contexts), self._outputs), np.float32)
+        with tqdm(total=len(contexts), desc="contexts", unit="", disable=not progress) as bar:
+            for microbatch in (m for batch in _batches(contexts, rows) for m in batch):
+                real = microbatch["weights"] > 0
+                found[microbatch["slots"][real]] = self._rows(microbatch)[real]
+                bar.update(int(real.sum()))
+        return found
+
+    def _rows(self, batch: loader.Microbatch) -> Float32[np.ndarray, "B S"]:
+        """Raises UserError for logits that are not finite: every rank of theirs would be the first."""
+        logits = self._classify(self._params, jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"]))
+        if not np.isfinite(logits).all():
+            raise UserError(f"{self._name} gives logits that are not numbers; use another checkpoint of it")
+        return np.asarray(logits)
+
+
+def _batches(contexts: Contexts, rows: int) -> Iterator[Batch]:
+    lengths = window.buckets(contexts.limit)
+    cut = functools.partial(loader.microbatches, lengths=lengths, budget=rows * lengths[0], most=rows)
+    source = grain.MapDataset.source(_Numbered(contexts)).batch(SORTED, batch_fn=cut)
+    return iter(source.to_iter_dataset(loader.WORKERS))

@@ -1,0 +1,1 @@
+"""Hugging Face folders: fetching, checking, reading and writing them."""

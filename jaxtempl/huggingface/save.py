@@ -1,0 +1,97 @@
+"""Our parameters to a Hugging Face folder: config.json, float32 safetensors, and a manifest."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxtempl import files
+from jaxtempl.huggingface.config import hugging_face_config
+from jaxtempl.huggingface.layout import INDEX, KIND, MANIFEST, SINGLE, StoredTensor, leaf_at, stored_tensors
+from jaxtempl.huggingface.mapping import TABLES, Head, TensorTable
+from jaxtempl.specs.architecture import Architecture
+
+SHARD_BYTES = 5 * 10**9  # Hugging Face's own greatest file before it shards
+
+
+def write(
+    folder: Path,
+    architecture: Architecture,
+    params: Mapping[str, Any],
+    head: Head,
+    config: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json and float32 safetensors into `folder`, which the caller holds by `files.atomic_folder`.
+
+    Args:
+        folder: exists.
+        architecture: of `params`.
+        params: the model's parameter tree, "head" included.
+        head: which head that is.
+        config: further keys of config.json.
+        shard_bytes: greatest size of one file; beyond it there are shards and an index.
+    """
+    slots = stored_tensors(architecture, head, params["head"]["kernel"].shape[1] if head == "template" else None)
+    shards, stored = _plan(slots, shard_bytes), functools.partial(_stored_name, TABLES[architecture.family])
+    for file, names in shards.items():
+        tensors = {stored(name): _stored_array(params, slots[name], architecture.heads) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})  # the only value that transformers loads
+    if len(shards) > 1:
+        _write_json(folder / INDEX, _index(slots, shards, stored))
+    _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Sums up every file of a folder of ours, to which `read` holds those that it reads; nothing is added after it.
+
+    Args:
+        folder: complete but for its manifest.json.
+        facts: what else is told there.
+    """
+    listed = {p.name: {"sha256": files.sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+    files.write_json(folder / MANIFEST, {"kind": KIND, **facts, "files": listed})
+
+
+def _stored_name(table: TensorTable, name: str) -> str:
+    return name if name in table.heads else table.prefix + name
+
+
+def _stored_array(params: Mapping[str, Any], slot: StoredTensor, heads: int) -> np.ndarray:
+    ours = leaf_at(params, slot.row.path)
+    array = np.asarray(ours if slot.layer is None else ours[slot.layer])
+    return np.ascontiguousarray(slot.row.transform.write(array, heads), np.float32)
+
+
+def _plan(slots: dict[str, StoredTensor], shard_bytes: int) -> dict[str, list[str]]:
+    """File names and the stored names in each, filled in order."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, slot in slots.items():
+        size = 4 * math.prod(slot.shape)
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _index(
+    slots: dict[str, StoredTensor], shards: dict[str, list[str]], stored: Callable[[str], str]
+) -> dict[str, Any]:
+    total = sum(4 * math.prod(slot.shape) for slot in slots.values())
+    placed = {stored(name): file for file, names in shards.items() for name in names}
+    return {"metadata": {"total_size": total}, "weight_map": placed}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Plain JSON: these files are Hugging Face's, so no format number of ours goes in."""
+    path.write_text(json.dumps(value, indent=2) + "\n")

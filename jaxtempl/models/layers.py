@@ -1,0 +1,82 @@
+"""The linear layers of a block: into it from the residual stream and back; and a head's columns.
+
+On a mesh a device has some columns of the first and some rows of the second, so one sum over `tensor` a pair suffices.
+
+Dims: D hidden, O outputs.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxtempl.parallel import collectives
+
+
+class ColumnParallel(nnx.Module):
+    """[*B D] -> [*B *shape]; the bias is one vector, which any number of devices can hold parts of."""
+
+    def __init__(self, hidden: int, shape: tuple[int, ...], init: nnx.Initializer, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(init(rngs.params(), (hidden, *shape), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(math.prod(shape)))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "..."]:
+        """Each position by itself."""
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        return jnp.tensordot(collectives.copy_to_tensor_parallel(x), kernel, 1) + bias.reshape(
+            *[1] * (x.ndim - 1), *kernel.shape[1:]
+        )
+
+
+class RowParallel(nnx.Module):
+    """[*B *shape] -> [*B D]."""
+
+    def __init__(self, shape: tuple[int, ...], hidden: int, init: nnx.Initializer, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(init(rngs.params(), (*shape, hidden), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(hidden))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "*B D"]:
+        """Each position by itself."""
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        y = collectives.reduce_from_tensor_parallel(jnp.tensordot(x, kernel, kernel.ndim - 1))
+        return y + bias.reshape(*[1] * (y.ndim - 1), -1)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(
+        self,
+        hidden: int,
+        feed_forward: int,
+        up_init: nnx.Initializer,
+        down_init: nnx.Initializer,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.up = ColumnParallel(hidden, (feed_forward,), up_init, dtype, rngs)
+        self.down = RowParallel((feed_forward,), hidden, down_init, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Each position by itself."""
+        tokens = x.reshape(-1, x.shape[-1])  # XLA's CPU matmul is several times faster on two dims
+        return self.down(jax.nn.gelu(self.up(tokens), approximate=False)).reshape(x.shape)
+
+
+def head_columns(
+    hidden: Float[Array, "*rest D"], kernel: Float[Array, "D own"], outputs: int
+) -> Float[Array, "*rest O"]:
+    """A head of `outputs` columns, of which each device of `tensor` may hold some.
+
+    Summed in float32: bfloat16 would round logits into ties.
+    """
+    kernel = kernel.astype(hidden.dtype)
+    if kernel.shape[1] == outputs:
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    own = jnp.matmul(collectives.copy_to_tensor_parallel(hidden), kernel, preferred_element_type=jnp.float32)
+    return collectives.all_gather_columns(own)

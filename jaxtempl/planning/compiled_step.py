@@ -1,0 +1,93 @@
+"""What a training step compiles to on a mesh of devices, real or only described; nothing is run."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh, Mesh
+
+from jaxtempl.config.training import AdaptConfig
+from jaxtempl.models import factory
+from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import rules
+from jaxtempl.parallel.mesh import MeshShape
+from jaxtempl.specs.accelerators import ACCELERATORS
+from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.training import objectives, step
+from jaxtempl.training.optimizer import adamw
+from jaxtempl.training.state import abstract_state, state_shardings
+
+
+class Program(NamedTuple):
+    """A compiled program: its text, and what a device holds while it runs, in bytes."""
+
+    text: str
+    arguments: int
+    outputs: int
+    temporary: int
+
+
+def described(slice_: str) -> Sequence[Any]:
+    """The chips of a TPU slice (`Device.slices`) to libtpu, which compiles for them where there are none."""
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": ACCELERATORS[slice_.partition(":")[0]].accelerator,
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # others may compile on this machine
+    }
+    return topologies.get_topology_desc(slice_, platform="tpu").devices
+
+
+def gradient(
+    architecture: NeoXArchitecture,
+    mesh: Mesh,
+    rows: int,
+    length: int,
+    remat: Remat = "full",
+    dtype: Any = jnp.bfloat16,
+    mask_documents: bool = False,
+) -> Program:
+    """The compiled gradient of one microbatch of a language model, computed in 16 bit."""
+    platform = mesh.devices.flat[0].platform  # not this process's, where the devices are only described
+    graphdef = factory.make_graphdef(architecture, architecture.vocabulary, dtype, remat, platform)
+    optimizer = adamw(AdaptConfig(learning_rate=1e-3, weight_decay=0.01), 1000)
+    params = _params(architecture, mesh)
+    row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=rules.row_sharding(mesh))
+    functions: Any = step.compile_step(
+        objectives.causal_lm(graphdef, mask_documents), optimizer, state_shardings(mesh, optimizer, params)
+    )
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=rules.replicated(mesh)) if dtype == jnp.float16 else None
+    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, scale))
+
+
+def update(architecture: NeoXArchitecture, mesh: Mesh) -> Program:
+    """The compiled update: AdamW on a gradient that lies as the parameters do."""
+    optimizer = adamw(AdaptConfig(learning_rate=1e-3, weight_decay=0.01), 1000)
+    state = abstract_state(mesh, optimizer, _params(architecture, mesh))
+    places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=rules.replicated(mesh))
+    sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
+    graphdef = factory.make_graphdef(architecture, architecture.vocabulary)
+    functions: Any = step.compile_step(objectives.causal_lm(graphdef), optimizer, places)
+    return _program(functions.update.lower(state, step.GradientSum(state.params, sums)))
+
+
+def state_bytes(architecture: NeoXArchitecture, shape: MeshShape) -> int:
+    """Bytes of parameters, gradients and moments that one device holds, from their shardings alone."""
+    leaves = jax.tree.leaves(_params(architecture, AbstractMesh(shape, rules.AXES)))
+    return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def _params(architecture: NeoXArchitecture, mesh: Mesh | AbstractMesh) -> Any:
+    shapes = factory.abstract_params(architecture, architecture.vocabulary)
+    return rules.with_shardings(shapes, rules.shardings(mesh, shapes))
+
+
+def _program(lowered: Any) -> Program:
+    compiled = lowered.compile()
+    held = compiled.memory_analysis()
+    return Program(compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes)

@@ -1,0 +1,1 @@
+"""The folder of one training: its files, checkpoints and provenance."""

@@ -1,0 +1,218 @@
+"""The routes: suggestions, events, the model, health, and the same model by the KServe v2 protocol."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp
+
+from jaxtempl.config.serving import ServeConfig
+from jaxtempl.serve import schema
+from jaxtempl.serve.console import page
+from jaxtempl.serve.events.store import Store
+from jaxtempl.serve.http import kserve as http_kserve
+from jaxtempl.serve.http import reference
+from jaxtempl.serve.http.auth import Tokens
+from jaxtempl.serve.http.kserve import HEADER_LENGTH, answer, contexts, parse, placed, server
+from jaxtempl.serve.http.middleware import Boundary, body, reply, unless_left
+from jaxtempl.serve.http.openapi import MODEL, ONE, VERSION, document
+from jaxtempl.serve.inference.model import Model
+from jaxtempl.serve.metrics import Metrics
+from jaxtempl.serve.schema import Event, FieldError, Reload, SuggestRequest
+from jaxtempl.serve.service import Found, NotReadyError, Service
+
+YEARS = (1970, 2200)  # of an event
+
+
+class App:
+    """The routes of one server.
+
+    Args:
+        asked: as the command was given.
+        ready: is told how loading the first model ended: None, or the error.
+
+    Raises:
+        UserError: the store or the cases cannot be opened.
+    """
+
+    def __init__(self, asked: ServeConfig, ready: Callable[[Exception | None], None]) -> None:
+        self._asked, self._ready = asked, ready
+        self._cases = page.cases(asked.cases)
+        self._openapi = document(bool(asked.tokens))
+        self._reference = reference.page(self._openapi)
+        self._metrics = Metrics()
+        self._store = Store(asked.store)
+        self._service: Service
+
+    def asgi(self) -> ASGIApp:
+        """The application; raises UserError where a file of tokens is not as it must be.
+
+        Starlette's router alone: what its application wraps around that, the boundary does in one step.
+        """
+        asked = self._asked
+        admin = Tokens(Path(asked.admin_tokens)) if asked.admin_tokens else None
+        guards: dict[str, Tokens | None] = {"/admin/": admin}
+        if asked.tokens:
+            guards |= dict.fromkeys(("/v1/", "/v2/models", "/console/cases"), Tokens(Path(asked.tokens)))
+        return Boundary(Router(self.routes(), lifespan=self.lifespan), self._metrics, guards)
+
+    @asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncGenerator[None]:
+        """The first model is loaded while health is answered already; the end writes what is to be kept."""
+        self._service = Service(self._asked, self._store, self._metrics)
+        loading = asyncio.create_task(self._load())
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await self._service.close()
+
+    async def _load(self) -> None:
+        try:
+            await self._service.load(Path(self._asked.bundle))
+        except Exception as error:
+            self._ready(error)
+        else:
+            self._ready(None)
+
+    def routes(self) -> Sequence[BaseRoute]:
+        """What is answered."""
+        model = ONE, VERSION
+        return [
+            Route("/v1/suggest", self.suggest, methods=["POST"]),
+            Route("/v1/events", self.events, methods=["POST"]),
+            Route("/v1/model", self.model),
+            Route("/v1/templates", self.templates),
+            Route("/admin/reload", self.reload, methods=["POST"]),
+            Route("/admin/rollback", self.rollback, methods=["POST"]),
+            Route("/livez", self.livez),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
+            Route("/docs", self.docs),
+            Route("/v2", self.kserve),
+            Route("/v2/health/live", self.livez),
+            Route("/v2/health/ready", self.readyz),
+            *(Route(path, self.kserve_model) for path in model),
+            *(Route(f"{path}/ready", self.kserve_ready) for path in model),
+            *(Route(f"{path}/infer", self.infer, methods=["POST"]) for path in model),
+            *page.routes(self._cases),
+        ]
+
+    async def suggest(self, request: Request) -> Response:
+        """POST /v1/suggest."""
+        asked = schema.decode(SuggestRequest, await self._body(request))
+        return reply(await unless_left(request, self._service.suggest(asked)))
+
+    async def events(self, request: Request) -> Response:
+        """POST /v1/events; the answer comes when the event is committed."""
+        event = schema.decode(Event, await self._body(request))
+        if not YEARS[0] <= event.at.year < YEARS[1]:
+            raise FieldError("at", f"is not of the years {YEARS[0]} to {YEARS[1]}")
+        await self._service.keep(event)
+        return reply({"kept": True})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/model."""
+        return reply(self._model().facts())
+
+    async def templates(self, request: Request) -> Response:
+        """GET /v1/templates."""
+        return reply(self._model().templates())
+
+    async def reload(self, request: Request) -> Response:
+        """POST /admin/reload."""
+        asked = schema.decode(Reload, await self._body(request) or b"{}")
+        folder = Path(asked.bundle) if asked.bundle else self._model().folder
+        try:
+            return reply({"model_version": await self._service.load(folder)})
+        except OSError as error:
+            raise FieldError("bundle", f"cannot be read: {error.strerror}") from None
+
+    async def rollback(self, request: Request) -> Response:
+        """POST /admin/rollback."""
+        return reply({"model_version": await self._service.rollback()})
+
+    async def livez(self, request: Request) -> Response:
+        """GET /livez: the process answers."""
+        return reply({"live": True})
+
+    async def readyz(self, request: Request) -> Response:
+        """GET /readyz: every length has been run once."""
+        self._model()
+        return reply({"ready": True})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return reply(self._openapi)
+
+    async def docs(self, request: Request) -> Response:
+        """GET /docs."""
+        return Response(self._reference, 200, reference.HEADERS, "text/html; charset=utf-8")
+
+    async def kserve(self, request: Request) -> Response:
+        """GET /v2."""
+        return reply(server())
+
+    async def kserve_model(self, request: Request) -> Response:
+        """GET /v2/models/templates."""
+        return reply(http_kserve.model(MODEL, self._version(request)))
+
+    async def kserve_ready(self, request: Request) -> Response:
+        """GET /v2/models/templates/ready."""
+        self._version(request)
+        return reply({"ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        """POST /v2/models/templates/infer."""
+        self._version(request)
+        asked = parse(await self._body(request), request.headers.get(HEADER_LENGTH))
+        finding = (self._case(index, context) for index, context in enumerate(contexts(asked)))
+        found = await unless_left(request, _all(finding))
+        templates = [[each.template for each in row.suggestions] for row in found]
+        probabilities = [[each.probability for each in row.suggestions] for row in found]
+        raw, head = answer(asked, MODEL, found[0].version, templates, probabilities)
+        if head is None:
+            return Response(raw, media_type="application/json")
+        return Response(raw, 200, {HEADER_LENGTH: str(head)}, "application/octet-stream")
+
+    async def _case(self, index: int, context: schema.Context) -> Found:
+        """What is found for an element of KServe's input; a field that is wrong is told with its place."""
+        try:
+            return await self._service.find(context)
+        except FieldError as error:
+            raise placed(index, error) from None
+
+    def _model(self) -> Model:
+        if self._service.model is None:
+            raise NotReadyError
+        return self._service.model
+
+    def _version(self, request: Request) -> str:
+        """That of the model that serves; raises a 404 where another was asked for."""
+        version = self._model().version
+        if request.path_params.get("version", version) != version:
+            raise HTTPException(404, "another version serves; GET /v1/model says which")
+        return version
+
+    async def _body(self, request: Request) -> bytes:
+        return await body(request, self._asked.max_body, self._asked.timeout_ms / 1000)
+
+
+async def _all(finding: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
+    """All or none; they begin together, so that one model answers them."""
+    tasks = [asyncio.ensure_future(each) for each in finding]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

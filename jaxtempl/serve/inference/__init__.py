@@ -1,0 +1,1 @@
+"""From messages to suggestions: the window, the network, the ranking. No JAX."""

@@ -1,0 +1,103 @@
+"""Logits in, templates out: only those that may be suggested, calibrated, best first, none twice. No JAX.
+
+Dims: S slots.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxtempl.errors import UserError
+from jaxtempl.text.cases import Template
+
+# Words by which two texts may differ and yet say the same; a negation, a number or a noun is none of them.
+_FILLERS = "a an the i you we it its this that am m is s are re be will ll would d have ve has had to of and so please"
+FILLERS = frozenset(_FILLERS.split())
+SPELLINGS = {"’": "'", "cannot": "can not", "can't": "can not", "won't": "will not", "n't": " not"}  # noqa: RUF001
+
+
+class Suggestion(NamedTuple):
+    """One template with its probability among those that may be suggested."""
+
+    template: str
+    text: str
+    probability: float
+
+
+class Ranker:
+    """Ranks the templates of one model.
+
+    Args:
+        name: of what suggests, for errors.
+        templates: the classes by slot; slots of the head beyond them are padding.
+        temperature: that the logits are divided by.
+
+    Raises:
+        UserError: all templates are retired.
+    """
+
+    def __init__(self, name: str, templates: Sequence[Template], temperature: float) -> None:
+        self._templates, self._temperature = templates, temperature
+        self._active = np.array([template.active for template in templates], bool)
+        if not self._active.any():
+            raise UserError(f"all templates of {name} are retired; set one active in its templates.json")
+        self._slots = {template.id: i for i, template in enumerate(templates)}
+        self._words = [words(template.text) or template.id for template in templates]
+
+    @property
+    def active(self) -> int:
+        """How many templates may be suggested."""
+        return int(self._active.sum())
+
+    def best(self, logits: Float[np.ndarray, " S"], k: int, allowed: Collection[str] | None = None) -> list[Suggestion]:
+        """The k most likely templates, best first; fewer where there are no more.
+
+        Retired templates and those not `allowed` have no part in the probabilities. Of several with all but the same
+        text, the likeliest stands for all, with its own probability.
+
+        Args:
+            logits: of one context, by slot.
+            k: most templates.
+            allowed: ids of those that may be suggested; ids that the model does not know are passed over.
+        """
+        candidates = self._active if allowed is None else self._active & self._mask(allowed)
+        logits = logits[: len(candidates)]
+        probability = probabilities(logits, candidates, self._temperature)
+        # By logits: of candidates too unlikely for a float the probability is 0, as that of what is none.
+        order = np.argsort(np.where(candidates, -logits, np.inf), kind="stable")
+        chosen: dict[object, int] = {}
+        for slot in order[: candidates.sum()].tolist():
+            if len(chosen) == k:
+                break
+            chosen.setdefault(self._words[slot], slot)
+        return [
+            Suggestion(self._templates[i].id, self._templates[i].text, float(probability[i])) for i in chosen.values()
+        ]
+
+    def _mask(self, allowed: Collection[str]) -> Bool[np.ndarray, " S"]:
+        mask = np.zeros(len(self._templates), bool)
+        mask[[self._slots[name] for name in allowed if name in self._slots]] = True
+        return mask
+
+
+def probabilities(
+    logits: Float[np.ndarray, " S"], candidates: Bool[np.ndarray, " S"], temperature: float
+) -> Float[np.ndarray, " S"]:
+    """Softmax over the candidates; 0 for the others."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(
+        scaled - scaled.max(initial=-np.inf, where=candidates), where=candidates, out=np.zeros_like(scaled)
+    )
+    return weights / (weights.sum() or 1.0)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What two near-identical texts have in common: their words without case, punctuation and fillers, in order."""
+    spoken = text.casefold()
+    for short, long in SPELLINGS.items():
+        spoken = spoken.replace(short, long)
+    found = re.findall(r"\w+", spoken)
+    return tuple(word for word in found if word not in FILLERS) or tuple(found)

@@ -1,0 +1,1 @@
+"""Architectures, operation counts and accelerators as numbers alone. No JAX."""

@@ -1,0 +1,1 @@
+"""Generated support cases for tests, scale and load."""

@@ -1,0 +1,147 @@
+"""Good cases and documents out of streams of records; bad ones are set aside with their file, line and reason.
+
+The run goes on past them; `Quarantine.check` fails it when too many were bad.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from jaxtempl.errors import UserError
+from jaxtempl.text import decoding
+from jaxtempl.text.cases import Case, RecordError
+from jaxtempl.text.records import RecordFile, read_records
+
+Parsed = TypeVar("Parsed")
+
+
+class DigestSet:
+    """A growing set of 16-byte digests that costs about 16 bytes each: one sorted array and a few recent ones.
+
+    The recent digests are merged when they are more than 1/64 of all, so their Python objects stay a small part.
+    """
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, "S16")
+        self._recent: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._recent)
+
+    def add(self, digest: bytes) -> bool:
+        """Adds; False when it was there already."""
+        if digest in self._recent or self._in_sorted(digest):
+            return False
+        self._recent.add(digest)
+        if len(self._recent) > max(4096, len(self._sorted) // 64):
+            self._merge()
+        return True
+
+    def _in_sorted(self, digest: bytes) -> bool:
+        # numpy's S16 drops trailing zero bytes on the way out; two digests of 16 bytes compare equal only when they are
+        key = np.frombuffer(digest, "S16")
+        place = int(np.searchsorted(self._sorted, key)[0])
+        return place < len(self._sorted) and self._sorted[place : place + 1].tobytes() == digest
+
+    def _merge(self) -> None:
+        recent = np.sort(np.frombuffer(b"".join(self._recent), "S16"))
+        self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, recent), recent)
+        self._recent = set()
+
+
+def digest_of(text: bytes) -> bytes:
+    """The 16 bytes that stand for a text wherever texts are compared."""
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+class Quarantine:
+    """Bad records, counted and written one JSON line each as `{"file", "line", "reason", "detail"}`.
+
+    Attributes:
+        good: records that were kept.
+        reasons: bad records by reason.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.good = 0
+        self.reasons: Counter[str] = Counter()
+        self._first = ""
+        path.touch()
+
+    def add(self, file: str, line: int, error: RecordError) -> None:
+        """Sets one record aside; its text is not copied, file and line find it."""
+        record = {"file": file, "line": line, "reason": error.reason, "detail": error.detail}
+        with self.path.open("a") as out:
+            out.write(json.dumps(record) + "\n")
+        self.reasons[error.reason] += 1
+        self._first = self._first or f"{file} line {line}: {error}"
+
+    def check(self, max_bad: float, listed: Path) -> None:
+        """Raises UserError, naming where the bad records are `listed`, when over the share `max_bad` of all was bad."""
+        bad = self.reasons.total()
+        if bad > max_bad * (bad + self.good):
+            kinds = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+            raise UserError(
+                f"{bad} of {bad + self.good} records are bad ({kinds}), more than max_bad={max_bad:g} allows; "
+                f"the first is {self._first}; all are listed in {listed}"
+            )
+
+
+@dataclasses.dataclass
+class CaseReader:
+    """Reads cases and documents through one quarantine, so that a case_id counts once over all files of a run.
+
+    Attributes:
+        dropped_messages: messages that were empty after strip.
+    """
+
+    quarantine: Quarantine
+    label: str = "template"
+    progress: Callable[[int], object] = lambda size: None
+    dropped_messages: int = 0
+    _seen: DigestSet = dataclasses.field(default_factory=DigestSet)
+
+    def __post_init__(self) -> None:
+        self._decode = decoding.CaseDecoder(self.label)
+
+    def cases(self, files: Sequence[RecordFile]) -> Iterator[Case]:
+        """The good cases of all files, streamed in order."""
+        for case, dropped in self._good(files, self._case):
+            self.dropped_messages += dropped
+            yield case
+
+    def documents(self, files: Sequence[RecordFile]) -> Iterator[str]:
+        """The texts of the good documents of all files, streamed in order."""
+        return self._good(files, self._document)
+
+    def _case(self, record: object) -> tuple[Case, int]:
+        case, dropped = self._decode(record)
+        if not self._seen.add(digest_of(b"case " + case.case_id.encode())):
+            raise RecordError("duplicate case_id", f"{case.case_id[:80]!r} came before")
+        return case, dropped
+
+    def _document(self, record: object) -> str:
+        name, text = decoding.document(record)
+        if not self._seen.add(digest_of(b"document " + name.encode())):
+            raise RecordError("duplicate id", f"{name[:80]!r} came before")
+        return text
+
+    def _good(self, files: Sequence[RecordFile], parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
+        for source in files:
+            for line, record in read_records(source, self.progress):
+                try:
+                    if isinstance(record, RecordError):
+                        raise record
+                    parsed = parse(record)
+                except RecordError as error:
+                    self.quarantine.add(source.name, line, error)
+                else:
+                    self.quarantine.good += 1
+                    yield parsed

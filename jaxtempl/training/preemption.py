@@ -1,0 +1,60 @@
+"""SIGTERM: a training saves after the step in hand and ends with 75; a second one ends it at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType, TracebackType
+
+from jaxtempl.errors import InterruptedEarly
+
+
+class Terminator:
+    """Hears SIGTERM while it is entered: before `ready` it raises InterruptedEarly, from then on it notes the wish.
+
+    Attributes:
+        asked: whether one has come.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._ready = False
+
+    def ready(self) -> None:
+        """From here on there is something to save."""
+        self._ready = True
+
+    def __enter__(self) -> "Terminator":
+        self._before = signal.signal(signal.SIGTERM, self._hear)
+        self._told, heard = socket.socketpair()
+        self._told.setblocking(False)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_count, args=(heard,), name="sigterm", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        signal.set_wakeup_fd(-1)
+        self._told.close()
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if not self._ready:
+            raise InterruptedEarly("stopped before the first step, as asked; the same command starts again")
+        print("SIGTERM: saving after the step in hand; a second one ends at once", file=sys.stderr, flush=True)
+
+
+NEVER = Terminator()  # for callers that hear no signals
+
+
+def _count(heard: socket.socket) -> None:
+    """Ends the process at the second SIGTERM, whatever its main thread waits for: Python's handlers wait for that."""
+    with heard:
+        come = 0
+        while come < 2:
+            said = heard.recv(1)
+            if not said:
+                return
+            come += said[0] == signal.SIGTERM
+    os._exit(128 + signal.SIGTERM)
