@@ -108,7 +108,7 @@ def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
         (lambda f: (f / "bundle.json").write_text("{"), "is not JSON"),
         (lambda f: (f / "bundle.json").write_text("[]"), "not that of a bundle"),
         (lambda f: change(f, lambda m: m.update(kind="run")), "not that of a bundle"),
-        (lambda f: change(f, lambda m: m.update(format=2)), "has format 2"),
+        (lambda f: change(f, lambda m: m.update(format=3)), "has format 3"),
         (lambda f: change(f, lambda m: m.update(window="8", head=None)), "no proper head, window"),
         (lambda f: change(f, lambda m: m["files"].pop("tokenizer.json")), "does not name tokenizer.json"),
         (lambda f: change(f, lambda m: m["files"].update(extra={"bytes": 1})), "no size and sha256 of extra"),
@@ -243,7 +243,7 @@ def test_what_suggests_is_in_requirements_serve(tmp_path: Path) -> None:
     folder = write(tmp_path / "b", graph())
     code = f"""
 import sys
-from jaxtempl import suggest
+from jaxtempl.commands import suggest
 suggest.main(["--bundle={folder}", "--json", "examples/case.json"])
 print(sorted({{name.split(".")[0] for name in sys.modules}}), file=sys.stderr)
 """
@@ -283,7 +283,7 @@ class Missing:
         if name.split(".")[0] in {TRAINING!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
-from jaxtempl import suggest
+from jaxtempl.commands import suggest
 suggest.main(["--bundle={folder}", "examples/case.json"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

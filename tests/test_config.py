@@ -26,9 +26,9 @@ def parse(*argv: str) -> AdaptConfig:
 
 def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("batch: 8\nrate: 2e-4\n")
-    assert parse("--size=nano").batch == 16
-    assert parse("--size=nano", "--recipe=paper").batch == 1024
+    file.write_text("batch_size: 8\nlearning_rate: 2e-4\n")
+    assert parse("--size=nano").batch_size == 16
+    assert parse("--size=nano", "--recipe=paper").batch_size == 1024
     resolved = parse("--size=nano", "--recipe=paper", f"--config={file}", "--batch_size=4")
     assert (resolved.batch_size, resolved.learning_rate) == (4, 2e-4)
 
@@ -36,16 +36,16 @@ def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path)
 @pytest.mark.parametrize(("size", "rate"), [("410m", 3e-4), ("1.4b", 2e-4), ("2.8b", 1.6e-4)])
 def test_the_paper_recipe_is_table_1(size: str, rate: float) -> None:
     c = parse(f"--size={size}", "--recipe=paper")
-    assert (c.rate, c.steps, c.batch, c.schedule, c.warmup) == (rate, 14_500, 1024, "cosine", 0.01)
-    assert (c.beta1, c.beta2, c.decay, c.save_every, c.precision) == (0.9, 0.95, 0.01, 1450, "fp16")
+    assert (c.learning_rate, c.steps, c.batch_size, c.schedule, c.warmup_ratio) == (rate, 14_500, 1024, "cosine", 0.01)
+    assert (c.beta1, c.beta2, c.weight_decay, c.save_every, c.precision) == (0.9, 0.95, 0.01, 1450, "fp16")
 
 
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
 def test_the_paper_recipe_is_table_2(size: str) -> None:
     argv = [f"--size={size}", "--recipe=paper"]
     c = parsing.parse(FinetuneConfig, argv, lambda given: initialization.config_layers("finetune", given))
-    assert (c.rate, c.epochs, c.batch, c.schedule, c.warmup) == (1e-5, 1, 128, "linear", 0.1)
-    assert (c.beta1, c.beta2, c.decay, c.length, c.precision) == (0.9, 0.99, 0.0, 512, "fp16")
+    assert (c.learning_rate, c.epochs, c.batch_size, c.schedule, c.warmup_ratio) == (1e-5, 1, 128, "linear", 0.1)
+    assert (c.beta1, c.beta2, c.weight_decay, c.length, c.precision) == (0.9, 0.99, 0.0, 512, "fp16")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,11 @@ def test_every_shipped_yaml_is_taken(path: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
-    assert parse(f"--size={size}").rate > 0
+    assert parse(f"--size={size}").learning_rate > 0
     assert (
-        parsing.parse(FinetuneConfig, [f"--size={size}"], lambda g: initialization.config_layers("finetune", g)).rate
+        parsing.parse(
+            FinetuneConfig, [f"--size={size}"], lambda g: initialization.config_layers("finetune", g)
+        ).learning_rate
         > 0
     )
 
@@ -154,7 +156,7 @@ def fields_read(path: Path) -> set[str]:
 
 
 def test_a_field_that_nothing_reads_would_be_seen() -> None:
-    assert "batch" in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
+    assert "batch_size" in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
     assert "json" not in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
 
 
@@ -166,7 +168,12 @@ def test_a_piece_of_a_batch_fits_in_a_device(monkeypatch: pytest.MonkeyPatch, si
     settings = trainer.resolve_config(parse(f"--size={size}"), "adapt", 10, saves=10, length=length)
     assert settings.batch_size % settings.gradient_accumulation_steps == 0
     assert settings.batch_size // settings.gradient_accumulation_steps * length == 8192
-    assert trainer.resolve_config(parse(f"--size={size}", "--batch_size=3"), "adapt", 10, 10, 8192).accumulate == 3
+    assert (
+        trainer.resolve_config(
+            parse(f"--size={size}", "--batch_size=3"), "adapt", 10, 10, 8192
+        ).gradient_accumulation_steps
+        == 3
+    )
 
 
 def test_null_in_yaml_is_not_given(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_a_file_is_held_to_its_size_and_its_sum(tmp_path: Path) -> None:
 def test_json_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"x": 1})
     assert files.read_json(tmp_path / "a.json") == {"format": 1, "x": 1}
-    files.write_json(tmp_path / "b.json", {"format": 2})
-    with pytest.raises(UserError, match="reads up to 1"):
+    files.write_json(tmp_path / "b.json", {"format": 3})
+    with pytest.raises(UserError, match="reads up to 2"):
         files.read_json(tmp_path / "b.json")
 
 

@@ -19,7 +19,6 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.packing import Packer
 from jaxtempl.errors import UserError
 from jaxtempl.prepare import pipeline, tfds_builders
-from jaxtempl.prepare import split as prepare_split
 from jaxtempl.prepare.labels import REPLIES, Replies
 from jaxtempl.prepare.split import SPLITS, LeakError, prove, split_of
 from jaxtempl.text.cases import Message
@@ -272,7 +271,7 @@ def test_documents_alone_make_rows_alone(tmp_path: Path, tokenizer: Tokenizer) -
 
 
 def test_a_leak_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_split, "allowed", lambda texts, held_out: np.ones(len(texts), bool))
+    monkeypatch.setattr("jaxtempl.prepare.corpus.allowed", lambda texts, held_out: np.ones(len(texts), bool))
     train = write(tmp_path / "train.jsonl", case("same"), case("b"))
     test = write(tmp_path / "test.jsonl", {**case("same"), "case_id": "other"})
     with pytest.raises(LeakError, match="1 texts are on the training side and held out"):

@@ -48,7 +48,7 @@ def test_parameter_counts(name: str) -> None:
 def test_settings(name: str) -> None:
     size = sizes.read_size(name)
     assert sizes.tokenizer_path(name).is_file()
-    assert size["adapt"]["rate"] == RATES.get(name, size["adapt"]["rate"])
+    assert size["adapt"]["learning_rate"] == RATES.get(name, size["adapt"]["learning_rate"])
     if not name.startswith("nano"):
         assert size["weights"] == f"EleutherAI/pythia-{name}"
-        assert size["finetune"]["rate"] == 1e-5  # Table 2 of the paper
+        assert size["finetune"]["learning_rate"] == 1e-5  # Table 2 of the paper

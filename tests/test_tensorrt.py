@@ -83,7 +83,7 @@ def cases(folder: Path, count: int = 6) -> str:
 def asked(tmp_path: Path, **changes: Any) -> ConvertTensorrtConfig:
     cases(tmp_path)
     known = {"bundle": "in use", "cases": str(tmp_path / "cases.jsonl"), "out": tmp_path / "engine"}
-    return ConvertTensorrtConfig(**{**known, "batch": 2, "verify_contexts": 8, **changes})
+    return ConvertTensorrtConfig(**{**known, "max_batch_size": 2, "verify_contexts": 8, **changes})
 
 
 @pytest.fixture(scope="module")

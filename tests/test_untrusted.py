@@ -297,7 +297,7 @@ def edited(**keys: Any) -> Edit:
         (edited(files=None), "no size and sha256 of config.json"),
         (edited(files={"config.json": {"sha256": "x", "bytes": True}}), "no size and sha256 of config.json"),
         (lambda path: path.write_text("{"), "is not JSON"),
-        (edited(format=2), "this release reads up to 1"),
+        (edited(format=3), "this release reads up to 2"),
     ],
 )
 def test_a_manifest_that_does_not_say_enough(converted: Path, tmp_path: Path, edit: Edit, message: str) -> None:
