@@ -8,6 +8,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from jaxtempl.evaluation import metrics
 from jaxtempl.evaluation.metrics import Bootstrap
+from jaxtempl.specs.interval import Interval
 
 CLASSES = 7
 
@@ -138,3 +139,10 @@ def test_bits_a_byte() -> None:
     found = metrics.language_model((tokens - 1) * 8 * np.log(2), tokens - 1, tokens, tokens * 4, seed=0)
     assert found["bits_a_byte"] == pytest.approx((2.0, 2.0, 2.0))
     assert found["loss"].value == pytest.approx(8 * np.log(2))
+
+
+def test_an_interval_has_one_form() -> None:
+    assert f"{Interval(0.5, 0.25, 1.0)}" == "0.500 [0.250, 1.000]"
+    assert f"{Interval(0.5, 0.25, 1.0):.0%}" == "50% [25%, 100%]"
+    undefined = Interval.from_json({"value": None, "low": None, "high": None})
+    assert f"{undefined}" == "– [–, –]"  # noqa: RUF001

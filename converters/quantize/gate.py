@@ -19,8 +19,9 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.examples import slots_by_id
 from jaxtempl.errors import UserError
 from jaxtempl.evaluation import metrics
-from jaxtempl.evaluation.metrics import Bootstrap, Interval
+from jaxtempl.evaluation.metrics import Bootstrap
 from jaxtempl.runs.run import Run
+from jaxtempl.specs.interval import Interval
 from jaxtempl.text.cases import Template
 
 SPLIT = "test"

@@ -18,10 +18,11 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.evaluation import lm_loss, metrics, page, zero_shot
 from jaxtempl.evaluation.classifier import evaluate_classifier
-from jaxtempl.evaluation.metrics import Bootstrap, Interval
+from jaxtempl.evaluation.metrics import Bootstrap
 from jaxtempl.evaluation.subject import PAGE, PREDICTIONS, REPORT, Subject
 from jaxtempl.runs.provenance import provenance
 from jaxtempl.runs.run import resolve
+from jaxtempl.specs.interval import Interval
 
 FORMAT = 2  # of report.json: zero-shot scores were under `exam` in 1
 ZERO_SHOT_METRICS = ("top1", "top3", "top5", "cross_entropy")  # of zero-shot scoring

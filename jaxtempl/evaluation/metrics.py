@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt16
 from scipy import optimize, special
 
+from jaxtempl.specs.interval import Interval
+
 BINS = 15  # of the calibration error, equal in width; Guo et al. 2017, section 4
 RESAMPLES = 1000
 BLOCKS = 20
@@ -23,14 +25,6 @@ TEMPERATURES = (0.05, 20.0)  # between which the fitted one lies
 
 Logits = Float[np.ndarray, "N S"]
 Slots = Int[np.ndarray, " N"]
-
-
-class Interval(NamedTuple):
-    """A metric with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def ranks(logits: Logits, slots: Slots) -> Int[np.ndarray, " N"]:
