@@ -6,4 +6,4 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # Large pages, and memory kept between steps: training on a CPU is up to twice as fast (glibc; ignored elsewhere).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}" MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
-export TOKENIZERS_PARALLELISM=true
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-true}"

@@ -1,30 +1,77 @@
-"""`python -m jaxtempl COMMAND`; the scripts in `bin/` call this."""
+"""`jaxtempl COMMAND` once installed, `python -m jaxtempl COMMAND`; the scripts in `bin/` call this."""
 
 import importlib
+import importlib.metadata
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxtempl import cli
 from jaxtempl.errors import UsageError
 
-COMMANDS = ("prepare", "adapt", "finetune", "evaluate", "suggest", "serve", "loadtest", "scaling", "demo")
+COMMANDS: Mapping[str, str] = {
+    "prepare": "transcripts to a dataset",
+    "adapt": "phase 1: adapt a language model to the transcripts, or plan it",
+    "finetune": "phase 2: fine-tune it into a template classifier",
+    "evaluate": "measure a run on held-out cases",
+    "suggest": "suggest the next templates of one case",
+    "serve": "serve a bundle over HTTP",
+    "loadtest": "send requests at given rates and measure latency",
+    "scaling": "run, report and use scaling studies",
+    "demo": "the whole path on embedded data",
+}
+PLUGINS = "jaxtempl.commands"  # the entry points under which other packages add commands
+# Large pages, and memory kept between steps: training on a CPU is up to twice as fast. glibc reads these once, when the
+# process starts. `bin/environment.sh` sets the same variables.
+ENVIRONMENT: Mapping[str, str] = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_MMAP_MAX_": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+}
 
 
 def command(name: str) -> Callable[[Sequence[str]], None]:
-    """The `main` of a command; its module, and what that needs, is imported only now.
+    """Return the `main` of a command; its module, and what that imports, is loaded only now.
 
     Raises:
-        UsageError: no such command.
+        UsageError: There is no such command.
     """
-    if name not in COMMANDS:
-        raise UsageError(f"command {name!r} is unknown; allowed: {', '.join(COMMANDS)}")
-    return importlib.import_module(f"jaxtempl.commands.{name}").main
+    if name in COMMANDS:
+        return importlib.import_module(f"jaxtempl.commands.{name}").main
+    for plugin in importlib.metadata.entry_points(group=PLUGINS, name=name):
+        return plugin.load()
+    allowed = [*COMMANDS, *sorted(importlib.metadata.entry_points(group=PLUGINS).names)]
+    raise UsageError(f"command {name!r} is unknown; allowed: {', '.join(allowed)}; see jaxtempl --help")
+
+
+def help_text() -> str:
+    """Return one line a command."""
+    plugins = {plugin.name: plugin.load().__doc__ for plugin in importlib.metadata.entry_points(group=PLUGINS)}
+    lines = [f"  {name:10}{summary.splitlines()[0]}" for name, summary in {**COMMANDS, **plugins}.items()]
+    return "\n".join(["usage: jaxtempl COMMAND --flags; each command has its own --help", *lines])
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the command that `argv` names, or print the help."""
+    name = argv[0] if argv else ""
+    if name in ("", "-h", "--help"):
+        print(help_text())
+        return
+    command(name)(argv[1:])
 
 
 def main() -> None:
-    """Exits with the command's code."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    sys.exit(cli.run(lambda argv: command(name)(argv), sys.argv[2:]))
+    """Exit with the command's code."""
+    sys.exit(cli.run(run, sys.argv[1:]))
+
+
+def script() -> None:
+    """Run the console script: restart Python with `ENVIRONMENT` where it is missing, then run `main`."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    if missing and sys.platform == "linux":
+        os.execve(sys.executable, [sys.executable, "-P", "-m", "jaxtempl", *sys.argv[1:]], {**os.environ, **missing})
+    main()
 
 
 if __name__ == "__main__":
