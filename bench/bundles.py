@@ -33,13 +33,13 @@ def _made(folder: Path, size: str, dtype: str) -> None:
 
     from bench import steps
     from converters.onnx import graph as onnx_graph
-    from converters.onnx.layers import Options
+    from converters.onnx.layers import GraphOptions
     from converters.quantize import dynamic_int8
     from jaxtempl.models import factory
 
     a = steps.architecture(size)
     folder.mkdir(parents=True)
-    graph = onnx_graph.build(factory.random_params(a, TEMPLATES, SEED), a, Options("template", form="parted"))
+    graph = onnx_graph.build(factory.random_params(a, TEMPLATES, SEED), a, GraphOptions("template", form="chunked"))
     ir.save(graph, folder / bundle.ONNX)
     if dtype == "int8":
         (folder / bundle.ONNX).rename(folder / "float.onnx")

@@ -27,7 +27,7 @@ def write(size: str, folder: Path) -> None:
     import onnx_ir as ir
 
     from converters.onnx import graph as onnx_graph
-    from converters.onnx.layers import Options
+    from converters.onnx.layers import GraphOptions
     from converters.quantize import dynamic_int8
     from jaxtempl.huggingface import save
     from jaxtempl.models import factory
@@ -37,9 +37,9 @@ def write(size: str, folder: Path) -> None:
     (folder / "weights").mkdir()
     save.write(folder / "weights", a, params, "template", {"pad_token_id": 1, "num_labels": SLOTS})
     for name, options in {
-        "fp32": Options("template", form="parted"),
-        "fused": Options("template"),
-        "fp16": Options("template", "fp16"),
+        "fp32": GraphOptions("template", form="chunked"),
+        "fused": GraphOptions("template"),
+        "fp16": GraphOptions("template", "fp16"),
     }.items():
         ir.save(onnx_graph.build(params, a, options), folder / f"{name}.onnx")
     dynamic_int8.quantize(folder / "fp32.onnx", folder / "int8.onnx")

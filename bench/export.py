@@ -64,13 +64,13 @@ def write(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
     """The graph alone, not verified."""
     from converters.onnx import export
     from converters.onnx import graph as onnx_graph
-    from converters.onnx.layers import Options
+    from converters.onnx.layers import GraphOptions
 
     found, step = run.resolve(f"{folder}/run")
     (folder / "graph").mkdir(exist_ok=True)
     params = found.params(step)
     started = time.perf_counter()
-    options = Options("template", dtype)
+    options = GraphOptions("template", dtype)
     export.save(onnx_graph.build(params, found.architecture, options), folder / "graph")
     return {"size": size, "dtype": dtype, "seconds": time.perf_counter() - started, **_peak()}
 

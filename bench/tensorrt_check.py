@@ -41,7 +41,7 @@ def write(size: str, folder: Path) -> dict[str, Any]:
 
     from converters.onnx import export
     from converters.onnx import graph as onnx_graph
-    from converters.onnx.layers import Options
+    from converters.onnx.layers import GraphOptions
     from jaxtempl.config.sizes import read_size
     from jaxtempl.models import factory
     from jaxtempl.specs.architecture import NeoXArchitecture
@@ -52,7 +52,7 @@ def write(size: str, folder: Path) -> dict[str, Any]:
     params = {name: jax.tree.map(lambda leaf: Random(leaf.shape, next(seeds)), part) for name, part in shapes.items()}
     for name in ("embed", "norm", "head"):  # which are no stacks
         params[name] = jax.tree.map(lambda leaf: Random((1, *leaf.shape), next(seeds))[0], shapes[name])
-    graph = onnx_graph.build(params, architecture, Options("template", "fp16", slots=SLOTS))
+    graph = onnx_graph.build(params, architecture, GraphOptions("template", "fp16", slots=SLOTS))
     export.save(graph, folder)
     return {"nodes": len(graph.graph), "onnx_bytes": sum(path.stat().st_size for path in folder.iterdir())}
 
@@ -60,13 +60,13 @@ def write(size: str, folder: Path) -> dict[str, Any]:
 def check(folder: Path) -> dict[str, Any]:
     """What became of the graph in a folder."""
     from converters.tensorrt import check as tensorrt_check
-    from converters.tensorrt.check import module
-    from converters.tensorrt.engine import Wanted
+    from converters.tensorrt.check import import_tensorrt_rtx
+    from converters.tensorrt.engine import BuildConfig
     from jaxtempl.bundle import bundle
     from jaxtempl.text import window
 
-    wanted = Wanted(window.buckets(window.WINDOW), BATCH, compute_capability=CAPABILITY)
-    found = tensorrt_check.check(module(), folder / bundle.ONNX, wanted)
+    wanted = BuildConfig(window.buckets(window.WINDOW), BATCH, compute_capability=CAPABILITY)
+    found = tensorrt_check.check(import_tensorrt_rtx(), folder / bundle.ONNX, wanted)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     operators = {kind: use._asdict() for kind, use in found.operators.items()}
     told = {**dataclasses.asdict(found), "operators": operators, "kernels": len(found.kernels)}

@@ -163,7 +163,7 @@ def test_texts_in_their_tokenizer_give_the_runs_logits(
 @pytest.mark.parametrize("tokenizer", [NANO, PYTHIA])
 def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
     made = run.create(tmp_path / "run", "", tiny.ARCHITECTURE, tokenizer.read_text(), [], {"phase": "adapt"})
-    special = special_tokens.of(made.tokenizer.json)
+    special = special_tokens.read_special_tokens(made.tokenizer.json)
     files.write_json(tmp_path / "tokenizer_config.json", export.tokenizer_config(made, special))
     shutil.copy(tokenizer, tmp_path / "tokenizer.json")
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -174,14 +174,14 @@ def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
 def test_tokenizer_without_padding_pads_with_end_of_text() -> None:
     tokenizer = json.loads(NANO.read_text())
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != special_tokens.PADDING]
-    assert special_tokens.of(json.dumps(tokenizer)).in_config == {
+    assert special_tokens.read_special_tokens(json.dumps(tokenizer)).in_config == {
         f"{role}_token_id": 0 for role in ("bos", "eos", "pad")
     }
 
 
 def test_tokenizer_without_end_of_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"no <\|endoftext\|>"):
-        special_tokens.of('{"added_tokens": []}')
+        special_tokens.read_special_tokens('{"added_tokens": []}')
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from converters.onnx import export, graph
-from converters.onnx.layers import UNUSED, Options
+from converters.onnx.layers import UNUSED_LOGIT, GraphOptions
 from converters.verify import localize
 from converters.verify.flax_network import FlaxNetwork
 from converters.verify.verify import places
@@ -45,7 +45,7 @@ def flax_logits(params: dict[str, Any], head: str) -> np.ndarray:
     return places(np.asarray(model.classify(ids, lengths) if head == "template" else model(ids, lengths)), LENGTHS)
 
 
-def exported(params: dict[str, Any], options: Options, path: Path) -> OnnxRuntime:
+def exported(params: dict[str, Any], options: GraphOptions, path: Path) -> OnnxRuntime:
     ir.save(graph.build(params, ODD, options), path)
     onnx.checker.check_model(path, full_check=True)
     return OnnxRuntime(path, threads=1)
@@ -57,7 +57,7 @@ def test_logits_are_flaxs_batched_and_alone(tmp_path: Path, head: Any, form: Any
     params = params_of(head)
     wanted = flax_logits(params, head)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
-        network = exported(params, Options(head, dtype, wide, form), tmp_path / "model.onnx")
+        network = exported(params, GraphOptions(head, dtype, wide, form), tmp_path / "model.onnx")
         bound = share * np.abs(wanted).max()
         together = places(network(IDS, LENGTHS), LENGTHS)
         rows = ((row[None, :length], np.array([length], np.int32)) for row, length in zip(IDS, LENGTHS, strict=True))
@@ -68,26 +68,26 @@ def test_logits_are_flaxs_batched_and_alone(tmp_path: Path, head: Any, form: Any
 
 
 def test_padding_is_not_seen(tmp_path: Path) -> None:
-    network = exported(params_of("template"), Options("template"), tmp_path / "model.onnx")
+    network = exported(params_of("template"), GraphOptions("template"), tmp_path / "model.onnx")
     other = np.where(np.arange(40) < LENGTHS[:, None], IDS, 1).astype(np.int32)
     assert np.array_equal(network(IDS, LENGTHS), network(other, LENGTHS))
 
 
 def test_a_warm_up_of_length_0_has_numbers(tmp_path: Path) -> None:
-    network = exported(params_of("template"), Options("template", "fp16"), tmp_path / "model.onnx")
+    network = exported(params_of("template"), GraphOptions("template", "fp16"), tmp_path / "model.onnx")
     assert np.isfinite(network(IDS, np.zeros(5, np.int32))).all()
 
 
 def test_spare_slots_are_unlikely_and_the_others_the_same(tmp_path: Path) -> None:
     params = params_of("template")
-    got = exported(params, Options("template", slots=10), tmp_path / "model.onnx")(IDS, LENGTHS)
+    got = exported(params, GraphOptions("template", slots=10), tmp_path / "model.onnx")(IDS, LENGTHS)
     assert np.abs(got[:, :SLOTS] - flax_logits(params, "template")).max() < 1e-4
-    assert (got[:, SLOTS:] == UNUSED).all()
+    assert (got[:, SLOTS:] == UNUSED_LOGIT).all()
 
 
 def test_the_form_of_causal_attention_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"form=parted is of causal attention.*choose fused or plain"):
-        graph.build(params_of("template"), ODD, Options("template", form="parted"))
+    with pytest.raises(UsageError, match=r"form=chunked is of causal attention.*choose fused or plain"):
+        graph.build(params_of("template"), ODD, GraphOptions("template", form="chunked"))
 
 
 @pytest.mark.parametrize("broken", [0, 2])
@@ -95,7 +95,7 @@ def test_the_layer_where_a_graph_parts_is_named(tmp_path: Path, broken: int) -> 
     params = params_of("template")
     network = FlaxNetwork(params_of("template"), ODD, "template")
     ids = IDS[1:2]
-    export.save(graph.build(params, ODD, Options("template")), tmp_path)
+    export.save(graph.build(params, ODD, GraphOptions("template")), tmp_path)
     first = localize.first_layer(
         tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place
     )
@@ -103,7 +103,7 @@ def test_the_layer_where_a_graph_parts_is_named(tmp_path: Path, broken: int) -> 
     scales = np.array(params["blocks"]["mlp_norm"]["scale"])
     scales[broken] *= 1.5
     params["blocks"]["mlp_norm"]["scale"] = scales
-    export.save(graph.build(params, ODD, Options("template")), tmp_path)
+    export.save(graph.build(params, ODD, GraphOptions("template")), tmp_path)
     found = localize.first_layer(
         tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place
     )
@@ -111,5 +111,5 @@ def test_the_layer_where_a_graph_parts_is_named(tmp_path: Path, broken: int) -> 
 
 
 def test_only_the_standard_operators_are_used() -> None:
-    model = ir.to_proto(graph.build(params_of("template"), ODD, Options("template")))
+    model = ir.to_proto(graph.build(params_of("template"), ODD, GraphOptions("template")))
     assert {node.domain for node in onnx_check.nodes(model.graph)} == {""}

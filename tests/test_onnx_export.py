@@ -176,7 +176,7 @@ def test_the_first_layer_that_parts_is_named(tmp_path: Path, layer: int | None, 
     network = export.FlaxNetwork(params, a, "template")
     ids = graphs.IDS[:1]
     for kind in ("fp32", "fp16"):
-        ir.save(graph.build(params, a, layers.Options("template", kind)), tmp_path / "model.onnx")
+        ir.save(graph.build(params, a, layers.GraphOptions("template", kind)), tmp_path / "model.onnx")
         model = onnx.load(tmp_path / "model.onnx")
         (weight,) = (t for t in model.graph.initializer if t.name == name)
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, name))

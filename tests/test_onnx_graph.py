@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from converters.onnx import export, graph
-from converters.onnx.layers import Options
+from converters.onnx.layers import GraphOptions
 from converters.verify.verify import places
 from jaxtempl.bundle import onnx_check
 from jaxtempl.config import sizes
@@ -38,14 +38,14 @@ def params_of(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
     )
 
 
-def flax_logits(params: dict[str, Any], a: NeoXArchitecture, options: Options, lengths: np.ndarray) -> np.ndarray:
+def flax_logits(params: dict[str, Any], a: NeoXArchitecture, options: GraphOptions, lengths: np.ndarray) -> np.ndarray:
     model: NeoX = nnx.merge(factory.make_graphdef(a, params["head"]["kernel"].shape[1]), params)
     if options.head == "template":
         return np.asarray(model.classify(jnp.asarray(IDS), jnp.asarray(lengths)))
     return places(np.asarray(model(jnp.asarray(IDS))), lengths)
 
 
-def exported(params: dict[str, Any], a: NeoXArchitecture, options: Options, path: Path) -> OnnxRuntime:
+def exported(params: dict[str, Any], a: NeoXArchitecture, options: GraphOptions, path: Path) -> OnnxRuntime:
     ir.save(graph.build(params, a, options), path)
     onnx.checker.check_model(path, full_check=True)
     return OnnxRuntime(path, threads=1)
@@ -63,7 +63,7 @@ def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) 
     a = NeoXArchitecture(**{**vars(ODD), "parallel_residual": parallel})
     params = params_of(a, SLOTS if head == "template" else a.vocabulary)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
-        options = Options(head, dtype, wide, form)
+        options = GraphOptions(head, dtype, wide, form)
         wanted = flax_logits(params, a, options, LENGTHS)
         network = exported(params, a, options, tmp_path / "model.onnx")
         assert_close(places(network(IDS, LENGTHS), LENGTHS), wanted, share)
@@ -77,14 +77,14 @@ def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) 
 def test_without_rotation_and_with_all_of_it(tmp_path: Path, form: Any) -> None:
     for fraction in (0.0, 1.0):
         a = NeoXArchitecture(**{**vars(ODD), "rotary_fraction": fraction})
-        params, options = params_of(a, SLOTS), Options("template", form=form)
+        params, options = params_of(a, SLOTS), GraphOptions("template", form=form)
         network = exported(params, a, options, tmp_path / "model.onnx")
         assert_close(network(IDS, LENGTHS), flax_logits(params, a, options, LENGTHS), 5e-6)
 
 
 def test_no_length_reads_outside_of_its_row(tmp_path: Path) -> None:
     """A server's warm-up sends zeros, and a hostile client anything."""
-    params, options = params_of(ODD, SLOTS), Options("template")
+    params, options = params_of(ODD, SLOTS), GraphOptions("template")
     network = exported(params, ODD, options, tmp_path / "model.onnx")
     wanted = flax_logits(params, ODD, options, np.array([1, 40, 1, 40, 40], np.int32))
     assert_close(network(IDS, np.array([0, 41, -7, 2**31 - 1, 10**6], np.int32)), wanted, 5e-6)
@@ -92,9 +92,9 @@ def test_no_length_reads_outside_of_its_row(tmp_path: Path) -> None:
 
 def test_spare_slots_come_last_and_are_never_first(tmp_path: Path) -> None:
     params = params_of(ODD, SLOTS)
-    network = exported(params, ODD, Options("template", slots=16), tmp_path / "model.onnx")
+    network = exported(params, ODD, GraphOptions("template", slots=16), tmp_path / "model.onnx")
     got = network(IDS, LENGTHS)
-    assert_close(got[:, :SLOTS], flax_logits(params, ODD, Options("template"), LENGTHS), 5e-6)
+    assert_close(got[:, :SLOTS], flax_logits(params, ODD, GraphOptions("template"), LENGTHS), 5e-6)
     assert got.shape == (5, 16)
     assert (got[:, SLOTS:] < got[:, :SLOTS].min() - 1000).all()
 
@@ -102,7 +102,7 @@ def test_spare_slots_come_last_and_are_never_first(tmp_path: Path) -> None:
 def test_the_last_block_works_on_one_token(tmp_path: Path) -> None:
     """An exact saving: its query, output and MLP are of the last token alone."""
     path = tmp_path / "model.onnx"
-    exported(params_of(ODD, SLOTS), ODD, Options("template"), path)
+    exported(params_of(ODD, SLOTS), ODD, GraphOptions("template"), path)
     told = onnx.load(path)
     names = [f"block_{layer}/residual" for layer in range(ODD.layers)]
     told.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
@@ -114,7 +114,7 @@ def test_the_last_block_works_on_one_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("form", "opset"), [("fused", 23), ("plain", 20)])
 def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset: int) -> None:
     path = tmp_path / "model.onnx"
-    exported(params_of(ODD, SLOTS), ODD, Options("template", form=form), path)
+    exported(params_of(ODD, SLOTS), ODD, GraphOptions("template", form=form), path)
     model = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     kinds = {node.op_type for node in onnx_check.nodes(model.graph)}
@@ -126,7 +126,7 @@ def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset:
 
 def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
     for wide, others in ((False, {"head", "norm/scale", "norm/bias"}), (True, None)):
-        model = graph.build(params_of(ODD, SLOTS), ODD, Options("template", "fp16", wide))
+        model = graph.build(params_of(ODD, SLOTS), ODD, GraphOptions("template", "fp16", wide))
         floats = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT}
         halves = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT16}
         assert others is None or floats == others
@@ -147,18 +147,18 @@ def spans(model: onnx.ModelProto) -> list[tuple[int, int]]:
 def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "INLINE_BYTES", 10_000)
     params = params_of(ODD, SLOTS)
-    export.save(graph.build(params, ODD, Options("template")), tmp_path)
+    export.save(graph.build(params, ODD, GraphOptions("template")), tmp_path)
     size = (tmp_path / "model.onnx.data").stat().st_size
     onnx_check.check(tmp_path / "model.onnx", {"model.onnx": 0, "model.onnx.data": size})
     got = OnnxRuntime(tmp_path / "model.onnx")(IDS, LENGTHS)
-    assert_close(got, flax_logits(params, ODD, Options("template"), LENGTHS), 5e-6)
+    assert_close(got, flax_logits(params, ODD, GraphOptions("template"), LENGTHS), 5e-6)
 
 
 @pytest.mark.slow
 def test_external_data_at_the_shape_of_2_8b(tmp_path: Path) -> None:
     """5.5 GB of float16: every tensor lies in the file, none over another, as its shape needs."""
     a = NeoXArchitecture(**sizes.read_size("2.8b")["architecture"])
-    export.save(graph.build(broadcast_params(a, 300), a, Options("template", "fp16")), tmp_path)
+    export.save(graph.build(broadcast_params(a, 300), a, GraphOptions("template", "fp16")), tmp_path)
     data = tmp_path / "model.onnx.data"
     onnx_check.check(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})
     found = spans(onnx_check.load(tmp_path / "model.onnx"))

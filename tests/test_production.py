@@ -99,7 +99,7 @@ def test_the_table_is_arithmetic(row: tuple[str, ...]) -> None:
 def test_the_page_tells_the_settings() -> None:
     wanted = ConvertTritonConfig()
     assert f"**{wanted.timeout_ms} ms in the queue** (`--timeout_ms`)" in PAGE
-    assert f"At most {config.WAITING} wait" in PAGE
-    assert f"**{config.DELAY_MICROSECONDS // 1000} ms for company.**" in PAGE
+    assert f"At most {config.MAX_QUEUE_SIZE} wait" in PAGE
+    assert f"**{config.QUEUE_DELAY_MICROSECONDS // 1000} ms for company.**" in PAGE
     assert wanted.max_batch_size == 4
     assert "**Four at once at most** (`--max_batch_size`)" in PAGE

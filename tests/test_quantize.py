@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from converters.__main__ import main
 from converters.onnx import export
 from converters.onnx import graph as onnx_graph
-from converters.onnx.layers import Options
+from converters.onnx.layers import GraphOptions
 from converters.quantize import calibrate, dynamic_int8, gate, qdq, quantize
 from converters.quantize.gate import Labelled, Scored
 from converters.tensorrt.convert import refuse_older
@@ -213,10 +213,10 @@ def test_what_has_no_labels_is_refused(made: Run, dataset: Dataset, monkeypatch:
     asked = ConvertOnnxConfig(quantize="int8")
     monkeypatch.setattr(made, "templates", [tiny.template(0, "else")])
     with pytest.raises(UserError, match="no labelled test contexts of the templates of"):
-        quantize.material(made, dataset, 32, asked)
+        quantize.collect_samples(made, dataset, 32, asked)
     monkeypatch.setitem(made.manifest, "phase", "adapt")
     with pytest.raises(UserError, match="is a language model"):
-        quantize.material(made, dataset, 32, asked)
+        quantize.collect_samples(made, dataset, 32, asked)
 
 
 def test_labels_are_the_runs_slots(made: Run, dataset: Dataset) -> None:
@@ -289,7 +289,7 @@ def drawn_params() -> Any:
 
 
 def saved(path: Path, **options: Any) -> ir.Model:
-    ir.save(onnx_graph.build(drawn_params(), WIDE, Options("template", **options)), path)
+    ir.save(onnx_graph.build(drawn_params(), WIDE, GraphOptions("template", **options)), path)
     return ir.load(path)
 
 
@@ -351,9 +351,9 @@ BOUNDS = {"tensorrt-int8": 0.05, "tensorrt-fp8": 0.1}  # of the largest logit
 def test_explicit_nodes(tmp_path: Path, form: Any, method: str) -> None:
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     graph = saved(path, dtype="fp16", form=form)
-    largest = calibrate.largest(path, qdq.activations(graph), ROWS)
+    largest = calibrate.absolute_maxima(path, qdq.quantized_activations(graph), ROWS)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-    ir.save(qdq.insert(graph, largest, method), out)
+    ir.save(qdq.insert_qdq(graph, largest, method), out)
     onnx.checker.check_model(out, full_check=True)
     check_placed(onnx.load(out).graph)
     check_weights(initializers(path), initializers(out), method)
@@ -409,8 +409,8 @@ def test_columns_too_small_for_a_good_scale_keep_their_signs(tmp_path: Path, met
     up = params["blocks"]["mlp"]["up"]["kernel"]
     for column, largest in ((0, 0.0), (1, 1.06e-5), (2, 3.74e-5), (3, 1e-7)):
         up[..., column] *= largest / np.abs(up[..., column]).max()
-    graph = onnx_graph.build(params, WIDE, Options("template", "fp16"))
-    ir.save(qdq.insert(graph, dict.fromkeys(qdq.activations(graph), 1.0), method), tmp_path / "out.onnx")
+    graph = onnx_graph.build(params, WIDE, GraphOptions("template", "fp16"))
+    ir.save(qdq.insert_qdq(graph, dict.fromkeys(qdq.quantized_activations(graph), 1.0), method), tmp_path / "out.onnx")
     found = initializers(tmp_path / "out.onnx")
     for layer in range(WIDE.layers):
         stored = found[f"block_{layer}/up/kernel/quantized"].astype(np.float32)
@@ -421,8 +421,8 @@ def test_columns_too_small_for_a_good_scale_keep_their_signs(tmp_path: Path, met
 
 def test_ranges_are_the_largest_over_all_rows_without_padding(tmp_path: Path) -> None:
     graph = saved(tmp_path / "model.onnx")
-    names = qdq.activations(graph)
-    found = calibrate.largest(tmp_path / "model.onnx", names, ROWS)
+    names = qdq.quantized_activations(graph)
+    found = calibrate.absolute_maxima(tmp_path / "model.onnx", names, ROWS)
     model = onnx.load(tmp_path / "model.onnx")
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     onnx.save(model, tmp_path / "told.onnx")
@@ -442,7 +442,9 @@ def test_activations_without_a_scale_are_named(tmp_path: Path) -> None:
     weight.CopyFrom(numpy_helper.from_array(np.full(512, np.inf, np.float32), weight.name))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(UserError, match=r"block_1/.* is not finite"):
-        calibrate.largest(tmp_path / "model.onnx", qdq.activations(ir.load(tmp_path / "model.onnx")), ROWS[:2])
+        calibrate.absolute_maxima(
+            tmp_path / "model.onnx", qdq.quantized_activations(ir.load(tmp_path / "model.onnx")), ROWS[:2]
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.onnx import graph as onnx_graph
-from converters.onnx.layers import Options
+from converters.onnx.layers import GraphOptions
 from converters.tensorrt import check, convert, engine, refit
-from converters.tensorrt.engine import Wanted
+from converters.tensorrt.engine import BuildConfig
 from jaxtempl import files
 from jaxtempl.bundle import bundle
 from jaxtempl.bundle.bundle import Bundle
@@ -41,7 +41,7 @@ rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx has whee
 
 ARCHITECTURE = NeoXArchitecture(layers=2, hidden=64, heads=4, feed_forward=64, vocabulary=8192, positions=64)
 BUCKETS = [16, 64]
-SM86 = Wanted(BUCKETS, 2, compute_capability="8.6")
+SM86 = BuildConfig(BUCKETS, 2, compute_capability="8.6")
 
 
 @functools.cache
@@ -50,15 +50,15 @@ def params(seed: int = 0) -> Any:
     return jax.tree.map(lambda leaf: leaf * 4, factory.random_params(ARCHITECTURE, slots, seed))
 
 
-def model(folder: Path, options: Options, weights: Any = None, external: str | None = None) -> Path:
+def model(folder: Path, options: GraphOptions, weights: Any = None, external: str | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     graph = onnx_graph.build(params() if weights is None else weights, ARCHITECTURE, options)
     ir.save(graph, folder / "model.onnx", external_data=external)
     return folder / "model.onnx"
 
 
-def fp16(**changes: Any) -> Options:
-    return Options(**{"head": "template", "dtype": "fp16", "slots": 6, **changes})
+def fp16(**changes: Any) -> GraphOptions:
+    return GraphOptions(**{"head": "template", "dtype": "fp16", "slots": 6, **changes})
 
 
 def made(out: Path, weights: Any = None, **changes: Any) -> Bundle:
@@ -118,7 +118,7 @@ def test_the_fused_form_is_built_with_each_attention_in_one_kernel(tmp_path: Pat
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert sum(use.nodes for use in found.operators.values()) == len(graph.node)
     assert {node for kernel in found.kernels for node in kernel.nodes} <= {node.name for node in graph.node}
-    said = check.told(found)
+    said = check.format_report(found)
     assert "compute capability 8.6" in said
     assert "attention in one kernel: 2 of 2" in said
 
@@ -129,11 +129,11 @@ def test_the_plain_form_is_built_in_float32_and_what_is_not_fused_is_named(tmp_p
     assert sum(found.attention.values()) + len(found.unfused) == 2
     assert found.unfused, "tensorrt_rtx has no kernel of a causal attention in float32"
     assert all(name.startswith("block_0/Softmax") for name in found.unfused)
-    assert found.unfused[0] in check.told(found)
+    assert found.unfused[0] in check.format_report(found)
 
 
 @pytest.mark.parametrize("options", [fp16(form="plain"), fp16(wide_residual=True), fp16(head="lm", slots=0)], ids=str)
-def test_other_forms_of_the_graph_are_built(tmp_path: Path, options: Options) -> None:
+def test_other_forms_of_the_graph_are_built(tmp_path: Path, options: GraphOptions) -> None:
     found = check.check(rtx, model(tmp_path, options), dataclasses.replace(SM86, buckets=[16]))
     assert found.bytes > 0
     assert found.kernels
@@ -199,7 +199,7 @@ def test_the_command_checks_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_plan_that_is_written_otherwise_is_not_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = engine.Built(b"main {\n other\n}\n", Counter(), 0.0, 0.0)
+    built = engine.BuiltPlan(b"main {\n other\n}\n", Counter(), 0.0, 0.0)
     monkeypatch.setattr(engine, "build", lambda *_: built)
     with pytest.raises(UserError, match=r"is not written as that of 1\.7"):
         check.check(rtx, tmp_path / "model.onnx", SM86)
@@ -208,14 +208,14 @@ def test_a_plan_that_is_written_otherwise_is_not_misread(tmp_path: Path, monkeyp
 def test_operators_are_counted_by_what_became_of_them() -> None:
     kinds = {"a": "Add", "b": "Add", "c": "Add", "d": "Add", "s": "Softmax", "t": "Softmax"}
     kernels = [("one", ("a", "s")), ("two", ("b",)), ("three", ("c",)), ("four", ("c", "s")), ("_mha", ("t", "t"))]
-    found = check.uses(kinds, [check.Kernel(*kernel) for kernel in kernels])
+    found = check.count_nodes(kinds, [check.PlanKernel(*kernel) for kernel in kernels])
     assert found == {"Add": (4, 1, 1, 1, 1), "Softmax": (2, 0, 1, 1, 0)}
 
 
 def test_a_share_is_of_steps_within_steps() -> None:
-    assert engine.share([[4, 2], [2, 1]]) == 2 / 4 + 1 / 4 * 1 / 2
-    assert engine.share([]) == 0
-    assert engine.share([[1, 1]]) == 1
+    assert engine.completed_share([[4, 2], [2, 1]]) == 2 / 4 + 1 / 4 * 1 / 2
+    assert engine.completed_share([]) == 0
+    assert engine.completed_share([[1, 1]]) == 1
 
 
 def test_progress_rises_and_control_c_ends_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +341,7 @@ def test_no_gpu_and_no_package_are_said_in_one_line(monkeypatch: pytest.MonkeyPa
         Machine.here()
     monkeypatch.setattr(check, "importlib", SimpleNamespace(import_module=missing))
     with pytest.raises(UserError, match=r"tensorrt_rtx is missing; pip install"):
-        check.module()
+        check.import_tensorrt_rtx()
 
 
 def test_a_broken_plan_takes_nothing_of_the_gpu() -> None:
@@ -359,7 +359,7 @@ def with_head(seed: int, trunk: int = 0) -> Any:
 def test_a_new_head_in_the_old_graph_gives_the_new_logits(tmp_path: Path) -> None:
     old, new = (model(tmp_path / str(seed), fp16(), with_head(seed)) for seed in (0, 1))
     told = onnx.load(old)
-    weights = refit.head(new)
+    weights = refit.head_weights(new)
     assert list(weights) == ["head", "head/bias"]
     for weight in told.graph.initializer:
         if weight.name in weights:
@@ -378,13 +378,13 @@ def test_the_head_and_nothing_else_is_refittable_in_the_network(tmp_path: Path) 
     parser = rtx.OnnxParser(network, log)
     assert parser.parse_from_file(str(path))
     settings = builder.create_builder_config()
-    engine.mark(rtx, network, settings, refit.refittable(path))
+    engine.mark_refittable(rtx, network, settings, refit.refittable_weights(path))
     assert settings.get_flag(rtx.BuilderFlag.REFIT_INDIVIDUAL)
     names = {weight.name for weight in onnx.load(path).graph.initializer}
     assert {name for name in names if network.are_weights_marked_refittable(name)} == {"head", "head/bias"}
     with pytest.raises(UserError, match="finds no weights tail"):
-        engine.mark(rtx, network, settings, ["tail"])
-    assert refit.refittable(model(tmp_path, fp16(slots=0))) == []
+        engine.mark_refittable(rtx, network, settings, ["tail"])
+    assert refit.refittable_weights(model(tmp_path, fp16(slots=0))) == []
 
 
 def test_a_refitted_engine_is_that_of_the_new_bundle(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
@@ -429,13 +429,13 @@ def test_an_engine_without_spare_slots_has_a_fixed_head(old: tuple[Bundle, Bundl
 
 def test_digests_are_of_values_wherever_they_lie(tmp_path: Path) -> None:
     inline, apart = model(tmp_path / "a", fp16()), model(tmp_path / "b", fp16(), external="data")
-    assert refit.digests(inline) == refit.digests(apart)
+    assert refit.graph_digests(inline) == refit.graph_digests(apart)
     told = onnx.load(inline)
     node = next(node for node in told.graph.node if node.op_type == "Attention")
     next(a for a in node.attribute if a.name == "scale").f = 0.5
     onnx.save(told, inline)
-    assert refit.digests(inline).graph != refit.digests(apart).graph
-    assert refit.digests(inline).trunk == refit.digests(apart).trunk
+    assert refit.graph_digests(inline).graph != refit.graph_digests(apart).graph
+    assert refit.graph_digests(inline).trunk == refit.graph_digests(apart).trunk
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.onnx and its data beside it."""
     folder = tmp_path_factory.mktemp("network")
     params = jax.tree.map(np.asarray, factory.random_params(ARCHITECTURE, len(TEMPLATES), 0))
-    model = graph.build(params, ARCHITECTURE, layers.Options("template", slots=SLOTS))
+    model = graph.build(params, ARCHITECTURE, layers.GraphOptions("template", slots=SLOTS))
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
     return folder
 

@@ -25,10 +25,10 @@ for slot in probability.topk({count}).indices.tolist():
     print(model.config.id2label[slot], round(float(probability[slot]), 4))
 """
 
-RETIRED = """logits[{slots}] = -torch.inf  # slots of retired templates
+EXCLUDE_RETIRED = """logits[{slots}] = -torch.inf  # slots of retired templates
 """
 
-WRITES = """from transformers import AutoModelForCausalLM, AutoTokenizer
+GENERATION = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "THIS_FOLDER"
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -38,7 +38,7 @@ said = model.generate(**asked, max_new_tokens=40, do_sample=False)
 print(tokenizer.decode(said[0]))
 """
 
-FILLS = """from transformers import AutoModelForMaskedLM, AutoTokenizer
+FILL_MASK = """from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 folder = "THIS_FOLDER"
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -58,7 +58,7 @@ row's first token, `[CLS]`, and its last is `[SEP]`. Pass `attention_mask` besid
 needed. {own}"""
 
 
-class Texts(NamedTuple):
+class CardTexts(NamedTuple):
     """Of one family.
 
     Attributes:
@@ -82,11 +82,11 @@ class Texts(NamedTuple):
     limit: str
 
 
-TEXTS: dict[Family, Texts] = {
-    "gpt_neox": Texts(
+TEXTS: dict[Family, CardTexts] = {
+    "gpt_neox": CardTexts(
         name="GPT-NeoX",
         task="text-generation",
-        language_model=WRITES,
+        language_model=GENERATION,
         plain="",
         enclosed="",
         batches=NEOX_BATCHES,
@@ -98,10 +98,10 @@ TEXTS: dict[Family, Texts] = {
         limit="It writes what such transcripts look like. It follows no instructions, and what it writes may be "
         "untrue.",
     ),
-    "bert": Texts(
+    "bert": CardTexts(
         name="BERT",
         task="fill-mask",
-        language_model=FILLS,
+        language_model=FILL_MASK,
         plain=", add_special_tokens=False",
         enclosed="ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]\n",
         batches=BERT_BATCHES,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.huggingface import model_card, special_tokens
-from converters.huggingface.special_tokens import Special
+from converters.huggingface.special_tokens import SpecialTokens
 from converters.verify import exportable
 from jaxtempl import files
 from jaxtempl.config.converting import ConvertHuggingfaceConfig
@@ -40,13 +40,13 @@ def convert(source: Run, step: int, out: Path, shard_bytes: int = save.SHARD_BYT
         UserError: `out` exists, the run is an ablation, or the tokenizer lacks a special token.
     """
     exportable.check(source)
-    special = special_tokens.of(source.tokenizer.json)
+    special = special_tokens.read_special_tokens(source.tokenizer.json)
     config = special.in_config | labels(source.templates)
     with files.atomic_folder(out) as folder:
         save.write(folder, source.architecture, source.params(step), source.head, config, shard_bytes)
         (folder / layout.TOKENIZER).write_text(source.tokenizer.json, encoding="utf-8")
         _write_json(folder / "tokenizer_config.json", tokenizer_config(source, special))
-        (folder / "README.md").write_text(model_card.card(source, step, special), encoding="utf-8")
+        (folder / "README.md").write_text(model_card.render_card(source, step, special), encoding="utf-8")
         facts = {"run": source.folder.resolve().name, "step": step, "phase": source.phase, **provenance.provenance()}
         save.write_manifest(folder, facts)
 
@@ -61,7 +61,7 @@ def labels(templates: Sequence[Template]) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(source: Run, special: Special) -> dict[str, Any]:
+def tokenizer_config(source: Run, special: SpecialTokens) -> dict[str, Any]:
     """tokenizer_config.json: tokenizer.json as it is, padding on the right, no special id out of text.
 
     But for a masked language model's: who asks one what a text hides writes [MASK] into it.

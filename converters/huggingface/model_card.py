@@ -12,8 +12,8 @@ import jax
 import yaml
 
 from converters.huggingface import card_texts
-from converters.huggingface.card_texts import Texts
-from converters.huggingface.special_tokens import Special
+from converters.huggingface.card_texts import CardTexts
+from converters.huggingface.special_tokens import SpecialTokens
 from jaxtempl import files
 from jaxtempl.config import sizes
 from jaxtempl.data.dataset import Dataset
@@ -48,7 +48,7 @@ CARD = """---
 {limits}
 """
 
-SAID = [
+EXAMPLE_MESSAGES = [
     ("advocate", "Hello, how can I help?"),
     ("customer", "My card has not come"),
     ("advocate", "When was it sent?"),
@@ -63,10 +63,15 @@ METRICS = {
     "bits_a_byte": ("bits a byte", "bits a byte"),
 }  # name in a report: heading of its column, and what the hub is told it is
 PHASES = {"adapt": "language modelling (adapt)", "finetune": "template classification (finetune)"}
-ROWS = {"run": "this model", "ngrams": "n-grams", "previous_template": "previous template", "majority": "majority"}
+ROW_TITLES = {
+    "run": "this model",
+    "ngrams": "n-grams",
+    "previous_template": "previous template",
+    "majority": "majority",
+}
 
 
-def card(source: Run, step: int, special: Special) -> str:
+def render_card(source: Run, step: int, special: SpecialTokens) -> str:
     """The README.md of a run's checkpoint."""
     a, texts, reports = source.architecture, _texts(source), _reports(source, step)
     padding = {"token": special.names["pad_token"], "id": special.ids["pad_token"]}
@@ -87,7 +92,7 @@ def card(source: Run, step: int, special: Special) -> str:
     )
 
 
-def _texts(source: Run) -> Texts:
+def _texts(source: Run) -> CardTexts:
     return card_texts.TEXTS[source.architecture.family]
 
 
@@ -111,14 +116,14 @@ def _code(source: Run, step: int) -> str:
     if source.phase == "adapt":
         return _texts(source).language_model
     tags = formats.TAGS if source.manifest["role_tags"] else {}
-    texts = ", ".join(f'"{tags.get(role, "")}{said}"' for role, said in SAID)
+    texts = ", ".join(f'"{tags.get(role, "")}{said}"' for role, said in EXAMPLE_MESSAGES)
     retired = [template.slot for template in source.templates if not template.active]
     return card_texts.CLASSIFIER.format(
         texts=f"[{texts}]",
         length=source.manifest["length"] - source.tokenizer.overhead,
         plain=_texts(source).plain,
         enclosed=_texts(source).enclosed,
-        retired=card_texts.RETIRED.format(slots=retired) if retired else "",
+        retired=card_texts.EXCLUDE_RETIRED.format(slots=retired) if retired else "",
         temperature=round(source.temperature(step), 4),
         count=min(5, len(source.templates) - len(retired)),
     )
@@ -245,7 +250,7 @@ def _table(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"On {some}{counts['cases']:,} {report['split']} cases of `{Path(about['folder']).name}`{apart}:\n"
     yield f"| | {' | '.join(METRICS[name][0] for name in names)} |"
     yield "|---" * (len(names) + 1) + "|"
-    for row, title in ROWS.items():
+    for row, title in ROW_TITLES.items():
         found = report if row == "run" else report.get("baselines", {}).get(row)
         if found:
             yield f"| {title} | {' | '.join(_interval(found['metrics'][name]) for name in names)} |"

@@ -7,10 +7,10 @@ from jaxtempl.errors import UserError
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
-STORED = ("bos_token", "eos_token", "pad_token")  # those whose ids config.json has
+CONFIG_ROLES = ("bos_token", "eos_token", "pad_token")  # those whose ids config.json has
 
 
-class Special(NamedTuple):
+class SpecialTokens(NamedTuple):
     """Special tokens.
 
     Attributes:
@@ -24,10 +24,10 @@ class Special(NamedTuple):
     @property
     def in_config(self) -> dict[str, int]:
         """The ids that config.json has."""
-        return {f"{role}_id": self.ids[role] for role in STORED if role in self.ids}
+        return {f"{role}_id": self.ids[role] for role in CONFIG_ROLES if role in self.ids}
 
 
-def of(tokenizer_json: str) -> Special:
+def read_special_tokens(tokenizer_json: str) -> SpecialTokens:
     """The special tokens of a tokenizer of GPT-NeoX or BERT.
 
     A GPT-NeoX without a padding token pads with end-of-text: transformers pools the right-most token that is not
@@ -46,4 +46,4 @@ def of(tokenizer_json: str) -> Special:
             f"the run's tokenizer has no {', '.join(missing)}; one of GPT-NeoX ({END_OF_TEXT}) or of BERT "
             f"({', '.join(BERT.values())}) is needed for a Hugging Face folder"
         )
-    return Special(names, {role: added[name] for role, name in names.items()})
+    return SpecialTokens(names, {role: added[name] for role, name in names.items()})

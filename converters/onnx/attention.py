@@ -1,6 +1,6 @@
 """Attention in ONNX, in three forms of the same arithmetic.
 
-`fused` is opset 23's Attention, which TensorRT and newer ONNX Runtimes run as one kernel; `parted` is an Attention for
+`fused` is opset 23's Attention, which TensorRT and newer ONNX Runtimes run as one kernel; `chunked` is an Attention for
 each quarter of the queries where it is causal, which is faster on a CPU from 256 tokens on;
 `plain` is products, softmax and slices of opset 20, for consumers that lack those.
 
@@ -13,17 +13,17 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import onnx_ir as ir
 
-from converters.onnx.writer import NUMPY, Writer
+from converters.onnx.writer import NUMPY, GraphWriter
 from jaxtempl.config.converting import Dtype
 from jaxtempl.specs.architecture import Architecture
 
-Form = Literal["fused", "parted", "plain"]
-OPSET: dict[Form, int] = {"fused": 23, "parted": 23, "plain": 20}
-PARTS = 4  # of the queries in the `parted` form; with more, the slices cost what they save
+AttentionForm = Literal["fused", "chunked", "plain"]
+OPSET: dict[AttentionForm, int] = {"fused": 23, "chunked": 23, "plain": 20}
+CHUNKS = 4  # of the queries in the `chunked` form; with more, the slices cost what they save
 
 
 @runtime_checkable
-class Attention(Protocol):
+class AttentionBuilder(Protocol):
     """What a form of attention does; q is already divided by the root of K."""
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -35,7 +35,9 @@ class Attention(Protocol):
         ...
 
 
-def attention(form: Form, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> Attention:
+def attention_builder(
+    form: AttentionForm, w: GraphWriter, a: Architecture, dtype: Dtype, length: ir.Value
+) -> AttentionBuilder:
     """The form's attention.
 
     Args:
@@ -46,14 +48,14 @@ def attention(form: Form, w: Writer, a: Architecture, dtype: Dtype, length: ir.V
         length: int64 [1], L of the input.
     """
     if form == "fused":
-        return Fused(w, a)
-    return Parted(w, a, dtype, length) if form == "parted" else Plain(w, a, dtype, length)
+        return FusedAttention(w, a)
+    return ChunkedAttention(w, a, dtype, length) if form == "chunked" else PlainAttention(w, a, dtype, length)
 
 
-class Fused:
+class FusedAttention:
     """Opset 23's own operators."""
 
-    def __init__(self, w: Writer, a: Architecture) -> None:
+    def __init__(self, w: GraphWriter, a: Architecture) -> None:
         self._w, self._a = w, a
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -69,16 +71,18 @@ class Fused:
         return self._w.op("Attention", *inputs, q_num_heads=heads, kv_num_heads=heads, scale=1.0, is_causal=is_causal)
 
 
-class Parted(Fused):
+class ChunkedAttention(FusedAttention):
     """Queries in parts, each with the keys up to its own end: exact, and 5/8 of the work.
 
     For ONNX Runtime's Attention on a CPU, which computes the scores that a causal mask hides, too.
     """
 
-    def __init__(self, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
+    def __init__(self, w: GraphWriter, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
         super().__init__(w, a)
         self._dtype: Dtype = dtype
-        self._ends = [w.op("Div", w.op("Mul", length, w.constant([i])), w.constant([PARTS])) for i in range(PARTS + 1)]
+        self._ends = [
+            w.op("Div", w.op("Mul", length, w.constant([i])), w.constant([CHUNKS])) for i in range(CHUNKS + 1)
+        ]
         least = w.constant(np.finfo(NUMPY[dtype]).min, NUMPY[dtype])
         mask = w.op("Where", _before(w, length), w.constant(0, NUMPY[dtype]), least)  # [L L]
         self._masks = [
@@ -103,10 +107,10 @@ class Parted(Fused):
         return self._w.op("Slice", x, start, end, self._w.constant([axis]))
 
 
-class Plain:
+class PlainAttention:
     """Products, softmax, slices and a finite mask."""
 
-    def __init__(self, w: Writer, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
+    def __init__(self, w: GraphWriter, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
         self._w, self._a = w, a
         self._dtype: Dtype = dtype
         self._before = _before(w, length)
@@ -118,25 +122,25 @@ class Plain:
     def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
         """See Attention; `causal` is this with a mask [L L]."""
         w = self._w
-        q, v = (w.op("Transpose", split(w, self._a, x), perm=[0, 2, 1, 3]) for x in (q, v))
-        k = w.op("Transpose", split(w, self._a, k), perm=[0, 2, 3, 1])
+        q, v = (w.op("Transpose", split_heads(w, self._a, x), perm=[0, 2, 1, 3]) for x in (q, v))
+        k = w.op("Transpose", split_heads(w, self._a, k), perm=[0, 2, 3, 1])
         least = w.constant(np.finfo(NUMPY[self._dtype]).min, NUMPY[self._dtype])  # an infinity would make NaNs in fp16
         scores = w.op("Where", seen, w.op("MatMul", q, k), least)
         mixed = w.op("MatMul", w.op("Softmax", scores, axis=-1), v)
-        return join(w, self._a, w.op("Transpose", mixed, perm=[0, 2, 1, 3]))
+        return merge_heads(w, self._a, w.op("Transpose", mixed, perm=[0, 2, 1, 3]))
 
 
-def split(w: Writer, a: Architecture, x: ir.Value) -> ir.Value:
+def split_heads(w: GraphWriter, a: Architecture, x: ir.Value) -> ir.Value:
     """[B Q (H K)] -> [B Q H K]."""
     return w.op("Reshape", x, w.constant([0, 0, a.heads, a.head_dim]))
 
 
-def join(w: Writer, a: Architecture, x: ir.Value) -> ir.Value:
+def merge_heads(w: GraphWriter, a: Architecture, x: ir.Value) -> ir.Value:
     """[B Q H K] -> [B Q (H K)]."""
     return w.op("Reshape", x, w.constant([0, 0, a.hidden]))
 
 
-def _before(w: Writer, length: ir.Value) -> ir.Value:
+def _before(w: GraphWriter, length: ir.Value) -> ir.Value:
     """Whether a query sees a key, bool [L L]."""
     each = w.op("Range", w.constant(0), w.op("Squeeze", length), w.constant(1))
     return w.op("LessOrEqual", w.op("Unsqueeze", each, w.constant([0])), w.op("Unsqueeze", each, w.constant([1])))

@@ -8,31 +8,30 @@ Dims: B batch, L length, Q queries (L, or 1 in the last block), D hidden, H head
 import numpy as np
 import onnx_ir as ir
 
-from converters.onnx import attention as onnx_attention
-from converters.onnx.attention import OPSET, Attention
-from converters.onnx.layers import Layers, Make, Options, Params, of_layer
+from converters.onnx.attention import OPSET, AttentionBuilder, attention_builder
+from converters.onnx.layers import ArrayFactory, GraphOptions, GraphParams, TransformerGraph, layer_of
 from converters.onnx.writer import TYPES
 from jaxtempl.errors import UsageError
 from jaxtempl.specs.architecture import BertArchitecture
 
-PARTS = {"q": "query", "k": "key", "v": "value"}
+PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
 
 
-class Bert(Layers):
+class BertGraph(TransformerGraph):
     """A graph of BERT."""
 
-    def __init__(self, params: Params, a: BertArchitecture, options: Options) -> None:
+    def __init__(self, params: GraphParams, a: BertArchitecture, options: GraphOptions) -> None:
         """Raises UsageError where the form is one of causal attention."""
         super().__init__(params, a, options)
         self._a = a
-        if options.form == "parted":
-            raise UsageError("--form=parted is of causal attention, and BERT's is not; choose fused or plain")
+        if options.form == "chunked":
+            raise UsageError("--form=chunked is of causal attention, and BERT's is not; choose fused or plain")
 
     def model(self) -> ir.Model:
         """The whole graph."""
         w, template = self._w, self._options.head == "template"
         length = w.op("Shape", self._ids, start=1, end=2)
-        attention = onnx_attention.attention(self._options.form, w, self._a, self._dtype, length)
+        attention = attention_builder(self._options.form, w, self._a, self._dtype, length)
         one, x = self._seen(length), self._embed(length)
         every = self._for_all(one, length)
         for layer in range(self._a.layers):
@@ -64,15 +63,15 @@ class Bert(Layers):
         x = w.op("Add", words, places)
         return self._layer_norm(x, "embed_norm", lambda part: lambda: own["norm"][part], self._stream, "embedded")
 
-    def _block(self, x: ir.Value, layer: int, attention: Attention, seen: ir.Value, last: bool) -> ir.Value:
+    def _block(self, x: ir.Value, layer: int, attention: AttentionBuilder, seen: ir.Value, last: bool) -> ir.Value:
         """The residual stream after a layer [B L D]; of the last before a classifier its first position alone."""
         w, a, blocks = self._w, self._a, self._params["blocks"]
         with w.scope(f"block_{layer}"):
             own = self._first(x) if last else x
-            q, k, v = (self._project(y, part, layer) for y, part in zip((own, x, x), PARTS, strict=True))
+            q, k, v = (self._project(y, part, layer) for y, part in zip((own, x, x), PROJECTIONS, strict=True))
             out, down = blocks["attention"]["out"], blocks["mlp"]["down"]
             mixed = attention.seeing(q, k, v, seen)
-            product = self._product(mixed, "out", of_layer(out["kernel"], layer), (a.hidden, a.hidden))
+            product = self._product(mixed, "out", layer_of(out["kernel"], layer), (a.hidden, a.hidden))
             own = self._norm(self._sum(own, product, self._bias("out", out, layer)), "attention_norm", layer)
             product = self._mlp(self._narrow(own), layer, a.feed_forward)
             summed = self._sum(own, product, self._bias("down", down, layer))
@@ -82,15 +81,15 @@ class Bert(Layers):
         """[B L D] -> [B 1 D], of [CLS]."""
         return self._w.op("Slice", x, *(self._w.constant([i]) for i in (0, 1, 1)))
 
-    def _bias(self, name: str, own: Params, layer: int) -> ir.Value:
-        return self._weight_of(f"{name}/bias", (self._a.hidden,), of_layer(own["bias"], layer), self._stream)
+    def _bias(self, name: str, own: GraphParams, layer: int) -> ir.Value:
+        return self._weight_of(f"{name}/bias", (self._a.hidden,), layer_of(own["bias"], layer), self._stream)
 
     def _project(self, x: ir.Value, part: str, layer: int) -> ir.Value:
         """Queries, keys or values [B Q (H K)]; queries divided by the root of K."""
-        own = self._params["blocks"]["attention"][PARTS[part]]
+        own = self._params["blocks"]["attention"][PROJECTIONS[part]]
         scale = np.float32(self._a.head_dim**-0.5 if part == "q" else 1)
 
-        def scaled(leaf: str) -> Make:
+        def scaled(leaf: str) -> ArrayFactory:
             return lambda: np.asarray(own[leaf][layer]) * scale
 
         shape = (self._a.hidden, self._a.hidden)

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from jaxtyping import PyTree
 
 from converters.onnx import graph
-from converters.onnx.attention import Form
-from converters.onnx.layers import Options
+from converters.onnx.attention import AttentionForm
+from converters.onnx.layers import GraphOptions
 from converters.quantize import quantize
 from converters.verify import dataset_samples, exportable, localize, samples, verify
 from converters.verify.flax_network import FlaxNetwork
@@ -35,12 +35,12 @@ INLINE_BYTES = 2 * 10**9  # of weights; protobuf ends at 2 GiB, so larger models
 DATA = "model.onnx.data"
 
 
-class Written(NamedTuple):
+class ExportedNetwork(NamedTuple):
     """A network in a bundle's folder: how it compared, on what, and what quantising it came to."""
 
     figures: verify.Figures
     chosen: Chosen
-    outcome: quantize.Outcome | None
+    outcome: quantize.QuantizeResult | None
 
 
 def main(config: ConvertOnnxConfig) -> None:
@@ -56,48 +56,50 @@ def main(config: ConvertOnnxConfig) -> None:
     exportable.check(found)
     with files.atomic_folder(config.out, config.overwrite) as folder:
         written = _write_network(folder, found, step, config)
-        write_beside(folder, found)
-        known = facts(found, step, config) | (written.outcome.facts if written.outcome else {})
-        bundle.write(folder, known | {"verify": told(written.figures, written.chosen)})
+        write_tokenizer_and_templates(folder, found)
+        known = manifest_facts(found, step, config) | (written.outcome.facts if written.outcome else {})
+        bundle.write(folder, known | {"verify": verification(written.figures, written.chosen)})
     print(f"{config.out}: {verify.said(written.figures)}")
     if written.outcome:
-        print(quantize.report(config.out, written.outcome, f"{known['run']['name']}@{step}"))
+        print(quantize.write_report(config.out, written.outcome, f"{known['run']['name']}@{step}"))
 
 
-def _write_network(folder: Path, found: Run, step: int, config: ConvertOnnxConfig) -> Written:
+def _write_network(folder: Path, found: Run, step: int, config: ConvertOnnxConfig) -> ExportedNetwork:
     """Writes model.onnx once the dataset has what it is to be held to; raises UserError where it is not the run."""
     dtype, dataset = quantize.float_type(config), Dataset(_data(found, config))
-    options = options_of(found, config, dtype)
-    chosen = contexts(found, options.head, dataset, config.verify_contexts)
-    given = quantize.material(found, dataset, window_of(found), config)
+    options = graph_options(found, config, dtype)
+    chosen = verification_samples(found, options.head, dataset, config.verify_contexts)
+    given = quantize.collect_samples(found, dataset, window_limit(found), config)
     params = found.params(step)
     build = functools.partial(_graph, params, found, config)
     reference = FlaxNetwork(params, found.architecture, options.head)
     save(build(dtype), folder)
-    figures = verified(folder / bundle.ONNX, reference, chosen, found, dtype)
+    figures = verify_against_run(folder / bundle.ONNX, reference, chosen, found, dtype)
     if not given:
-        return Written(figures, chosen, None)
-    outcome = quantize.replace(folder, build, save, given, config)
+        return ExportedNetwork(figures, chosen, None)
+    outcome = quantize.quantize_bundle(folder, build, save, given, config)
     # These figures are told, but it is the gate that has decided.
-    return Written(compared(folder / bundle.ONNX, reference, chosen, found), chosen, outcome)
+    return ExportedNetwork(compare_with_run(folder / bundle.ONNX, reference, chosen, found), chosen, outcome)
 
 
 def _graph(params: PyTree, found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> ir.Model:
-    return graph.build(params, found.architecture, options_of(found, config, dtype))
+    return graph.build(params, found.architecture, graph_options(found, config, dtype))
 
 
-def options_of(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> Options:
+def graph_options(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> GraphOptions:
     """How the run's graph of that type is written; raises UserError where the run has no such head or slots."""
     if config.head not in ("auto", found.head):
         raise UserError(f"--head={config.head}, but {found.folder} is of {found.phase}, whose head is {found.head}")
-    return Options(found.head, dtype, config.wide_residual, form_of(found, config, dtype), _slots(found, config))
+    return GraphOptions(
+        found.head, dtype, config.wide_residual, attention_form(found, config, dtype), _slots(found, config)
+    )
 
 
-def form_of(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> Form:
+def attention_form(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> AttentionForm:
     """The form asked for, or the one that is best where such a bundle goes: fp32 to CPUs, fp16 to TensorRT."""
     if config.form != "auto":
         return config.form
-    return "parted" if dtype == "fp32" and isinstance(found.architecture, NeoXArchitecture) else "fused"
+    return "chunked" if dtype == "fp32" and isinstance(found.architecture, NeoXArchitecture) else "fused"
 
 
 def _slots(found: Run, config: ConvertOnnxConfig) -> int:
@@ -108,18 +110,18 @@ def _slots(found: Run, config: ConvertOnnxConfig) -> int:
     return config.slots
 
 
-def window_of(found: Run) -> int:
+def window_limit(found: Run) -> int:
     """Tokens that a context of the run has at most; a language model's are cut as a classifier's are."""
     return min(found.manifest.get("length", WINDOW), found.architecture.positions)
 
 
-def contexts(found: Run, head: Head, dataset: Dataset, wanted: int) -> Chosen:
+def verification_samples(found: Run, head: Head, dataset: Dataset, wanted: int) -> Chosen:
     """What the bundle is verified on.
 
     Raises:
         UserError: the dataset has no contexts.
     """
-    window = window_of(found)
+    window = window_limit(found)
     rows: Iterator[list[int]] = (
         dataset_samples.labelled(dataset, found.tokenizer, window, found.manifest["role_tags"])
         if head == "template"
@@ -148,13 +150,13 @@ def save(model: ir.Model, folder: Path) -> None:
     ir.save(model, folder / bundle.ONNX, external_data=DATA if size > INLINE_BYTES else None)
 
 
-def verified(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run, dtype: str) -> verify.Figures:
+def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run, dtype: str) -> verify.Figures:
     """The figures of a graph that is what the run is.
 
     Raises:
         UserError: it is not; the line says how far and from which layer on.
     """
-    figures = compared(model, reference, chosen, found)
+    figures = compare_with_run(model, reference, chosen, found)
     faults = verify.faults(figures, dtype)
     if faults:
         row = max(chosen.rows, key=len)
@@ -167,22 +169,22 @@ def verified(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run, dt
     return figures
 
 
-def compared(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run) -> verify.Figures:
+def compare_with_run(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run) -> verify.Figures:
     """How far a graph is from the run."""
-    buckets = text_window.buckets(window_of(found))
+    buckets = text_window.buckets(window_limit(found))
     return verify.compare(reference, OnnxRuntime(model), chosen.rows, buckets, sys.stderr.isatty())
 
 
-def write_beside(folder: Path, found: Run) -> None:
+def write_tokenizer_and_templates(folder: Path, found: Run) -> None:
     """tokenizer.json and templates.json."""
     (folder / "tokenizer.json").write_text(found.tokenizer.json, encoding="utf-8")
     templates: Sequence[Template] = found.templates
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
 
 
-def facts(found: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
+def manifest_facts(found: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
     """What `bundle.json` says of the model; of the run its name and sums, nothing of its contexts."""
-    window, options = window_of(found), options_of(found, config, quantize.float_type(config))
+    window, options = window_limit(found), graph_options(found, config, quantize.float_type(config))
     return {
         "model": bundle.ONNX,
         "head": options.head,
@@ -205,6 +207,6 @@ def facts(found: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
     }
 
 
-def told(figures: verify.Figures, chosen: Chosen) -> Mapping[str, Any]:
+def verification(figures: verify.Figures, chosen: Chosen) -> Mapping[str, Any]:
     """The verify figures with the contexts they are of: how many of each length are real and how many made."""
     return {"against": "flax", **samples.told(chosen), **verify.as_json(figures)}

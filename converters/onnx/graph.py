@@ -5,13 +5,13 @@ Dims: B batch, L length, V vocabulary, S slots.
 
 import onnx_ir as ir
 
-from converters.onnx.bert import Bert
-from converters.onnx.layers import Options, Params
-from converters.onnx.neox import NeoX
+from converters.onnx.bert import BertGraph
+from converters.onnx.layers import GraphOptions, GraphParams
+from converters.onnx.neox import NeoXGraph
 from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
 
 
-def build(params: Params, a: Architecture, options: Options) -> ir.Model:
+def build(params: GraphParams, a: Architecture, options: GraphOptions) -> ir.Model:
     """The model; its weights are made one by one when it is stored.
 
     Inputs are `input_ids` int32 [B L], padded on the right, and `lengths` int32 [B 1] where the network needs them: a
@@ -19,6 +19,6 @@ def build(params: Params, a: Architecture, options: Options) -> ir.Model:
     [B L V]. Value `block_I/residual` is the residual stream after block I, `embedded` what enters block 0.
     """
     if isinstance(a, BertArchitecture):
-        return Bert(params, a, options).model()
+        return BertGraph(params, a, options).model()
     assert isinstance(a, NeoXArchitecture)
-    return NeoX(params, a, options).model()
+    return NeoXGraph(params, a, options).model()

@@ -11,68 +11,70 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Float32
 
-from converters.onnx.attention import Form
-from converters.onnx.writer import TYPES, Writer
+from converters.onnx.attention import AttentionForm
+from converters.onnx.writer import TYPES, GraphWriter
 from jaxtempl.config.converting import Dtype
 from jaxtempl.huggingface.mapping import Head
 from jaxtempl.specs.architecture import Architecture
 
-Params = Mapping[str, Any]  # nested dicts of float32 arrays, as the family's model has them
-Make = Callable[[], Any]  # an array, made when it is stored
-UNUSED = -1e4  # logit of a slot that has no template
+GraphParams = Mapping[str, Any]  # nested dicts of float32 arrays, as the family's model has them
+ArrayFactory = Callable[[], Any]  # an array, made when it is stored
+UNUSED_LOGIT = -1e4  # logit of a slot that has no template
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class GraphOptions:
     """How a graph is written.
 
     Attributes:
         head: `template` gives logits [B S] at each row's last token, `lm` logits [B L V].
         dtype: of weights and activations; the last LayerNorm and the head are float32 always.
         wide_residual: keep the residual stream in float32 where `dtype` is fp16.
-        form: of attention; `parted` is for ONNX Runtime on a CPU.
+        form: of attention; `chunked` is for ONNX Runtime on a CPU.
         slots: columns of a template head; those beyond the model's own are padding.
     """
 
     head: Head
     dtype: Dtype = "fp32"
     wide_residual: bool = False
-    form: Form = "fused"
+    form: AttentionForm = "fused"
     slots: int = 0
 
 
-class Layers:
+class TransformerGraph:
     """A graph being written; its inputs are `input_ids` int32 [B L], padded on the right, and `lengths` int32 [B 1]."""
 
-    def __init__(self, params: Params, a: Architecture, options: Options) -> None:
+    def __init__(self, params: GraphParams, a: Architecture, options: GraphOptions) -> None:
         self._params, self._options = params, options
         self._hidden, self._eps = a.hidden, a.norm_eps
         self._dtype: Dtype = options.dtype
         self._stream: Dtype = "fp32" if options.wide_residual else options.dtype
-        self._w = Writer()
+        self._w = GraphWriter()
         self._ids = _input("input_ids", ["batch", "length"])
         self._lengths = _input("lengths", ["batch", 1])
 
-    def _linear(self, x: ir.Value, name: str, shape: tuple[int, int], kernel: Make, bias: Make) -> ir.Value:
+    def _linear(
+        self, x: ir.Value, name: str, shape: tuple[int, int], kernel: ArrayFactory, bias: ArrayFactory
+    ) -> ir.Value:
         product = self._product(x, name, kernel, shape)
         return self._w.op("Add", product, self._weight_of(f"{name}/bias", shape[1:], bias, self._dtype))
 
-    def _product(self, x: ir.Value, name: str, kernel: Make, shape: tuple[int, int]) -> ir.Value:
+    def _product(self, x: ir.Value, name: str, kernel: ArrayFactory, shape: tuple[int, int]) -> ir.Value:
         return self._w.op("MatMul", x, self._weight_of(f"{name}/kernel", shape, kernel, self._dtype), name=name)
 
     def _mlp(self, x: ir.Value, layer: int, wide: int) -> ir.Value:
         """[B Q D] -> [B Q D] by way of [B Q F], without the second bias."""
         up, down = (self._params["blocks"]["mlp"][part] for part in ("up", "down"))
-        x = self._linear(x, "up", (self._hidden, wide), of_layer(up["kernel"], layer), of_layer(up["bias"], layer))
-        return self._product(self._w.op("Gelu", x), "down", of_layer(down["kernel"], layer), (wide, self._hidden))
+        x = self._linear(x, "up", (self._hidden, wide), layer_of(up["kernel"], layer), layer_of(up["bias"], layer))
+        return self._product(self._w.op("Gelu", x), "down", layer_of(down["kernel"], layer), (wide, self._hidden))
 
     def _norm(self, x: ir.Value, leaf: str, layer: int, name: str = "") -> ir.Value:
         """A block's LayerNorm, in the type of the residual stream."""
         own = self._params["blocks"][leaf]
-        return self._layer_norm(x, leaf, lambda part: of_layer(own[part], layer), self._stream, name)
+        return self._layer_norm(x, leaf, lambda part: layer_of(own[part], layer), self._stream, name)
 
     def _layer_norm(
-        self, x: ir.Value, leaf: str, make: Callable[[str], Make], dtype: Dtype, name: str = ""
+        self, x: ir.Value, leaf: str, make: Callable[[str], ArrayFactory], dtype: Dtype, name: str = ""
     ) -> ir.Value:
         scale, bias = (self._weight_of(f"{leaf}/{p}", (self._hidden,), make(p), dtype) for p in ("scale", "bias"))
         return self._w.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=self._eps, name=name)
@@ -109,7 +111,7 @@ class Layers:
         if bias is None and not self._options.slots:
             return None
         own = np.zeros(count, np.float32) if bias is None else bias
-        return np.pad(own, (0, spare), constant_values=UNUSED)
+        return np.pad(own, (0, spare), constant_values=UNUSED_LOGIT)
 
     def _logits(self, value: ir.Value, dims: list[str | int]) -> ir.Value:
         return self._w.told(value, "fp32", dims)
@@ -117,11 +119,11 @@ class Layers:
     def _weight(self, name: str, array: Any, dtype: Dtype) -> ir.Value:
         return self._weight_of(name, tuple(array.shape), lambda: array, dtype)
 
-    def _weight_of(self, name: str, shape: tuple[int, ...], make: Make, dtype: Dtype) -> ir.Value:
+    def _weight_of(self, name: str, shape: tuple[int, ...], make: ArrayFactory, dtype: Dtype) -> ir.Value:
         return self._w.weight(name, shape, dtype, lambda: np.asarray(make(), np.float32).reshape(shape))
 
 
-def of_layer(stacked: Any, layer: int) -> Callable[[], Float32[np.ndarray, "..."]]:
+def layer_of(stacked: Any, layer: int) -> Callable[[], Float32[np.ndarray, "..."]]:
     """One layer of a stacked leaf, cut out when asked for."""
     return lambda: np.asarray(stacked[layer])
 

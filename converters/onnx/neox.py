@@ -11,26 +11,25 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from converters.onnx import attention as onnx_attention
 from converters.onnx import rotary
-from converters.onnx.attention import OPSET, PARTS, Attention
-from converters.onnx.layers import Layers, Make, Options, Params, of_layer
-from converters.onnx.rotary import Rotary
+from converters.onnx.attention import CHUNKS, OPSET, AttentionBuilder, attention_builder
+from converters.onnx.layers import ArrayFactory, GraphOptions, GraphParams, TransformerGraph, layer_of
+from converters.onnx.rotary import RotaryBuilder
 from converters.onnx.writer import TYPES
 from jaxtempl.specs.architecture import NeoXArchitecture
 
 
-class Kernel(NamedTuple):
+class AttentionOperators(NamedTuple):
     """What a form of the graph does with queries and keys."""
 
-    attention: Attention
-    rotate: Rotary
+    attention: AttentionBuilder
+    rotate: RotaryBuilder
 
 
-class NeoX(Layers):
+class NeoXGraph(TransformerGraph):
     """A graph of GPT-NeoX."""
 
-    def __init__(self, params: Params, a: NeoXArchitecture, options: Options) -> None:
+    def __init__(self, params: GraphParams, a: NeoXArchitecture, options: GraphOptions) -> None:
         super().__init__(params, a, options)
         self._a = a
 
@@ -38,7 +37,7 @@ class NeoX(Layers):
         """The whole graph."""
         w, template = self._w, self._options.head == "template"
         own = w.op("Shape", self._ids, start=1, end=2)
-        ids, length = self._padded(own) if self._options.form == "parted" else (self._ids, own)
+        ids, length = self._padded(own) if self._options.form == "chunked" else (self._ids, own)
         shape = w.op("Shape", ids)
         every = w.op("Range", w.constant(0), w.op("Squeeze", length), w.constant(1))
         positions = w.op("Expand", every, shape)  # [B L]
@@ -48,19 +47,21 @@ class NeoX(Layers):
             x = self._block(x, layer, kernel, positions)
         if template:
             x = self._last(x, kernel, positions, every, own)
-        elif self._options.form == "parted":
+        elif self._options.form == "chunked":
             x = w.op("Slice", x, w.constant([0]), own, w.constant([1]))
         inputs = [self._ids, self._lengths] if template else [self._ids]
         return w.model(inputs, self._head(x), OPSET[self._options.form])
 
-    def _kernel(self, length: ir.Value) -> Kernel:
+    def _kernel(self, length: ir.Value) -> AttentionOperators:
         form, w, a, dtype = self._options.form, self._w, self._a, self._dtype
-        return Kernel(onnx_attention.attention(form, w, a, dtype, length), rotary.rotary(form, w, a, dtype))
+        return AttentionOperators(
+            attention_builder(form, w, a, dtype, length), rotary.rotary_builder(form, w, a, dtype)
+        )
 
     def _padded(self, own: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The tokens and their length, at least one for each part of the queries; none before sees what is added."""
         w = self._w
-        length = w.op("Max", own, w.constant([PARTS]))
+        length = w.op("Max", own, w.constant([CHUNKS]))
         missing = w.op("Concat", w.constant([0, 0, 0]), w.op("Sub", length, own), axis=0)
         return w.op("Pad", self._ids, missing), length
 
@@ -68,14 +69,16 @@ class NeoX(Layers):
         table = self._weight("embed", self._params["embed"]["embedding"], self._stream)
         return self._w.op("Gather", table, ids, name="embedded")
 
-    def _block(self, x: ir.Value, layer: int, kernel: Kernel, positions: ir.Value) -> ir.Value:
+    def _block(self, x: ir.Value, layer: int, kernel: AttentionOperators, positions: ir.Value) -> ir.Value:
         """The residual stream [B L D] after a layer."""
         with self._w.scope(f"block_{layer}"):
             q, k, v = self._project(self._normed(x, "attention_norm", layer), "qkv", layer)
             q, k = kernel.rotate(q, positions), kernel.rotate(k, positions)
             return self._rest(x, kernel.attention.causal(q, k, v), layer)
 
-    def _last(self, x: ir.Value, kernel: Kernel, positions: ir.Value, every: ir.Value, length: ir.Value) -> ir.Value:
+    def _last(
+        self, x: ir.Value, kernel: AttentionOperators, positions: ir.Value, every: ir.Value, length: ir.Value
+    ) -> ir.Value:
         """The residual stream [B 1 D] after the last layer, at each row's last token alone.
 
         Keys and values are of all tokens; queries, output and MLP are of that one, which spares 2.6 to 3.5 % of all
@@ -106,7 +109,7 @@ class NeoX(Layers):
         shape = (self._a.hidden, self._a.hidden)
         return [self._linear(x, part, shape, *self._columns(part, layer)) for part in parts]
 
-    def _columns(self, part: str, layer: int) -> tuple[Make, Make]:
+    def _columns(self, part: str, layer: int) -> tuple[ArrayFactory, ArrayFactory]:
         """Kernel [D H K] and bias [H K] of one of q, k and v, out of each head's [q|k|v]."""
         a, own = self._a, self._params["blocks"]["attention"]["query_key_value"]
         index, scale = "qkv".index(part), np.float32(a.head_dim**-0.5 if part == "q" else 1)
@@ -119,9 +122,9 @@ class NeoX(Layers):
         """What comes after attention [B Q (H K)]: its output, the MLP, and both residual sums."""
         blocks, a = self._params["blocks"], self._a
         out = self._product(
-            attended, "out", of_layer(blocks["attention"]["out"]["kernel"], layer), (a.hidden, a.hidden)
+            attended, "out", layer_of(blocks["attention"]["out"]["kernel"], layer), (a.hidden, a.hidden)
         )
-        biases = [of_layer(blocks[m][p]["bias"], layer) for m, p in (("attention", "out"), ("mlp", "down"))]
+        biases = [layer_of(blocks[m][p]["bias"], layer) for m, p in (("attention", "out"), ("mlp", "down"))]
         if a.parallel_residual:
             down = self._mlp(self._normed(x, "mlp_norm", layer), layer, a.feed_forward)
             bias = self._weight_of("bias", (a.hidden,), lambda: biases[0]() + biases[1](), self._stream)

@@ -8,15 +8,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import onnx_ir as ir
 
-from converters.onnx.attention import Form, join, split
-from converters.onnx.writer import Writer
+from converters.onnx.attention import AttentionForm, merge_heads, split_heads
+from converters.onnx.writer import GraphWriter
 from jaxtempl.config.converting import Dtype
 from jaxtempl.models import attention
 from jaxtempl.specs.architecture import NeoXArchitecture
 
 
 @runtime_checkable
-class Rotary(Protocol):
+class RotaryBuilder(Protocol):
     """[B Q (H K)] -> the same, each head's first R dims turned by its position [B Q]."""
 
     def __call__(self, x: ir.Value, positions: ir.Value) -> ir.Value:
@@ -24,15 +24,15 @@ class Rotary(Protocol):
         ...
 
 
-def rotary(form: Form, w: Writer, a: NeoXArchitecture, dtype: Dtype) -> Rotary:
+def rotary_builder(form: AttentionForm, w: GraphWriter, a: NeoXArchitecture, dtype: Dtype) -> RotaryBuilder:
     """The form's rotation, its tables written as initializers where anything is rotated."""
-    return Plain(w, a, dtype) if form == "plain" else Fused(w, a, dtype)
+    return PlainRotary(w, a, dtype) if form == "plain" else FusedRotary(w, a, dtype)
 
 
-class Fused:
+class FusedRotary:
     """Opset 23's own operator."""
 
-    def __init__(self, w: Writer, a: NeoXArchitecture, dtype: Dtype) -> None:
+    def __init__(self, w: GraphWriter, a: NeoXArchitecture, dtype: Dtype) -> None:
         self._w, self._a = w, a
         self._tables = _tables(w, a, dtype, a.rotary // 2)
 
@@ -44,10 +44,10 @@ class Fused:
         return self._w.op("RotaryEmbedding", x, *self._tables, positions, num_heads=heads, rotary_embedding_dim=dims)
 
 
-class Plain:
+class PlainRotary:
     """Slices and products."""
 
-    def __init__(self, w: Writer, a: NeoXArchitecture, dtype: Dtype) -> None:
+    def __init__(self, w: GraphWriter, a: NeoXArchitecture, dtype: Dtype) -> None:
         self._w, self._a = w, a
         self._cos, self._sin = _tables(w, a, dtype, a.rotary)
 
@@ -56,20 +56,20 @@ class Plain:
         w, half = self._w, self._a.rotary // 2
         if not half:
             return x
-        heads = split(w, self._a, x)  # [B Q H K]
+        heads = split_heads(w, self._a, x)  # [B Q H K]
         first, second, rest = (self._dims(heads, *cut) for cut in ((0, half), (half, 2 * half), (2 * half, 2**31)))
         cos, sin = (w.op("Gather", t, w.op("Unsqueeze", positions, w.constant([2]))) for t in (self._cos, self._sin))
         turned = w.op("Concat", first, second, axis=-1)
         partner = w.op("Concat", w.op("Neg", second), first, axis=-1)
         turned = w.op("Add", w.op("Mul", turned, cos), w.op("Mul", partner, sin))  # cos and sin [B Q 1 R]
-        return join(w, self._a, w.op("Concat", turned, rest, axis=-1) if 2 * half < self._a.head_dim else turned)
+        return merge_heads(w, self._a, w.op("Concat", turned, rest, axis=-1) if 2 * half < self._a.head_dim else turned)
 
     def _dims(self, x: ir.Value, start: int, stop: int) -> ir.Value:
         """Dims `start` to `stop` of each head."""
         return self._w.op("Slice", x, *(self._w.constant([i]) for i in (start, stop, -1)))
 
 
-def _tables(w: Writer, a: NeoXArchitecture, dtype: Dtype, columns: int) -> tuple[ir.Value, ir.Value]:
+def _tables(w: GraphWriter, a: NeoXArchitecture, dtype: Dtype, columns: int) -> tuple[ir.Value, ir.Value]:
     """Cos and sin [positions columns], computed in float32."""
     angles = attention.angles(a.rotary, a.rotary_base, a.positions)
     shape = (a.positions, columns)

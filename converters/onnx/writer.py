@@ -14,7 +14,7 @@ NUMPY: dict[Dtype, Any] = {"fp32": np.float32, "fp16": np.float16}
 TYPES: dict[Dtype, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 
 
-class Writer:
+class GraphWriter:
     """The nodes and initializers of one graph, in order; nodes are named after the scope that they are written in."""
 
     def __init__(self) -> None:

@@ -14,7 +14,9 @@ from jaxtempl.errors import UserError
 from jaxtempl.serve.inference.backends import OnnxRuntime
 
 
-def largest(model: Path, names: Sequence[str], rows: Sequence[Row], progress: bool = False) -> Mapping[str, float]:
+def absolute_maxima(
+    model: Path, names: Sequence[str], rows: Sequence[Row], progress: bool = False
+) -> Mapping[str, float]:
     """The largest magnitude of each named value over all rows.
 
     Rows are run one by one, so that no padding is measured. On a nano run fine-tuned on star, ranges without the

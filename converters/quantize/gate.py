@@ -123,7 +123,7 @@ class Change:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """What the gate found.
 
     Attributes:
@@ -144,21 +144,21 @@ class Verdict:
         return [change for change in self.templates if change.contexts >= LEAST_CONTEXTS]
 
 
-def judge(before: Scored, after: Scored, found: Labelled, templates: Sequence[Template]) -> Verdict:
+def judge(before: Scored, after: Scored, found: Labelled, templates: Sequence[Template]) -> GateVerdict:
     """Compares the quantised network with the float one that it stands for."""
     fall = Bootstrap(found.cases, 0).mean(before.hits.astype(float) - after.hits)
     names = {template.slot: template.id for template in templates}
     each = [_change(names[slot], before, after, found.slots == slot) for slot in np.unique(found.slots).tolist()]
     each.sort(key=lambda change: (-change.fall, -change.contexts, change.name))
     everything = np.ones(len(found.rows), bool)
-    return Verdict(_change("top-1", before, after, everything), fall, each, after.not_finite)
+    return GateVerdict(_change("top-1", before, after, everything), fall, each, after.not_finite)
 
 
 def _change(name: str, before: Scored, after: Scored, of: Bool[np.ndarray, " N"]) -> Change:
     return Change(name, int(of.sum()), int(before.hits[of].sum()), int(after.hits[of].sum()))
 
 
-def faults(verdict: Verdict) -> list[str]:
+def faults(verdict: GateVerdict) -> list[str]:
     """Why the network is not let through; none if it is."""
     found: list[str] = []
     if verdict.not_finite:
@@ -175,7 +175,7 @@ def faults(verdict: Verdict) -> list[str]:
     return found
 
 
-def doubts(verdict: Verdict) -> list[str]:
+def doubts(verdict: GateVerdict) -> list[str]:
     """Why the verdict says little; none if it says what it should."""
     found: list[str] = []
     if verdict.overall.contexts < ENOUGH:
@@ -191,7 +191,7 @@ def points(share: Fraction | float) -> str:
     return f"{float(100 * share):.2g} points"
 
 
-def as_json(verdict: Verdict) -> Mapping[str, Any]:
+def as_json(verdict: GateVerdict) -> Mapping[str, Any]:
     """The verdict as `bundle.json` keeps it; shares, and ids of templates."""
     overall = verdict.overall
     return {

@@ -8,13 +8,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from converters.quantize import gate
-from converters.quantize.gate import Verdict
-from converters.quantize.report import Line
+from converters.quantize.gate import GateVerdict
+from converters.quantize.report import NetworkFigures
 from jaxtempl.reports import html
 from jaxtempl.reports.html import Cell, Page
 
 
-def write(path: Path, run: str, verdict: Verdict, lines: Sequence[Line], facts: Mapping[str, Any]) -> None:
+def write(
+    path: Path, run: str, verdict: GateVerdict, lines: Sequence[NetworkFigures], facts: Mapping[str, Any]
+) -> None:
     """Writes the page.
 
     Args:
@@ -62,7 +64,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
     return f"{own['processor']}, {own['threads']} threads, ONNX Runtime {own['onnxruntime']}, load {own['load']} before"
 
 
-def _lead(verdict: Verdict, lines: Sequence[Line]) -> str:
+def _lead(verdict: GateVerdict, lines: Sequence[NetworkFigures]) -> str:
     overall, own = verdict.overall, lines[-1]
     before, after = (f"{hits / overall.contexts:.2%}" for hits in (overall.before, overall.after))
     passed = "It passes the gate." if not gate.faults(verdict) else "It does not pass the gate, and was forced."
@@ -73,7 +75,7 @@ def _lead(verdict: Verdict, lines: Sequence[Line]) -> str:
     )
 
 
-def _table(page: Page, verdict: Verdict, lines: Sequence[Line]) -> None:
+def _table(page: Page, verdict: GateVerdict, lines: Sequence[NetworkFigures]) -> None:
     lengths = list(lines[-1].milliseconds)
     cells: list[list[Cell]] = [
         [
@@ -99,7 +101,7 @@ def _change(fall: Any) -> float:
     return -100 * float(fall) + 0.0
 
 
-def _latency(lines: Sequence[Line]) -> Figure:
+def _latency(lines: Sequence[NetworkFigures]) -> Figure:
     colours, markers = (html.BLUE, html.GREEN, html.ORANGE), "so^"
     with html.drawing() as (figure, axes):
         tokens = [int(length) for length in lines[-1].milliseconds]
@@ -112,7 +114,7 @@ def _latency(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def _templates(verdict: Verdict) -> Figure:
+def _templates(verdict: GateVerdict) -> Figure:
     contexts = np.array([change.contexts for change in verdict.templates])
     moved = np.array([_change(change.fall) for change in verdict.templates])
     refused = (contexts >= gate.LEAST_CONTEXTS) & (moved < _change(gate.MOST_TEMPLATE_FALL))

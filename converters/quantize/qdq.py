@@ -13,7 +13,7 @@ import onnx_ir as ir
 from jaxtyping import Float, Float32, Shaped
 
 
-class Format(NamedTuple):
+class QuantizedFormat(NamedTuple):
     """Eight bits: their type, the largest number that they are scaled to, and the GPUs that multiply them."""
 
     type: ir.DataType
@@ -21,19 +21,19 @@ class Format(NamedTuple):
     compute_capability: str
 
 
-FORMATS: dict[str, Format] = {
-    "tensorrt-int8": Format(ir.DataType.INT8, 127, "8.6"),
-    "tensorrt-fp8": Format(ir.DataType.FLOAT8E4M3FN, 448, "8.9"),
+FORMATS: dict[str, QuantizedFormat] = {
+    "tensorrt-int8": QuantizedFormat(ir.DataType.INT8, 127, "8.6"),
+    "tensorrt-fp8": QuantizedFormat(ir.DataType.FLOAT8E4M3FN, 448, "8.9"),
 }
-LEAST = float(np.finfo(np.float16).smallest_subnormal)  # a scale of 0 would divide by it
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)  # a scale of 0 would divide by it
 
 
-def activations(model: ir.Model) -> list[str]:
+def quantized_activations(model: ir.Model) -> list[str]:
     """Names of the values that are to be quantised: what the weights of the blocks are multiplied with."""
-    return list(dict.fromkeys(str(_inputs(node)[0].name) for node in products(model)))
+    return list(dict.fromkeys(str(_inputs(node)[0].name) for node in block_matmuls(model)))
 
 
-def products(model: ir.Model) -> list[ir.Node]:
+def block_matmuls(model: ir.Model) -> list[ir.Node]:
     """The products of the blocks with their weights."""
     return [
         node
@@ -42,7 +42,7 @@ def products(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def insert(model: ir.Model, largest: Mapping[str, float], method: str) -> ir.Model:
+def insert_qdq(model: ir.Model, largest: Mapping[str, float], method: str) -> ir.Model:
     """Quantises the model in place; weights are made one by one when it is stored.
 
     Args:
@@ -51,7 +51,7 @@ def insert(model: ir.Model, largest: Mapping[str, float], method: str) -> ir.Mod
         method: of FORMATS.
     """
     quantizer, done = _Quantizer(model.graph, FORMATS[method]), dict[str, ir.Value]()
-    for node in products(model):
+    for node in block_matmuls(model):
         x, weight = _inputs(node)
         name = str(x.name)
         if name not in done:  # queries, keys and values share one
@@ -64,7 +64,7 @@ def insert(model: ir.Model, largest: Mapping[str, float], method: str) -> ir.Mod
 class _Quantizer:
     """Writes the nodes of one graph."""
 
-    def __init__(self, graph: ir.Graph, kind: Format) -> None:
+    def __init__(self, graph: ir.Graph, kind: QuantizedFormat) -> None:
         self._graph, self._kind = graph, kind
 
     def activation(self, before: ir.Node, x: ir.Value, largest: float) -> ir.Value:
@@ -90,7 +90,7 @@ class _Quantizer:
 
     def _scale(self, of: ir.Value, largest: Float32[np.ndarray, "*C"], like: Any) -> tuple[ir.Value, ir.Value]:
         """Scale, of the type of the weights `like`, and zero point."""
-        scale = np.maximum(largest / np.float32(self._kind.most), LEAST).astype(like.const_value.dtype.numpy())
+        scale = np.maximum(largest / np.float32(self._kind.most), SMALLEST_SCALE).astype(like.const_value.dtype.numpy())
         zero = np.zeros(scale.shape, self._kind.type.numpy())
         return (
             self._initializer(ir.Tensor(scale, name=f"{of.name}/scale")),
@@ -112,7 +112,7 @@ class _Quantizer:
 
 
 def _rounded(
-    weight: Float32[np.ndarray, "I O"], scale: Float32[np.ndarray, " O"], kind: Format
+    weight: Float32[np.ndarray, "I O"], scale: Float32[np.ndarray, " O"], kind: QuantizedFormat
 ) -> Shaped[np.ndarray, "I O"]:
     scaled: Float[np.ndarray, "I O"] = np.clip(weight / scale[None], -kind.most, kind.most)
     return (np.rint(scaled) if kind.type == ir.DataType.INT8 else scaled).astype(kind.type.numpy())

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from converters.quantize import calibrate, dynamic_int8, gate, page, qdq
 from converters.quantize import report as quantize_report
-from converters.quantize.gate import Labelled, Verdict
-from converters.quantize.report import Line, latencies, size, table
+from converters.quantize.gate import GateVerdict, Labelled
+from converters.quantize.report import NetworkFigures, format_table, measure_latencies, model_bytes
 from converters.verify.verify import Row
 from jaxtempl.bundle import bundle
 from jaxtempl.config.converting import ConvertOnnxConfig, Dtype
@@ -32,7 +32,7 @@ Build = Callable[[Dtype], ir.Model]
 Save = Callable[[ir.Model, Path], None]
 
 
-class Material(NamedTuple):
+class QuantizeSamples(NamedTuple):
     """What a graph is quantised and judged with.
 
     Attributes:
@@ -50,7 +50,7 @@ class Material(NamedTuple):
     buckets: Sequence[int]
 
 
-class Outcome(NamedTuple):
+class QuantizeResult(NamedTuple):
     """What came of it.
 
     Attributes:
@@ -59,8 +59,8 @@ class Outcome(NamedTuple):
         facts: keys of bundle.json.
     """
 
-    verdict: Verdict
-    lines: list[Line]
+    verdict: GateVerdict
+    lines: list[NetworkFigures]
     facts: dict[str, Any]
 
 
@@ -77,7 +77,7 @@ def float_type(config: ConvertOnnxConfig) -> Dtype:
     return "fp32" if config.quantize == "int8" else "fp16"
 
 
-def material(found: Run, dataset: Dataset, window: int, config: ConvertOnnxConfig) -> Material | None:
+def collect_samples(found: Run, dataset: Dataset, window: int, config: ConvertOnnxConfig) -> QuantizeSamples | None:
     """The contexts, read before anything is built; None where nothing is to be quantised.
 
     Raises:
@@ -93,7 +93,7 @@ def material(found: Run, dataset: Dataset, window: int, config: ConvertOnnxConfi
     labelled = gate.labelled(found, dataset, window, config.gate_contexts)
     static = config.quantize in qdq.FORMATS
     rows = _calibration(found, dataset, window, config.calibrate_contexts) if static else []
-    return Material(found, labelled, rows, dataset.fingerprint, text_window.buckets(window))
+    return QuantizeSamples(found, labelled, rows, dataset.fingerprint, text_window.buckets(window))
 
 
 def _calibration(found: Run, dataset: Dataset, window: int, wanted: int) -> Sequence[Row]:
@@ -108,7 +108,9 @@ def _calibration(found: Run, dataset: Dataset, window: int, wanted: int) -> Sequ
     return kept
 
 
-def replace(folder: Path, build: Build, save: Save, given: Material, config: ConvertOnnxConfig) -> Outcome:
+def quantize_bundle(
+    folder: Path, build: Build, save: Save, given: QuantizeSamples, config: ConvertOnnxConfig
+) -> QuantizeResult:
     """Puts a quantised model in the place of `folder`'s float one, of `float_type`, if it passes the gate.
 
     Args:
@@ -146,7 +148,9 @@ def _quantized(model: Path, work: Path, rows: Sequence[Row], method: str) -> ir.
         dynamic_int8.quantize(model, work / "int8.onnx")
         return _loaded(work / "int8.onnx")
     graph = _loaded(model)
-    return qdq.insert(graph, calibrate.largest(model, qdq.activations(graph), rows, sys.stderr.isatty()), method)
+    return qdq.insert_qdq(
+        graph, calibrate.absolute_maxima(model, qdq.quantized_activations(graph), rows, sys.stderr.isatty()), method
+    )
 
 
 def _loaded(path: Path) -> ir.Model:
@@ -162,7 +166,7 @@ def _read_later(tensor: ir.ExternalTensor) -> ir.LazyTensor:
     return ir.LazyTensor(lambda: ir.Tensor(tensor.numpy()), tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _judged(places: Mapping[str, Path], given: Material, config: ConvertOnnxConfig) -> Outcome:
+def _judged(places: Mapping[str, Path], given: QuantizeSamples, config: ConvertOnnxConfig) -> QuantizeResult:
     machine = quantize_report.machine()
     networks = {
         name: OnnxRuntime(place / bundle.ONNX, machine["threads"], spin=False) for name, place in places.items()
@@ -172,13 +176,16 @@ def _judged(places: Mapping[str, Path], given: Material, config: ConvertOnnxConf
     _refuse_worse(verdict, given, config)
     # ONNX Runtime's time for a graph of TensorRT's says nothing
     lengths = given.buckets if config.quantize == "int8" else []
-    took = latencies(networks, lengths, given.labelled.rows[0], sys.stderr.isatty())
-    lines = [Line(name, size(place), float(scored[name].hits.mean()), took[name]) for name, place in places.items()]
+    took = measure_latencies(networks, lengths, given.labelled.rows[0], sys.stderr.isatty())
+    lines = [
+        NetworkFigures(name, model_bytes(place), float(scored[name].hits.mean()), took[name])
+        for name, place in places.items()
+    ]
     told = {"figures": [dataclasses.asdict(line) for line in lines], "machine": machine}
-    return Outcome(verdict, lines, _facts(verdict, told, given, config))
+    return QuantizeResult(verdict, lines, _facts(verdict, told, given, config))
 
 
-def _refuse_worse(verdict: Verdict, given: Material, config: ConvertOnnxConfig) -> None:
+def _refuse_worse(verdict: GateVerdict, given: QuantizeSamples, config: ConvertOnnxConfig) -> None:
     faults = gate.faults(verdict)
     if faults and not config.force:
         why = "; ".join(faults + gate.doubts(verdict))
@@ -188,7 +195,9 @@ def _refuse_worse(verdict: Verdict, given: Material, config: ConvertOnnxConfig) 
         )
 
 
-def _facts(verdict: Verdict, told: Mapping[str, Any], given: Material, config: ConvertOnnxConfig) -> dict[str, Any]:
+def _facts(
+    verdict: GateVerdict, told: Mapping[str, Any], given: QuantizeSamples, config: ConvertOnnxConfig
+) -> dict[str, Any]:
     judged = {**gate.as_json(verdict), "forced": bool(gate.faults(verdict))}
     known = {"dataset": given.dataset, "gate": judged, **told}
     if config.quantize not in qdq.FORMATS:
@@ -198,7 +207,7 @@ def _facts(verdict: Verdict, told: Mapping[str, Any], given: Material, config: C
     return {"dtype": config.quantize, "compute_capability": needed, "quantize": known}
 
 
-def report(out: Path, outcome: Outcome, name: str) -> str:
+def write_report(out: Path, outcome: QuantizeResult, name: str) -> str:
     """Writes the page of a bundle beside it, and says the same in a few lines.
 
     Args:
@@ -209,7 +218,7 @@ def report(out: Path, outcome: Outcome, name: str) -> str:
     path = out.with_name(f"{out.name}.html")
     page.write(path, name, outcome.verdict, outcome.lines, outcome.facts["quantize"])
     doubts = gate.doubts(outcome.verdict)
-    said = [table(outcome.lines), f"gate: {outcome.verdict.overall.told()}"]
+    said = [format_table(outcome.lines), f"gate: {outcome.verdict.overall.told()}"]
     said += [f"the gate says little: {'; '.join(doubts)}"] if doubts else []
     said += [f"forced, for {'; '.join(gate.faults(outcome.verdict))}"] if gate.faults(outcome.verdict) else []
     return "\n".join([*said, f"page: {path}"])

@@ -20,7 +20,7 @@ ROUNDS = 11  # of one call of every network at every length
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class NetworkFigures:
     """One network's figures.
 
     Attributes:
@@ -36,12 +36,12 @@ class Line:
     milliseconds: Mapping[str, float]
 
 
-def size(folder: Path) -> int:
+def model_bytes(folder: Path) -> int:
     """Bytes of a model and its external data, which have their folder to themselves."""
     return sum(path.stat().st_size for path in folder.glob("model.onnx*"))
 
 
-def latencies(
+def measure_latencies(
     networks: Mapping[str, Network], lengths: Sequence[int], row: Row, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds of a call with one row, by network and length; interleaved, after a round that warms up.
@@ -84,7 +84,7 @@ def _processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def table(lines: Iterable[Line]) -> str:
+def format_table(lines: Iterable[NetworkFigures]) -> str:
     """The figures as text."""
     shown = list(lines)
     lengths = list(shown[-1].milliseconds)

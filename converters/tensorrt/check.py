@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from converters.tensorrt import engine
-from converters.tensorrt.engine import Wanted
+from converters.tensorrt.engine import BuildConfig
 from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UserError, first_line
 
@@ -22,11 +22,14 @@ _PROGRAM = re.compile(rb"(?m)^main \{\n(.*?)^\}", re.DOTALL)
 _STEP = re.compile(r'(?m)^\s+(\w+)=\{ name="?([^\s"]+)')
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 KINDS = ("function", "fully_connected", "runtime_fusion")  # steps that run a kernel
-NATIVE = {"attention": "ATTENTION_INPUT", "rotary": "ROTARY_EMBEDDING", "layer norm": "NORMALIZATION"}
-MIXES = ("Attention", "Softmax")  # the operator that a block attends with, in the fused and the plain form
+NATIVE_LAYERS = {"attention": "ATTENTION_INPUT", "rotary": "ROTARY_EMBEDDING", "layer norm": "NORMALIZATION"}
+ATTENTION_OPERATORS = (
+    "Attention",
+    "Softmax",
+)  # the operator that a block attends with, in the fused and the plain form
 
 
-class Kernel(NamedTuple):
+class PlanKernel(NamedTuple):
     """One step of a plan's program.
 
     Attributes:
@@ -38,7 +41,7 @@ class Kernel(NamedTuple):
     nodes: tuple[str, ...]
 
 
-class Uses(NamedTuple):
+class NodeCounts(NamedTuple):
     """What became of an operator's nodes.
 
     Attributes:
@@ -57,7 +60,7 @@ class Uses(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class SupportReport:
     """What was found.
 
     Attributes:
@@ -76,8 +79,8 @@ class Report:
     version: str
     compute_capability: str
     native: dict[str, int]
-    kernels: list[Kernel]
-    operators: dict[str, Uses]
+    kernels: list[PlanKernel]
+    operators: dict[str, NodeCounts]
     attention: dict[str, int]
     unfused: list[str]
     bytes: int
@@ -85,7 +88,7 @@ class Report:
     build_seconds: float
 
 
-def module() -> Any:
+def import_tensorrt_rtx() -> Any:
     """The module tensorrt_rtx, by either of the names that it is packaged under; raises UserError without it."""
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         try:
@@ -99,7 +102,7 @@ def module() -> Any:
     )
 
 
-def check(trt: Any, model: Path, wanted: Wanted) -> Report:
+def check(trt: Any, model: Path, wanted: BuildConfig) -> SupportReport:
     """Builds the model and looks at what became of it.
 
     Args:
@@ -111,17 +114,17 @@ def check(trt: Any, model: Path, wanted: Wanted) -> Report:
         UserError: an operator is not supported, the model cannot be built, or this version's plan cannot be read.
     """
     built = engine.build(trt, model, wanted)
-    programs = list(programs_of(memoryview(built.plan)))
+    programs = list(read_programs(memoryview(built.plan)))
     if len(programs) != len(wanted.buckets):
         raise UserError(f"the plan of {trt.__name__} {trt.__version__} is not written as that of 1.7; install 1.7")
     kinds = {node.name: node.op_type for node in onnx_check.load(model).graph.node}
-    whole, unfused = attentions(kinds, programs)
-    return Report(
+    whole, unfused = fused_attentions(kinds, programs)
+    return SupportReport(
         version=trt.__version__,
         compute_capability=wanted.compute_capability,
-        native={name: built.layers[layer] for name, layer in NATIVE.items()},
+        native={name: built.layers[layer] for name, layer in NATIVE_LAYERS.items()},
         kernels=programs[-1],
-        operators=uses(kinds, programs[-1]),
+        operators=count_nodes(kinds, programs[-1]),
         attention=dict(whole),
         unfused=unfused,
         bytes=built.plan.nbytes,
@@ -130,7 +133,7 @@ def check(trt: Any, model: Path, wanted: Wanted) -> Report:
     )
 
 
-def programs_of(plan: "memoryview | bytes") -> Iterator[list[Kernel]]:
+def read_programs(plan: "memoryview | bytes") -> Iterator[list[PlanKernel]]:
     """The kernels of each profile's program, in order; the inside of a kernel made at run time is none of its own."""
     for found in _PROGRAM.finditer(plan):
         text = found[1].decode(errors="replace")
@@ -138,15 +141,17 @@ def programs_of(plan: "memoryview | bytes") -> Iterator[list[Kernel]]:
             steps = list(_STEP.finditer(text))
             ends = [step.start() for step in steps[1:]] + [len(text)]
             yield [
-                Kernel(step[2], tuple(_NODE.findall(text[step.start() : end])))
+                PlanKernel(step[2], tuple(_NODE.findall(text[step.start() : end])))
                 for step, end in zip(steps, ends, strict=True)
                 if step[1] in KINDS
             ]
 
 
-def attentions(kinds: Mapping[str, str], programs: Sequence[Sequence[Kernel]]) -> tuple[Counter[str], list[str]]:
+def fused_attentions(
+    kinds: Mapping[str, str], programs: Sequence[Sequence[PlanKernel]]
+) -> tuple[Counter[str], list[str]]:
     """How many attentions each kernel runs whole in the last program, and those that some program runs otherwise."""
-    mixes = [name for name, kind in kinds.items() if kind in MIXES]
+    mixes = [name for name, kind in kinds.items() if kind in ATTENTION_OPERATORS]
     by = [
         {node: kernel.name for kernel in program if "mha" in kernel.name for node in kernel.nodes}
         for program in programs
@@ -155,24 +160,27 @@ def attentions(kinds: Mapping[str, str], programs: Sequence[Sequence[Kernel]]) -
     return Counter(by[-1][node] for node in mixes if node not in unfused), unfused
 
 
-def uses(kinds: Mapping[str, str], kernels: Sequence[Kernel]) -> dict[str, Uses]:
+def count_nodes(kinds: Mapping[str, str], kernels: Sequence[PlanKernel]) -> dict[str, NodeCounts]:
     """What became of the nodes of each operator, most nodes first."""
-    by: dict[str, list[Kernel]] = {name: [] for name in kinds}
+    by: dict[str, list[PlanKernel]] = {name: [] for name in kinds}
     for kernel in kernels:
         for node in set(kernel.nodes) & by.keys():
             by[node].append(kernel)
     counted = {kind: Counter(_use(by[name]) for name in kinds if kinds[name] == kind) for kind in set(kinds.values())}
-    found = {kind: Uses(count.total(), *(count[use] for use in Uses._fields[1:])) for kind, count in counted.items()}
+    found = {
+        kind: NodeCounts(count.total(), *(count[use] for use in NodeCounts._fields[1:]))
+        for kind, count in counted.items()
+    }
     return dict(sorted(found.items(), key=lambda entry: (-entry[1].nodes, entry[0])))
 
 
-def _use(kernels: Sequence[Kernel]) -> str:
+def _use(kernels: Sequence[PlanKernel]) -> str:
     if len(kernels) != 1:
         return "several" if kernels else "none"
     return "fused" if len(set(kernels[0].nodes)) > 1 else "alone"
 
 
-def told(report: Report) -> str:
+def format_report(report: SupportReport) -> str:
     """The report as text."""
     rows = [f"{kind:22} {' '.join(f'{count:7}' for count in use)}" for kind, use in report.operators.items()]
     native = ", ".join(f"{count} {name}" for name, count in report.native.items())
@@ -181,15 +189,15 @@ def told(report: Report) -> str:
             f"tensorrt_rtx {report.version} builds it for compute capability {report.compute_capability}: "
             f"{report.bytes / 1e6:,.1f} MB in {report.parse_seconds + report.build_seconds:.1f} s",
             f"native layers: {native}",
-            attention_told(report),
+            format_attention(report),
             f"{len(report.kernels)} kernels for the longest rows; what became of the graph's nodes:",
-            f"{'operator':22} {' '.join(f'{name:>7}' for name in Uses._fields)}",
+            f"{'operator':22} {' '.join(f'{name:>7}' for name in NodeCounts._fields)}",
             *rows,
         ]
     )
 
 
-def attention_told(report: Report) -> str:
+def format_attention(report: SupportReport) -> str:
     """Which attentions are one kernel, on one line."""
     whole = sum(report.attention.values())
     by = ", ".join(f"{count} by {name}" for name, count in report.attention.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.tensorrt import check, engine, refit
-from converters.tensorrt.engine import Wanted
+from converters.tensorrt.engine import BuildConfig
 from converters.verify import samples, verify
 from converters.verify.samples import Chosen
 from jaxtempl import files
@@ -40,8 +40,10 @@ def main(config: ConvertTensorrtConfig) -> None:
         raise UserError(f"{opened.folder} has an engine already; name the bundle that it was built from")
     if config.check:
         refuse_older(opened, config.compute_capability)
-        wanted = Wanted(opened.manifest["buckets"], config.max_batch_size, compute_capability=config.compute_capability)
-        print(check.told(check.check(check.module(), opened.model, wanted)))
+        wanted = BuildConfig(
+            opened.manifest["buckets"], config.max_batch_size, compute_capability=config.compute_capability
+        )
+        print(check.format_report(check.check(check.import_tensorrt_rtx(), opened.model, wanted)))
     else:
         convert(opened, config, Machine.here())
 
@@ -96,8 +98,8 @@ def _numbers(compute_capability: str) -> list[int]:
 def _built(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, folder: Path) -> dict[str, Any]:
     """Writes a new plan; the `engine` of its manifest."""
     timing = Path(config.timing_cache) if config.timing_cache else None
-    refittable = refit.refittable(opened.model)
-    wanted = Wanted(opened.manifest["buckets"], config.max_batch_size, refittable, timing)
+    refittable = refit.refittable_weights(opened.model)
+    wanted = BuildConfig(opened.manifest["buckets"], config.max_batch_size, refittable, timing)
     built = engine.build(machine.trt, opened.model, wanted)
     (folder / PLAN).write_bytes(built.plan)
     return {
@@ -106,7 +108,7 @@ def _built(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, fold
         "profiles": wanted.profiles(),
         "build_seconds": round(built.build_seconds, 1),
         "refittable": refittable,
-        **refit.digests(opened.model)._asdict(),
+        **refit.graph_digests(opened.model)._asdict(),
     }
 
 
@@ -115,7 +117,7 @@ def _refitted(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, f
     old = Bundle.open(Path(config.refit))
     tensorrt.check(old, machine)
     refit.check(old, opened)
-    plan = refit.refit(machine, old.model.read_bytes(), refit.head(opened.model))
+    plan = refit.refit(machine, old.model.read_bytes(), refit.head_weights(opened.model))
     (folder / PLAN).write_bytes(plan)
     known: Mapping[str, Any] = old.manifest["engine"]
     refittable = known["refittable"] if refit.stays_refittable(machine.trt) else []

@@ -25,7 +25,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class BuildConfig:
     """What to build.
 
     Attributes:
@@ -48,7 +48,7 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Built:
+class BuiltPlan:
     """A plan.
 
     Attributes:
@@ -64,7 +64,7 @@ class Built:
     build_seconds: float
 
 
-def build(trt: Any, model: Path, wanted: Wanted) -> Built:
+def build(trt: Any, model: Path, wanted: BuildConfig) -> BuiltPlan:
     """Builds the plan of a model.
 
     Args:
@@ -91,7 +91,7 @@ def build(trt: Any, model: Path, wanted: Wanted) -> Built:
         with files.atomic_file(wanted.timing_cache) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
-    return Built(plan, layers, parsed - start, time.perf_counter() - parsed)
+    return BuiltPlan(plan, layers, parsed - start, time.perf_counter() - parsed)
 
 
 def _parse(parser: Any, log: Any, model: Path) -> None:
@@ -105,12 +105,12 @@ def _parse(parser: Any, log: Any, model: Path) -> None:
     raise UserError(f"TensorRT does not support {': '.join([', '.join(told[:5]), *why[:1]])} in {model}")
 
 
-def _config(trt: Any, builder: Any, network: Any, wanted: Wanted) -> Any:
+def _config(trt: Any, builder: Any, network: Any, wanted: BuildConfig) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # what is float32 in the graph, the head, is meant to be
     for length in wanted.buckets:
         config.add_optimization_profile(_profile(builder, network, length, wanted.batch))
-    mark(trt, network, config, wanted.refittable)
+    mark_refittable(trt, network, config, wanted.refittable)
     if wanted.compute_capability:
         _aim(trt, config, wanted.compute_capability)
     return config
@@ -134,7 +134,7 @@ def _profile(builder: Any, network: Any, length: int, batch: int) -> Any:
     return profile
 
 
-def mark(trt: Any, network: Any, config: Any, names: Sequence[str]) -> None:
+def mark_refittable(trt: Any, network: Any, config: Any, names: Sequence[str]) -> None:
     """Lets the weights of these names be refitted, and no others; raises UserError for one that is not there."""
     if not names:
         return
@@ -203,13 +203,13 @@ def _monitor(trt: Any, show: Callable[[float], object], asked: threading.Event) 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self._phases:
                 self._phases[phase_name][1] = step + 1
-                show(share(list(self._phases.values())))
+                show(completed_share(list(self._phases.values())))
             return not asked.is_set()
 
     return Monitor()
 
 
-def share(phases: Sequence[Sequence[int]]) -> float:
+def completed_share(phases: Sequence[Sequence[int]]) -> float:
     """How much is done where each of `phases`, steps and those done, is one step of that before it."""
     whole, done = 1.0, 0.0
     for steps, finished in phases:

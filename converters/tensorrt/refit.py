@@ -19,10 +19,10 @@ from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import tensorrt
 from jaxtempl.serve.inference.tensorrt import Machine, must
 
-HEAD = ("head", "head/bias")  # the second is there where slots are padded (`--slots`), and in BERT
+HEAD_WEIGHTS = ("head", "head/bias")  # the second is there where slots are padded (`--slots`), and in BERT
 
 
-class Digests(NamedTuple):
+class GraphDigests(NamedTuple):
     """What a graph is, without the head's values.
 
     Attributes:
@@ -34,15 +34,17 @@ class Digests(NamedTuple):
     trunk: str
 
 
-def digests(model: Path) -> Digests:
+def graph_digests(model: Path) -> GraphDigests:
     """Reads an ONNX file, and one weight at a time."""
     told = onnx_check.load(model)
     graph = told.graph
     shapes = [f"{w.name} {w.data_type} {list(w.dims)}" for w in graph.initializer]
     parts = (*graph.input, *graph.output, *told.opset_import, *graph.node)
     written = (part.SerializeToString(deterministic=True) for part in parts)
-    trunk = (value for weight in graph.initializer if weight.name not in HEAD for value in _named(model, weight))
-    return Digests(_sum([*(shape.encode() for shape in shapes), *written]), _sum(trunk))
+    trunk = (
+        value for weight in graph.initializer if weight.name not in HEAD_WEIGHTS for value in _named(model, weight)
+    )
+    return GraphDigests(_sum([*(shape.encode() for shape in shapes), *written]), _sum(trunk))
 
 
 def _named(model: Path, weight: onnx.TensorProto) -> tuple[bytes, bytes]:
@@ -60,15 +62,15 @@ def _sum(parts: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def refittable(model: Path) -> list[str]:
+def refittable_weights(model: Path) -> list[str]:
     """The weights that an engine of this graph is built to have exchanged: the head's, where it has spare slots."""
     names = {weight.name for weight in onnx_check.load(model).graph.initializer}
-    return list(HEAD) if names.issuperset(HEAD) else []
+    return list(HEAD_WEIGHTS) if names.issuperset(HEAD_WEIGHTS) else []
 
 
-def head(model: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+def head_weights(model: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The head's weights by name."""
-    found = (weight for weight in onnx_check.load(model).graph.initializer if weight.name in HEAD)
+    found = (weight for weight in onnx_check.load(model).graph.initializer if weight.name in HEAD_WEIGHTS)
     return {weight.name: np.ascontiguousarray(_values(model, weight)) for weight in found}
 
 
@@ -83,7 +85,7 @@ def check(built: Bundle, new: Bundle) -> None:
     anew = f"build an engine of {new.folder} without --refit"
     if not known["refittable"]:
         raise UserError(f"the engine in {built.folder} has no spare slots, so its head is fixed (--slots): {anew}")
-    found = digests(new.model)
+    found = graph_digests(new.model)
     if found.graph != known["graph"]:
         raise UserError(
             f"{new.folder} is another graph than that of {built.folder} (size, dtype, form or number of slots): {anew}"

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from jaxtempl.bundle import bundle
 
 LABELS = "labels.txt"
-DELAY_MICROSECONDS = 1000
-WAITING = 64  # requests
+QUEUE_DELAY_MICROSECONDS = 1000
+MAX_QUEUE_SIZE = 64  # requests
 
 TEMPLATE = """\
 # How Triton serves this model. bin/convert triton wrote it with the first version and leaves it alone since: it is
@@ -95,7 +95,7 @@ WARMUP = """\
 
 
 @dataclasses.dataclass(frozen=True)
-class Serving:
+class ServingOptions:
     """What the user decides about one model.
 
     Attributes:
@@ -111,7 +111,7 @@ class Serving:
     timeout_ms: int
 
 
-def render(manifest: Mapping[str, Any], serving: Serving) -> str:
+def render(manifest: Mapping[str, Any], serving: ServingOptions) -> str:
     """The text of config.pbtxt for bundles with that manifest."""
     buckets = manifest["buckets"]
     return TEMPLATE.format(
@@ -122,9 +122,9 @@ def render(manifest: Mapping[str, Any], serving: Serving) -> str:
         slots=manifest["slots"],
         labels=LABELS,
         preferred=_joined(range(2, serving.max_batch_size + 1)),
-        delay=DELAY_MICROSECONDS,
+        delay=QUEUE_DELAY_MICROSECONDS,
         timeout=serving.timeout_ms * 1000,
-        waiting=WAITING,
+        waiting=MAX_QUEUE_SIZE,
         device=_device(manifest, serving),
         warmup=",\n".join(WARMUP.format(length=length, file=warmup_file(length)) for length in buckets),
     )
@@ -135,7 +135,7 @@ def warmup_file(length: int) -> str:
     return f"lengths-{length}"
 
 
-def _device(manifest: Mapping[str, Any], serving: Serving) -> str:
+def _device(manifest: Mapping[str, Any], serving: ServingOptions) -> str:
     if manifest["model"] == bundle.PLAN:
         return ENGINE.format(profiles=_joined(f'"{index}"' for index in range(len(manifest["buckets"]))))
     return ONNX_GPU if serving.device == "gpu" else ONNX_CPU

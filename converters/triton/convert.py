@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.triton.config import LABELS, WAITING, Serving, render, warmup_file
+from converters.triton.config import LABELS, MAX_QUEUE_SIZE, ServingOptions, render, warmup_file
 from jaxtempl import files
 from jaxtempl.bundle import bundle
 from jaxtempl.bundle.bundle import Bundle
@@ -24,7 +24,15 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.text.cases import Template
 
 CONFIG = "config.pbtxt"
-SAME = ("model", "dtype", "slots", "buckets", "window", "role_tags", "special_tokens")  # in all versions of a model
+SHARED_KEYS = (
+    "model",
+    "dtype",
+    "slots",
+    "buckets",
+    "window",
+    "role_tags",
+    "special_tokens",
+)  # in all versions of a model
 
 
 def main(config: ConvertTritonConfig) -> None:
@@ -39,14 +47,14 @@ def main(config: ConvertTritonConfig) -> None:
         raise UsageError("which bundle? pass --bundle=DIR, as bin/convert onnx or tensorrt made it")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.name):
         raise UsageError(f"--name={config.name!r} is no model's name; letters, digits, _ - and . are allowed")
-    if config.max_batch_size > WAITING:
+    if config.max_batch_size > MAX_QUEUE_SIZE:
         raise UsageError(
-            f"--max_batch_size={config.max_batch_size} is too large; as many as may wait are allowed: {WAITING}"
+            f"--max_batch_size={config.max_batch_size} is too large; as many as may wait are allowed: {MAX_QUEUE_SIZE}"
         )
     opened = Bundle.open(Path(config.bundle))
     check(opened, config)
     check_repository(config.out)
-    serving = Serving(config.name, config.device, config.max_batch_size, config.timeout_ms)
+    serving = ServingOptions(config.name, config.device, config.max_batch_size, config.timeout_ms)
     print(f"{convert(opened, serving, config.out)}: served when Triton loads {config.name} next")
 
 
@@ -96,7 +104,7 @@ def check_repository(out: Path) -> None:
         raise UserError(f"{out} {what}; name an empty or new folder, or a model repository")
 
 
-def convert(given: Bundle, serving: Serving, out: Path) -> Path:
+def convert(given: Bundle, serving: ServingOptions, out: Path) -> Path:
     """Writes the model, or the next version of the one that is there.
 
     Args:
@@ -129,7 +137,7 @@ def labels(slots: int, templates: Iterable[Template]) -> list[str]:
     return [named.get(slot, f"(padding {slot})") for slot in range(slots)]
 
 
-def _write_model(folder: Path, given: Bundle, serving: Serving) -> None:
+def _write_model(folder: Path, given: Bundle, serving: ServingOptions) -> None:
     (folder / CONFIG).write_text(render(given.manifest, serving), encoding="utf-8")
     _write_labels(folder / LABELS, [given])
     (folder / "warmup").mkdir()
@@ -176,7 +184,7 @@ def _check_fits(given: Bundle, known: Bundle, where: str) -> None:
 
 def _facts(given: Bundle) -> dict[str, Any]:
     tokenizer = given.manifest["files"]["tokenizer.json"]["sha256"]
-    return {key: given.manifest[key] for key in SAME} | {"profiles": _profiles(given), "tokenizer": tokenizer}
+    return {key: given.manifest[key] for key in SHARED_KEYS} | {"profiles": _profiles(given), "tokenizer": tokenizer}
 
 
 def _copy(given: Bundle, folder: Path) -> None:

@@ -30,7 +30,7 @@ class ConvertOnnxConfig:
     )
     dtype: Dtype = option("fp32", "of weights and activations; the head is float32 in both")
     wide_residual: bool = option(False, "keep the residual stream in float32 where --dtype=fp16")
-    form: Literal["auto", "fused", "parted", "plain"] = option(
+    form: Literal["auto", "fused", "chunked", "plain"] = option(
         "auto", "attention as one operator, in four (faster on CPUs; of auto, fp32), or as products (opset 20)"
     )
     slots: int = option(

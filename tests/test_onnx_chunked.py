@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from converters.onnx import graph as onnx_graph
-from converters.onnx.attention import PARTS
-from converters.onnx.layers import Options
+from converters.onnx.attention import CHUNKS
+from converters.onnx.layers import GraphOptions
 from jaxtempl.huggingface.mapping import Head
 from jaxtempl.models import factory
 from jaxtempl.specs.architecture import NeoXArchitecture
@@ -27,7 +27,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than parts, as many, and par
 def saved(path: Path, head: Head) -> dict[str, Any]:
     """Writes the graph of a random model, and gives its parameters."""
     params = factory.random_params(ARCHITECTURE, OUTPUTS, 0)
-    ir.save(onnx_graph.build(params, ARCHITECTURE, Options(head, form="parted")), path)
+    ir.save(onnx_graph.build(params, ARCHITECTURE, GraphOptions(head, form="chunked")), path)
     onnx.checker.check_model(path, full_check=True)
     return params
 
@@ -55,7 +55,7 @@ def test_standard_operators_an_attention_for_each_part(tmp_path: Path) -> None:
     kinds = Counter(node.op_type for node in graph.node)
     layers = ARCHITECTURE.layers
     assert {node.domain for node in graph.node} == {""}
-    assert kinds["Attention"] == PARTS * (layers - 1) + 1
+    assert kinds["Attention"] == CHUNKS * (layers - 1) + 1
     assert (kinds["RotaryEmbedding"], kinds["Gelu"], kinds["LayerNormalization"]) == (
         2 * layers,
         layers,
