@@ -48,7 +48,7 @@ def _made(folder: Path, size: str, dtype: str) -> None:
     (folder / "tokenizer.json").write_text(sizes.tokenizer_path(size).read_text())
     templates = [Template(i, f"T{i}", f"Reply number {i}", True, False, 1) for i in range(TEMPLATES)]
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
-    bundle.write(folder, _facts(size, dtype))
+    bundle.write_manifest(folder, _facts(size, dtype))
 
 
 def _facts(size: str, dtype: str) -> dict[str, Any]:

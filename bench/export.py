@@ -81,7 +81,7 @@ def _peak() -> dict[str, float]:
 
 def described(bundle: Bundle) -> dict[str, Any]:
     """Nodes, bytes and verify figures of a bundle."""
-    nodes = sum(1 for _ in onnx_check.nodes(onnx_check.load(bundle.model).graph))
+    nodes = sum(1 for _ in onnx_check.nodes(onnx_check.load_graph(bundle.model).graph))
     sizes = {name: known["bytes"] for name, known in bundle.manifest["files"].items() if name.startswith("model")}
     return {"nodes": nodes, "bytes": sizes, "verify": dict(bundle.manifest["verify"])}
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from postgres import postgres as postgres
 
 from jaxtempl.serve.events import tables
-from jaxtempl.serve.events.store import Store, Suggestion
+from jaxtempl.serve.events.store import Store, StoredSuggestion
 from jaxtempl.serve.schema import Event
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC)
@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'events.sqlite'}?timeout=0.2"
 
 
-def suggestion(**changes: Any) -> Suggestion:
+def suggestion(**changes: Any) -> StoredSuggestion:
     known: dict[str, Any] = {
         "suggestion_id": uuid.uuid4().hex,
         "at": NOON,
@@ -43,10 +43,10 @@ def suggestion(**changes: Any) -> Suggestion:
         "latency_ms": 1.7,
         "reason": None,
     }
-    return Suggestion(**{**known, **changes})
+    return StoredSuggestion(**{**known, **changes})
 
 
-def happened(of: Suggestion, **changes: Any) -> Event:
+def happened(of: StoredSuggestion, **changes: Any) -> Event:
     known: dict[str, Any] = {"event": "picked", "at": NOON + timedelta(seconds=5), "template": ODD, "position": 2}
     known.update(changes)
     return Event(suggestion_id=of.suggestion_id, **known)

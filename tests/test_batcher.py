@@ -13,7 +13,7 @@ import serving
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
 from jaxtempl.serve.batcher import Batcher, FailedError, FullError, LateError, SupersededError
-from jaxtempl.serve.inference.model import Model
+from jaxtempl.serve.inference.model import ServedModel
 from jaxtempl.serve.metrics import Metrics
 
 SLOTS = 7
@@ -50,7 +50,7 @@ class Rig:
     def __init__(self, folder: Path, batch: int = 4, queue: int = 8, timeout: float = 30.0) -> None:
         self.network, self.metrics = Network(), Metrics()
         self.network.permits.release(8)  # of warming
-        self.model = Model(Bundle.open(folder), self.network, "test").warm(2)
+        self.model = ServedModel(Bundle.open(folder), self.network, "test").warm(2)
         self.network.asked.clear()
         self.batcher = Batcher(batch, queue, timeout, self.metrics)
 

@@ -74,7 +74,7 @@ def write(folder: Path, model: onnx.ModelProto | bytes, **facts: Any) -> Path:
         for t in TEMPLATES
     ]
     files.write_json(folder / "templates.json", entries)
-    bundle.write(folder, FACTS | facts)
+    bundle.write_manifest(folder, FACTS | facts)
     return folder
 
 
@@ -210,7 +210,7 @@ def test_a_file_too_large_for_onnx_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**31 + 1)  # a hole: takes no room
     with pytest.raises(UserError, match="an ONNX file has at most"):
-        onnx_check.load(path)
+        onnx_check.load_graph(path)
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_an_engine_without_its_gpu_is_refused_in_one_line(tmp_path: Path) -> Non
     folder = write(tmp_path / "b", graph())
     (folder / "bundle.json").unlink()
     (folder / "model.onnx").rename(folder / "model.plan")
-    bundle.write(folder, FACTS | {"model": "model.plan"})
+    bundle.write_manifest(folder, FACTS | {"model": "model.plan"})
     with pytest.raises(UserError, match="run it on the machine with the GPU"):
         bundle_suggester(Bundle.open(folder))
 

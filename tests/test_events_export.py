@@ -15,10 +15,10 @@ from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.events import export as events_export
 from jaxtempl.serve.events.export import SCHEMA, __doc__, main
-from jaxtempl.serve.events.store import Suggestion
+from jaxtempl.serve.events.store import StoredSuggestion
 
 
-def fill(url: str) -> list[Suggestion]:
+def fill(url: str) -> list[StoredSuggestion]:
     """Three days: two suggestions with two events each, one with none; the last comes first."""
     answered = [suggestion(at=NOON + timedelta(days=day)) for day in range(3)]
     with opened(url) as store:

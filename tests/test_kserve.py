@@ -24,7 +24,7 @@ from jaxtempl.serve.http import kserve
 from jaxtempl.serve.schema import FieldError
 
 CANARY = "canary4711"
-ROWS = st.lists(st.text(), min_size=1, max_size=kserve.MOST_CASES)
+ROWS = st.lists(st.text(), min_size=1, max_size=kserve.MAX_CASES)
 WANTED = st.sampled_from(
     [["template"], ["probability"], ["template", "probability"], ["probability", "template"]]
 ).flatmap(
@@ -74,7 +74,7 @@ def serving(app: Starlette, port: int = 0) -> Generator[int]:
 def test_any_texts_come_as_tritonclient_sends_them(
     texts: list[str], binary: bool, tail: list[int], outputs: dict[str, bool], name: str
 ) -> None:
-    found = kserve.parse(*body_of(texts, binary, tail, request_id=name, outputs=wanted(outputs)))
+    found = kserve.parse_call(*body_of(texts, binary, tail, request_id=name, outputs=wanted(outputs)))
     assert found.cases == [text.encode() for text in texts]
     assert found.id == name
     assert list(found.outputs.items()) == list((outputs or dict.fromkeys(kserve.OUTPUTS, True)).items())
@@ -89,19 +89,19 @@ def request(**changes: Any) -> bytes:
 
 def test_nested_data_is_taken_and_what_is_unknown_ignored() -> None:
     made = request(shape=[2, 1], data=[["a"], ["b"]], parameters={"x": 1}, request={"parameters": {"priority": 2}})
-    assert kserve.parse(made, None) == ("", [b"a", b"b"], {"template": False, "probability": False})
+    assert kserve.parse_call(made, None) == ("", [b"a", b"b"], {"template": False, "probability": False})
 
 
 def test_binary_data_output_is_what_outputs_override() -> None:
     outputs = [{"name": "probability"}, {"name": "template", "parameters": {"binary_data": False}}]
     made = request(request={"parameters": {"binary_data_output": True}, "outputs": outputs})
-    assert list(kserve.parse(made, None).outputs.items()) == [("probability", True), ("template", False)]
+    assert list(kserve.parse_call(made, None).outputs.items()) == [("probability", True), ("template", False)]
 
 
 def test_a_binary_element_may_be_any_bytes_until_it_is_read() -> None:
-    found = kserve.parse(*body_of([b'{"messages": [{"role": "customer", "text": "\xff"}]}'], True))
+    found = kserve.parse_call(*body_of([b'{"messages": [{"role": "customer", "text": "\xff"}]}'], True))
     with pytest.raises(FieldError) as raised:
-        kserve.contexts(found)
+        kserve.parse_contexts(found)
     assert raised.value.field == "inputs[0].data[0]"
 
 
@@ -154,7 +154,7 @@ BINARY = {"data": None, "shape": [1], "parameters": {"binary_data_size": 5}}
 def test_what_is_wrong_is_named_and_not_told(changes: dict[str, Any], tail: bytes, field: str) -> None:
     head = request(**changes)
     with pytest.raises(FieldError) as raised:
-        kserve.parse(head + tail, str(len(head)))
+        kserve.parse_call(head + tail, str(len(head)))
     assert raised.value.field == field
     assert CANARY not in raised.value.detail
     assert len(raised.value.detail.splitlines()) == 1
@@ -163,14 +163,14 @@ def test_what_is_wrong_is_named_and_not_told(changes: dict[str, Any], tail: byte
 @pytest.mark.parametrize("length", ["", "-1", "x", "1e3", " 5", "٣", "9" * 5000, "99999", "5"])
 def test_a_lying_header_is_refused(length: str) -> None:
     with pytest.raises(FieldError):
-        kserve.parse(request(), length)
+        kserve.parse_call(request(), length)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"inputs":[{"data":', b'{"inputs":[{"data":[', b'{"x":['])
 def test_deep_nesting_is_refused(opening: bytes) -> None:
     for body in (opening * 50_000, opening + b"[" * 50_000 + b"]" * 50_000):
         with pytest.raises(FieldError):
-            kserve.parse(body, None)
+            kserve.parse_call(body, None)
 
 
 JSON = st.recursive(
@@ -185,7 +185,7 @@ LENGTHS = st.none() | st.text(max_size=5) | st.integers(0, 400).map(str)
 def only_field_errors(body: bytes, length: str | None) -> None:
     try:
         told = ""
-        kserve.contexts(kserve.parse(body, length))
+        kserve.parse_contexts(kserve.parse_call(body, length))
     except FieldError as error:
         told = f"{error.field} {error.detail}"
     assert CANARY not in told
@@ -227,12 +227,12 @@ def test_a_damaged_body_is_refused_and_nothing_else(texts: list[str], place: int
 )
 def test_a_case_that_is_wrong_is_named_by_its_place(case: bytes, field: str) -> None:
     good = b'{"messages": [{"role": "customer", "text": "a"}], "k": 3}'
-    infer = kserve.parse(*body_of([good, case], True))
+    infer = kserve.parse_call(*body_of([good, case], True))
     with pytest.raises(FieldError) as raised:
-        kserve.contexts(infer)
+        kserve.parse_contexts(infer)
     assert raised.value.field == f"inputs[0].data[1]{field}"
-    assert kserve.contexts(infer._replace(cases=[good])) == [
-        schema.Context(messages=[schema.Said("customer", "a")], k=3)
+    assert kserve.parse_contexts(infer._replace(cases=[good])) == [
+        schema.ContextRequest(messages=[schema.RequestMessage("customer", "a")], k=3)
     ]
 
 
@@ -247,9 +247,9 @@ PAIRS = st.lists(st.lists(st.tuples(st.text(), st.floats(0, 1, width=32)), max_s
 def test_answers_are_what_tritonclient_reads(
     rows: list[list[tuple[str, float]]], outputs: dict[str, bool], name: str
 ) -> None:
-    infer = kserve.Infer(name, [b""] * len(rows), outputs)
+    infer = kserve.InferCall(name, [b""] * len(rows), outputs)
     templates, numbers = ([[pair[i] for pair in row] for row in rows] for i in (0, 1))
-    body, size = kserve.answer(infer, "templates", "v1", cast("Any", templates), cast("Any", numbers))
+    body, size = kserve.encode_answer(infer, "templates", "v1", cast("Any", templates), cast("Any", numbers))
     assert (size is not None) == any(outputs.values())
     found: Any = triton.InferenceServerClient.parse_response_body(body, header_length=size)
     told = found.get_response()
@@ -272,12 +272,12 @@ async def infer(request: Request) -> Response:
     """Suggests for each case its own messages' texts, in their order; a third of that is the probability."""
     length = request.headers.get(kserve.HEADER_LENGTH)
     try:
-        asked = kserve.parse(await request.body(), length)
-        templates = [[said.text for said in context.messages[: context.k]] for context in kserve.contexts(asked)]
+        asked = kserve.parse_call(await request.body(), length)
+        templates = [[said.text for said in context.messages[: context.k]] for context in kserve.parse_contexts(asked)]
     except FieldError as error:
         return Response(json.dumps({"error": f"{error.field}: {error.detail}"}), 422)
     numbers = [[len(text) / 3 for text in row] for row in templates]
-    body, size = kserve.answer(asked, request.path_params["name"], "v1", templates, numbers)
+    body, size = kserve.encode_answer(asked, request.path_params["name"], "v1", templates, numbers)
     return Response(body, headers={} if size is None else {kserve.HEADER_LENGTH: str(size)})
 
 
@@ -287,9 +287,9 @@ def json_of(make: Callable[[Request], Any]) -> Callable[[Request], Response]:
 
 APP = Starlette(
     routes=[
-        Route("/v2", json_of(lambda _: kserve.server())),
+        Route("/v2", json_of(lambda _: kserve.server_metadata())),
         Route("/v2/health/live", json_of(lambda _: True)),
-        Route("/v2/models/{name}", json_of(lambda request: kserve.model(request.path_params["name"], "v1"))),
+        Route("/v2/models/{name}", json_of(lambda request: kserve.model_metadata(request.path_params["name"], "v1"))),
         Route("/v2/models/{name}/versions/v1/ready", json_of(lambda _: True)),
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
     ]

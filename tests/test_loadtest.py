@@ -145,7 +145,7 @@ def exchanged(url: str, due: list[float], timeout: float = 5.0) -> list[Exchange
     """What comes of requests to a server."""
 
     async def all_() -> list[Exchange]:
-        async with client.session(timeout, "") as http:
+        async with client.open_session(timeout, "") as http:
             bodies = [b'{"case_id":"%d"}' % i for i in range(len(due))]
             return await client.send_all(http, url, np.array(due), bodies, lambda: None)
 

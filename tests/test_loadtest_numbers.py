@@ -21,7 +21,7 @@ from jaxtempl.config.serving import LoadtestConfig
 from jaxtempl.loadtest import arrivals, latencies, page, report, requests
 from jaxtempl.loadtest.client import ANSWERED, Exchange
 from jaxtempl.loadtest.requests import RequestContexts
-from jaxtempl.loadtest.roofline import least_latency
+from jaxtempl.loadtest.roofline import minimum_latency
 from jaxtempl.loadtest.table4 import PAPER
 from jaxtempl.serve.schema import ModelAnswer
 from jaxtempl.specs import flops
@@ -39,7 +39,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def gaps(kind: arrivals.Arrivals, burstiness: float = 1.0) -> np.ndarray:
-    return np.diff(arrivals.times(kind, 20.0, 1000.0, burstiness, rng()))
+    return np.diff(arrivals.draw_times(kind, 20.0, 1000.0, burstiness, rng()))
 
 
 def test_poisson_gaps_are_exponential_and_independent() -> None:
@@ -58,17 +58,17 @@ def test_bursts_have_the_variance_that_was_asked_for(burstiness: float) -> None:
 
 
 def test_constant_arrivals_are_even() -> None:
-    np.testing.assert_allclose(arrivals.times("constant", 5.0, 2.0, 1.0, rng()), np.arange(10) / 5)
+    np.testing.assert_allclose(arrivals.draw_times("constant", 5.0, 2.0, 1.0, rng()), np.arange(10) / 5)
 
 
 @given(st.sampled_from(["poisson", "constant", "bursty"]), st.floats(0.01, 500), st.floats(0.01, 20), st.integers(0, 9))
 def test_arrivals_ascend_below_the_end_and_follow_the_seed(
     kind: arrivals.Arrivals, rate: float, seconds: float, seed: int
 ) -> None:
-    found = arrivals.times(kind, rate, seconds, 4.0, rng(seed))
+    found = arrivals.draw_times(kind, rate, seconds, 4.0, rng(seed))
     assert (np.diff(found) >= 0).all()
     assert ((found >= 0) & (found < seconds)).all()
-    np.testing.assert_array_equal(found, arrivals.times(kind, rate, seconds, 4.0, rng(seed)))
+    np.testing.assert_array_equal(found, arrivals.draw_times(kind, rate, seconds, 4.0, rng(seed)))
 
 
 def write(path: Path, cases: int) -> str:
@@ -131,7 +131,7 @@ def exchanges(latency: np.ndarray, rate: float, **changes: Any) -> list[Exchange
 def test_the_peak_is_of_whole_minutes_from_the_end_of_the_warm_up() -> None:
     latency = rng().gamma(4.0, 0.005, 5 * 130)
     latency[50 : 50 + 300] += 0.05  # the first minute after 10 seconds
-    made = latencies.row(5.0, exchanges(latency, 5.0), 10.0, 120.0, 100.0)
+    made = latencies.summarize_rate(5.0, exchanges(latency, 5.0), 10.0, 120.0, 100.0)
     first, second = 1000 * latency[50:350], 1000 * latency[350:]
     assert [minute["requests"] for minute in made["minutes"]] == [300, 300]
     assert made["peak_minute"]["average"] == pytest.approx(first.mean(), abs=1e-3)
@@ -143,7 +143,7 @@ def test_the_peak_is_of_whole_minutes_from_the_end_of_the_warm_up() -> None:
 
 def test_histograms_of_two_runs_add_up() -> None:
     parts = [rng(seed).gamma(2.0, 0.01, 500) for seed in (0, 1)]
-    rows = [latencies.row(5.0, exchanges(part, 5.0), 0.0, 100.0, 100.0) for part in parts]
+    rows = [latencies.summarize_rate(5.0, exchanges(part, 5.0), 0.0, 100.0, 100.0) for part in parts]
     both = HdrHistogram(1, latencies.LONGEST, 3)
     for row in rows:
         both.add(HdrHistogram.decode(base64.b64decode(row["histogram"])))
@@ -157,11 +157,11 @@ def test_histograms_of_two_runs_add_up() -> None:
 def test_a_row_is_void_when_over_a_hundredth_of_its_sends_is_late(late: int, voided: bool) -> None:
     lags = np.zeros(500)
     lags[:late] = 0.006
-    assert bool(latencies.void(lags)) == voided
+    assert bool(latencies.void_reason(lags)) == voided
 
 
 def test_a_row_without_requests_is_void() -> None:
-    made = latencies.row(0.01, [], 0.0, 60.0, 100.0)
+    made = latencies.summarize_rate(0.01, [], 0.0, 60.0, 100.0)
     assert "no request" in made["void"]
     assert made["run"] is made["in_budget"] is None
 
@@ -184,21 +184,21 @@ def test_capacity_stops_at_the_first_failure_and_passes_over_void_rows() -> None
 def test_requests_that_are_shed_are_not_within_the_budget() -> None:
     made = exchanges(np.full(300, 0.01), 5.0)
     made[0] = made[0]._replace(outcome="shed")
-    row = latencies.row(5.0, made, 0.0, 60.0, 100.0)
+    row = latencies.summarize_rate(5.0, made, 0.0, 60.0, 100.0)
     assert row["in_budget"] == 299 / 300
     found = whole([row])
     assert found["capacity"] == {"p99": 5.0, "max": None}
 
 
 def test_a_void_row_keeps_no_budget() -> None:
-    row = latencies.row(5.0, exchanges(np.full(300, 0.01), 5.0, lag=0.006), 0.0, 60.0, 100.0)
+    row = latencies.summarize_rate(5.0, exchanges(np.full(300, 0.01), 5.0, lag=0.006), 0.0, 60.0, 100.0)
     assert row["in_budget"] == 1
     assert whole([row])["capacity"] == {"p99": None, "max": None}
 
 
 def test_the_floor_is_the_greater_of_products_and_weights() -> None:
     shape = NeoXArchitecture(**sizes.read_size("410m")["architecture"])
-    found = least_latency(MODEL, {500: 3, 60: 1}, "a10", 0.0)
+    found = minimum_latency(MODEL, {500: 3, 60: 1}, "a10", 0.0)
     assert found
     operations = {length: flops.trained_context(shape, length, 640) / 3 for length in (512, 64)}
     weights = 2 * (flops.parameters(shape, embeddings=False) + 1024 * 640)
@@ -207,25 +207,25 @@ def test_the_floor_is_the_greater_of_products_and_weights() -> None:
     assert found["reading_ms"] == pytest.approx(1.009, abs=0.001)  # 606 MB at 600 GB a second
     assert operations[512] / 125e12 > reading > operations[64] / 125e12
     assert found["ms"] == pytest.approx(1000 * (3 * operations[512] / 125e12 + reading) / 4)
-    only = least_latency(MODEL, {500: 1}, "none", 1e12)
+    only = minimum_latency(MODEL, {500: 1}, "none", 1e12)
     assert only
     assert only["ms"] == pytest.approx(operations[512] / 1e9)
 
 
 def test_the_floor_of_other_dtypes_and_of_what_is_not_known() -> None:
     def of(device: fields.DeviceName = "a10", **changes: Any) -> float:
-        found = least_latency(msgspec.structs.replace(MODEL, **changes), {500: 1}, device, 0.0)
+        found = minimum_latency(msgspec.structs.replace(MODEL, **changes), {500: 1}, device, 0.0)
         return found["ms"] if found else 0.0
 
     assert of(dtype="fp32") == pytest.approx(2 * of()) == pytest.approx(4 * of(dtype="int8"))
     assert of(device="none") == of(size="") == of(size="../410m") == of(dtype="new") == 0
-    assert least_latency(MODEL, {}, "a10", 0.0) is None
-    assert least_latency(MODEL, {900: 1}, "a10", 0.0), "a window longer than any bucket is its own"
+    assert minimum_latency(MODEL, {}, "a10", 0.0) is None
+    assert minimum_latency(MODEL, {900: 1}, "a10", 0.0), "a window longer than any bucket is its own"
 
 
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
 def test_the_papers_latencies_are_above_the_floor(size: str) -> None:
-    found = least_latency(msgspec.structs.replace(MODEL, size=size), {512: 1}, "a10", 0.0)
+    found = minimum_latency(msgspec.structs.replace(MODEL, size=size), {512: 1}, "a10", 0.0)
     assert found
     assert found["ms"] < min(latency.average for latency in PAPER[size].values())
 
@@ -233,13 +233,13 @@ def test_the_papers_latencies_are_above_the_floor(size: str) -> None:
 def whole(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """A report of these rows."""
     asked = LoadtestConfig(cases="cases.jsonl", device="a10", **changes)
-    return report.report(
+    return report.build_report(
         asked,
         "2026-01-31T12:00:00+00:00",
         MODEL,
         RequestContexts([b"{}"], 1, {"not JSON": 2}),
         rows,
-        least_latency(MODEL, {500: 1}, "a10", 0.0),
+        minimum_latency(MODEL, {500: 1}, "a10", 0.0),
     )
 
 
@@ -247,10 +247,13 @@ def whole(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 def found() -> dict[str, Any]:
     """A report whose rows are one of each: errors, within the budget, above it, void, and nothing answered."""
     made = {rate: rng(rate).gamma(4.0, 0.002 * rate, 60 * rate) for rate in (1, 5, 10, 20)}
-    rows = [latencies.row(float(rate), exchanges(latency, rate), 0.0, 60.0, 100.0) for rate, latency in made.items()]
+    rows = [
+        latencies.summarize_rate(float(rate), exchanges(latency, rate), 0.0, 60.0, 100.0)
+        for rate, latency in made.items()
+    ]
     failed, late = (exchanges(made[1], 1.0, outcome="timeout", lag=lag) for lag in (0.0, 0.5))
-    return whole([latencies.row(0.5, exchanges(made[1], 1.0)[:-1] + failed[-1:], 0.0, 60.0, 100.0), *rows,
-                  latencies.row(40.0, late, 0.0, 60.0, 100.0)])  # fmt: skip
+    return whole([latencies.summarize_rate(0.5, exchanges(made[1], 1.0)[:-1] + failed[-1:], 0.0, 60.0, 100.0), *rows,
+                  latencies.summarize_rate(40.0, late, 0.0, 60.0, 100.0)])  # fmt: skip
 
 
 def test_format_of_a_report(found: dict[str, Any], tmp_path: Path) -> None:
@@ -260,7 +263,7 @@ def test_format_of_a_report(found: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_the_terminal_has_table_4(found: dict[str, Any]) -> None:
-    lines = report.table(found).splitlines()
+    lines = report.format_table(found).splitlines()
     row = found["rates"][2]
     assert lines[1].split()[:4] == ["requests/s", "average", "P99", "max"]
     shown = next(line.split() for line in lines if line.split()[0] == "5")
@@ -273,12 +276,12 @@ def test_the_terminal_has_table_4(found: dict[str, Any]) -> None:
 
 
 def test_a_fraction_of_a_minute_is_said(found: dict[str, Any]) -> None:
-    assert "the last is shorter" in report.table({**found, "minutes": 0.5})
-    assert "the last is shorter" not in report.table(found)
+    assert "the last is shorter" in report.format_table({**found, "minutes": 0.5})
+    assert "the last is shorter" not in report.format_table(found)
 
 
 def test_the_page_has_the_rows_the_paper_and_the_floor(found: dict[str, Any], tmp_path: Path) -> None:
-    page.write(found, tmp_path / "index.html")
+    page.write_page(found, tmp_path / "index.html")
     html = (tmp_path / "index.html").read_text()
     assert html.count("<svg") == 2
     for row in found["rates"][:5]:
@@ -292,7 +295,7 @@ def test_the_page_has_the_rows_the_paper_and_the_floor(found: dict[str, Any], tm
 
 
 def test_the_page_of_nothing_answered(found: dict[str, Any], tmp_path: Path) -> None:
-    page.write({**found, "rates": found["rates"][-1:], "floor": None}, tmp_path / "index.html")
+    page.write_page({**found, "rates": found["rates"][-1:], "floor": None}, tmp_path / "index.html")
     html = (tmp_path / "index.html").read_text()
     assert "<svg" not in html
     assert "not known" in html

@@ -149,7 +149,7 @@ def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatc
     params = params_of(ODD, SLOTS)
     export.save(graph.build(params, ODD, GraphOptions("template")), tmp_path)
     size = (tmp_path / "model.onnx.data").stat().st_size
-    onnx_check.check(tmp_path / "model.onnx", {"model.onnx": 0, "model.onnx.data": size})
+    onnx_check.check_onnx(tmp_path / "model.onnx", {"model.onnx": 0, "model.onnx.data": size})
     got = OnnxRuntime(tmp_path / "model.onnx")(IDS, LENGTHS)
     assert_close(got, flax_logits(params, ODD, GraphOptions("template"), LENGTHS), 5e-6)
 
@@ -160,13 +160,13 @@ def test_external_data_at_the_shape_of_2_8b(tmp_path: Path) -> None:
     a = NeoXArchitecture(**sizes.read_size("2.8b")["architecture"])
     export.save(graph.build(broadcast_params(a, 300), a, GraphOptions("template", "fp16")), tmp_path)
     data = tmp_path / "model.onnx.data"
-    onnx_check.check(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})
-    found = spans(onnx_check.load(tmp_path / "model.onnx"))
+    onnx_check.check_onnx(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})
+    found = spans(onnx_check.load_graph(tmp_path / "model.onnx"))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(found))
     weights = 2 * (2_775_208_960 - 2 * a.vocabulary * a.hidden)  # published count less both embeddings, halves
     assert found[-1][1] <= data.stat().st_size < weights + 4 * a.vocabulary * a.hidden
     assert (tmp_path / "model.onnx").stat().st_size < 10**7
-    embed = next(t for t in onnx_check.load(tmp_path / "model.onnx").graph.initializer if t.name == "embed")
+    embed = next(t for t in onnx_check.load_graph(tmp_path / "model.onnx").graph.initializer if t.name == "embed")
     stored = onnx.numpy_helper.to_array(embed, str(tmp_path))
     assert (stored[:: a.vocabulary // 7] == np.float16(0.01)).all()
     data.unlink()

@@ -43,7 +43,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "bundle.json").unlink()
     from jaxtempl.bundle import bundle
 
-    bundle.write(made, {k: v for k, v in manifest.items() if k not in ("files", "version", "kind", "format")})
+    bundle.write_manifest(made, {k: v for k, v in manifest.items() if k not in ("files", "version", "kind", "format")})
     return made
 
 

@@ -70,7 +70,7 @@ def made(out: Path, weights: Any = None, **changes: Any) -> Bundle:
         files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
         facts = {"model": "model.onnx", "head": "template", "dtype": "fp16", "window": 64, "role_tags": False}
         facts |= {"special_tokens": 0, "temperature": 1.0, "slots": 6, "buckets": BUCKETS, "run": {}, "verify": {}}
-        bundle.write(folder, facts | {"head": changes.get("head", "template")})
+        bundle.write_manifest(folder, facts | {"head": changes.get("head", "template")})
     return Bundle.open(out)
 
 
@@ -277,7 +277,7 @@ def test_an_engine_is_built_verified_and_loaded(tmp_path: Path) -> None:
     assert here.trt.network_flags == [1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)], "as 10 needs"
     kept = ("window", "slots", "temperature", "buckets", "dtype", "head", "role_tags")
     assert [found.manifest[key] for key in kept] == [opened.manifest[key] for key in kept]
-    with tensorrt.load(found, here) as loaded:
+    with tensorrt.load_engine(found, here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(opened.model, IDS, LENGTHS))
     assert (here.cuda.memory, here.cuda.streams) == ({}, 0), "all is given back"
 
@@ -300,7 +300,7 @@ def test_an_engine_that_is_another_network_is_refused_and_nothing_is_left(
 def test_rows_are_padded_to_a_profile_and_run_some_at_a_time(old: tuple[Bundle, Bundle]) -> None:
     opened, built = old
     reference = OnnxRuntime(opened.model)
-    with tensorrt.load(built, machine()) as loaded:
+    with tensorrt.load_engine(built, machine()) as loaded:
         assert (loaded.batch, loaded.lengths, loaded.slots) == (2, BUCKETS, 6)
         for length in (1, 16, 17, 64):
             ids = np.resize(IDS, (5, length))
@@ -317,7 +317,7 @@ def test_an_engine_for_another_gpu_or_version_is_refused(old: tuple[Bundle, Bund
         (("NVIDIA A10", 8, 6), "10.15.1", "NVIDIA A10 (compute capability 8.6), TensorRT 10.15.1"),
     ):
         with pytest.raises(UserError) as caught:
-            tensorrt.load(old[1], Machine.of(fake_gpu.Trt(rtx, version), fake_gpu.Cuda(*gpu)))
+            tensorrt.load_engine(old[1], Machine.of(fake_gpu.Trt(rtx, version), fake_gpu.Cuda(*gpu)))
         assert f"was built for {here}; here is {told}: build one here" in str(caught.value)
 
 
@@ -326,7 +326,7 @@ def test_a_manifest_without_sound_profiles_is_no_engine(tmp_path: Path, profiles
     here = machine()
     manifest = {"model": "model.plan", "engine": {**here.facts(), "profiles": profiles}}
     with pytest.raises(UserError, match="has no TensorRT engine"):
-        tensorrt.load(Bundle(tmp_path, manifest, []), here)
+        tensorrt.load_engine(Bundle(tmp_path, manifest, []), here)
 
 
 def test_no_gpu_and_no_package_are_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_a_new_head_in_the_old_graph_gives_the_new_logits(tmp_path: Path) -> Non
 
 def test_the_head_and_nothing_else_is_refittable_in_the_network(tmp_path: Path) -> None:
     path = model(tmp_path, fp16())
-    log = tensorrt.logger(rtx)
+    log = tensorrt.error_logger(rtx)
     builder = rtx.Builder(log)
     network = builder.create_network(0)
     parser = rtx.OnnxParser(network, log)
@@ -393,10 +393,10 @@ def test_a_refitted_engine_is_that_of_the_new_bundle(tmp_path: Path, old: tuple[
     found = Bundle.open(tmp_path / "refitted")
     assert found.manifest["engine"]["bundle"] == new.manifest["version"]
     assert found.manifest["engine"]["refitted"] == old[1].manifest["version"]
-    with tensorrt.load(found, here) as loaded:
+    with tensorrt.load_engine(found, here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(new.model, IDS, LENGTHS))
     convert.convert(old[0], asked(tmp_path, refit=str(found.folder), out=tmp_path / "again"), here)
-    with tensorrt.load(Bundle.open(tmp_path / "again"), here) as loaded:
+    with tensorrt.load_engine(Bundle.open(tmp_path / "again"), here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(old[0].model, IDS, LENGTHS))
 
 

@@ -86,7 +86,7 @@ def make(folder: Path, network: Path | None, templates: list[Template] = TEMPLAT
     (folder / "tokenizer.json").write_text((ASSETS / "nano" / "tokenizer.json").read_text())
     files.write_json(folder / "templates.json", [dataclasses.asdict(t) for t in templates])
     kind = {"model": "model.onnx"} if network else {"model": "model.plan", "engine": engine(8)}
-    bundle.write(folder, FACTS | kind | facts)
+    bundle.write_manifest(folder, FACTS | kind | facts)
     return folder
 
 

@@ -58,7 +58,7 @@ def main(config: ConvertOnnxConfig) -> None:
         written = _write_network(folder, found, step, config)
         write_tokenizer_and_templates(folder, found)
         known = manifest_facts(found, step, config) | (written.outcome.facts if written.outcome else {})
-        bundle.write(folder, known | {"verify": verification(written.figures, written.chosen)})
+        bundle.write_manifest(folder, known | {"verify": verification(written.figures, written.chosen)})
     print(f"{config.out}: {verify.said(written.figures)}")
     if written.outcome:
         print(quantize.write_report(config.out, written.outcome, f"{known['run']['name']}@{step}"))

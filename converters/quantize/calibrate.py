@@ -32,7 +32,7 @@ def absolute_maxima(
         UserError: a value is not finite.
     """
     beside = model.with_name("calibrating.onnx")  # beside it, where its external data is
-    onnx.save(_telling(onnx_check.load(model), names), beside)
+    onnx.save(_telling(onnx_check.load_graph(model), names), beside)
     network = OnnxRuntime(beside, spin=False)
     beside.unlink()
     found = np.zeros(len(names))

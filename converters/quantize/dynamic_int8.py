@@ -22,7 +22,7 @@ def quantize(model: Path, out: Path) -> None:
         model: a float32 graph; it need not fit in one file.
         out: file to write; its weights lie beside it.
     """
-    head = [node.name for node in onnx_check.load(model).graph.node if HEAD in node.input]
+    head = [node.name for node in onnx_check.load_graph(model).graph.node if HEAD in node.input]
     with _quiet():
         quantize_dynamic(
             model,

@@ -117,7 +117,7 @@ def check(trt: Any, model: Path, wanted: BuildConfig) -> SupportReport:
     programs = list(read_programs(memoryview(built.plan)))
     if len(programs) != len(wanted.buckets):
         raise UserError(f"the plan of {trt.__name__} {trt.__version__} is not written as that of 1.7; install 1.7")
-    kinds = {node.name: node.op_type for node in onnx_check.load(model).graph.node}
+    kinds = {node.name: node.op_type for node in onnx_check.load_graph(model).graph.node}
     whole, unfused = fused_attentions(kinds, programs)
     return SupportReport(
         version=trt.__version__,

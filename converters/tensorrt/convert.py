@@ -77,7 +77,7 @@ def convert(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine) -> 
             key: value for key, value in opened.manifest.items() if key not in ("format", "kind", "version", "files")
         }
         verification = {"against": ONNX, **samples.told(chosen), **verify.as_json(figures)}
-        bundle.write(folder, {**known, "model": PLAN, "engine": facts, "verify": verification})
+        bundle.write_manifest(folder, {**known, "model": PLAN, "engine": facts, "verify": verification})
     print(f"{config.out}: {verify.said(figures)}")
 
 
@@ -115,7 +115,7 @@ def _built(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, fold
 def _refitted(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, folder: Path) -> dict[str, Any]:
     """Writes an older plan with the bundle's head; the `engine` of its manifest."""
     old = Bundle.open(Path(config.refit))
-    tensorrt.check(old, machine)
+    tensorrt.check_engine(old, machine)
     refit.check(old, opened)
     plan = refit.refit(machine, old.model.read_bytes(), refit.head_weights(opened.model))
     (folder / PLAN).write_bytes(plan)

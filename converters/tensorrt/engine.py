@@ -76,7 +76,7 @@ def build(trt: Any, model: Path, wanted: BuildConfig) -> BuiltPlan:
         UserError: an operator is not supported, or no plan could be built.
         UsageError: the module does not build for that compute capability.
     """
-    log = tensorrt.logger(trt)
+    log = tensorrt.error_logger(trt)
     builder = trt.Builder(log)
     # 10 needs the flag; networks of 11 are strongly typed with or without it
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

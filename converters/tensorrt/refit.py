@@ -17,7 +17,7 @@ from jaxtempl.bundle import onnx_check
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import tensorrt
-from jaxtempl.serve.inference.tensorrt import Machine, must
+from jaxtempl.serve.inference.tensorrt import Machine, check_result
 
 HEAD_WEIGHTS = ("head", "head/bias")  # the second is there where slots are padded (`--slots`), and in BERT
 
@@ -36,7 +36,7 @@ class GraphDigests(NamedTuple):
 
 def graph_digests(model: Path) -> GraphDigests:
     """Reads an ONNX file, and one weight at a time."""
-    told = onnx_check.load(model)
+    told = onnx_check.load_graph(model)
     graph = told.graph
     shapes = [f"{w.name} {w.data_type} {list(w.dims)}" for w in graph.initializer]
     parts = (*graph.input, *graph.output, *told.opset_import, *graph.node)
@@ -64,13 +64,13 @@ def _sum(parts: Iterable[bytes]) -> str:
 
 def refittable_weights(model: Path) -> list[str]:
     """The weights that an engine of this graph is built to have exchanged: the head's, where it has spare slots."""
-    names = {weight.name for weight in onnx_check.load(model).graph.initializer}
+    names = {weight.name for weight in onnx_check.load_graph(model).graph.initializer}
     return list(HEAD_WEIGHTS) if names.issuperset(HEAD_WEIGHTS) else []
 
 
 def head_weights(model: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The head's weights by name."""
-    found = (weight for weight in onnx_check.load(model).graph.initializer if weight.name in HEAD_WEIGHTS)
+    found = (weight for weight in onnx_check.load_graph(model).graph.initializer if weight.name in HEAD_WEIGHTS)
     return {weight.name: np.ascontiguousarray(_values(model, weight)) for weight in found}
 
 
@@ -110,17 +110,17 @@ def refit(machine: Machine, plan: bytes, weights: Mapping[str, Shaped[np.ndarray
     Raises:
         UserError: TensorRT does not take them.
     """
-    trt, log = machine.trt, tensorrt.logger(machine.trt)
+    trt, log = machine.trt, tensorrt.error_logger(machine.trt)
     runtime = trt.Runtime(log)
-    loaded = must(log, runtime.deserialize_cuda_engine(plan), "load the plan")
+    loaded = check_result(log, runtime.deserialize_cuda_engine(plan), "load the plan")
     refitter = trt.Refitter(loaded, log)
     for name, values in weights.items():
-        must(log, refitter.set_named_weights(name, trt.Weights(values)), f"exchange {name}")
+        check_result(log, refitter.set_named_weights(name, trt.Weights(values)), f"exchange {name}")
     missing = refitter.get_missing_weights()
-    must(log, not missing, f"refit the plan without {', '.join(missing)}")
-    must(log, refitter.refit_cuda_engine(), "refit the plan")
+    check_result(log, not missing, f"refit the plan without {', '.join(missing)}")
+    check_result(log, refitter.refit_cuda_engine(), "refit the plan")
     flags = loaded.create_serialization_config()
     flags.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
     if stays_refittable(trt):
         flags.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
-    return must(log, loaded.serialize_with_config(flags), "write the plan")
+    return check_result(log, loaded.serialize_with_config(flags), "write the plan")

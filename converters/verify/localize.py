@@ -36,7 +36,7 @@ def first_layer(
 
 
 def _activations(model: Path, layers: list[str], row: list[int]) -> list[Float[np.ndarray, "1 L D"]]:
-    told = onnx_check.load(model)
+    told = onnx_check.load_graph(model)
     told.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in layers)
     beside = model.with_name("layers.onnx")  # beside it, where its external data is
     onnx.save(told, beside)

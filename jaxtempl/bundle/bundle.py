@@ -65,10 +65,10 @@ class Bundle:
         for name in (manifest["model"], "tokenizer.json", "templates.json"):
             if name not in listed:
                 raise UserError(f"{folder / MANIFEST} does not name {name} among its files; convert the run again")
-        if manifest["version"] != version(manifest["files"]):
+        if manifest["version"] != content_digest(manifest["files"]):
             raise UserError(f"the version in {folder / MANIFEST} is not that of its files; convert the run again")
         if manifest["model"] == ONNX:
-            onnx_check.check(folder / ONNX, listed)
+            onnx_check.check_onnx(folder / ONNX, listed)
         templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
         return cls(folder, manifest, templates)
 
@@ -83,7 +83,7 @@ class Bundle:
         return Tokenizer(self.folder / "tokenizer.json")
 
 
-def write(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Sums up the files of `folder`, which the caller holds by `files.atomic_folder`, and writes `bundle.json`.
 
     Args:
@@ -91,11 +91,11 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
         facts: the other keys of the manifest, those of KEYS without version and files at least.
     """
     listed = {p.name: {"sha256": files.sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
-    manifest = {"kind": "bundle", "version": version(listed), **facts, "files": listed}
+    manifest = {"kind": "bundle", "version": content_digest(listed), **facts, "files": listed}
     files.write_json(folder / MANIFEST, manifest)
 
 
-def version(listed: Mapping[str, Mapping[str, Any]]) -> str:
+def content_digest(listed: Mapping[str, Mapping[str, Any]]) -> str:
     """Digest of the files' names and sums."""
     named = {name: known["sha256"] for name, known in listed.items()}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]

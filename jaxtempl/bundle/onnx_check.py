@@ -15,11 +15,11 @@ from google.protobuf.message import DecodeError
 from jaxtempl import files
 from jaxtempl.errors import UserError
 
-MOST_BYTES = 2**31  # protobuf's own limit
+MAX_BYTES = 2**31  # protobuf's own limit
 STANDARD = ("", "ai.onnx")
 
 
-def check(path: Path, listed: Mapping[str, int]) -> None:
+def check_onnx(path: Path, listed: Mapping[str, int]) -> None:
     """Looks at the graph without reading its external data.
 
     Args:
@@ -31,7 +31,7 @@ def check(path: Path, listed: Mapping[str, int]) -> None:
             not listed or beyond its end; a tensor whose bytes are not as many as its shape needs; or an operator that
             is not ONNX's own.
     """
-    model = load(path)
+    model = load_graph(path)
     strange = sorted({node.domain for node in nodes(model.graph)} - set(STANDARD))
     strange += [function.name for function in model.functions]
     if strange:
@@ -40,14 +40,14 @@ def check(path: Path, listed: Mapping[str, int]) -> None:
         _check_tensor(path, tensor, listed)
 
 
-def load(path: Path) -> onnx.ModelProto:
+def load_graph(path: Path) -> onnx.ModelProto:
     """The model without its external data.
 
     Raises:
         UserError: larger than any ONNX file, or not one.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; an ONNX file has at most {MOST_BYTES:,}")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; an ONNX file has at most {MAX_BYTES:,}")
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:

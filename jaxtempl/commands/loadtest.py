@@ -12,5 +12,5 @@ def main(argv: Sequence[str]) -> None:
     """Run `bin/loadtest`."""
     config = parsing.parse(LoadtestConfig, argv)
     print(parsing.dump(config), flush=True)
-    print(report.table(run(config)))
+    print(report.format_table(run(config)))
     print(f"page: {config.out / PAGE}")

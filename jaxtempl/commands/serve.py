@@ -14,5 +14,5 @@ def main(argv: Sequence[str]) -> None:
         export.main(argv[2:])
         return
     config = parsing.parse(ServeConfig, argv)
-    print(server.resolved(config), flush=True)
+    print(server.format_config(config), flush=True)
     server.serve(config)

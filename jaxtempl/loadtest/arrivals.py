@@ -12,7 +12,7 @@ Times = Float64[np.ndarray, " N"]
 DRAWN = 1024  # gaps at a time
 
 
-def times(kind: Arrivals, rate: float, seconds: float, burstiness: float, rng: np.random.Generator) -> Times:
+def draw_times(kind: Arrivals, rate: float, seconds: float, burstiness: float, rng: np.random.Generator) -> Times:
     """The times at which requests are due.
 
     Args:

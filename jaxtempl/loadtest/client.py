@@ -18,7 +18,7 @@ from jaxtempl.loadtest.arrivals import Times
 from jaxtempl.serve.schema import ModelAnswer, SuggestAnswer
 
 ANSWERED, SHED, LATE, SUPERSEDED = "answered", "shed", "late", "superseded"
-APART: Mapping[int, str] = {  # answers that are neither suggestions nor errors, by status
+REFUSALS: Mapping[int, str] = {  # answers that are neither suggestions nor errors, by status
     HTTPStatus.TOO_MANY_REQUESTS: SHED,
     HTTPStatus.GATEWAY_TIMEOUT: LATE,
     HTTPStatus.CONFLICT: SUPERSEDED,
@@ -48,7 +48,7 @@ class Exchange(NamedTuple):
     tokens: int
 
 
-def session(timeout: float, token: str) -> aiohttp.ClientSession:
+def open_session(timeout: float, token: str) -> aiohttp.ClientSession:
     """As many connections as there are requests at a time, kept open.
 
     Args:
@@ -64,7 +64,7 @@ def session(timeout: float, token: str) -> aiohttp.ClientSession:
     )
 
 
-async def model(http: aiohttp.ClientSession, url: str) -> ModelAnswer:
+async def fetch_model(http: aiohttp.ClientSession, url: str) -> ModelAnswer:
     """What serves there.
 
     Raises:
@@ -146,7 +146,7 @@ async def _asked(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[st
     except (aiohttp.ClientError, OSError):
         return "connection broken", 0
     if response.status != HTTPStatus.OK:
-        return APART.get(response.status, f"status {response.status}"), 0
+        return REFUSALS.get(response.status, f"status {response.status}"), 0
     return _read(said)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 from jaxtyping import Float64
 
-from jaxtempl.loadtest.client import ANSWERED, APART, Exchange
+from jaxtempl.loadtest.client import ANSWERED, REFUSALS, Exchange
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 PEAKS = ("average", "p99", "max")  # what Table 4 has
@@ -22,7 +22,9 @@ LONGEST = 3_600_000_000  # microseconds that a histogram holds; three digits are
 Seconds = Float64[np.ndarray, " N"]
 
 
-def row(rate: float, exchanges: Sequence[Exchange], warmup: float, seconds: float, budget_ms: float) -> dict[str, Any]:
+def summarize_rate(
+    rate: float, exchanges: Sequence[Exchange], warmup: float, seconds: float, budget_ms: float
+) -> dict[str, Any]:
     """What is told of one rate.
 
     Args:
@@ -38,7 +40,7 @@ def row(rate: float, exchanges: Sequence[Exchange], warmup: float, seconds: floa
     lasted = max([seconds, *(exchange.due + exchange.lag - warmup for exchange in counted)])
     return {
         "rate": rate,
-        "void": void(lags),
+        "void": void_reason(lags),
         "seconds": seconds,
         **counts(counted),
         "sent_rate": _rounded(len(counted) / lasted),
@@ -58,11 +60,11 @@ def row(rate: float, exchanges: Sequence[Exchange], warmup: float, seconds: floa
 def counts(exchanges: Sequence[Exchange]) -> dict[str, Any]:
     """Requests by outcome; whatever is not an answer and not in APART is an error, counted by kind."""
     found = Counter(exchange.outcome for exchange in exchanges)
-    apart = {name: found[name] for name in (ANSWERED, *APART.values())}
+    apart = {name: found[name] for name in (ANSWERED, *REFUSALS.values())}
     return {"requests": len(exchanges), **apart, "errors": {k: n for k, n in sorted(found.items()) if k not in apart}}
 
 
-def void(lags: Seconds) -> str | None:
+def void_reason(lags: Seconds) -> str | None:
     """Why nothing is to be read from a rate: the generator, not the server, was late; None where it kept up."""
     if not len(lags):
         return "no request was due in the measured time; measure longer"

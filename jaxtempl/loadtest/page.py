@@ -8,19 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxtempl.loadtest.client import ANSWERED, LATE, SHED, SUPERSEDED
-from jaxtempl.loadtest.report import Row, errors, said
+from jaxtempl.loadtest.report import RateRow, format_errors, summary
 from jaxtempl.loadtest.table4 import PAPER, Latency
 from jaxtempl.reports import html
 from jaxtempl.reports.html import Cell, Measured, Page
 
-Report = Mapping[str, Any]
+LoadtestReport = Mapping[str, Any]
 
 
-def write(report: Report, path: Path) -> None:
+def write_page(report: LoadtestReport, path: Path) -> None:
     """Writes the page of a report."""
     model = report["model"]
     page = Page(
-        f"Load test of {model['size'] or 'a model'}, {model['dtype']} on {model['backend']}", " ".join(said(report))
+        f"Load test of {model['size'] or 'a model'}, {model['dtype']} on {model['backend']}", " ".join(summary(report))
     )
     _measured(page, report)
     _drawn(page, report)
@@ -29,7 +29,7 @@ def write(report: Report, path: Path) -> None:
     page.facts(_facts(report)).write(path)
 
 
-def _measured(page: Page, report: Report) -> None:
+def _measured(page: Page, report: LoadtestReport) -> None:
     columns = ["requests/s", "average, ms", "P99, ms", "maximum, ms", "in budget", "requests"]
     rows: list[list[Cell]] = [_row(row) for row in report["rates"]]
     page.table(
@@ -43,10 +43,10 @@ def _measured(page: Page, report: Report) -> None:
         if row["void"]:
             page.text(f"The row of {row['rate']:g} requests/s is void: {row['void']}.")
         if row["errors"]:
-            page.text(f"Errors at {row['rate']:g} requests/s: {errors(row)}.")
+            page.text(f"Errors at {row['rate']:g} requests/s: {format_errors(row)}.")
 
 
-def _row(row: Row) -> list[Cell]:
+def _row(row: RateRow) -> list[Cell]:
     return [
         Measured(f"{row['rate']:g}", "void" if row["void"] else ""),
         *_latencies(row),
@@ -59,7 +59,7 @@ def _row(row: Row) -> list[Cell]:
     ]
 
 
-def _latencies(row: Row) -> list[Cell]:
+def _latencies(row: RateRow) -> list[Cell]:
     run, peak = row["run"], row["peak_minute"]
     if not run:
         return [None] * 3
@@ -70,7 +70,7 @@ def _latencies(row: Row) -> list[Cell]:
     ]
 
 
-def _drawn(page: Page, report: Report) -> None:
+def _drawn(page: Page, report: LoadtestReport) -> None:
     kept = [row for row in report["rates"] if row["run"] and not row["void"]]
     rows = sorted(kept, key=lambda row: row["rate"])
     if rows:
@@ -79,7 +79,7 @@ def _drawn(page: Page, report: Report) -> None:
         page.figure(_p99(rows, report), "P99 beside the paper's, on an NVIDIA A10 with TensorRT in FP16.")
 
 
-def _by_rate(rows: Sequence[Row], report: Report) -> Figure:
+def _by_rate(rows: Sequence[RateRow], report: LoadtestReport) -> Figure:
     lines = {
         "maximum": ([row["run"]["max"] for row in rows], html.ORANGE, "^"),
         "P99": ([row["run"]["p99"] for row in rows], html.BLUE, "o"),
@@ -96,7 +96,7 @@ def _by_rate(rows: Sequence[Row], report: Report) -> Figure:
     return figure
 
 
-def _p99(rows: Sequence[Row], report: Report) -> Figure:
+def _p99(rows: Sequence[RateRow], report: LoadtestReport) -> Figure:
     colours = (html.ORANGE, html.GREEN, html.PURPLE)
     with html.drawing() as (figure, axes):
         for (size, paper), colour in zip(PAPER.items(), colours, strict=True):
@@ -107,11 +107,11 @@ def _p99(rows: Sequence[Row], report: Report) -> Figure:
     return figure
 
 
-def _rates(rows: Sequence[Row]) -> list[float]:
+def _rates(rows: Sequence[RateRow]) -> list[float]:
     return [row["rate"] for row in rows]
 
 
-def _finish(axes: Axes, report: Report) -> None:
+def _finish(axes: Axes, report: LoadtestReport) -> None:
     """The budget's line, and what both figures share."""
     axes.axhline(report["budget_ms"], color="#888888", linewidth=1, linestyle="--", label="budget")
     html.logarithmic(axes, "x")
@@ -120,7 +120,7 @@ def _finish(axes: Axes, report: Report) -> None:
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def _beside_paper(page: Page, report: Report) -> None:
+def _beside_paper(page: Page, report: LoadtestReport) -> None:
     both = [row for row in report["rates"] if row["rate"] in PAPER["410m"]]
     if not both:
         return
@@ -133,7 +133,7 @@ def _beside_paper(page: Page, report: Report) -> None:
     )
 
 
-def _own(row: Row) -> Cell:
+def _own(row: RateRow) -> Cell:
     if not row["run"]:
         return None
     latency = Latency(row["peak_minute"]["average"], row["run"]["p99"], row["run"]["max"])
@@ -148,7 +148,7 @@ def _joined(latency: Latency) -> str:
     return " / ".join(f"{value:.2f}" for value in latency)
 
 
-def _minutes(page: Page, report: Report) -> None:
+def _minutes(page: Page, report: LoadtestReport) -> None:
     names = ("requests", ANSWERED, "average", "p99", "max")
     rows: list[list[Cell]] = [
         [Measured(f"{row['rate']:g}"), i, *(minute.get(name) for name in names), sum(minute["errors"].values())]
@@ -159,7 +159,7 @@ def _minutes(page: Page, report: Report) -> None:
     page.table(columns, rows, f"All {len(rows):,} minutes", folded=True)
 
 
-def _facts(report: Report) -> dict[str, str]:
+def _facts(report: LoadtestReport) -> dict[str, str]:
     model, inputs, client, floor = report["model"], report["inputs"], report["client"], report["floor"]
     bursts = f", variance of the gaps {report['burstiness']:g}" if report["burstiness"] else ""
     bad = ", ".join(f"{count:,} {reason}" for reason, count in inputs["bad"].items())

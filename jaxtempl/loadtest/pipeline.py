@@ -21,9 +21,9 @@ from jaxtempl.config.serving import LoadtestConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.loadtest import arrivals, client, latencies, page, requests
 from jaxtempl.loadtest.client import ANSWERED, Exchange
-from jaxtempl.loadtest.report import KIND, report
+from jaxtempl.loadtest.report import KIND, build_report
 from jaxtempl.loadtest.requests import RequestContexts
-from jaxtempl.loadtest.roofline import least_latency
+from jaxtempl.loadtest.roofline import minimum_latency
 
 REPORT, PAGE = "report.json", "index.html"
 
@@ -41,7 +41,7 @@ def run(asked: LoadtestConfig) -> dict[str, Any]:
         found = runner.run(_measured(asked, token))
     with files.atomic_folder(asked.out, replace=asked.overwrite) as folder:
         files.write_json(folder / REPORT, found)
-        page.write(found, folder / PAGE)
+        page.write_page(found, folder / PAGE)
     return found
 
 
@@ -78,17 +78,20 @@ def _token(file: str) -> str:
 async def _measured(asked: LoadtestConfig, token: str) -> dict[str, Any]:
     _allow_connections()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    async with client.session(asked.timeout, token) as http:
-        model = await client.model(http, asked.url.rstrip("/"))
+    async with client.open_session(asked.timeout, token) as http:
+        model = await client.fetch_model(http, asked.url.rstrip("/"))
         inputs = requests.draw(asked.cases, asked.contexts, asked.seed)
         gc.collect()
         gc.freeze()  # what is there stays, and a collection that visits it all would make sends late
         tried = {rate: await _tried(http, asked, inputs, rate) for rate in dict.fromkeys(asked.rates)}
     rows = [
-        latencies.row(rate, made, asked.warmup, 60 * asked.minutes, asked.budget_ms) for rate, made in tried.items()
+        latencies.summarize_rate(rate, made, asked.warmup, 60 * asked.minutes, asked.budget_ms)
+        for rate, made in tried.items()
     ]
     answered = Counter(e.tokens for made in tried.values() for e in made if e.outcome == ANSWERED)
-    return report(asked, started, model, inputs, rows, least_latency(model, answered, asked.device, asked.flops))
+    return build_report(
+        asked, started, model, inputs, rows, minimum_latency(model, answered, asked.device, asked.flops)
+    )
 
 
 def _allow_connections() -> None:
@@ -101,7 +104,7 @@ async def _tried(http: ClientSession, asked: LoadtestConfig, inputs: RequestCont
     """All exchanges at one rate; over when the last request is answered, so that the next finds no queue."""
     rng = np.random.default_rng([asked.seed, round(1e6 * rate)])  # a rate is the same beside whatever other rates
     seconds = asked.warmup + 60 * asked.minutes
-    due = arrivals.times(asked.arrivals, rate, seconds, asked.burstiness, rng)
+    due = arrivals.draw_times(asked.arrivals, rate, seconds, asked.burstiness, rng)
     chosen = requests.order(len(inputs.messages), len(due), rng)
     bodies = requests.bodies(inputs, chosen, f"loadtest-{asked.seed}-{rate:g}")
     quiet = not sys.stderr.isatty()

@@ -19,15 +19,15 @@ from jaxtempl.serve.schema import ModelAnswer
 KIND = "loadtest"
 RULES = {"p99": 0.99, "max": 1.0}  # the share of requests that must be answered within the budget
 
-Row = Mapping[str, Any]
+RateRow = Mapping[str, Any]
 
 
-def report(
+def build_report(
     asked: LoadtestConfig,
     started: str,
     model: ModelAnswer,
     inputs: RequestContexts,
-    rows: Sequence[Row],
+    rows: Sequence[RateRow],
     floor: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """What report.json says.
@@ -63,7 +63,7 @@ def report(
     }
 
 
-def _passes(row: Row, share: float) -> bool | None:
+def _passes(row: RateRow, share: float) -> bool | None:
     """Whether enough requests were answered within the budget, unanswered ones not being so; None where it is void."""
     return None if row["void"] else row["in_budget"] >= share
 
@@ -113,7 +113,7 @@ COLUMNS = {  # of the terminal's table, with their widths
 }
 
 
-def table(found: Mapping[str, Any]) -> str:
+def format_table(found: Mapping[str, Any]) -> str:
     """The report in aligned lines, milliseconds as in the paper's Table 4."""
     model = found["model"]
     lines = [
@@ -124,15 +124,15 @@ def table(found: Mapping[str, Any]) -> str:
     for row in found["rates"]:
         lines.append(_aligned(_cells(row)))
         lines += [f"{'':10} void: {row['void']}"] if row["void"] else []
-        lines += [f"{'':10} errors: {errors(row)}"] if row["errors"] else []
-    return "\n".join([*lines, *said(found)])
+        lines += [f"{'':10} errors: {format_errors(row)}"] if row["errors"] else []
+    return "\n".join([*lines, *summary(found)])
 
 
 def _aligned(cells: Iterable[str]) -> str:
     return "".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: RateRow) -> list[str]:
     run, peak = row["run"] or {}, row["peak_minute"] or {}
     times = [peak.get("average"), run.get("p99"), run.get("max"), peak.get("p99")]
     return [
@@ -145,12 +145,12 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def errors(row: Row) -> str:
+def format_errors(row: RateRow) -> str:
     """Errors by kind."""
     return ", ".join(f"{count:,} {kind}" for kind, count in row["errors"].items())
 
 
-def said(found: Mapping[str, Any]) -> list[str]:
+def summary(found: Mapping[str, Any]) -> list[str]:
     """What the rates come to, in sentences."""
     if all(row["void"] for row in found["rates"]):
         return ["Nothing was measured: all rows are void."]

@@ -10,10 +10,16 @@ from jaxtempl.specs import architecture, flops
 from jaxtempl.specs.accelerators import ACCELERATORS
 from jaxtempl.specs.architecture import Architecture
 
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "tensorrt-int8": 1, "tensorrt-fp8": 1}  # of a weight, by a bundle's dtype
+WEIGHT_BYTES = {
+    "fp32": 4,
+    "fp16": 2,
+    "int8": 1,
+    "tensorrt-int8": 1,
+    "tensorrt-fp8": 1,
+}  # of a weight, by a bundle's dtype
 
 
-def least_latency(
+def minimum_latency(
     model: ModelAnswer, tokens: Mapping[int, int], device: DeviceName, operations: float
 ) -> dict[str, float] | None:
     """What an answer takes at least, on average: its products, or reading the weights once where that is longer.
@@ -28,7 +34,7 @@ def least_latency(
         Milliseconds with what they are made of; None where the device, the size or the dtype is not known, or there
         were no answers.
     """
-    size = BYTES.get(model.dtype)
+    size = WEIGHT_BYTES.get(model.dtype)
     shape = _shape(model.size)
     if not tokens or size is None or shape is None or (device == "none" and not operations):
         return None

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtempl.serve import logs
-from jaxtempl.serve.inference.model import Model
+from jaxtempl.serve.inference.model import ServedModel
 from jaxtempl.serve.metrics import Metrics
 
 
@@ -65,7 +65,7 @@ class FailedError(RefusedError):
         super().__init__("the model failed on this request")
 
 
-class Place:
+class QueueEntry:
     """A request's place in the queue, from before its window is read until its batch begins.
 
     Attributes:
@@ -80,7 +80,7 @@ class Place:
 
     def __init__(self, deadline: float, case: str | None, answer: "asyncio.Future[np.ndarray]") -> None:
         self.deadline, self.case, self.answer = deadline, case, answer
-        self.model: Model | None = None
+        self.model: ServedModel | None = None
         self.ids: Sequence[int] = ()
         self.bucket = 0
         self.ready = 0.0
@@ -98,9 +98,9 @@ class Batcher:
 
     def __init__(self, batch: int, queue: int, timeout: float, metrics: Metrics) -> None:
         self._most, self._queue, self._timeout, self._metrics = batch, queue, timeout, metrics
-        self._waiting: dict[Place, None] = {}  # in order of coming
-        self._cases: dict[str, Place] = {}
-        self._running: list[Place] = []
+        self._waiting: dict[QueueEntry, None] = {}  # in order of coming
+        self._cases: dict[str, QueueEntry] = {}
+        self._running: list[QueueEntry] = []
         self._free_at = 0.0  # when the batch that is computed is expected to end
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "network")
@@ -111,12 +111,12 @@ class Batcher:
         """Requests in the queue."""
         return len(self._waiting)
 
-    def uses(self, model: Model) -> bool:
+    def uses(self, model: ServedModel) -> bool:
         """Whether a request of this model waits or is computed."""
         return any(place.model is model for place in (*self._waiting, *self._running))
 
     @contextlib.contextmanager
-    def place(self, case: str | None) -> Generator[Place]:
+    def place(self, case: str | None) -> Generator[QueueEntry]:
         """A place in the queue; leaving the block gives it up where it has not been computed.
 
         Raises:
@@ -127,7 +127,7 @@ class Batcher:
         after = self._expected(loop.time())
         if len(self._waiting) >= self._queue or after > self._timeout:
             raise FullError(max(math.ceil(after), 1))
-        place = Place(loop.time() + self._timeout, case, loop.create_future())
+        place = QueueEntry(loop.time() + self._timeout, case, loop.create_future())
         timer = loop.call_at(place.deadline, self._refuse, place, LateError())
         self._waiting[place] = None
         if case is not None:
@@ -140,7 +140,7 @@ class Batcher:
             if not place.answer.cancel() and not place.answer.cancelled():
                 place.answer.exception()  # looked at, so that asyncio does not complain of one that nobody awaits
 
-    async def logits(self, place: Place, model: Model, ids: Sequence[int]) -> Float[np.ndarray, " S"]:
+    async def logits(self, place: QueueEntry, model: ServedModel, ids: Sequence[int]) -> Float[np.ndarray, " S"]:
         """What the model says of a window; waits for its turn.
 
         Raises:
@@ -167,13 +167,13 @@ class Batcher:
         if older is not None:
             self._refuse(older, SupersededError())
 
-    def _refuse(self, place: Place, error: RefusedError) -> None:
+    def _refuse(self, place: QueueEntry, error: RefusedError) -> None:
         """Ends a request with an error; one that is being computed only stops waiting for it."""
         self._leave(place)
         if not place.answer.done():
             place.answer.set_exception(error)
 
-    def _leave(self, place: Place) -> None:
+    def _leave(self, place: QueueEntry) -> None:
         """Out of the queue."""
         self._waiting.pop(place, None)
         if place.case is not None and self._cases.get(place.case) is place:
@@ -193,7 +193,7 @@ class Batcher:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _take(self) -> list[Place]:
+    def _take(self) -> list[QueueEntry]:
         """The oldest that can be answered in time and all that can go with it; they leave the queue."""
         now = asyncio.get_running_loop().time()
         for place in list(self._waiting):
@@ -206,7 +206,7 @@ class Batcher:
             self._metrics.took("wait", now - place.ready)
         return batch
 
-    async def _run(self, batch: list[Place]) -> None:
+    async def _run(self, batch: list[QueueEntry]) -> None:
         model, bucket = batch[0].model, batch[0].bucket
         assert model
         loop = asyncio.get_running_loop()
@@ -218,14 +218,14 @@ class Batcher:
             _answer(batch, logits)
         except Exception as error:  # whatever it is, it is these requests' and no other's
             self._metrics.failures.inc()
-            logs.say("batch failed", logging.ERROR, error, rows=len(batch))
+            logs.log_event("batch failed", logging.ERROR, error, rows=len(batch))
             for place in batch:
                 self._refuse(place, FailedError())
         finally:
             self._running, self._free_at = [], 0.0
 
 
-def _best(waiting: Iterable[Place], now: float) -> list[Place]:
+def _best(waiting: Iterable[QueueEntry], now: float) -> list[QueueEntry]:
     """Of those whose windows are read, who can be answered in time; if nobody can, the newest, who has most of it left.
 
     Under more load than can be borne the oldest are always about to be late; to compute them would make others late.
@@ -235,7 +235,7 @@ def _best(waiting: Iterable[Place], now: float) -> list[Place]:
     return able or ready[-1:]
 
 
-def _answer(batch: Sequence[Place], logits: Float[np.ndarray, "B S"]) -> None:
+def _answer(batch: Sequence[QueueEntry], logits: Float[np.ndarray, "B S"]) -> None:
     """Hands out the rows; one that is not finite fails alone."""
     for place, row in zip(batch, logits, strict=True):
         if place.answer.done():

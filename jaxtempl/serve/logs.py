@@ -22,13 +22,13 @@ MOMENT = 0.1  # seconds whose lines are written together
 DEPTH = 5  # places of an exception that are told, the innermost
 
 
-def say(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
+def log_event(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
     """Logs an event with its fields; `error` by kind and place."""
-    told = {"error": type(error).__name__, "at": places(error)} if error else {}
+    told = {"error": type(error).__name__, "at": frames(error)} if error else {}
     LOGGER.log(level, event, extra={"fields": {**fields, **told}})
 
 
-def places(error: BaseException) -> list[str]:
+def frames(error: BaseException) -> list[str]:
     """Where an exception was raised, innermost last: file, line and function."""
     frames = traceback.extract_tb(error.__traceback__)[-DEPTH:]
     return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
@@ -41,7 +41,7 @@ class JsonLines(logging.Formatter):
         """Its fixed text, its fields, and of an exception kind and place."""
         fields: dict[str, Any] = getattr(record, "fields", {})
         error = record.exc_info[1] if record.exc_info else None
-        told = {"error": type(error).__name__, "at": places(error)} if error else {}
+        told = {"error": type(error).__name__, "at": frames(error)} if error else {}
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -88,7 +88,7 @@ class _Gathered(logging.Handler):
 
 
 @contextmanager
-def written() -> Generator[None]:
+def write_json_logs() -> Generator[None]:
     """Everything that is logged inside the block is written, whoever logs it; from warnings on for libraries."""
     handler, root = _Gathered(), logging.getLogger()
     before = root.handlers, root.level

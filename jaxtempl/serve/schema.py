@@ -19,14 +19,14 @@ Folder = Annotated[
 EventName = Literal["shown", "picked", "edited", "dismissed", "searched", "freehand"]
 
 
-class Said(msgspec.Struct, frozen=True, gc=False):
+class RequestMessage(msgspec.Struct, frozen=True, gc=False):
     """One message of a case."""
 
     role: Role
     text: str
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class SuggestInput(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of the model: messages, oldest first, and which suggestions are wanted.
 
     Attributes:
@@ -37,20 +37,20 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         threshold: probability of the best one below which nothing is suggested.
     """
 
-    messages: Annotated[list[Said], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[RequestMessage], msgspec.Meta(min_length=1)]
     advocate_id: Id | None = None
     k: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
     allowed: list[str] | None = None
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
-class Context(Asked, frozen=True, kw_only=True):
+class ContextRequest(SuggestInput, frozen=True, kw_only=True):
     """An element of KServe's input `case`; without a case_id it supersedes nothing."""
 
     case_id: Id | None = None
 
 
-class SuggestRequest(Asked, frozen=True, kw_only=True):
+class SuggestRequest(SuggestInput, frozen=True, kw_only=True):
     """POST /v1/suggest: a newer request of a case supersedes the one that waits."""
 
     case_id: Id
@@ -158,11 +158,11 @@ class FieldError(Exception):
         self.field, self.detail = field, detail
 
 
-Request = TypeVar("Request", bound=msgspec.Struct)
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 _decoders: dict[type[Any], "msgspec.json.Decoder[Any]"] = {}
 
 
-def decode(kind: type[Request], body: bytes) -> Request:
+def decode(kind: type[RequestT], body: bytes) -> RequestT:
     """A request out of JSON; keys that it does not know are ignored.
 
     Raises:

@@ -36,11 +36,11 @@ def serve(asked: ServeConfig) -> None:
     # A window is tokenized in less time than it takes to hand parts of it to other cores, which the network may have.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     sys.setswitchinterval(SWITCH)
-    with listening(asked.host, asked.port) as listener, logs.written():
+    with listen(asked.host, asked.port) as listener, logs.write_json_logs():
         _run(asked, listener)
 
 
-def listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket at that address; raises UserError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -82,7 +82,7 @@ def _run(asked: ServeConfig, listener: socket.socket) -> None:
     server.run(sockets=[listener])
     if failed:
         raise failed[0]
-    logs.say("stopped", logging.INFO)
+    logs.log_event("stopped", logging.INFO)
 
 
 def _tell(asked: ServeConfig, listener: socket.socket) -> None:
@@ -92,7 +92,7 @@ def _tell(asked: ServeConfig, listener: socket.socket) -> None:
     print(f"{Path(asked.bundle)} is served at {address} (console: {address}/console); Ctrl-C ends it", flush=True)
 
 
-def resolved(asked: ServeConfig) -> str:
+def format_config(asked: ServeConfig) -> str:
     """The settings as YAML; the store's without its password."""
-    lines = parsing.dump(asked).replace(asked.store, tables.shown(asked.store))
+    lines = parsing.dump(asked).replace(asked.store, tables.redact_url(asked.store))
     return lines.rstrip("\n")

@@ -13,12 +13,20 @@ from typing import NamedTuple
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve import logs
-from jaxtempl.serve.batcher import Batcher, Place, RefusedError
-from jaxtempl.serve.events.store import Store, Suggestion
-from jaxtempl.serve.inference.model import Model, opened
+from jaxtempl.serve.batcher import Batcher, QueueEntry, RefusedError
+from jaxtempl.serve.events.store import Store, StoredSuggestion
+from jaxtempl.serve.inference.model import ServedModel, open_model
 from jaxtempl.serve.inference.ranking import Suggestion as Ranked
 from jaxtempl.serve.metrics import Metrics
-from jaxtempl.serve.schema import Asked, Context, Event, FieldError, SuggestAnswer, Suggested, SuggestRequest
+from jaxtempl.serve.schema import (
+    ContextRequest,
+    Event,
+    FieldError,
+    SuggestAnswer,
+    Suggested,
+    SuggestInput,
+    SuggestRequest,
+)
 from jaxtempl.text.cases import Message
 
 INLINE = 8_000  # characters that are tokenized on the event loop, in some 3 ms; more are in a thread
@@ -40,7 +48,7 @@ class BusyError(Exception):
         super().__init__("another change of the model is under way; try again when it is done")
 
 
-class Found(NamedTuple):
+class ServedSuggestions(NamedTuple):
     """What was found for one context.
 
     Attributes:
@@ -67,10 +75,10 @@ class Service:
     """
 
     def __init__(self, asked: ServeConfig, store: Store, metrics: Metrics) -> None:
-        self.model: Model | None = None
+        self.model: ServedModel | None = None
         self.metrics = metrics
         self._asked, self._store = asked, store
-        self._previous: Model | None = None
+        self._previous: ServedModel | None = None
         self._changing = asyncio.Lock()
         self._timeout = asked.timeout_ms / 1000
         self._batcher = Batcher(asked.max_batch_size, asked.queue, self._timeout, metrics)
@@ -99,7 +107,7 @@ class Service:
         self._store.suggested(_record(asked, answer))
         return answer
 
-    async def find(self, asked: Context | SuggestRequest) -> Found:
+    async def find(self, asked: ContextRequest | SuggestRequest) -> ServedSuggestions:
         """What is suggested for a context; raises as `suggest`."""
         try:
             return await self._find(asked)
@@ -126,10 +134,10 @@ class Service:
             raise BusyError
         async with self._changing:
             try:
-                new = await asyncio.to_thread(opened, folder, self._asked)
+                new = await asyncio.to_thread(open_model, folder, self._asked)
             except UserError as error:
                 self.metrics.reloads.labels("refused").inc()
-                logs.say("bundle refused", logging.WARNING, why=str(error))
+                logs.log_event("bundle refused", logging.WARNING, why=str(error))
                 raise
             retired, self._previous = self._previous, self.model
             self._serve(new, "reloaded" if self._previous else "loaded")
@@ -165,7 +173,7 @@ class Service:
             if model:
                 model.close()
 
-    async def _find(self, asked: Context | SuggestRequest) -> Found:
+    async def _find(self, asked: ContextRequest | SuggestRequest) -> ServedSuggestions:
         began = time.perf_counter()
         model = self.model
         if model is None:
@@ -182,25 +190,25 @@ class Service:
         self.metrics.took("rank", time.perf_counter() - computed)
         self.metrics.took("total", time.perf_counter() - began)
         self.metrics.suggestions.labels("none" if reason else "some").inc()
-        return Found(suggestions, reason, model.version, len(ids), dropped)
+        return ServedSuggestions(suggestions, reason, model.version, len(ids), dropped)
 
-    def _serve(self, model: Model, how: str) -> None:
+    def _serve(self, model: ServedModel, how: str) -> None:
         self.model = model
         self.metrics.serves(model.version)
         self.metrics.reloads.labels(how).inc()
-        logs.say(f"model {how}", version=model.version, bundle=str(model.folder))
+        logs.log_event(f"model {how}", version=model.version, bundle=str(model.folder))
         late = {str(length): round(1000 * pace) for length, pace in model.pace.items() if pace > self._timeout}
         if late:
-            logs.say("windows of these lengths take longer than --timeout_ms", logging.WARNING, milliseconds=late)
+            logs.log_event("windows of these lengths take longer than --timeout_ms", logging.WARNING, milliseconds=late)
 
-    async def _close(self, model: Model) -> None:
+    async def _close(self, model: ServedModel) -> None:
         """Closes a model that nobody can go back to, once its last request has been computed."""
         while self._batcher.uses(model):
             await asyncio.sleep(0.01)
         await asyncio.to_thread(model.close)
 
 
-async def _window(model: Model, messages: Sequence[Message], place: Place) -> tuple[list[int], int]:
+async def _window(model: ServedModel, messages: Sequence[Message], place: QueueEntry) -> tuple[list[int], int]:
     """The window; a long one is read in a thread. Raises what the place is lost by, as soon as it is."""
     if sum(len(message.text) for message in messages) <= INLINE:
         return model.reader.read(messages)
@@ -211,7 +219,7 @@ async def _window(model: Model, messages: Sequence[Message], place: Place) -> tu
     return reading.result()
 
 
-def _chosen(best: list[Ranked], asked: Asked) -> tuple[list[Ranked], str | None]:
+def _chosen(best: list[Ranked], asked: SuggestInput) -> tuple[list[Ranked], str | None]:
     """What is suggested of the best, and why nothing is."""
     if not best:
         return [], "none of the allowed templates is known and active"
@@ -220,8 +228,8 @@ def _chosen(best: list[Ranked], asked: Asked) -> tuple[list[Ranked], str | None]
     return best, None
 
 
-def _record(asked: SuggestRequest, answer: SuggestAnswer) -> Suggestion:
-    return Suggestion(
+def _record(asked: SuggestRequest, answer: SuggestAnswer) -> StoredSuggestion:
+    return StoredSuggestion(
         suggestion_id=answer.suggestion_id,
         at=datetime.now(UTC),
         case_id=asked.case_id,

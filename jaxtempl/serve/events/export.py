@@ -81,7 +81,7 @@ class Exported(NamedTuple):
 def main(argv: Sequence[str]) -> None:
     """`bin/serve events export`."""
     asked = parsing.parse(ServeEventsExportConfig, argv)
-    store = tables.shown(asked.store)
+    store = tables.redact_url(asked.store)
     print(parsing.dump(dataclasses.replace(asked, store=store)), flush=True)  # a password is not for the screen
     since, until = _day("since", asked.since), _day("until", asked.until)
     if since and until and since >= until:
@@ -101,7 +101,7 @@ def export(url: str, path: Path, since: datetime | None = None, until: datetime 
     engine = tables.open_to_read(url)
     try:
         with (
-            tables.told(engine),
+            tables.database_errors(engine),
             engine.connect() as connection,
             files.atomic_file(path) as temporary,
         ):

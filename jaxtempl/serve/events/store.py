@@ -41,7 +41,7 @@ class StoreUnavailableError(Exception):
     """An event could not be committed now; the client sends it again, which is safe whatever became of it."""
 
 
-class Suggestion(msgspec.Struct, frozen=True, kw_only=True):
+class StoredSuggestion(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of an answer.
 
     Attributes:
@@ -108,7 +108,7 @@ class Store:
             UserError: it is no such URL, or the database cannot be opened.
         """
         self._engine = tables.open_to_write(url)
-        self._queue: deque[Suggestion | _Waiting] = deque()
+        self._queue: deque[StoredSuggestion | _Waiting] = deque()
         self._hurry = threading.Event()
         self._lost = False  # whether the database was away when it was last tried
         self._end = float("inf")  # when the writer gives up; finite once the store is being closed
@@ -121,7 +121,7 @@ class Store:
         """Records in the queue."""
         return len(self._queue)
 
-    def suggested(self, record: Suggestion) -> None:
+    def suggested(self, record: StoredSuggestion) -> None:
         """Keeps what was answered, soon; it neither waits nor raises, and counts what it must drop."""
         if self._full():
             self.dropped += 1
@@ -181,11 +181,11 @@ class Store:
             if self._lost:
                 return
 
-    def _take(self, most: int) -> list[Suggestion | _Waiting]:
+    def _take(self, most: int) -> list[StoredSuggestion | _Waiting]:
         return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
 
-    def _write(self, group: Sequence[Suggestion | _Waiting]) -> None:
-        suggestions = [msgspec.structs.asdict(record) for record in group if isinstance(record, Suggestion)]
+    def _write(self, group: Sequence[StoredSuggestion | _Waiting]) -> None:
+        suggestions = [msgspec.structs.asdict(record) for record in group if isinstance(record, StoredSuggestion)]
         events = [record for record in group if isinstance(record, _Waiting)]
         try:
             with self._engine.begin() as connection:
@@ -194,12 +194,12 @@ class Store:
             self._failed(group, error)
             return
         if self._lost:
-            logs.say("the event store is reached again", logging.WARNING)
+            logs.log_event("the event store is reached again", logging.WARNING)
         self._lost = False
         for event in events:
             event.settle(event.row["suggestion_id"] in known)
 
-    def _failed(self, group: Sequence[Suggestion | _Waiting], error: Exception) -> None:
+    def _failed(self, group: Sequence[StoredSuggestion | _Waiting], error: Exception) -> None:
         """Nothing of the group is written: the database is away, or one record is at fault, which is then found."""
         if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
             self._away(group, error)
@@ -209,31 +209,31 @@ class Store:
             for record in group:
                 self._write([record])
 
-    def _away(self, group: Sequence[Suggestion | _Waiting], error: DBAPIError) -> None:
+    def _away(self, group: Sequence[StoredSuggestion | _Waiting], error: DBAPIError) -> None:
         """Suggestions wait for the database in their order; events are their clients' to send again."""
         if not self._lost:
             why = first_line(error.orig or error)
-            logs.say("the event store cannot be reached", logging.WARNING, why=why)
+            logs.log_event("the event store cannot be reached", logging.WARNING, why=why)
         self._lost = True
         self._queue.extendleft(reversed(self._fail([*group, *self._take(len(self._queue))])))
 
-    def _fail(self, records: Sequence[Suggestion | _Waiting]) -> list[Suggestion]:
+    def _fail(self, records: Sequence[StoredSuggestion | _Waiting]) -> list[StoredSuggestion]:
         """Answers the events among the records, and returns the suggestions."""
         for record in records:
             if isinstance(record, _Waiting):
                 record.settle(StoreUnavailableError(AWAY))
-        return [record for record in records if isinstance(record, Suggestion)]
+        return [record for record in records if isinstance(record, StoredSuggestion)]
 
-    def _refuse(self, record: Suggestion | _Waiting, error: Exception) -> None:
+    def _refuse(self, record: StoredSuggestion | _Waiting, error: Exception) -> None:
         if isinstance(record, _Waiting):
             record.settle(FieldError("", "the event store cannot hold what the event says"))
         else:
             self.dropped += 1
-            logs.say("the event store refuses a suggestion", logging.ERROR, error)
+            logs.log_event("the event store refuses a suggestion", logging.ERROR, error)
 
-    def _end_with(self, left: Sequence[Suggestion | _Waiting]) -> None:
+    def _end_with(self, left: Sequence[StoredSuggestion | _Waiting]) -> None:
         lost = len(self._fail(left))
         self.dropped += lost
         if lost:
-            logs.say("suggestions are lost: the event store was away until the end", logging.ERROR, count=lost)
+            logs.log_event("suggestions are lost: the event store was away until the end", logging.ERROR, count=lost)
         self._engine.dispose()

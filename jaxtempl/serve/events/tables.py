@@ -111,7 +111,7 @@ def open_to_read(url: str) -> sa.Engine:
 
 
 @contextlib.contextmanager
-def told(engine: sa.Engine) -> Generator[str]:
+def database_errors(engine: sa.Engine) -> Generator[str]:
     """Yields the database's name; what the database then says against it is the user's to read, in one line.
 
     Raises:
@@ -125,7 +125,7 @@ def told(engine: sa.Engine) -> Generator[str]:
         raise UserError(f"{name} cannot be used: {why}; is --store as it should be?") from None
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL for people to read: without its password, and without its parameters, which may hold another.
 
     Raises:
@@ -207,7 +207,7 @@ def _engine(parsed: sa.URL, settings: Mapping[str, Sequence[str]]) -> sa.Engine:
 def _opened(engine: sa.Engine, check: Callable[[sa.Connection, str], None]) -> None:
     """Connects for the first time."""
     try:
-        with told(engine) as name, engine.begin() as connection:
+        with database_errors(engine) as name, engine.begin() as connection:
             check(connection, name)
     except UserError:
         engine.dispose()

@@ -16,16 +16,23 @@ from jaxtempl.config.serving import ServeConfig
 from jaxtempl.serve import schema
 from jaxtempl.serve.console import page
 from jaxtempl.serve.events.store import Store
-from jaxtempl.serve.http import kserve as http_kserve
 from jaxtempl.serve.http import reference
 from jaxtempl.serve.http.auth import Tokens
-from jaxtempl.serve.http.kserve import HEADER_LENGTH, answer, contexts, parse, placed, server
-from jaxtempl.serve.http.middleware import Boundary, body, reply, unless_left
-from jaxtempl.serve.http.openapi import MODEL, ONE, VERSION, document
-from jaxtempl.serve.inference.model import Model
+from jaxtempl.serve.http.kserve import (
+    HEADER_LENGTH,
+    encode_answer,
+    locate_error,
+    model_metadata,
+    parse_call,
+    parse_contexts,
+    server_metadata,
+)
+from jaxtempl.serve.http.middleware import Boundary, json_response, read_body, run_until_disconnect
+from jaxtempl.serve.http.openapi import MODEL, MODEL_PATH, VERSION_PATH, document
+from jaxtempl.serve.inference.model import ServedModel
 from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import Event, FieldError, Reload, SuggestRequest
-from jaxtempl.serve.service import Found, NotReadyError, Service
+from jaxtempl.serve.service import NotReadyError, ServedSuggestions, Service
 
 YEARS = (1970, 2200)  # of an event
 
@@ -82,7 +89,7 @@ class App:
 
     def routes(self) -> Sequence[BaseRoute]:
         """What is answered."""
-        model = ONE, VERSION
+        model = MODEL_PATH, VERSION_PATH
         return [
             Route("/v1/suggest", self.suggest, methods=["POST"]),
             Route("/v1/events", self.events, methods=["POST"]),
@@ -107,7 +114,7 @@ class App:
     async def suggest(self, request: Request) -> Response:
         """POST /v1/suggest."""
         asked = schema.decode(SuggestRequest, await self._body(request))
-        return reply(await unless_left(request, self._service.suggest(asked)))
+        return json_response(await run_until_disconnect(request, self._service.suggest(asked)))
 
     async def events(self, request: Request) -> Response:
         """POST /v1/events; the answer comes when the event is committed."""
@@ -115,37 +122,37 @@ class App:
         if not YEARS[0] <= event.at.year < YEARS[1]:
             raise FieldError("at", f"is not of the years {YEARS[0]} to {YEARS[1]}")
         await self._service.keep(event)
-        return reply({"kept": True})
+        return json_response({"kept": True})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/model."""
-        return reply(self._model().facts())
+        return json_response(self._model().facts())
 
     async def templates(self, request: Request) -> Response:
         """GET /v1/templates."""
-        return reply(self._model().templates())
+        return json_response(self._model().templates())
 
     async def reload(self, request: Request) -> Response:
         """POST /admin/reload."""
         asked = schema.decode(Reload, await self._body(request) or b"{}")
         folder = Path(asked.bundle) if asked.bundle else self._model().folder
         try:
-            return reply({"model_version": await self._service.load(folder)})
+            return json_response({"model_version": await self._service.load(folder)})
         except OSError as error:
             raise FieldError("bundle", f"cannot be read: {error.strerror}") from None
 
     async def rollback(self, request: Request) -> Response:
         """POST /admin/rollback."""
-        return reply({"model_version": await self._service.rollback()})
+        return json_response({"model_version": await self._service.rollback()})
 
     async def livez(self, request: Request) -> Response:
         """GET /livez: the process answers."""
-        return reply({"live": True})
+        return json_response({"live": True})
 
     async def readyz(self, request: Request) -> Response:
         """GET /readyz: every length has been run once."""
         self._model()
-        return reply({"ready": True})
+        return json_response({"ready": True})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
@@ -153,7 +160,7 @@ class App:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return reply(self._openapi)
+        return json_response(self._openapi)
 
     async def docs(self, request: Request) -> Response:
         """GET /docs."""
@@ -161,38 +168,38 @@ class App:
 
     async def kserve(self, request: Request) -> Response:
         """GET /v2."""
-        return reply(server())
+        return json_response(server_metadata())
 
     async def kserve_model(self, request: Request) -> Response:
         """GET /v2/models/templates."""
-        return reply(http_kserve.model(MODEL, self._version(request)))
+        return json_response(model_metadata(MODEL, self._version(request)))
 
     async def kserve_ready(self, request: Request) -> Response:
         """GET /v2/models/templates/ready."""
         self._version(request)
-        return reply({"ready": True})
+        return json_response({"ready": True})
 
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/templates/infer."""
         self._version(request)
-        asked = parse(await self._body(request), request.headers.get(HEADER_LENGTH))
-        finding = (self._case(index, context) for index, context in enumerate(contexts(asked)))
-        found = await unless_left(request, _all(finding))
+        asked = parse_call(await self._body(request), request.headers.get(HEADER_LENGTH))
+        finding = (self._case(index, context) for index, context in enumerate(parse_contexts(asked)))
+        found = await run_until_disconnect(request, _all(finding))
         templates = [[each.template for each in row.suggestions] for row in found]
         probabilities = [[each.probability for each in row.suggestions] for row in found]
-        raw, head = answer(asked, MODEL, found[0].version, templates, probabilities)
+        raw, head = encode_answer(asked, MODEL, found[0].version, templates, probabilities)
         if head is None:
             return Response(raw, media_type="application/json")
         return Response(raw, 200, {HEADER_LENGTH: str(head)}, "application/octet-stream")
 
-    async def _case(self, index: int, context: schema.Context) -> Found:
+    async def _case(self, index: int, context: schema.ContextRequest) -> ServedSuggestions:
         """What is found for an element of KServe's input; a field that is wrong is told with its place."""
         try:
             return await self._service.find(context)
         except FieldError as error:
-            raise placed(index, error) from None
+            raise locate_error(index, error) from None
 
-    def _model(self) -> Model:
+    def _model(self) -> ServedModel:
         if self._service.model is None:
             raise NotReadyError
         return self._service.model
@@ -205,10 +212,10 @@ class App:
         return version
 
     async def _body(self, request: Request) -> bytes:
-        return await body(request, self._asked.max_body, self._asked.timeout_ms / 1000)
+        return await read_body(request, self._asked.max_body, self._asked.timeout_ms / 1000)
 
 
-async def _all(finding: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
+async def _all(finding: Iterable[Coroutine[Any, Any, ServedSuggestions]]) -> list[ServedSuggestions]:
     """All or none; they begin together, so that one model answers them."""
     tasks = [asyncio.ensure_future(each) for each in finding]
     try:

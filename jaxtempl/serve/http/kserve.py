@@ -20,10 +20,10 @@ from jaxtempl.serve.schema import FieldError
 
 INPUT = "case"
 OUTPUTS = {"template": "BYTES", "probability": "FP32"}
-MOST_CASES = 64  # of a request
+MAX_CASES = 64  # of a request
 HEADER_LENGTH = "Inference-Header-Content-Length"  # the HTTP header that says where the JSON ends and the binary begins
 
-Value = TypeVar("Value", str, float)
+ElementT = TypeVar("ElementT", str, float)
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -107,7 +107,7 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     outputs: list[Tensor]
 
 
-class Infer(NamedTuple):
+class InferCall(NamedTuple):
     """A request that is as it must be.
 
     Attributes:
@@ -121,19 +121,19 @@ class Infer(NamedTuple):
     outputs: dict[str, bool]
 
 
-def server() -> ServerMetadata:
+def server_metadata() -> ServerMetadata:
     """What this server is."""
     return ServerMetadata("jaxtempl", jaxtempl.__version__, ["binary_tensor_data"])
 
 
-def model(name: str, version: str) -> ModelMetadata:
+def model_metadata(name: str, version: str) -> ModelMetadata:
     """What the model takes and gives."""
     inputs = [Tensor(INPUT, "BYTES", [-1])]
     outputs = [Tensor(output, datatype, [-1, -1]) for output, datatype in OUTPUTS.items()]
     return ModelMetadata(name, [version], "jaxtempl_bundle", inputs, outputs)
 
 
-def parse(body: bytes, header_length: str | None) -> Infer:
+def parse_call(body: bytes, header_length: str | None) -> InferCall:
     """A request out of a body that is not compressed.
 
     Args:
@@ -145,21 +145,21 @@ def parse(body: bytes, header_length: str | None) -> Infer:
     """
     end = len(body) if header_length is None else _header_end(header_length, len(body))
     request = schema.decode(InferRequest, body[:end])
-    return Infer(request.id, _cases(request.inputs, body[end:]), _wanted(request))
+    return InferCall(request.id, _cases(request.inputs, body[end:]), _wanted(request))
 
 
-def contexts(infer: Infer) -> list[schema.Context]:
+def parse_contexts(infer: InferCall) -> list[schema.ContextRequest]:
     """What is asked in each case; raises FieldError, with the case's place, where one is not as it must be."""
     return [_context(index, case) for index, case in enumerate(infer.cases)]
 
 
-def placed(index: int, error: FieldError) -> FieldError:
+def locate_error(index: int, error: FieldError) -> FieldError:
     """What is wrong in a case, told with the case's place."""
     return FieldError(f"inputs[0].data[{index}].{error.field}".rstrip("."), error.detail)
 
 
-def answer(
-    infer: Infer,
+def encode_answer(
+    infer: InferCall,
     model_name: str,
     version: str,
     templates: Sequence[Sequence[str]],
@@ -202,8 +202,8 @@ def _cases(inputs: list[Input], tail: bytes) -> list[bytes]:
     given = inputs[0]
     if given.datatype != "BYTES":
         raise FieldError("inputs[0].datatype", "must be BYTES")
-    if given.shape[1:] not in ([], [1]) or not given.shape or not 1 <= given.shape[0] <= MOST_CASES:
-        raise FieldError("inputs[0].shape", f"must be [N] or [N, 1], N from 1 to {MOST_CASES}")
+    if given.shape[1:] not in ([], [1]) or not given.shape or not 1 <= given.shape[0] <= MAX_CASES:
+        raise FieldError("inputs[0].shape", f"must be [N] or [N, 1], N from 1 to {MAX_CASES}")
     if (given.parameters.binary_data_size or 0) != len(tail):
         raise FieldError("inputs[0].parameters.binary_data_size", f"must be the {len(tail)} bytes after the JSON")
     if (given.data is None) == (given.parameters.binary_data_size is None):
@@ -251,13 +251,13 @@ def _check(field: str, output: RequestedOutput) -> None:
             raise FieldError(f"{field}.parameters.{name}", "is not supported; leave it out")
 
 
-def _context(index: int, case: bytes) -> schema.Context:
+def _context(index: int, case: bytes) -> schema.ContextRequest:
     try:
-        return schema.decode(schema.Context, case)
+        return schema.decode(schema.ContextRequest, case)
     except FieldError as error:
-        raise placed(index, error) from None
+        raise locate_error(index, error) from None
 
 
-def _filled(rows: Sequence[Sequence[Value]], fill: Value) -> list[Value]:
+def _filled(rows: Sequence[Sequence[ElementT]], fill: ElementT) -> list[ElementT]:
     """All rows one after another, each as long as the longest."""
     return list(itertools.chain.from_iterable(zip(*itertools.zip_longest(*rows, fillvalue=fill), strict=True)))

@@ -26,7 +26,7 @@ from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import ErrorAnswer, FieldError
 from jaxtempl.serve.service import BusyError, NotReadyError
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 STATUS: Mapping[type[Exception], int] = {
     FieldError: 422,
     SupersededError: 409,
@@ -78,7 +78,7 @@ class Boundary:
         except Exception as error:  # the last place: a client gets JSON, whatever it is
             if status:
                 raise
-            await failure(error, request_id)(scope, receive, told)
+            await error_response(error, request_id)(scope, receive, told)
         self._tell(scope, status, time.perf_counter() - began, request_id)
 
     def _admit(self, path: str, authorizations: Sequence[bytes]) -> None:
@@ -95,7 +95,7 @@ class Boundary:
         self._metrics.answers.labels(route, str(status)).inc()
         if route not in QUIET or status >= 400:
             milliseconds = round(1000 * seconds, 3)
-            logs.say("answered", route=route, status=status, milliseconds=milliseconds, request_id=request_id)
+            logs.log_event("answered", route=route, status=status, milliseconds=milliseconds, request_id=request_id)
 
 
 def _request_id(given: str) -> str:
@@ -103,26 +103,26 @@ def _request_id(given: str) -> str:
     return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(16)
 
 
-def failure(error: Exception, request_id: str) -> Response:
+def error_response(error: Exception, request_id: str) -> Response:
     """An error as an answer; one that nobody expected is logged, and its words stay here."""
     if isinstance(error, HTTPException):
-        return reply(ErrorAnswer(error.detail, None, request_id), error.status_code, error.headers)
+        return json_response(ErrorAnswer(error.detail, None, request_id), error.status_code, error.headers)
     status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
     if status == 500 and not isinstance(error, RefusedError):
-        logs.say("unexpected error", logging.ERROR, error, request_id=request_id)
-        return reply(ErrorAnswer("an error of the server's own; its log has more", None, request_id), 500)
+        logs.log_event("unexpected error", logging.ERROR, error, request_id=request_id)
+        return json_response(ErrorAnswer("an error of the server's own; its log has more", None, request_id), 500)
     field = error.field or None if isinstance(error, FieldError) else None
     after = error.after if isinstance(error, FullError) else RETRY_SECONDS
     headers = {"Retry-After": str(after)} if status in (429, 503) else None
-    return reply(ErrorAnswer(str(error) or "the client has gone", field, request_id), status, headers)
+    return json_response(ErrorAnswer(str(error) or "the client has gone", field, request_id), status, headers)
 
 
-def reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A value as JSON."""
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-async def body(request: Request, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """All of a request's body.
 
     Raises:
@@ -148,7 +148,7 @@ async def body(request: Request, most: int, seconds: float) -> bytes:
     return b"".join(pieces)
 
 
-async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """What `work` comes to; it is cancelled when the client goes before.
 
     Raises:

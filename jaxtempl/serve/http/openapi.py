@@ -50,8 +50,8 @@ class Operation(NamedTuple):
 
 SUGGESTS = (*READS, 409, 429, 500, 503, 504)
 MODEL = "templates"  # the name of the one model in KServe's paths
-ONE = f"/v2/models/{MODEL}"
-VERSION = ONE + "/versions/{version}"
+MODEL_PATH = f"/v2/models/{MODEL}"
+VERSION_PATH = MODEL_PATH + "/versions/{version}"
 LISTS = list[TemplateAnswer], list[dict[str, Any]]
 OPERATIONS = (
     Operation("post", "/v1/suggest", "The templates most likely to come next.", SuggestRequest, SuggestAnswer,
@@ -73,7 +73,7 @@ OPERATIONS = (
     Operation("get", "/v2/health/ready", "KServe v2: as /readyz.", None, dict, (503,)),
     *(
         operation
-        for path in (ONE, VERSION)
+        for path in (MODEL_PATH, VERSION_PATH)
         for operation in (
             Operation("get", path, "KServe v2: the model.", None, kserve.ModelMetadata, (404, 503), "bearer"),
             Operation("get", f"{path}/ready", "KServe v2: whether it is ready.", None, dict, (404, 503), "bearer"),

@@ -93,7 +93,7 @@ class OnnxRuntime:
         """The session goes with its last user."""
 
 
-class Fake:
+class FakeNetwork:
     """No network: logits that are made up from the ids alone, after a given time; what serves is measured with it."""
 
     def __init__(self, slots: int, milliseconds: float = 0.0) -> None:
@@ -112,16 +112,16 @@ class Fake:
         """It holds nothing."""
 
 
-def of_bundle(bundle: Bundle) -> Network:
+def load_network(bundle: Bundle) -> Network:
     """The bundle's TensorRT engine on this machine's GPU, or its graph in ONNX Runtime on the CPU.
 
     Raises:
         UserError: the engine is not for this machine, or ONNX Runtime cannot run the graph.
     """
-    return OnnxRuntime(onnx_model(bundle)) if bundle.model.name == ONNX else tensorrt.load(bundle, Machine.here())
+    return OnnxRuntime(onnx_path(bundle)) if bundle.model.name == ONNX else tensorrt.load_engine(bundle, Machine.here())
 
 
-def onnx_model(bundle: Bundle) -> Path:
+def onnx_path(bundle: Bundle) -> Path:
     """The bundle's graph; raises UserError where it has an engine in its place."""
     if bundle.model.name != ONNX:
         raise UserError(f"{bundle.folder} has an engine and no graph; serve it with --backend=tensorrt")

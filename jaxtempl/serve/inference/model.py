@@ -15,15 +15,15 @@ from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import suggester
-from jaxtempl.serve.inference.backends import Fake, Network, OnnxRuntime, onnx_model
-from jaxtempl.serve.inference.tensorrt import Machine, load
+from jaxtempl.serve.inference.backends import FakeNetwork, Network, OnnxRuntime, onnx_path
+from jaxtempl.serve.inference.tensorrt import Machine, load_engine
 from jaxtempl.serve.inference.triton import Triton
 from jaxtempl.serve.schema import ModelAnswer, TemplateAnswer
 
 SMOOTHING = 0.2  # share of the newest batch in a length's pace
 
 
-class Model:
+class ServedModel:
     """What answers: immutable but for `pace`, so that two can serve beside each other.
 
     Attributes:
@@ -64,7 +64,7 @@ class Model:
         self.pace[bucket] = each + (1 - SMOOTHING) * (self.pace.get(bucket, each) - each)
         return logits
 
-    def warm(self, most: int) -> "Model":
+    def warm(self, most: int) -> "ServedModel":
         """Runs every length with one row and with `most`; raises UserError where a logit is not finite."""
         for bucket in self._buckets:
             for rows in dict.fromkeys((most, 1)):
@@ -111,7 +111,7 @@ def _buckets(bundle: Bundle) -> list[int]:
     return sorted(found)
 
 
-def opened(folder: Path, asked: ServeConfig) -> Model:
+def open_model(folder: Path, asked: ServeConfig) -> ServedModel:
     """A bundle's model, checked, loaded and warm.
 
     Raises:
@@ -119,16 +119,16 @@ def opened(folder: Path, asked: ServeConfig) -> Model:
     """
     bundle = Bundle.open(folder)
     suggester.check_head(bundle)
-    return Model(bundle, _network(bundle, asked), asked.backend).warm(asked.max_batch_size)
+    return ServedModel(bundle, _network(bundle, asked), asked.backend).warm(asked.max_batch_size)
 
 
 def _network(bundle: Bundle, asked: ServeConfig) -> Network:
     if asked.backend == "fake":
-        return Fake(bundle.manifest["slots"], asked.fake_ms)
+        return FakeNetwork(bundle.manifest["slots"], asked.fake_ms)
     if asked.backend == "tensorrt":
-        return load(bundle, Machine.here())
+        return load_engine(bundle, Machine.here())
     if asked.backend == "triton":
         return Triton(asked.triton, asked.triton_model, bundle, asked.timeout_ms / 1000)
     device = "cuda" if asked.backend == "cuda" else "cpu"
     # Without spinning: the threads would take the cores that requests are read with.
-    return OnnxRuntime(onnx_model(bundle), asked.threads, spin=False, device=device)
+    return OnnxRuntime(onnx_path(bundle), asked.threads, spin=False, device=device)

@@ -60,7 +60,7 @@ def bundle_suggester(bundle: Bundle) -> Suggester:
             its templates are retired.
     """
     check_head(bundle)
-    network = backends.of_bundle(bundle)
+    network = backends.load_network(bundle)
 
     def score(ids: Sequence[int]) -> Float[np.ndarray, " S"]:
         return network(np.array([ids], np.int32), np.array([len(ids)], np.int32))[0]

@@ -49,7 +49,7 @@ class Machine:
     @classmethod
     def of(cls, trt: Any, cuda: Any) -> "Machine":
         """The machine that these modules find; raises UserError without a GPU."""
-        properties = done(cuda, cuda.cudaGetDeviceProperties(done(cuda, cuda.cudaGetDevice())))
+        properties = check_cuda(cuda, cuda.cudaGetDeviceProperties(check_cuda(cuda, cuda.cudaGetDevice())))
         return cls(trt, cuda, properties.name.decode(), f"{properties.major}.{properties.minor}")
 
     def facts(self) -> dict[str, str]:
@@ -57,7 +57,7 @@ class Machine:
         return {"gpu": self.gpu, "compute_capability": self.compute_capability, "tensorrt": self.trt.__version__}
 
 
-def done(cuda: Any, answer: Sequence[Any]) -> Any:
+def check_cuda(cuda: Any, answer: Sequence[Any]) -> Any:
     """The result of a call of CUDA's runtime, which comes after its error; raises UserError for an error."""
     error, *result = answer
     if int(error):
@@ -66,7 +66,7 @@ def done(cuda: Any, answer: Sequence[Any]) -> Any:
     return result[0] if result else None
 
 
-def logger(trt: Any) -> Any:
+def error_logger(trt: Any) -> Any:
     """A logger of TensorRT's that prints nothing; `errors` has what went wrong, a line each."""
 
     class Logger(trt.ILogger):
@@ -81,24 +81,24 @@ def logger(trt: Any) -> Any:
     return Logger()
 
 
-def must(log: Any, result: Any, what: str) -> Any:
+def check_result(log: Any, result: Any, what: str) -> Any:
     """What TensorRT answered; raises UserError with its last error where that is nothing."""
     if not result:
         raise UserError(f"TensorRT cannot {what}: {log.errors[-1] if log.errors else 'it says no more'}")
     return result
 
 
-def load(opened: Bundle, machine: Machine) -> "Engine":
+def load_engine(opened: Bundle, machine: Machine) -> "Engine":
     """The engine of a bundle.
 
     Raises:
         UserError: no engine is in it, or it was built for another GPU or TensorRT.
     """
-    check(opened, machine)
+    check_engine(opened, machine)
     return Engine(machine, opened.model.read_bytes(), opened.manifest["engine"]["profiles"])
 
 
-def check(opened: Bundle, machine: Machine) -> None:
+def check_engine(opened: Bundle, machine: Machine) -> None:
     """Raises UserError unless the bundle's engine was built by this TensorRT for this kind of GPU."""
     built: Any = opened.manifest.get("engine")
     if opened.manifest["model"] != PLAN or not _sound(built):
@@ -145,7 +145,7 @@ class Engine:
         Raises:
             UserError: TensorRT does not take the plan, or the GPU's memory is short.
         """
-        self._cuda, self._log = machine.cuda, logger(machine.trt)
+        self._cuda, self._log = machine.cuda, error_logger(machine.trt)
         self._runtime = machine.trt.Runtime(self._log)
         self._engine = self._must(self._runtime.deserialize_cuda_engine(plan), "load the plan")
         self._context = self._must(self._engine.create_execution_context(), "run the plan")
@@ -219,7 +219,7 @@ class Engine:
         self._call("cudaMemcpyAsync", to, source, size, getattr(self._cuda.cudaMemcpyKind, way), self._stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        return done(self._cuda, getattr(self._cuda, name)(*arguments))
+        return check_cuda(self._cuda, getattr(self._cuda, name)(*arguments))
 
     def _must(self, result: Any, what: str) -> Any:
-        return must(self._log, result, what)
+        return check_result(self._log, result, what)

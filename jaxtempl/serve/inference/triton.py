@@ -21,13 +21,13 @@ from jaxtempl.serve.http.kserve import HEADER_LENGTH, InferAnswer, ModelMetadata
 from jaxtempl.serve.schema import ErrorAnswer
 
 
-class Config(msgspec.Struct, frozen=True):
+class TritonModelConfig(msgspec.Struct, frozen=True):
     """What is read of a model's configuration: most rows of one request."""
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
-Facts = TypeVar("Facts", ModelMetadata, Config)
+MetadataT = TypeVar("MetadataT", ModelMetadata, TritonModelConfig)
 
 
 class Triton:
@@ -51,7 +51,7 @@ class Triton:
         self._connection = http.client.HTTPConnection(_checked(address), timeout=timeout)
         try:
             self._hold_to(bundle, self._facts("", ModelMetadata))
-            self._batch = self._facts("/config", Config).max_batch_size
+            self._batch = self._facts("/config", TritonModelConfig).max_batch_size
         except UserError:
             self.close()
             raise
@@ -81,7 +81,7 @@ class Triton:
             )
         return logits
 
-    def _facts(self, path: str, kind: type[Facts]) -> Facts:
+    def _facts(self, path: str, kind: type[MetadataT]) -> MetadataT:
         """What the server says of the model."""
         status, _, body = self._send("GET", path)
         if status != 200:
