@@ -63,9 +63,9 @@ class Case(NamedTuple):
 def _cases(platform: str) -> Iterator[Case]:
     """Every flash attention that a training there can be given."""
     for dtype, head_dim in itertools.product((jnp.bfloat16, jnp.float16), HEAD_DIMS):
-        kernel = flash_attention.choose(platform, head_dim, dtype)
+        kernel = flash_attention.choose_kernel(platform, head_dim, dtype)
         for documents in (False, True):
-            if kernel != "xla" and flash_attention.serves(kernel, LENGTH, documents):
+            if kernel != "xla" and flash_attention.supports(kernel, LENGTH, documents):
                 yield Case(kernel, head_dim, dtype, documents)
 
 

@@ -46,7 +46,7 @@ def make(folder: Path, size: str) -> None:
     facts = {"phase": "finetune", "size": size, "length": 512, "role_tags": False, "datasets": {f"{folder}/data": ""}}
     made = run.create(folder / "run", "", a, tokenizer, templates, facts)
     made.checkpoints.save(1, "study", factory.random_params(a, TEMPLATES, 0), None, {"step": 1})
-    made.checkpoints.finish()
+    made.checkpoints.wait()
 
 
 def convert(folder: Path, size: str, dtype: Any) -> dict[str, Any]:

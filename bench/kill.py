@@ -23,7 +23,7 @@ import numpy as np
 from bench import common
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.prepare import pipeline
-from jaxtempl.runs.checkpoint import SUMS
+from jaxtempl.runs.checkpoint import SUMS_FOLDER
 from jaxtempl.runs.run import Run
 from jaxtempl.synthetic import generator
 
@@ -112,7 +112,7 @@ def phase(out: Path) -> dict[str, Any]:
     left = sorted((out / "checkpoints").glob(".*.partial*"))
     if not left:
         return {"phase": "training", "step": max(told(out), default=0)}
-    committing = any((path / SUMS).exists() or (path / "manifest.json").exists() for path in left)
+    committing = any((path / SUMS_FOLDER).exists() or (path / "manifest.json").exists() for path in left)
     return {"phase": "committing" if committing else "writing", "step": int(left[-1].name.split(".")[1])}
 
 

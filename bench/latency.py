@@ -132,7 +132,7 @@ def _summary(found: dict[str, Any], length: int, measured: dict[str, Any], size:
     ratios = {name: _median_ratio(own, seconds[BASE]) for name, own in seconds.items()}
     least = {name: min(own) / min(seconds[BASE]) for name, own in seconds.items()}
     quarters = statistics.quantiles(seconds[BASE], n=4)
-    operations = flops.trained_context(steps.architecture(size), length, classifiers.SLOTS) / 3  # forward alone
+    operations = flops.per_context(steps.architecture(size), length, classifiers.SLOTS) / 3  # forward alone
     return {
         "milliseconds": {name: 1000 * statistics.median(own) for name, own in seconds.items()},
         "ratios": ratios,

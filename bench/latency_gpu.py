@@ -149,7 +149,7 @@ def _line(row: dict[str, Any], rows: int, milliseconds: float) -> str:
 def operations(size: str) -> float:
     """Of one row: 335, 1,288 and 2,663 G at 410m, 1.4b and 2.8b, the last block counted whole, no head."""
     a = steps.architecture(size)
-    return LENGTH * (flops.trained_token(a, LENGTH) / 3 - 2 * a.hidden * a.vocabulary)
+    return LENGTH * (flops.per_token(a, LENGTH) / 3 - 2 * a.hidden * a.vocabulary)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class Results:
             row["peak_bytes"] = max(known["peak_bytes"], row["peak_bytes"])
             row["rounds"] += known["rounds"]
         row["tokens_per_second"] = UPDATE * LENGTH / statistics.median(row["seconds"])
-        operations = row["tokens_per_second"] * flops.trained_token(steps.architecture(setting.size), LENGTH)
+        operations = row["tokens_per_second"] * flops.per_token(steps.architecture(setting.size), LENGTH)
         peak = flops.peak([row["device"]])
         row["mfu"] = operations / peak if peak else None
         return row

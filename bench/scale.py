@@ -71,22 +71,22 @@ def _piece(size: str, machine: Machine, rows: int, remat: Remat) -> MicrobatchSh
     asked = AdaptConfig(
         size=size, batch_size=BATCH, gradient_accumulation_steps=count, remat=remat, devices=machine.devices
     )
-    return estimate.microbatch_of(asked, _architecture(size), machine.device, LENGTH)
+    return estimate.plan_microbatch(asked, _architecture(size), machine.device, LENGTH)
 
 
 def held(size: str, machine: Machine, piece: MicrobatchShape) -> DeviceMemory:
     """Bytes of a device."""
-    return memory.by_formula(_architecture(size), piece, machine.device.lanes)
+    return memory.formula_memory(_architecture(size), piece, machine.device.lanes)
 
 
 def fits(device: Accelerator, held: DeviceMemory) -> bool:
     """Whether that leaves a device the room that it should."""
-    return held.total <= ROOM * estimate.usable(device, ENVIRONMENT)[0]
+    return held.total <= ROOM * estimate.usable_memory(device, ENVIRONMENT)[0]
 
 
 def days(size: str, machine: Machine) -> float:
     """Of Table 1 at SHARE of the machine's peak."""
-    operations = STEPS * BATCH * LENGTH * flops.trained_token(_architecture(size), LENGTH)
+    operations = STEPS * BATCH * LENGTH * flops.per_token(_architecture(size), LENGTH)
     return operations / (SHARE * machine.device.peak * machine.devices) / 86_400
 
 

@@ -267,7 +267,7 @@ def foretold(run: Path, size: str) -> dict[str, Any]:
 
 
 def _cell(outlook: Outlook, made: study.Study, cell: Cell) -> dict[str, Any]:
-    parameters = flops.parameters(study.architecture_of(cell.size), embeddings=False)
+    parameters = flops.parameter_count(study.architecture_of(cell.size), embeddings=False)
     point = Point(parameters, made.tokens(cell.size, cell.step), cell.labels)
     return {name: value._asdict() for name, value in outlook.at(point).items()}
 

@@ -41,7 +41,7 @@ def faults(program: str, shapes: Any, rows: int, length: int, shape: MeshShape) 
     stacks = {leaf.shape for leaf in jax.tree.leaves(shapes["blocks"]) if leaf.ndim > 2}
     whole = [f"a stack of layers is whole: {sizes}" for sizes in {s for _, s in hlo.arrays(program)} & stacks]
     # Of more rows than a device's own.
-    tokens = {rows // n * length for n in range(1, shape.rows) if shape.rows % n == 0}
+    tokens = {rows // n * length for n in range(1, shape.row_shards) if shape.row_shards % n == 0}
     told = []
     for found in hlo.collectives(program):
         if found.kind in UNWANTED:
@@ -59,8 +59,8 @@ def measure(architecture: NeoXArchitecture, shape: MeshShape) -> dict[str, Any]:
     """One mesh's row of the report; ends the run when something promised does not hold."""
     mesh = make_mesh(shape)
     computed, updated = (
-        compiled_step.gradient(architecture, mesh, ROWS, LENGTH),
-        compiled_step.update(architecture, mesh),
+        compiled_step.compile_gradient(architecture, mesh, ROWS, LENGTH),
+        compiled_step.compile_update(architecture, mesh),
     )
     shapes = factory.abstract_params(architecture, architecture.vocabulary)
     wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)

@@ -22,7 +22,7 @@ from jaxtempl.config.sizes import read_size
 from jaxtempl.models.scan import Remat
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.planning import compiled_step
-from jaxtempl.planning.compiled_step import Program
+from jaxtempl.planning.compiled_step import CompiledProgram
 from jaxtempl.specs.accelerators import ACCELERATORS
 from jaxtempl.specs.architecture import NeoXArchitecture
 
@@ -74,20 +74,20 @@ def splash(program: str) -> dict[str, int]:
 def measure(case: Case) -> dict[str, Any]:
     """One row of the report."""
     start = time.perf_counter()
-    devices = compiled_step.described(case.slice)
+    devices = compiled_step.describe_slice(case.slice)
     shape = MeshShape(1, len(devices), 1)
     mesh = make_mesh(shape, devices)
     architecture = NeoXArchitecture(**read_size(case.size)["architecture"])
     row = {**case._asdict(), "devices": len(devices), "state_bytes": compiled_step.state_bytes(architecture, shape)}
-    gradient = compiled_step.gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
-    update = compiled_step.update(architecture, mesh)
+    gradient = compiled_step.compile_gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
+    update = compiled_step.compile_update(architecture, mesh)
     row |= {"gradient": _told(gradient), "update": _told(update), "splash": splash(gradient.text)}
     row["held_bytes"] = held(row["state_bytes"], gradient, update)
     row["fits"] = row["held_bytes"] < ACCELERATORS[case.chip].memory
     return {**row, "seconds": round(time.perf_counter() - start)}
 
 
-def held(state: int, gradient: Program, update: Program) -> int:
+def held(state: int, gradient: CompiledProgram, update: CompiledProgram) -> int:
     """The most that a device holds at a time: its state, and what a microbatch or an update needs beside it.
 
     The gradient of the batch so far is a part of the state, that of the microbatch is not.
@@ -95,7 +95,7 @@ def held(state: int, gradient: Program, update: Program) -> int:
     return state + max(gradient.outputs + gradient.temporary, update.temporary)
 
 
-def _told(program: Program) -> dict[str, Any]:
+def _told(program: CompiledProgram) -> dict[str, Any]:
     return {
         "argument_bytes": program.arguments,
         "output_bytes": program.outputs,

@@ -48,7 +48,7 @@ def temporary(vocabulary: int) -> Iterator[tuple[str, int]]:
     }
     for name in LOSSES:
         with changes[name]:
-            yield name, compiled_step.gradient(architecture, mesh, ROWS, LENGTH).temporary
+            yield name, compiled_step.compile_gradient(architecture, mesh, ROWS, LENGTH).temporary
 
 
 def page(results: dict[str, Any]) -> str:
@@ -74,7 +74,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             "Apart from the head and its gradient, the chunked loss holds no array of more than "
             f"{cross_entropy.CHUNK_LOGITS['cpu']:,} numbers on a CPU, "
-            f"or {cross_entropy.ELSEWHERE:,} on an accelerator.",
+            f"or {cross_entropy.DEFAULT_CHUNK_LOGITS:,} on an accelerator.",
             "",
             common.described(results["machine"]),
             "",

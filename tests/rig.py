@@ -51,7 +51,7 @@ class Rig:
 
     def fresh(self) -> TrainState:
         params = factory.random_params(tiny.ARCHITECTURE, tiny.ARCHITECTURE.vocabulary, 0)
-        return initial_state(params, self.optimizer, MESH, precision.loss_scale(self.dtype))
+        return initial_state(params, self.optimizer, MESH, precision.initial_loss_scale(self.dtype))
 
     def fit(
         self,

@@ -28,7 +28,7 @@ def row(
 ) -> dict[str, Any]:
     """A cell's, its figures by laws with a noise of 0.2 %."""
     a = architecture_of(size)
-    n, d = flops.parameters(a, embeddings=False), step * 8192
+    n, d = flops.parameter_count(a, embeddings=False), step * 8192
     noise = np.exp(np.random.default_rng([step, labels, seed, len(size), n % 97]).normal(0, 0.002, 4))
     weight = {"domain": 1.0, "half": 0.5, "other": 0.0}[corpus]
     own = loss(n, max(d, 1e5), labels) * noise[0]
@@ -41,7 +41,7 @@ def row(
         "family": "gpt_neox",
         "size": size,
         "seed": seed,
-        "parameters": flops.parameters(a),
+        "parameters": flops.parameter_count(a),
         "parameters_body": n,
         "start": start,
         "corpus": corpus if step else "",
@@ -51,7 +51,7 @@ def row(
         "finished": True,
         "tokens": d,
         "unique_tokens": 2_000_000 if step else None,
-        "flops_all": 6.0 * flops.parameters(a) * d,
+        "flops_all": 6.0 * flops.parameter_count(a) * d,
         "flops_body": 6.0 * n * d,
         "flops_exact": 7.0 * n * d,
         "domain_loss": domain_loss(n, d or 2e5, weight) * noise[1],

@@ -45,7 +45,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """What JAX asks of a machine before it calls cuDNN, answered as one with a Hopper GPU does."""
-    monkeypatch.setattr(flash_attention, "own_capability", lambda: 9.0)
+    monkeypatch.setattr(flash_attention, "local_capability", lambda: 9.0)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
 
@@ -74,10 +74,10 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_choice(
     monkeypatch: pytest.MonkeyPatch, platform: str, capability: float, head_dim: int, dtype: Any, chosen: Kernel
 ) -> None:
-    monkeypatch.setattr(flash_attention, "own_capability", lambda: capability)
-    assert flash_attention.choose(platform, head_dim, dtype) == chosen
-    monkeypatch.setattr(flash_attention, "own_capability", lambda: 0.0)
-    assert flash_attention.choose(platform, head_dim, dtype, capability) == chosen, "of a GPU that is elsewhere"
+    monkeypatch.setattr(flash_attention, "local_capability", lambda: capability)
+    assert flash_attention.choose_kernel(platform, head_dim, dtype) == chosen
+    monkeypatch.setattr(flash_attention, "local_capability", lambda: 0.0)
+    assert flash_attention.choose_kernel(platform, head_dim, dtype, capability) == chosen, "of a GPU that is elsewhere"
 
 
 @pytest.mark.parametrize(("told", "capability"), [("9.0", 9.0), ("12.1", 12.1), ("gfx90a", 0.0), (None, 0.0)])
@@ -89,7 +89,7 @@ def test_the_capability_is_nvidias(monkeypatch: pytest.MonkeyPatch, told: str | 
             compute_capability = told
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert flash_attention.own_capability() == capability
+    assert flash_attention.local_capability() == capability
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_every_layer_is_transformers_own(name: str, tmp_path: Path) -> None:
     tokens, lengths = ragged()
     with torch.no_grad():
         expected = found.theirs(**asked(tokens, lengths), output_hidden_states=True)
-    _, layers = found.ours.residual(jnp.asarray(tokens), attention.within(tokens.shape[1], jnp.asarray(lengths)))
+    _, layers = found.ours.residual(jnp.asarray(tokens), attention.padding_mask(tokens.shape[1], jnp.asarray(lengths)))
     assert len(expected.hidden_states) == len(layers) + 1
     for row, length in enumerate(LENGTHS):
         assert_close(found.ours.embed(jnp.asarray(tokens))[row, :length], expected.hidden_states[0][row, :length])
@@ -124,7 +124,7 @@ def test_what_lies_beyond_a_rows_length_changes_nothing(tmp_path: Path) -> None:
 
 def test_documents_kept_apart_do_not_see_each_other() -> None:
     segments = jnp.array([[1, 1, 2, 0]])
-    apart, together = (np.asarray(bert.seen(segments, mask))[0] for mask in (True, False))
+    apart, together = (np.asarray(bert.attention_mask(segments, mask))[0] for mask in (True, False))
     np.testing.assert_array_equal(together, [[True, True, True, False]])
     np.testing.assert_array_equal(apart[0], [True, True, False, False])
     np.testing.assert_array_equal(apart[2], [False, False, True, False])
@@ -250,4 +250,4 @@ def test_sizes_have_the_parameters_that_transformers_counts(size: str, total: in
 
     a = architecture.architecture_from(sizes.read_size(size)["architecture"])
     assert isinstance(a, BertArchitecture)
-    assert flops.parameters(a) == parameter_count(factory.abstract_params(a)) == total
+    assert flops.parameter_count(a) == parameter_count(factory.abstract_params(a)) == total

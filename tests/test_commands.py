@@ -259,7 +259,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
-    with run.held(tmp_path / "run"):
+    with run.lock(tmp_path / "run"):
         assert call("adapt", *flags) == 1
     assert "is being trained by another process" in capsys.readouterr().err
     assert call("adapt", *flags) == 0

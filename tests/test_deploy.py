@@ -49,7 +49,7 @@ def architecture(size: str) -> NeoXArchitecture:
 def planned(settings: AdaptConfig, machine: Machine) -> MicrobatchShape:
     """What a training of these settings computes at a time on a machine; raises where no mesh fits."""
     asked = dataclasses.replace(settings, devices=machine.devices)
-    return estimate.microbatch_of(asked, architecture(settings.size), machine.device, scale.LENGTH)
+    return estimate.plan_microbatch(asked, architecture(settings.size), machine.device, scale.LENGTH)
 
 
 # SLURM
@@ -332,7 +332,7 @@ def test_the_formula_says_what_the_compiler_of_tpus_found(row: dict[str, Any]) -
         MeshShape(1, row["devices"], 1), rows, tpu_compile.LENGTH, row["remat"], several=False, flash=True
     )
     lanes = ACCELERATORS[row["slice"].partition(":")[0]].lanes
-    counted = memory.activations(architecture(row["size"]), piece, lanes)
+    counted = memory.activation_bytes(architecture(row["size"]), piece, lanes)
     assert 0.95 < counted / row["gradient"]["temporary_bytes"] < 1.15
 
 

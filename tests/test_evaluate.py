@@ -158,7 +158,7 @@ def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) 
     params = broken.params(3)
     nan = {**params, "norm": {**params["norm"], "scale": params["norm"]["scale"] * np.nan}}
     broken.checkpoints.save(4, "study", nan, None, {"step": 4})
-    broken.checkpoints.finish()
+    broken.checkpoints.wait()
     with pytest.raises(UserError, match="@4 gives logits that are not numbers"):
         evaluate.evaluate(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
 

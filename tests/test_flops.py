@@ -25,13 +25,13 @@ def test_parameters_are_those_of_the_model(size: str) -> None:
     shapes = factory.abstract_params(a, a.vocabulary)
     counted = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     outside = shapes["embed"]["embedding"].size + shapes["head"]["kernel"].size
-    assert flops.parameters(a) == counted
-    assert flops.parameters(a, embeddings=False) == counted - outside
+    assert flops.parameter_count(a) == counted
+    assert flops.parameter_count(a, embeddings=False) == counted - outside
 
 
 @pytest.mark.parametrize(("size", "billions"), [("410m", 2.72), ("1.4b", 9.07), ("2.8b", 17.89)])
 def test_operations_of_a_trained_token(size: str, billions: float) -> None:
-    assert flops.trained_token(architecture(size), 2048) / 1e9 == pytest.approx(billions, abs=0.005)
+    assert flops.per_token(architecture(size), 2048) / 1e9 == pytest.approx(billions, abs=0.005)
 
 
 def test_xla_counts_as_many_in_the_forward_pass() -> None:
@@ -42,7 +42,7 @@ def test_xla_counts_as_many_in_the_forward_pass() -> None:
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     lowered: Any = jax.jit(task.loss).lower(factory.abstract_params(a, a.vocabulary), {"tokens": row, "segments": row})
     counted = lowered.compile().cost_analysis()["flops"]
-    assert counted == pytest.approx(flops.trained_token(a, length) / 3 * rows * length, rel=0.05)
+    assert counted == pytest.approx(flops.per_token(a, length) / 3 * rows * length, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_a_classifier_spares_most_of_the_last_layer() -> None:
     """2.6 to 3.5 % of 410m's operations, as was measured."""
     a = architecture("410m")
     language_model = a.layers * 512 * flops._layer(a, 512)
-    spared = 1 - flops.trained_context(a, 512, 500) / 3 / language_model
+    spared = 1 - flops.per_context(a, 512, 500) / 3 / language_model
     assert 0.026 < spared < 0.035
 
 
 def test_six_nd() -> None:
     a = architecture("410m")
-    assert flops.six_nd(a, 2.0, embeddings=False) == 12 * flops.parameters(a, embeddings=False)
+    assert flops.six_nd(a, 2.0, embeddings=False) == 12 * flops.parameter_count(a, embeddings=False)

@@ -74,7 +74,7 @@ def test_two_then_four_then_one_process_train_what_one_does(data: Dataset, alone
                 assert hosts.codes() == [75] * count, hosts.said(0)
                 assert f"stopped after step {max(told(out))}" in hosts.said(0)
                 done = max(told(out))
-                assert Run(out).checkpoints.resumable() == done < STEPS
+                assert Run(out).checkpoints.newest_resumable() == done < STEPS
                 parts = {name.split("/")[1] for name in manifest(out, done)["files"] if "ocdbt.process" in name}
                 assert parts == {f"ocdbt.process_{index}" for index in range(count)}
             else:
@@ -116,7 +116,7 @@ def test_processes_that_were_told_otherwise_are_refused(data: Dataset, tmp_path:
         assert hosts.codes(60) == [1, 1]
     for index in (0, 1):
         (said,) = errors(hosts, index)
-        assert "disagree about the settings: rate is 0.0015 in process 0 and 0.0001 in process 1; start all" in said
+        assert "disagree about the settings: learning_rate is 0.0015 in process 0 and 0.0001 in process 1; start all" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -179,10 +179,10 @@ def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytes
 
 def test_a_process_whose_others_do_not_come_says_so() -> None:
     script = """
-from jaxtempl import cluster
-from jaxtempl.config.parsing import AdaptConfig
-cluster.START_SECONDS = 2
-with cluster.joined(AdaptConfig(coordinator="localhost:1", num_processes=2, process_id=1)):
+from jaxtempl.parallel import process_group
+from jaxtempl.config.training import AdaptConfig
+process_group.START_SECONDS = 2
+with process_group.join(AdaptConfig(coordinator="localhost:1", num_processes=2, process_id=1)):
     print("here")
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

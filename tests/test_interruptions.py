@@ -56,7 +56,7 @@ def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) 
         hosts.wait_until(lambda: len(told(out)) > 2)
         hosts.signal(0, signal.SIGTERM)
         assert hosts.codes(30) == [75], hosts.said(0)
-    done = Run(out).checkpoints.resumable()
+    done = Run(out).checkpoints.newest_resumable()
     assert done == max(told(out))
     assert hosts.said(0).splitlines()[-1] == f"stopped after step {done}, as asked; the same command goes on from there"
 
@@ -64,11 +64,11 @@ def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) 
 def test_a_second_sigterm_ends_at_once() -> None:
     script = """
 import hashlib, os, signal, threading
-from jaxtempl.training.preemption import Terminator
-with Terminator() as terminator:
-    terminator.ready()
+from jaxtempl.training.preemption import PreemptionHandler
+with PreemptionHandler() as terminator:
+    terminator.defer()
     os.kill(os.getpid(), signal.SIGTERM)
-    print(terminator.asked, flush=True)
+    print(terminator.requested, flush=True)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in C, where no Python handler runs
 """
@@ -81,9 +81,9 @@ def test_sigterm_before_the_first_step_is_no_failure() -> None:
     script = """
 import os, signal, sys
 from jaxtempl import cli
-from jaxtempl.training.preemption import Terminator
+from jaxtempl.training.preemption import PreemptionHandler
 def main(argv):
-    with Terminator():
+    with PreemptionHandler():
         os.kill(os.getpid(), signal.SIGTERM)
         print("still here")
 sys.exit(cli.run(main, []))
@@ -97,7 +97,7 @@ def test_a_wish_to_stop_is_granted_where_all_is_saved(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     with pytest.raises(Interrupted, match="stopped after step 2, as asked"):
         rig.fit(rig.fresh(), stopping=lambda: len(rig.lines()) >= 1 if (tmp_path / "metrics.jsonl").exists() else False)
-    assert rig.checkpoints.resumable() == 2
+    assert rig.checkpoints.newest_resumable() == 2
     whole = Rig(tmp_path / "whole")
     same(rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 2)), whole.fit(whole.fresh()))
 
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
     again = Rig(tmp_path)
-    assert again.checkpoints.resumable() == 4
+    assert again.checkpoints.newest_resumable() == 4
     told = capsys.readouterr().err
     assert f"5 is damaged: optimizer/{victim.relative_to(tmp_path / 'checkpoints' / '5' / 'optimizer')} differ" in told
     assert "going back to the one before" in told
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     assert (tmp_path / "checkpoints" / "5.damaged" / "manifest.json").exists()
     (tmp_path / "checkpoints" / "4" / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="are damaged; remove the run"):
-        Rig(tmp_path).checkpoints.resumable()
+        Rig(tmp_path).checkpoints.newest_resumable()
 
 
 def test_as_many_recoveries_are_kept_as_is_asked(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_no_room_is_one_line_and_older_checkpoints_are_whole(data: Dataset, tmp_
     (said,) = [line for line in hosts.said(0).splitlines() if line.startswith("error: ")]
     assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are whole" in said
     assert Run(out).checkpoints.steps() == steps
-    assert Run(out).checkpoints.resumable() == steps[-1]
+    assert Run(out).checkpoints.newest_resumable() == steps[-1]
 
 
 def test_the_order_of_the_files_on_the_disk_changes_no_batch(data: Dataset, tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ def test_the_floor_is_the_greater_of_products_and_weights() -> None:
     shape = NeoXArchitecture(**sizes.read_size("410m")["architecture"])
     found = minimum_latency(MODEL, {500: 3, 60: 1}, "a10", 0.0)
     assert found
-    operations = {length: flops.trained_context(shape, length, 640) / 3 for length in (512, 64)}
-    weights = 2 * (flops.parameters(shape, embeddings=False) + 1024 * 640)
+    operations = {length: flops.per_context(shape, length, 640) / 3 for length in (512, 64)}
+    weights = 2 * (flops.parameter_count(shape, embeddings=False) + 1024 * 640)
     reading = weights / ACCELERATORS["a10"].bandwidth
     assert found["weight_bytes"] == weights
     assert found["reading_ms"] == pytest.approx(1.009, abs=0.001)  # 606 MB at 600 GB a second

@@ -91,7 +91,9 @@ def test_losses_are_added_up_and_not_multiplied_by_a_unit_for_matrices() -> None
 def temporary(vocabulary: int) -> int:
     """Bytes that a gradient takes beside parameters, microbatch and gradients."""
     architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)
-    return compiled_step.gradient(architecture, mesh.make_mesh(MeshShape(1, 1, 1)), ROWS, LENGTH, "none").temporary
+    return compiled_step.compile_gradient(
+        architecture, mesh.make_mesh(MeshShape(1, 1, 1)), ROWS, LENGTH, "none"
+    ).temporary
 
 
 def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:

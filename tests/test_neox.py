@@ -236,8 +236,8 @@ def test_a_masked_document_is_alone(odd_model: Pair) -> None:
 def test_stack_is_n_single_blocks() -> None:
     keys = jax.random.split(jax.random.key(0), ODD.layers)
 
-    def build(key: jax.Array) -> neox.Block:
-        return neox.Block(ODD, jnp.dtype("float32"), "xla", nnx.Rngs(key))
+    def build(key: jax.Array) -> neox.NeoXBlock:
+        return neox.NeoXBlock(ODD, jnp.dtype("float32"), "xla", nnx.Rngs(key))
 
     stacked = jax.jit(lambda keys: nnx.to_pure_dict(nnx.state(nnx.vmap(build)(keys))))(keys)
     alone = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key))))
@@ -249,7 +249,7 @@ def test_scan_runs_the_blocks_in_order(odd_model: Pair) -> None:
     ours = odd_model.ours
     tokens = right(ragged(LENGTHS, ODD.vocabulary))
     graphdef, stacked = nnx.split(ours.blocks)
-    angles = attention.angles(ODD.rotary, ODD.rotary_base, tokens.shape[1])
+    angles = attention.rotary_angles(ODD.rotary, ODD.rotary_base, tokens.shape[1])
     x = ours.embed(tokens)
     for layer, got in enumerate(ours.residual(tokens)[1]):
         x = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[layer], stacked))(x, angles)  # noqa: B023

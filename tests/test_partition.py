@@ -46,8 +46,8 @@ def paths(tree: Any) -> dict[str, Any]:
 
 def test_each_leaf_has_one_row_and_each_row_a_leaf() -> None:
     models = [(SMALL, None), (SMALL, SLOTS), (BERT, None), (BERT, SLOTS)]
-    assert {path for a, slots in models for path in paths(shapes(a, slots))} == set(rules.LEAVES)
-    assert {axis for axes in rules.LEAVES.values() for axis in axes} == set(rules.RULES)
+    assert {path for a, slots in models for path in paths(shapes(a, slots))} == set(rules.LEAF_AXES)
+    assert {axis for axes in rules.LEAF_AXES.values() for axis in axes} == set(rules.AXIS_RULES)
 
 
 def test_specs_are_golden() -> None:

@@ -90,12 +90,12 @@ def test_the_paper_at_2_8b() -> None:
     assert counts[2].startswith("2,517,652,480")
     tokens = 14_500 * 1024 * 2048
     assert named(found, "tokens")[0][1] == f"{tokens:,}" == "30,408,704,000"
-    assert named(found, "FLOPs")[0][1] == f"{tokens * flops.trained_token(architecture('2.8b'), 2048):.4g}"
+    assert named(found, "FLOPs")[0][1] == f"{tokens * flops.per_token(architecture('2.8b'), 2048):.4g}"
     assert f"{6 * 2_775_208_960 * tokens:.4g}" in [line[0] for line in found]
     assert named(found, "mesh")[0][1] == "1 x 8 x 1"
     assert held[1] == f"{4 * 2_775_208_960 / 8 / 1e9:.2f} GB"
     assert named(found, "moments")[0][1] == named(found, "gradients")[0][1] == f"{8 * 2_775_208_960 / 8 / 1e9:.2f} GB"
-    speed = 8 * 312e12 * 0.5 / flops.trained_token(architecture("2.8b"), 2048)
+    speed = 8 * 312e12 * 0.5 / flops.per_token(architecture("2.8b"), 2048)
     assert named(found, "speed")[0][1] == f"{speed:,.0f} tokens/s"
     assert named(found, "time")[0][1] == f"{tokens / speed / 86400:.2f} days"
     assert named(found, "cost")[0][1] == f"${tokens / speed / 3600 * 8 * 3:,.0f}"
@@ -107,9 +107,9 @@ def test_the_state_is_that_of_the_shardings(shape: MeshShape) -> None:
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     share = whole / (shape.fsdp * shape.tensor)
     for several in (False, True):
-        held = memory.by_formula(SMALL, piece(shape, several=several))
+        held = memory.formula_memory(SMALL, piece(shape, several=several))
         assert held[:3] == (share, share * (1 + several), 2 * share)
-    total = memory.by_formula(SMALL, piece(shape)).total
+    total = memory.formula_memory(SMALL, piece(shape)).total
     assert total == held.activations + compiled_step.state_bytes(SMALL, shape)
 
 
@@ -128,18 +128,18 @@ def test_a_layer_keeps_what_autodiff_keeps(remat: Remat) -> None:
     tokens = {rows, rows * length}  # an activation has the rows, or rows and length together, after its layer
     stacked = [leaf for leaf in kept if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
     size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in stacked)
-    assert memory.kept_by_layer(SMALL, piece(rows=rows, length=length, flash=False), remat) == size
+    assert memory.layer_activation_bytes(SMALL, piece(rows=rows, length=length, flash=False), remat) == size
 
 
 def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor() -> None:
     a = architecture("410m")
-    base = memory.activations(a, piece(length=2048))
-    assert memory.activations(a, piece(length=2048, rows=16)) > 1.7 * base
-    assert memory.activations(dataclasses.replace(a, layers=48), piece(length=2048)) > 1.7 * base
-    by_remat = [memory.activations(a, piece(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
+    base = memory.activation_bytes(a, piece(length=2048))
+    assert memory.activation_bytes(a, piece(length=2048, rows=16)) > 1.7 * base
+    assert memory.activation_bytes(dataclasses.replace(a, layers=48), piece(length=2048)) > 1.7 * base
+    by_remat = [memory.activation_bytes(a, piece(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
     assert by_remat == sorted(by_remat, reverse=True)
-    assert memory.activations(a, piece(MeshShape(1, 1, 8), length=2048)) < base
-    assert memory.activations(a, piece(length=2048, flash=False)) > 3 * base
+    assert memory.activation_bytes(a, piece(MeshShape(1, 1, 8), length=2048)) < base
+    assert memory.activation_bytes(a, piece(length=2048, flash=False)) > 3 * base
 
 
 def test_a_training_that_does_not_fit_is_told_what_would() -> None:
@@ -161,10 +161,10 @@ def test_nothing_near_that_fits_is_said() -> None:
 
 
 def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert estimate.usable(ACCELERATORS["h100"])[0] == 60e9
-    assert estimate.usable(ACCELERATORS["v5p"])[0] == 95e9
+    assert estimate.usable_memory(ACCELERATORS["h100"])[0] == 60e9
+    assert estimate.usable_memory(ACCELERATORS["v5p"])[0] == 95e9
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
-    assert estimate.usable(ACCELERATORS["h100"])[0] == 72e9
+    assert estimate.usable_memory(ACCELERATORS["h100"])[0] == 72e9
 
 
 def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """The GPU benchmark, with what its processes are to find; writes its file, which is read here."""
     for module in (common, measured):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "train_gpu.json" if module is measured else tmp_path)
-    monkeypatch.setattr(memory, "MEASURED", measured.RESULTS)
+    monkeypatch.setattr(memory, "BENCHMARK", measured.RESULTS)
 
     def run(setting: Setting, **found: Any) -> None:
         told = {
@@ -205,7 +205,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Callable[..., None]) -> None:
     a, known = architecture("410m"), piece(rows=4, length=measured.LENGTH, remat="none")
-    plain = memory.by_formula(a, known._replace(several=True))
+    plain = memory.formula_memory(a, known._replace(several=True))
     ours = Setting("jaxtempl", "410m", 4, "none")
     for other in (
         ours._replace(side="torch"),
@@ -214,24 +214,24 @@ def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Calla
         ours._replace(size="1b"),
     ):
         benchmark(other, peak_bytes=1)
-    held = memory.on_device(a, known, ACCELERATORS["h200"])
+    held = memory.estimate_memory(a, known, ACCELERATORS["h200"])
     assert (held.activations, held.source.split(":")[0]) == (plain.activations, "formula, not corrected")
     assert "40% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
-    half = measured.UPDATE * measured.LENGTH * flops.trained_token(a, measured.LENGTH) / (989e12 / 2)
+    half = measured.UPDATE * measured.LENGTH * flops.per_token(a, measured.LENGTH) / (989e12 / 2)
     benchmark(ours, peak_bytes=plain.total + plain.activations / 2, seconds=[half])
-    held = memory.on_device(a, known, ACCELERATORS["h200"])
+    held = memory.estimate_memory(a, known, ACCELERATORS["h200"])
     assert held.activations == pytest.approx(1.5 * plain.activations)
     assert "times 1.50, as measured at 4 rows" in held.source
     assert "50% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
     for device, remat in (("h100", "none"), ("h200", "full")):
-        other = memory.on_device(a, known._replace(remat=remat), ACCELERATORS[device])
+        other = memory.estimate_memory(a, known._replace(remat=remat), ACCELERATORS[device])
         assert other.source.startswith("formula, not corrected")
 
 
 def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler here is the CPU's, behind the same call; it finds other sizes, for its bfloat16 is float32."""
     small, device = piece(MeshShape(1, 8, 1), rows=16, length=64, remat="full", flash=False), ACCELERATORS["v5e"]
-    assert memory.on_tpu(SMALL, small, device).source == "formula, for libtpu is not installed"
+    assert memory.compiler_memory(SMALL, small, device).source == "formula, for libtpu is not installed"
     slices = []
 
     def described(slice_: str, platform: str) -> Any:
@@ -243,29 +243,29 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "1")  # so that what is set is put back
     made = list[Any]()
-    compile_ = compiled_step.gradient
-    monkeypatch.setattr(compiled_step, "gradient", lambda *given: made.append(compile_(*given)) or made[-1])
-    held = memory.on_tpu(SMALL, small, device)
+    compile_ = compiled_step.compile_gradient
+    monkeypatch.setattr(compiled_step, "compile_gradient", lambda *given: made.append(compile_(*given)) or made[-1])
+    held = memory.compiler_memory(SMALL, small, device)
     assert [held.activations] == [program.temporary for program in made]
-    assert 0.5 < held.activations / memory.activations(SMALL, small) < 2
+    assert 0.5 < held.activations / memory.activation_bytes(SMALL, small) < 2
     assert (held.source, slices) == ("the TPU's own compiler", [("v5e:2x4", "tpu")])
     assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
     said = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.56G) exceeds available HBM (15.75G)."
     for message, bytes_ in ((said, 21.56 * 2**30), ("INTERNAL: it broke", None)):
         error = jax.errors.JaxRuntimeError(message)
-        monkeypatch.setattr(memory, "compiled", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(memory, "compiled_activations", lambda *_, error=error: (_ for _ in ()).throw(error))
         if bytes_:
-            assert memory.on_tpu(SMALL, small, device).activations == bytes_
+            assert memory.compiler_memory(SMALL, small, device).activations == bytes_
         else:
             with pytest.raises(UserError, match="it broke"):
-                memory.on_tpu(SMALL, small, device)
-    assert "no slice of 3 chips" in memory.on_tpu(SMALL, piece(MeshShape(3, 1, 1), rows=3), device).source
+                memory.compiler_memory(SMALL, small, device)
+    assert "no slice of 3 chips" in memory.compiler_memory(SMALL, piece(MeshShape(3, 1, 1), rows=3), device).source
 
 
 def test_a_tpu_s_compiler_is_given_the_training_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[Any]()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
-    monkeypatch.setattr(compiled_step, "described", lambda slice_: jax.devices())
+    monkeypatch.setattr(compiled_step, "describe_slice", lambda slice_: jax.devices())
     monkeypatch.setattr(
         objectives, "causal_lm", lambda graphdef, masked=False: seen.append((graphdef, masked)) or 1 / 0
     )
@@ -279,9 +279,9 @@ def test_a_tpu_s_compiler_is_given_the_training_that_was_asked_for(monkeypatch: 
 
 def test_a_float16_gradient_has_its_scale() -> None:
     mesh = make_mesh(MeshShape(1, 8, 1))
-    program = compiled_step.gradient(SMALL, mesh, 16, 64, dtype=jnp.float16, mask_documents=True)
+    program = compiled_step.compile_gradient(SMALL, mesh, 16, 64, dtype=jnp.float16, mask_documents=True)
     assert "f16[" in program.text
-    assert program.arguments - compiled_step.gradient(SMALL, mesh, 16, 64).arguments == 4
+    assert program.arguments - compiled_step.compile_gradient(SMALL, mesh, 16, 64).arguments == 4
 
 
 def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def after(steps: str, scale: float = INITIAL_SCALE, finite: int = 0) -> LossScal
     zero = jnp.zeros((), jnp.int32)
     state = LossScale(jnp.float32(scale), jnp.int32(finite), jnp.int32(HYSTERESIS), zero)
     for step in steps:
-        state = precision.adjusted(state, jnp.asarray(step == "."))
+        state = precision.update_loss_scale(state, jnp.asarray(step == "."))
     return state
 
 
@@ -34,7 +34,7 @@ def test_the_scale_halves_once_its_patience_is_gone(steps: str, factor: float) -
 
 def test_the_scale_doubles_after_a_window_and_is_patient_again() -> None:
     grown = after("!.", finite=0)._replace(finite=jnp.int32(WINDOW - 1))
-    grown = precision.adjusted(grown, jnp.asarray(True))
+    grown = precision.update_loss_scale(grown, jnp.asarray(True))
     assert float(grown.scale) == 2 * INITIAL_SCALE
     assert (int(grown.finite), int(grown.patience)) == (0, HYSTERESIS)
 

@@ -82,7 +82,7 @@ def made(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     params = taught(found, dataset)
     found.checkpoints.save(1, "study", params, None, {"step": 1})
     found.checkpoints.save(2, "study", broken(params), None, {"step": 2})
-    found.checkpoints.finish()
+    found.checkpoints.wait()
     return found
 
 

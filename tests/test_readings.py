@@ -22,7 +22,7 @@ from jaxtempl.huggingface.config import hugging_face_config
 from jaxtempl.models import factory
 from jaxtempl.runs import run
 from jaxtempl.specs import flops
-from jaxtempl.specs.architecture import Attention, NeoXArchitecture, Pooling
+from jaxtempl.specs.architecture import AttentionKind, NeoXArchitecture, Pooling
 
 SMALL = NeoXArchitecture(layers=3, hidden=32, heads=4, feed_forward=48, vocabulary=96, positions=32)
 LENGTHS = np.array([12, 1, 7])
@@ -65,7 +65,7 @@ def pooled(states: np.ndarray, pooling: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("attention", "pooling"), READINGS)
-def test_logits_are_those_of_transformers(pair: Any, attention: Attention, pooling: Pooling) -> None:
+def test_logits_are_those_of_transformers(pair: Any, attention: AttentionKind, pooling: Pooling) -> None:
     theirs, params = pair
     ids = np.where(REAL, np.random.default_rng(0).integers(2, 96, (3, 12)), 1)
     head = np.random.default_rng(1).standard_normal((32, 7), np.float32)
@@ -78,7 +78,7 @@ def test_logits_are_those_of_transformers(pair: Any, attention: Attention, pooli
 
 def test_the_whole_last_layer_is_counted_where_the_mean_is_read() -> None:
     mean = dataclasses.replace(SMALL, pooling="mean")
-    spared = flops.trained_context(mean, 12, 7) - flops.trained_context(SMALL, 12, 7)
+    spared = flops.per_context(mean, 12, 7) - flops.per_context(SMALL, 12, 7)
     assert spared == 3 * (12 - 1) * (2 * 32 * 32 + 4 * 32 * 48 + 4 * 12 * 32)
 
 

@@ -111,7 +111,7 @@ def test_points_are_of_models_once_and_of_cells_each() -> None:
 
 def test_a_size_that_was_not_trained_is_foretold(rows: list[dict[str, Any]]) -> None:
     outlook = Outlook([row for row in rows if row["size"] != "nano-1.9m"])
-    n = flops.parameters(architecture_of("nano-1.9m"), embeddings=False)
+    n = flops.parameter_count(architecture_of("nano-1.9m"), embeddings=False)
     said = outlook.at(Point(n, 600 * 8192, 4000))
     assert said["loss"].value == pytest.approx(loss(n, 600 * 8192, 4000), rel=0.01)
     assert said["loss"].low <= loss(n, 600 * 8192, 4000) <= said["loss"].high

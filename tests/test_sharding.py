@@ -17,7 +17,7 @@ ROWS, LENGTH = 16, 40
 
 @pytest.mark.parametrize("shape", [MeshShape(1, 8, 1), MeshShape(2, 2, 2)], ids=str)
 def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: MeshShape) -> None:
-    program = compiled_step.gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH)
+    program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH)
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
     kinds = {found.kind for found in hlo.collectives(program.text)}
@@ -25,14 +25,14 @@ def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: MeshShape) -
     assert kinds & {"all-reduce", "reduce-scatter"}, "gradients are added up"
     assert all(
         found.bytes <= sharding.SCALARS
-        for found in hlo.collectives(compiled_step.update(SMALL, mesh.make_mesh(shape)).text)
+        for found in hlo.collectives(compiled_step.compile_update(SMALL, mesh.make_mesh(shape)).text)
     )
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_what_is_kept_for_the_backward_pass_is_never_a_gathered_weight(remat: Remat) -> None:
     shape = MeshShape(1, 8, 1)
-    program = compiled_step.gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH, remat)
+    program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH, remat)
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
 
@@ -41,7 +41,7 @@ def test_no_chunk_of_the_loss_adds_up_the_head_over_devices(monkeypatch: pytest.
     own = ROWS // 8 * SMALL.vocabulary
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", own * 10)
     assert cross_entropy.chunk_count(LENGTH, own, "cpu") == 4
-    program = compiled_step.gradient(SMALL, mesh.make_mesh(MeshShape(1, 8, 1)), ROWS, LENGTH)
+    program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(MeshShape(1, 8, 1)), ROWS, LENGTH)
     head = SMALL.hidden * SMALL.vocabulary * 4
     looped = [found for found in hlo.collectives(program.text) if found.looped and found.bytes >= head // 8]
     assert not [found for found in looped if any(SMALL.vocabulary in sizes for _, sizes in found.arrays)]

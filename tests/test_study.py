@@ -259,8 +259,8 @@ def test_a_study_of_real_commands_leaves_a_row_a_cell(finished: tuple[study.Stud
     last, base, random = (rows[NAMES[i]] for i in (2, 0, 5))
     a = study.architecture_of("nano-0.6m")
     assert (last["tokens"], last["adapt_step"], last["finished"]) == (4 * 4 * 32, 4, True)
-    assert last["flops_exact"] == flops.trained_token(a, 32) * last["tokens"]
-    assert last["flops_body"] == 6 * flops.parameters(a, embeddings=False) * last["tokens"]
+    assert last["flops_exact"] == flops.per_token(a, 32) * last["tokens"]
+    assert last["flops_body"] == 6 * flops.parameter_count(a, embeddings=False) * last["tokens"]
     assert (last["domain_weight"], base["domain_weight"]) == (0.75, None)
     assert 0 < last["alignment"] <= 1
     assert base["base_tokens"] == 2 * 4 * 32

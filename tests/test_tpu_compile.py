@@ -4,7 +4,7 @@ from typing import Any
 
 from bench import hlo, tpu_compile
 from bench.hlo import Collective
-from jaxtempl.planning.compiled_step import Program
+from jaxtempl.planning.compiled_step import CompiledProgram
 from jaxtempl.specs.accelerators import ACCELERATORS
 
 # As the compiler prints it: layouts hold brackets, a collective that runs beside other work stands in each computation
@@ -51,13 +51,13 @@ def test_kernels_are_counted_by_name() -> None:
 
 
 def test_a_device_holds_its_state_and_what_a_microbatch_needs() -> None:
-    gradient, update = Program("", arguments=5, outputs=4, temporary=20), Program("", 20, 15, 7)
+    gradient, update = CompiledProgram("", arguments=5, outputs=4, temporary=20), CompiledProgram("", 20, 15, 7)
     assert tpu_compile.held(16, gradient, update) == 16 + 4 + 20
     assert tpu_compile.held(16, gradient, update._replace(temporary=90)) == 16 + 90
 
 
 def row(case: tpu_compile.Case, held: float) -> dict[str, Any]:
-    gradient = tpu_compile._told(Program(PROGRAM, arguments=5, outputs=4, temporary=20))
+    gradient = tpu_compile._told(CompiledProgram(PROGRAM, arguments=5, outputs=4, temporary=20))
     return {
         **case._asdict(),
         "devices": 8,

@@ -81,7 +81,7 @@ def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path, serve
 
 def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
     with pytest.raises(KeyboardInterrupt), Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:
-        tracker.step(1, step(1))
+        tracker.log_step(1, step(1))
         raise KeyboardInterrupt
     assert server.get_run(run_id(tmp_path)).info.status == "FAILED"
 
@@ -89,9 +89,9 @@ def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: Mlf
 def test_a_validation_that_was_cut_off_is_told_with_its_step(tmp_path: Path, server: MlflowClient) -> None:
     for validated in (False, True):
         with Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:
-            tracker.step(1, step(1))
+            tracker.log_step(1, step(1))
             if validated:
-                tracker.validated(1, {"loss": 2.0})
+                tracker.log_validation(1, {"loss": 2.0})
     found = told(server, run_id(tmp_path))
     assert found["validation_loss", 1] == [2.0]
     assert found["loss", 1] == [1.0]
@@ -106,7 +106,7 @@ def test_a_server_that_cannot_be_reached_is_told_once_and_training_goes_on(
     monkeypatch.setattr(mlflow_logger, "SECONDS", 0.0)
     with Tracker(loggers.open_loggers(ASKED, tmp_path, 0), lambda _: 0.1) as tracker:
         for number in range(1, 4):
-            tracker.step(number, step(number))
+            tracker.log_step(number, step(number))
     said = capsys.readouterr().err
     assert said.count("warning: MLflow fails") == 1
     assert "127.0.0.1" in said
@@ -174,7 +174,7 @@ def tensorboard(file: Path) -> Iterator[Any]:
 
 def test_a_step_is_told_with_its_speed_and_share_of_the_peak(tmp_path: Path) -> None:
     with Tracker(loggers.open_loggers(CONFIG, tmp_path, 0), lambda done: done / 10, peak=1e6) as tracker:
-        tracker.step(3, {**step(3), "data_seconds": 0.0})
+        tracker.log_step(3, {**step(3), "data_seconds": 0.0})
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["learning_rate"] == 0.2
     assert line["tokens_per_second"] == pytest.approx(8 / line["seconds"])
@@ -187,7 +187,7 @@ def test_a_process_without_boards_is_silent(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with Tracker([], lambda _: 0.1) as tracker:
-        tracker.step(1, step(1))
-        tracker.validated(1, {"loss": 1.0})
+        tracker.log_step(1, step(1))
+        tracker.log_validation(1, {"loss": 1.0})
     assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from jaxtempl.errors import UserError
 from jaxtempl.models import factory
 from jaxtempl.parallel import rules
 from jaxtempl.training.loop import Schedule
-from jaxtempl.training.optimizer import adamw, decay_mask, learning_rate
+from jaxtempl.training.optimizer import adamw, decay_mask, learning_rate_schedule
 from jaxtempl.training.state import restore_state
 from jaxtempl.training.step import compile_step
 
@@ -30,7 +30,7 @@ def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
     whole, cut = Rig(tmp_path / "whole"), Rig(tmp_path / "cut")
     expected = whole.fit(whole.fresh())
     cut.fit(cut.fresh(), steps=3, plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
-    assert cut.checkpoints.resumable() == 3
+    assert cut.checkpoints.newest_resumable() == 3
     resumed = restore_state(cut.fresh(), cut.checkpoints, 3)
     same(cut.fit(resumed), expected)
     drop = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
@@ -101,7 +101,7 @@ def test_study_checkpoints_stay_and_recoveries_are_the_newest_two(tmp_path: Path
     rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=4, recover_seconds=10.0, clock=lambda: float(next(ticks))))
     assert rig.checkpoints.steps("study") == [4, 6]
     assert rig.checkpoints.steps("recovery") == [3, 5]
-    assert rig.checkpoints.resumable() == 5
+    assert rig.checkpoints.newest_resumable() == 5
 
 
 def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
     params = rig.fresh().params
     for step in (1, 2):
         rig.checkpoints.save(step, "study", params, None, {"step": step})
-    rig.checkpoints.finish()
+    rig.checkpoints.wait()
     (rig.checkpoints.folder / "2" / "manifest.json").unlink()
     assert rig.checkpoints.steps() == [1]
     with pytest.raises(UserError, match="no whole checkpoint 2"):
@@ -123,7 +123,7 @@ def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=victim.name):
         rig.checkpoints.params(1, params)
     (rig.checkpoints.folder / ".3.0123abcd.partial" / "params").mkdir(parents=True)
-    rig.checkpoints.sweep()
+    rig.checkpoints.remove_partial()
     assert sorted(path.name for path in rig.checkpoints.folder.iterdir()) == ["1", "2"]
 
 
@@ -165,7 +165,7 @@ def test_no_bias_and_no_norm_scale_decays() -> None:
 
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5)])
 def test_schedules_rise_by_warmup_and_fall_to_zero(schedule: Any, half: float) -> None:
-    rate = learning_rate(AdaptConfig(learning_rate=2.0, warmup_ratio=0.1, schedule=schedule), 100)
+    rate = learning_rate_schedule(AdaptConfig(learning_rate=2.0, warmup_ratio=0.1, schedule=schedule), 100)
     rise = [float(rate(step)) for step in range(10)]
     np.testing.assert_allclose(rise, np.arange(1, 11) / 10 * 2.0, rtol=1e-5)
     assert float(rate(10)) == pytest.approx(2.0)
@@ -174,6 +174,6 @@ def test_schedules_rise_by_warmup_and_fall_to_zero(schedule: Any, half: float) -
 
 
 def test_the_papers_warmup_is_145_steps() -> None:
-    rate = learning_rate(AdaptConfig(learning_rate=3e-4, warmup_ratio=0.01), 14_500)
+    rate = learning_rate_schedule(AdaptConfig(learning_rate=3e-4, warmup_ratio=0.01), 14_500)
     assert float(rate(143)) < float(rate(144)) == pytest.approx(3e-4)
     assert float(rate(300)) < 3e-4

@@ -76,7 +76,7 @@ def make_run(
     for step in steps:
         params = jax.tree.map(lambda leaf: leaf * scale, factory.random_params(ARCHITECTURE, made.outputs, step))
         made.checkpoints.save(step, "study", params, None, {"step": step})
-    made.checkpoints.finish()
+    made.checkpoints.wait()
     lines = [{"step": s, "loss": 2.0 / s, "validation_loss": 1.0 / s} for s in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return made

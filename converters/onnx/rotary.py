@@ -71,7 +71,7 @@ class PlainRotary:
 
 def _tables(w: GraphWriter, a: NeoXArchitecture, dtype: Dtype, columns: int) -> tuple[ir.Value, ir.Value]:
     """Cos and sin [positions columns], computed in float32."""
-    angles = attention.angles(a.rotary, a.rotary_base, a.positions)
+    angles = attention.rotary_angles(a.rotary, a.rotary_base, a.positions)
     shape = (a.positions, columns)
     cos, sin = (np.asarray(table)[:, 0, :columns] for table in angles)
     return w.weight("rotary/cos", shape, dtype, lambda: cos), w.weight("rotary/sin", shape, dtype, lambda: sin)

@@ -40,7 +40,7 @@ class FlaxNetwork:
         def residual(params: PyTree, ids: jax.Array) -> jax.Array:
             model: Model = nnx.merge(graphdef, params)
             if isinstance(model, Bert):
-                return model.residual(ids, attention.within(ids.shape[1], jnp.array([ids.shape[1]])))[1]
+                return model.residual(ids, attention.padding_mask(ids.shape[1], jnp.array([ids.shape[1]])))[1]
             return model.residual(ids)[1]
 
         self._logits, self._residual = jax.jit(logits), jax.jit(residual)

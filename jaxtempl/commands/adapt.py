@@ -7,7 +7,7 @@ from jaxtempl.config.training import AdaptConfig
 from jaxtempl.parallel import process_group
 from jaxtempl.planning import estimate
 from jaxtempl.training import adapt, initialization
-from jaxtempl.training.preemption import Terminator
+from jaxtempl.training.preemption import PreemptionHandler
 
 
 def main(argv: Sequence[str]) -> None:
@@ -16,5 +16,5 @@ def main(argv: Sequence[str]) -> None:
     if config.plan:
         estimate.print_plan(config)
         return
-    with Terminator() as terminator, process_group.join(config):
+    with PreemptionHandler() as terminator, process_group.join(config):
         adapt.adapt(config, terminator)

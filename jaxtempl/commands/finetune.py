@@ -6,11 +6,11 @@ from jaxtempl.config import parsing
 from jaxtempl.config.training import FinetuneConfig
 from jaxtempl.parallel import process_group
 from jaxtempl.training import finetune, initialization
-from jaxtempl.training.preemption import Terminator
+from jaxtempl.training.preemption import PreemptionHandler
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `bin/finetune`."""
     config = parsing.parse(FinetuneConfig, argv, lambda given: initialization.config_layers("finetune", given))
-    with Terminator() as terminator, process_group.join(config):
+    with PreemptionHandler() as terminator, process_group.join(config):
         finetune.finetune(config, terminator)

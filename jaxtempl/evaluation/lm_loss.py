@@ -130,7 +130,7 @@ def _masked(run: Run) -> Score:
     @jax.jit
     def losses(params: PyTree, row: dict[str, Array]) -> Float32[Array, " M"]:
         model: Any = nnx.merge(graphdef, params)
-        allowed = bert.seen(row["segments"][None], run.manifest["mask_documents"])
+        allowed = bert.attention_mask(row["segments"][None], run.manifest["mask_documents"])
         told = model.head(model.hidden(row["tokens"][None], allowed)[0, row["places"]])
         table = params["embed"]["embedding"].astype(told.dtype)
         logits = jnp.matmul(told, table.T, preferred_element_type=jnp.float32) + params["head"]["bias"][None]

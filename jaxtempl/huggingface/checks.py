@@ -134,7 +134,7 @@ def _oversized(a: Architecture, sources: list[TensorSource]) -> list[str]:
     held = sum(math.prod(source.shape) for source in sources)
     asked = {
         "tensors": (a.layers * layered, len(sources)),
-        "numbers": (flops.parameters(a, embeddings=False) + a.vocabulary * a.hidden, held),
+        "numbers": (flops.parameter_count(a, embeddings=False) + a.vocabulary * a.hidden, held),
     }
     return [
         f"config.json tells of {wanted:,} {what} and more, the files have {there:,}"

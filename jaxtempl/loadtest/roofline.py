@@ -41,7 +41,7 @@ def minimum_latency(
     speed = (
         operations or ACCELERATORS[device].peak * 2 / size
     )  # of 4 bytes (TF32) half as many as of 2, of 1 twice as many
-    weights = size * (flops.parameters(shape, embeddings=False) + shape.hidden * model.slots)
+    weights = size * (flops.parameter_count(shape, embeddings=False) + shape.hidden * model.slots)
     reading = 0.0 if operations else weights / ACCELERATORS[device].bandwidth
     needed = {length: _operations(shape, model, length) for length in tokens}
     total = sum(tokens.values())
@@ -64,4 +64,4 @@ def _shape(size: str) -> Architecture | None:
 def _operations(shape: Architecture, model: ModelAnswer, length: int) -> float:
     """Of the forward pass, a third of a training's."""
     padded = next((bucket for bucket in sorted(model.buckets) if bucket >= length), length)
-    return flops.trained_context(shape, padded, model.slots) / 3
+    return flops.per_context(shape, padded, model.slots) / 3

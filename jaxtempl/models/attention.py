@@ -12,22 +12,22 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 QUERY_CHUNK = 64  # queries at a time: a chunk reads no key after its own end, which spares most of the masked half
 
 
-class Angles(NamedTuple):
+class RotaryAngles(NamedTuple):
     """Rotary tables, float32: bfloat16 would round position 257 to 256."""
 
     cos: Float[Array, "L 1 R"]
     sin: Float[Array, "L 1 R"]
 
 
-def angles(rotary: int, base: float, length: int) -> Angles:
+def rotary_angles(rotary: int, base: float, length: int) -> RotaryAngles:
     """Angles of the first `length` positions; dim i and dim i + R/2 are a pair (GPT-NeoX's half-split layout)."""
     frequencies = base ** -(jnp.arange(0, rotary, 2, dtype=jnp.float32) / max(rotary, 1))
     turns = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequencies)
     both = jnp.concatenate([turns, turns], axis=-1)[:, None]
-    return Angles(jnp.cos(both), jnp.sin(both))
+    return RotaryAngles(jnp.cos(both), jnp.sin(both))
 
 
-def rotate(x: Float[Array, "B L H K"], angles: Angles) -> Float[Array, "B L H K"]:
+def apply_rotary(x: Float[Array, "B L H K"], angles: RotaryAngles) -> Float[Array, "B L H K"]:
     """Turns the first R dims of each head by its position; the rest pass."""
     rotary = angles.cos.shape[-1]
     turned, rest = x[..., :rotary].astype(jnp.float32), x[..., rotary:]
@@ -63,7 +63,7 @@ def causal(
     return jnp.swapaxes(jnp.concatenate(chunks, axis=2), 1, 2)
 
 
-def single(
+def single_query(
     q: Float[Array, "B 1 H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"], at: Int[Array, " B"]
 ) -> Float[Array, "B 1 H K"]:
     """Attention of the one position `at` of each row to itself and those before it."""
@@ -80,7 +80,7 @@ def full(
     return jnp.swapaxes(_attend(q, k, v, allowed[:, None]), 1, 2)
 
 
-def within(length: int, lengths: Int[Array, " B"]) -> Bool[Array, "B 1 L"]:
+def padding_mask(length: int, lengths: Int[Array, " B"]) -> Bool[Array, "B 1 L"]:
     """The real positions of rows of one length, padded on the right."""
     return jnp.arange(length)[None, None] < lengths[:, None, None]
 

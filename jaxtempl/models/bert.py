@@ -23,7 +23,7 @@ from jaxtempl.specs.architecture import BertArchitecture
 INIT = nnx.initializers.normal(0.02)  # BERT's own initializer_range
 
 
-class Embedding(nnx.Module):
+class BertEmbedding(nnx.Module):
     """Token, position and the first token type, added and normalised."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
@@ -40,7 +40,7 @@ class Embedding(nnx.Module):
         return self.norm(found.astype(self.dtype))
 
 
-class Attention(nnx.Module):
+class BertAttention(nnx.Module):
     """Self-attention to all real positions."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
@@ -56,11 +56,11 @@ class Attention(nnx.Module):
         return self.out(attention.full(q, k, v, allowed[:, :queries]))
 
 
-class Block(nnx.Module):
+class BertBlock(nnx.Module):
     """One layer: attention and MLP, each added to what it read and normalised."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
-        self.attention = Attention(a, dtype, rngs)
+        self.attention = BertAttention(a, dtype, rngs)
         self.attention_norm = layer_norm(a, dtype, rngs)
         self.mlp = MLP(a.hidden, a.feed_forward, INIT, INIT, dtype, rngs)
         self.mlp_norm = layer_norm(a, dtype, rngs)
@@ -73,7 +73,7 @@ class Block(nnx.Module):
         return self.mlp_norm(x + self.mlp(x))
 
 
-class LanguageHead(nnx.Module):
+class MaskedLMHead(nnx.Module):
     """What masked tokens are told by: a layer of its own, then the table of the embedding, with a bias."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
@@ -108,12 +108,12 @@ class Bert(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        self.embed = Embedding(a, dtype, rngs)
-        blocks = nnx.vmap(lambda key: Block(a, dtype, nnx.Rngs(key)))
+        self.embed = BertEmbedding(a, dtype, rngs)
+        blocks = nnx.vmap(lambda key: BertBlock(a, dtype, nnx.Rngs(key)))
         self.blocks = blocks(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
         self.head: Any  # one of two kinds
         if slots is None:
-            self.head = LanguageHead(a, dtype, rngs)
+            self.head = MaskedLMHead(a, dtype, rngs)
         else:
             self.pooler = nnx.Linear(a.hidden, a.hidden, kernel_init=INIT, dtype=dtype, rngs=rngs)
             self.head = nnx.Linear(a.hidden, slots, kernel_init=INIT, dtype=dtype, rngs=rngs)
@@ -133,7 +133,7 @@ class Bert(nnx.Module):
         return self._scan(*scan.split_stack(self.blocks), tokens, allowed)
 
     def _scan(self, graphdef: Any, stacked: Any, tokens: Array, allowed: Array) -> Any:
-        def apply(block: Block, x: Array) -> Array:
+        def apply(block: BertBlock, x: Array) -> Array:
             return block(x, allowed, x.shape[1])
 
         return scan.scan_blocks(graphdef, stacked, self.embed(tokens), apply, self.dtype, self.remat)
@@ -144,7 +144,7 @@ class Bert(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
         """Logits of the token at every position, float32; rows are padded on the right."""
-        told = self.head(self.hidden(tokens, attention.within(tokens.shape[1], lengths)))
+        told = self.head(self.hidden(tokens, attention.padding_mask(tokens.shape[1], lengths)))
         table = self.embed.embedding[...].astype(told.dtype)
         own = jnp.matmul(collectives.copy_to_tensor_parallel(told), table.T, preferred_element_type=jnp.float32)
         whole = own if table.shape[0] == self.architecture.vocabulary else collectives.all_gather_columns(own)
@@ -156,15 +156,15 @@ class Bert(nnx.Module):
         The last block needs keys and values of all positions but everything else of that one alone.
         """
         graphdef, stacked = scan.split_stack(self.blocks)
-        allowed = attention.within(tokens.shape[1], lengths)
+        allowed = attention.padding_mask(tokens.shape[1], lengths)
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, allowed)
-        last = scan.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
+        last = scan.merge_block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         pooled = jnp.tanh(self.pooler(last(x, allowed, 1)[:, 0]))
         logits = layers.head_columns(pooled, self.head.kernel[...], self.head.out_features)
         return logits + self.head.bias[None]
 
 
-def seen(segments: Integer[Array, "B L"], apart: bool) -> Bool[Array, "#B #L L"]:
+def attention_mask(segments: Integer[Array, "B L"], apart: bool) -> Bool[Array, "#B #L L"]:
     """What positions of packed rows see: all that is real (segment 0 is padding), or `apart` their own document."""
     real = (segments > 0)[:, None]
     return real & (segments[:, :, None] == segments[:, None]) if apart else real

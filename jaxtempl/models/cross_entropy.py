@@ -18,7 +18,7 @@ from jaxtempl.parallel import collectives
 
 # Numbers of one array on a device, in float32: on a CPU 32 MB, for with less the products are slower; elsewhere 0.5 GB.
 CHUNK_LOGITS = {"cpu": 2**23}
-ELSEWHERE = 2**27
+DEFAULT_CHUNK_LOGITS = 2**27
 
 Bias = Float[Array, " V"] | None
 Gradients = tuple[Float[Array, "B L D"], Float[Array, "D V"], Bias]
@@ -64,7 +64,7 @@ def _chunks(vocabulary: int, platform: str, *arrays: Array) -> tuple[Array, ...]
 
 def chunk_count(length: int, size: int, platform: str) -> int:
     """Into how many equal parts to cut an axis, each place of which holds `size` numbers."""
-    most = CHUNK_LOGITS.get(platform, ELSEWHERE)
+    most = CHUNK_LOGITS.get(platform, DEFAULT_CHUNK_LOGITS)
     enough = (c for c in range(1, length + 1) if length % c == 0 and length // c * size <= most)
     return next(enough, length)
 

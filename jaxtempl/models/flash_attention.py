@@ -19,7 +19,7 @@ TILE = {"xla": 1, "cudnn": 64, "splash": 128}  # rows of other lengths than its 
 BLOCKS = (512, 256, 128)  # queries and keys that splash attention has in hand at a time, the first that divides L
 
 
-def choose(platform: str, head_dim: int, dtype: Any, capability: float | None = None) -> Kernel:
+def choose_kernel(platform: str, head_dim: int, dtype: Any, capability: float | None = None) -> Kernel:
     """The attention of a model on a platform, as JAX names that: "cpu", "gpu" or "tpu".
 
     A GPU is taken to be this machine's unless its compute capability is told. cuDNN's is of half precision alone. The
@@ -28,13 +28,13 @@ def choose(platform: str, head_dim: int, dtype: Any, capability: float | None = 
     """
     half = jnp.dtype(dtype).itemsize == 2
     if platform == "gpu" and half and head_dim % 8 == 0:
-        return "cudnn" if head_dim <= _cudnn_most(own_capability() if capability is None else capability) else "xla"
+        return "cudnn" if head_dim <= _cudnn_most(local_capability() if capability is None else capability) else "xla"
     if platform == "tpu" and dtype != jnp.float16 and head_dim % 8 == 0 and 64 <= head_dim <= 256:
         return "splash"
     return "xla"
 
 
-def own_capability() -> float:
+def local_capability() -> float:
     """Compute capability of this machine's NVIDIA GPU, 9.0 being Hopper's; 0 where there is none."""
     told = str(getattr(jax.local_devices()[0], "compute_capability", ""))
     return float(told) if told[:1].isdigit() else 0.0  # AMD's are called gfx90a and the like
@@ -55,12 +55,12 @@ def causal(
     documents: Integer[Array, "B L"] | None = None,
 ) -> Float[Array, "B L H K"]:
     """`attention.causal` by the kernel that was chosen, or by XLA where that one cannot serve."""
-    if kernel == "xla" or not serves(kernel, q.shape[1], documents is not None):
+    if kernel == "xla" or not supports(kernel, q.shape[1], documents is not None):
         return attention.causal(q, k, v, documents)
     return splash(q, k, v, documents) if kernel == "splash" else cudnn(q, k, v)
 
 
-def serves(kernel: Kernel, length: int, documents: bool) -> bool:
+def supports(kernel: Kernel, length: int, documents: bool) -> bool:
     """Whether a kernel takes rows of this length, with documents that do not see each other or without.
 
     cuDNN knows documents as a bias of [L L] alone, which would undo what it is for.

@@ -22,7 +22,7 @@ from jaxtempl.parallel import collectives
 from jaxtempl.specs.architecture import NeoXArchitecture
 
 
-class Attention(nnx.Module):
+class NeoXAttention(nnx.Module):
     """Self-attention with rotary positions."""
 
     def __init__(self, a: NeoXArchitecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
@@ -33,7 +33,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        angles: attention.Angles,
+        angles: attention.RotaryAngles,
         at: Int[Array, " B"] | None = None,
         documents: Integer[Array, "B L"] | None = None,
         seen: Bool[Array, "B 1 L"] | None = None,
@@ -43,20 +43,20 @@ class Attention(nnx.Module):
         It is causal, unless what all positions of a row have `seen` is told.
         """
         q, k, v = jnp.moveaxis(self.query_key_value(x), -2, 0)  # each [B L H K]
-        q, k = attention.rotate(q, angles), attention.rotate(k, angles)
+        q, k = attention.apply_rotary(q, angles), attention.apply_rotary(k, angles)
         if seen is not None:
-            return self.out(attention.full(q if at is None else pick(q, at), k, v, seen))
+            return self.out(attention.full(q if at is None else take_position(q, at), k, v, seen))
         if at is None:
             return self.out(flash_attention.causal(self.kernel, q, k, v, documents))
-        return self.out(attention.single(pick(q, at), k, v, at))
+        return self.out(attention.single_query(take_position(q, at), k, v, at))
 
 
-class Block(nnx.Module):
+class NeoXBlock(nnx.Module):
     """One layer: attention and MLP, each behind its own LayerNorm."""
 
     def __init__(self, a: NeoXArchitecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
         self.attention_norm = layer_norm(a, dtype, rngs)
-        self.attention = Attention(a, dtype, kernel, rngs)
+        self.attention = NeoXAttention(a, dtype, kernel, rngs)
         self.mlp_norm = layer_norm(a, dtype, rngs)
         self.mlp = MLP(a.hidden, a.feed_forward, small_init(a), output_init(a), dtype, rngs)
         self.parallel_residual = a.parallel_residual
@@ -64,14 +64,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        angles: attention.Angles,
+        angles: attention.RotaryAngles,
         at: Int[Array, " B"] | None = None,
         documents: Integer[Array, "B L"] | None = None,
         seen: Bool[Array, "B 1 L"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """The residual stream after this layer, at every position (Q = L) or at `at` alone (Q = 1)."""
         attended = self.attention(self.attention_norm(x), angles, at, documents, seen)
-        x = x if at is None else pick(x, at)
+        x = x if at is None else take_position(x, at)
         if self.parallel_residual:
             return x + attended + self.mlp(self.mlp_norm(x))
         x = x + attended
@@ -103,8 +103,8 @@ class NeoX(nnx.Module):
         outputs = a.vocabulary if slots is None else slots
         # In float32, for its gradient adds up what every place of a token says.
         self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=jnp.float32, rngs=rngs)
-        kernel = flash_attention.choose(platform, a.head_dim, dtype)
-        blocks = nnx.vmap(lambda key: Block(a, dtype, kernel, nnx.Rngs(key)))
+        kernel = flash_attention.choose_kernel(platform, a.head_dim, dtype)
+        blocks = nnx.vmap(lambda key: NeoXBlock(a, dtype, kernel, nnx.Rngs(key)))
         self.blocks = blocks(jax.random.split(rngs.params(), a.layers))  # every leaf [N ...]
         self.norm = layer_norm(a, dtype, rngs)
         self.head = nnx.Linear(a.hidden, outputs, use_bias=False, kernel_init=small_init(a), dtype=dtype, rngs=rngs)
@@ -120,7 +120,7 @@ class NeoX(nnx.Module):
 
     def _scan(
         self,
-        graphdef: nnx.GraphDef[Block],
+        graphdef: nnx.GraphDef[NeoXBlock],
         stacked: dict[str, Any],
         tokens: Int[Array, "B L"],
         documents: Integer[Array, "B L"] | None = None,
@@ -128,14 +128,14 @@ class NeoX(nnx.Module):
     ) -> Any:
         angles = self._angles(tokens)
 
-        def apply(block: Block, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        def apply(block: NeoXBlock, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
             return block(x, angles, documents=documents, seen=seen)
 
         embedded = collectives.embedding_lookup(self.embed.embedding[...], tokens).astype(self.dtype)
         return scan.scan_blocks(graphdef, stacked, embedded, apply, self.dtype, self.remat)
 
-    def _angles(self, tokens: Int[Array, "B L"]) -> attention.Angles:
-        return attention.angles(self.architecture.rotary, self.architecture.rotary_base, tokens.shape[1])
+    def _angles(self, tokens: Int[Array, "B L"]) -> attention.RotaryAngles:
+        return attention.rotary_angles(self.architecture.rotary, self.architecture.rotary_base, tokens.shape[1])
 
     def hidden(
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
@@ -158,13 +158,13 @@ class NeoX(nnx.Module):
         Rows are padded on the right; causality keeps padding out of every real position. The last block needs
         keys and values of all positions but everything else of that one alone, which is exact and spares most of it.
         """
-        within = attention.within(tokens.shape[1], lengths)
+        within = attention.padding_mask(tokens.shape[1], lengths)
         seen = within if self.architecture.attention == "full" else None
         graphdef, stacked = scan.split_stack(self.blocks)
         if self.architecture.pooling == "mean":
             return self._logits(_mean(self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0]), within[:, 0]))
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, seen=seen)
-        last = scan.block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
+        last = scan.merge_block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         at = jnp.maximum(lengths - 1, 0) if self.architecture.pooling == "last" else jnp.zeros_like(lengths)
         return self._logits(self.norm(last(x, self._angles(tokens), at, seen=seen))[:, 0])
 
@@ -175,7 +175,7 @@ def _mean(x: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B
     return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x.dtype)
 
 
-def pick(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:
+def take_position(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:
     """Position `at` of each row."""
     return jnp.take_along_axis(x, at.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 

@@ -14,7 +14,7 @@ from jaxtempl.parallel import collectives
 
 Remat = Literal["none", "dots", "full"]
 REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are
-    "none": collectives.save_all_but_gathered,
+    "none": collectives.save_anything_except_gathered,
     # Attention's products have batch dims, and flash attention shows none: both are computed again.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -49,7 +49,7 @@ def scan_blocks(
     """
 
     def layer(x: Array, weights: PyTree) -> tuple[Array, Array]:
-        x = apply(block(graphdef, weights, dtype), x)
+        x = apply(merge_block(graphdef, weights, dtype), x)
         return x, x
 
     if remat != "none" or collectives.axis_size("fsdp") > 1:
@@ -57,6 +57,6 @@ def scan_blocks(
     return jax.lax.scan(layer, x, stacked)
 
 
-def block(graphdef: nnx.GraphDef[Any], weights: PyTree, dtype: Any) -> Any:
+def merge_block(graphdef: nnx.GraphDef[Any], weights: PyTree, dtype: Any) -> Any:
     """One block, its weights brought together from the devices that hold their parts."""
     return nnx.merge(graphdef, collectives.gather_params(weights, "blocks/", dtype))

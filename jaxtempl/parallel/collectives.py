@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree, Shaped
 
-from jaxtempl.parallel.rules import LEAVES, ROWS, RULES, leaf_path, partition_specs
+from jaxtempl.parallel.rules import AXIS_RULES, BATCH_AXES, LEAF_AXES, leaf_path, partition_specs
 
 
-def on_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: bool) -> Callable[..., Any]:
+def shard_over_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: bool) -> Callable[..., Any]:
     """`function(params, microbatch, scalar)` run by each device on its own rows and its own part of every leaf.
 
     Args:
@@ -31,7 +31,7 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: 
     if mesh.size == 1:
         return function
     parts = partition_specs(mesh, params)
-    specs: Any = {"in_specs": (parts, P(ROWS), P()), "out_specs": (parts, P()) if gradient else P()}
+    specs: Any = {"in_specs": (parts, P(BATCH_AXES), P()), "out_specs": (parts, P()) if gradient else P()}
     return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)
 
 
@@ -53,8 +53,8 @@ def gather_params(params: PyTree, prefix: str = "", dtype: Any = None) -> PyTree
         return params
 
     def bring(keys: tuple[Any, ...], part: Array) -> Array:
-        axes = LEAVES[prefix + leaf_path(keys)][1 if prefix else 0 :]
-        along = next((i for i, axis in enumerate(axes) if "fsdp" in RULES[axis]), None)
+        axes = LEAF_AXES[prefix + leaf_path(keys)][1 if prefix else 0 :]
+        along = next((i for i, axis in enumerate(axes) if "fsdp" in AXIS_RULES[axis]), None)
         if along is None:
             return _shared(part)
         kind = part.dtype if dtype is None or part.ndim == 1 else dtype
@@ -92,7 +92,7 @@ def _shared(part: Array) -> Array:
 _shared.defvjp(lambda part: (part, None), lambda _, gradient: (jax.lax.psum(gradient, "fsdp"),))
 
 
-def save_all_but_gathered(_: Any, *__: Any, **parameters: Any) -> bool:
+def save_anything_except_gathered(_: Any, *__: Any, **parameters: Any) -> bool:
     """A policy of rematerialisation: weights lie sharded anyway, and are brought together again in the backward pass.
 
     JAX's own `save_anything_except_these_names` keeps what is named too, for it keeps everything.
@@ -192,4 +192,4 @@ def reduce_gradients(gradients: PyTree, sums: PyTree) -> tuple[PyTree, PyTree]:
     if not axis_size("fsdp"):
         return gradients, sums
     gradients = jax.lax.psum(gradients, "data") if axis_size("data") > 1 else gradients
-    return gradients, jax.lax.psum(sums, ROWS)
+    return gradients, jax.lax.psum(sums, BATCH_AXES)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import PyTree
 
 from jaxtempl.errors import UserError
-from jaxtempl.parallel.rules import AXES, LEAVES, axes_size, leaf_axes, leaf_path
+from jaxtempl.parallel.rules import AXES, LEAF_AXES, axes_size, leaf_axes, leaf_path
 
 
 class MeshShape(NamedTuple):
@@ -26,7 +26,7 @@ class MeshShape(NamedTuple):
         return math.prod(self)
 
     @property
-    def rows(self) -> int:
+    def row_shards(self) -> int:
         """Parts that the rows of a batch are cut into."""
         return self.data * self.fsdp
 
@@ -73,11 +73,11 @@ def _all_shapes(devices: int) -> Iterator[MeshShape]:
 
 def _misfits(shape: MeshShape, params: PyTree, batch: int) -> list[str]:
     """Why a model and a batch cannot be cut so; one reason an axis."""
-    found = {f"does not divide the {batch} rows of a microbatch": None} if batch % shape.rows else {}
+    found = {f"does not divide the {batch} rows of a microbatch": None} if batch % shape.row_shards else {}
     sizes = shape._asdict()
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         path = leaf_path(keys)
-        for axis, size, over in zip(LEAVES[path], leaf.shape, leaf_axes(path, leaf.shape, sizes), strict=True):
+        for axis, size, over in zip(LEAF_AXES[path], leaf.shape, leaf_axes(path, leaf.shape, sizes), strict=True):
             if size % axes_size(over, sizes):
                 found[f"does not divide {axis}={size} by {axes_size(over, sizes)}"] = None
     return list(found)

@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Integer, PyTree
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # what the rows of a batch are cut over
+BATCH_AXES = ("data", "fsdp")  # what the rows of a batch are cut over
 
-LEAVES: dict[str, tuple[str, ...]] = {
+LEAF_AXES: dict[str, tuple[str, ...]] = {
     "embed/embedding": ("vocabulary", "hidden"),
     "blocks/attention_norm/scale": ("layer", "vector"),
     "blocks/attention_norm/bias": ("layer", "vector"),
@@ -54,7 +54,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
     "head/bias": ("any",),
 }
 
-RULES: dict[str, tuple[str, ...]] = {
+AXIS_RULES: dict[str, tuple[str, ...]] = {
     "layer": (),
     "position": (),
     "type": (),
@@ -80,12 +80,12 @@ def partition_spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
 
 def leaf_axes(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
     """The axes of the mesh over which each axis of a leaf is cut."""
-    return [_cut(axis, size, sizes) for axis, size in zip(LEAVES[path], shape, strict=True)]
+    return [_cut(axis, size, sizes) for axis, size in zip(LEAF_AXES[path], shape, strict=True)]
 
 
 def _cut(axis: str, size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    whole = axis == ANY_NUMBER and size % axes_size(RULES[axis], sizes)
-    return () if whole else RULES[axis]
+    whole = axis == ANY_NUMBER and size % axes_size(AXIS_RULES[axis], sizes)
+    return () if whole else AXIS_RULES[axis]
 
 
 def axes_size(over: tuple[str, ...], sizes: Mapping[str, int]) -> int:
@@ -124,7 +124,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """For a microbatch: its rows are cut, the rest of its axes are not."""
-    return NamedSharding(mesh, P(ROWS))
+    return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def local_rows(mesh: Mesh, count: int) -> Integer[np.ndarray, " own"]:

@@ -22,7 +22,7 @@ from jaxtempl.training.optimizer import adamw
 from jaxtempl.training.state import abstract_state, state_shardings
 
 
-class Program(NamedTuple):
+class CompiledProgram(NamedTuple):
     """A compiled program: its text, and what a device holds while it runs, in bytes."""
 
     text: str
@@ -31,18 +31,18 @@ class Program(NamedTuple):
     temporary: int
 
 
-def described(slice_: str) -> Sequence[Any]:
+def describe_slice(slice_: str) -> Sequence[Any]:
     """The chips of a TPU slice (`Device.slices`) to libtpu, which compiles for them where there are none."""
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": ACCELERATORS[slice_.partition(":")[0]].accelerator,
+        "TPU_ACCELERATOR_TYPE": ACCELERATORS[slice_.partition(":")[0]].tpu_type,
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # others may compile on this machine
     }
     return topologies.get_topology_desc(slice_, platform="tpu").devices
 
 
-def gradient(
+def compile_gradient(
     architecture: NeoXArchitecture,
     mesh: Mesh,
     rows: int,
@@ -50,7 +50,7 @@ def gradient(
     remat: Remat = "full",
     dtype: Any = jnp.bfloat16,
     mask_documents: bool = False,
-) -> Program:
+) -> CompiledProgram:
     """The compiled gradient of one microbatch of a language model, computed in 16 bit."""
     platform = mesh.devices.flat[0].platform  # not this process's, where the devices are only described
     graphdef = factory.make_graphdef(architecture, architecture.vocabulary, dtype, remat, platform)
@@ -64,7 +64,7 @@ def gradient(
     return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, scale))
 
 
-def update(architecture: NeoXArchitecture, mesh: Mesh) -> Program:
+def compile_update(architecture: NeoXArchitecture, mesh: Mesh) -> CompiledProgram:
     """The compiled update: AdamW on a gradient that lies as the parameters do."""
     optimizer = adamw(AdaptConfig(learning_rate=1e-3, weight_decay=0.01), 1000)
     state = abstract_state(mesh, optimizer, _params(architecture, mesh))
@@ -87,7 +87,9 @@ def _params(architecture: NeoXArchitecture, mesh: Mesh | AbstractMesh) -> Any:
     return rules.with_shardings(shapes, rules.shardings(mesh, shapes))
 
 
-def _program(lowered: Any) -> Program:
+def _program(lowered: Any) -> CompiledProgram:
     compiled = lowered.compile()
     held = compiled.memory_analysis()
-    return Program(compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes)
+    return CompiledProgram(
+        compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes
+    )

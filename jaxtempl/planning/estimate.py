@@ -71,8 +71,8 @@ def format_plan(asked: AdaptConfig) -> str:
     if not isinstance(a, NeoXArchitecture):
         raise UsageError(f"--plan knows what GPT-NeoX takes, and {asked.size} is of another family; name a Pythia size")
     work = _work(asked, a)
-    piece = microbatch_of(asked, a, device, work.length)
-    held = (memory.on_tpu if device.slices else memory.on_device)(a, piece, device)
+    piece = plan_microbatch(asked, a, device, work.length)
+    held = (memory.compiler_memory if device.slices else memory.estimate_memory)(a, piece, device)
     lines = [*_model(asked, a, work), *_mesh(asked, piece), *_memory(held), *_verdict(asked, a, device, piece, held)]
     return _aligned([*lines, *_cost(asked, a, device, piece, work)])
 
@@ -108,7 +108,7 @@ def _of_data(asked: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
     )
 
 
-def microbatch_of(
+def plan_microbatch(
     asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, length: int, times: int = 1
 ) -> MicrobatchShape:
     """What is computed at a time on so many times the devices.
@@ -121,17 +121,19 @@ def microbatch_of(
     rows = loader.microbatch_rows(asked.batch_size, count)
     shape = mesh.choose_mesh(trainer.requested_mesh(asked), factory.abstract_params(a, a.vocabulary), rows, devices)
     dtype = jnp.float16 if asked.precision == "fp16" else jnp.bfloat16
-    kernel = flash_attention.choose(device.platform, a.head_dim, dtype, device.capability)
-    flash = kernel != "xla" and flash_attention.serves(kernel, length, asked.mask_documents)
+    kernel = flash_attention.choose_kernel(device.platform, a.head_dim, dtype, device.capability)
+    flash = kernel != "xla" and flash_attention.supports(kernel, length, asked.mask_documents)
     return MicrobatchShape(shape, rows, length, asked.remat, count > 1, flash, dtype, asked.mask_documents)
 
 
 def _model(asked: AdaptConfig, a: NeoXArchitecture, work: TrainingSize) -> Iterator[PlanLine]:
     tokens = work.steps * asked.batch_size * work.length
-    operations = flops.trained_token(a, work.length)
+    operations = flops.per_token(a, work.length)
     yield PlanLine("model", asked.size, f"{a.layers} layers, hidden {a.hidden}, {a.heads} heads")
     yield PlanLine(
-        "parameters", f"{flops.parameters(a):,}", f"{flops.parameters(a, embeddings=False):,} without embeddings"
+        "parameters",
+        f"{flops.parameter_count(a):,}",
+        f"{flops.parameter_count(a, embeddings=False):,} without embeddings",
     )
     yield PlanLine(
         "tokens", f"{tokens:,}", f"{work.steps:,} steps x {asked.batch_size:,} rows x {work.length:,}; {work.source}"
@@ -147,7 +149,7 @@ def _mesh(asked: AdaptConfig, piece: MicrobatchShape) -> Iterator[PlanLine]:
     used = f"{piece.shape.devices} of {asked.devices} {asked.device}"
     yield PlanLine("mesh", " x ".join(map(str, piece.shape)), f"{' x '.join(rules.AXES)}; {used}")
     count = asked.batch_size // piece.rows
-    own = piece.rows // piece.shape.rows
+    own = piece.rows // piece.shape.row_shards
     rows = f"{piece.rows:,} rows at a time, {own:,} a device; --remat={piece.remat}"
     yield PlanLine("pieces", f"{count:,} an update", f"{rows}; {'flash' if piece.flash else 'XLA'} attention")
 
@@ -163,19 +165,19 @@ def _memory(held: DeviceMemory) -> Iterator[PlanLine]:
 def _verdict(
     asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape, held: DeviceMemory
 ) -> Iterator[PlanLine]:
-    there, why = usable(device)
+    there, why = usable_memory(device)
     yield PlanLine("in all", _gb(held.total), f"of {_gb(there)}: {why}")
     if held.total <= there:
         yield PlanLine("FITS", _gb(there - held.total), "to spare on each device")
         return
     yield PlanLine("DOES NOT FIT", _gb(held.total - there), "too much on each device")
-    found = nearest(asked, a, device, piece)
+    found = suggest_flags(asked, a, device, piece)
     yield from (PlanLine("would fit", flags, f"{_gb(total)}, by the formula") for flags, total in found)
     if not found:
         yield PlanLine("", "nothing near fits", f"not one row a piece, --remat=full, nor {MORE[-1]} times the devices")
 
 
-def usable(device: Accelerator, environment: Mapping[str, str] = os.environ) -> tuple[float, str]:
+def usable_memory(device: Accelerator, environment: Mapping[str, str] = os.environ) -> tuple[float, str]:
     """Bytes that JAX takes of a device, and in words why."""
     stated = f"{device.kind} has {_gb(device.memory)}"
     if device.slices:
@@ -186,17 +188,17 @@ def usable(device: Accelerator, environment: Mapping[str, str] = os.environ) -> 
     return share * device.memory, f"{stated}, and JAX takes {share:.0%} ({name})"
 
 
-def nearest(
+def suggest_flags(
     asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape
 ) -> list[tuple[str, float]]:
     """Flags near the given ones with which it fits, and the bytes of a device with them.
 
     The most rows a piece that fit, and the least to compute again; where both are not enough, the fewest devices.
     """
-    there, _ = usable(device)
+    there, _ = usable_memory(device)
 
     def first(tried: Iterable[tuple[str, MicrobatchShape]]) -> list[tuple[str, float]]:
-        totals = ((flags, memory.on_device(a, piece, device).total) for flags, piece in tried)
+        totals = ((flags, memory.estimate_memory(a, piece, device).total) for flags, piece in tried)
         return list(itertools.islice((found for found in totals if found[1] <= there), 1))
 
     here = first(_fewer(asked, piece)) + first(_again(piece))
@@ -213,8 +215,8 @@ def _again(piece: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
 
 def _fewer(asked: AdaptConfig, piece: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
     """With fewer rows at a time."""
-    for count in range(asked.batch_size // piece.rows + 1, asked.batch_size // piece.shape.rows + 1):
-        if asked.batch_size % (count * piece.shape.rows) == 0:
+    for count in range(asked.batch_size // piece.rows + 1, asked.batch_size // piece.shape.row_shards + 1):
+        if asked.batch_size % (count * piece.shape.row_shards) == 0:
             yield f"--gradient_accumulation_steps={count}", piece._replace(rows=asked.batch_size // count, several=True)
 
 
@@ -224,7 +226,7 @@ def _more(
     """On more devices, where a mesh fits them; at each number first as asked, then computing more again."""
     for times in MORE:
         with contextlib.suppress(UserError):
-            found = microbatch_of(asked, a, device, piece.length, times)
+            found = plan_microbatch(asked, a, device, piece.length, times)
             for flags, tried in [("", found), *_again(found)]:
                 yield f"--devices={asked.devices * times} {flags}".strip(), tried
 
@@ -233,7 +235,7 @@ def _cost(
     asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape, work: TrainingSize
 ) -> Iterator[PlanLine]:
     mfu, why = _mfu(asked, a, device)
-    speed = piece.shape.devices * device.peak * mfu / flops.trained_token(a, work.length)
+    speed = piece.shape.devices * device.peak * mfu / flops.per_token(a, work.length)
     hours = work.steps * asked.batch_size * work.length / speed / 3600
     yield PlanLine("speed", f"{speed:,.0f} tokens/s", f"{mfu:.0%} of {device.peak / 1e12:.0f} TFLOP/s a device, {why}")
     yield PlanLine("time", f"{hours / 24:,.2f} days", "training alone: no validation, saving or waiting")
@@ -244,7 +246,7 @@ def _cost(
 
 
 def _mfu(asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator) -> tuple[float, str]:
-    row = memory.measured(a, device)
+    row = memory.find_measured(a, device)
     if asked.mfu:
         return asked.mfu, "--mfu"
     return (row["mfu"], f"measured on {row['device']}") if row else (MFU, "assumed: --mfu")

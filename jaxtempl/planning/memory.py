@@ -44,7 +44,7 @@ from jaxtempl.specs import architecture, flops
 from jaxtempl.specs.accelerators import Accelerator
 from jaxtempl.specs.architecture import NeoXArchitecture
 
-MEASURED = paths.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train_gpu.py
+BENCHMARK = paths.ROOT / "docs" / "benchmarks" / "train_gpu.json"  # of bench/train_gpu.py
 
 
 class MicrobatchShape(NamedTuple):
@@ -73,7 +73,7 @@ class MicrobatchShape(NamedTuple):
     @property
     def tokens(self) -> int:
         """Of one device."""
-        return self.rows // self.shape.rows * self.length
+        return self.rows // self.shape.row_shards * self.length
 
 
 class DeviceMemory(NamedTuple):
@@ -91,42 +91,42 @@ class DeviceMemory(NamedTuple):
         return self.parameters + self.gradients + self.moments + self.activations
 
 
-def by_formula(a: NeoXArchitecture, piece: MicrobatchShape, lanes: int = 1) -> DeviceMemory:
+def formula_memory(a: NeoXArchitecture, piece: MicrobatchShape, lanes: int = 1) -> DeviceMemory:
     """What a device of this many lanes (128 on a TPU) holds, by the formula above alone."""
     tree = compiled_step.state_bytes(a, piece.shape) / 4
-    return DeviceMemory(tree, tree * (1 + piece.several), 2 * tree, activations(a, piece, lanes), "formula")
+    return DeviceMemory(tree, tree * (1 + piece.several), 2 * tree, activation_bytes(a, piece, lanes), "formula")
 
 
-def on_device(a: NeoXArchitecture, piece: MicrobatchShape, device: Accelerator) -> DeviceMemory:
+def estimate_memory(a: NeoXArchitecture, piece: MicrobatchShape, device: Accelerator) -> DeviceMemory:
     """The same, corrected where a peak was measured on such a GPU."""
-    held = by_formula(a, piece, device.lanes)
+    held = formula_memory(a, piece, device.lanes)
     return held if device.slices else _corrected(a, piece, device, held)
 
 
 def _corrected(a: NeoXArchitecture, piece: MicrobatchShape, device: Accelerator, held: DeviceMemory) -> DeviceMemory:
-    row = measured(a, device, piece.remat)
+    row = find_measured(a, device, piece.remat)
     if row is None:
         return held._replace(source="formula, not corrected: no measured peak for this device, size and --remat")
     several, flash = row["update_rows"] > row["rows"], row["attention"] != "xla"
     known = MicrobatchShape(MeshShape(1, 1, 1), row["rows"], row["length"], piece.remat, several, flash)
-    counted = by_formula(a, known, device.lanes)
+    counted = formula_memory(a, known, device.lanes)
     factor = 1 + (row["peak_bytes"] - counted.total) / counted.activations
     source = f"formula times {factor:.2f}, as measured at {row['rows']} rows of {row['length']:,} on {row['device']}"
     return held._replace(activations=held.activations * factor, source=source)
 
 
-def measured(a: NeoXArchitecture, device: Accelerator, remat: Remat | None = None) -> Any:
+def find_measured(a: NeoXArchitecture, device: Accelerator, remat: Remat | None = None) -> Any:
     """The fastest row of the GPU benchmark of a model on such a device, with this `--remat` if one is named, or None.
 
     Of what a training can be told: torch's rows, and those with other flags of XLA's, are no such.
     """
-    rows = files.read_json(MEASURED)["rows"] if MEASURED.exists() else []
+    rows = files.read_json(BENCHMARK)["rows"] if BENCHMARK.exists() else []
     return next(
         (
             row
             for row in rows
             if (row["side"], row["flags"]) == ("jaxtempl", "")
-            and flops.named(row["device"]) == device.kind
+            and flops.match_device(row["device"]) == device.kind
             and architecture.architecture_from(sizes.read_size(row["size"])["architecture"]) == a
             and row["remat"] in ([remat] if remat else REMAT)
         ),
@@ -134,15 +134,15 @@ def measured(a: NeoXArchitecture, device: Accelerator, remat: Remat | None = Non
     )
 
 
-def on_tpu(a: NeoXArchitecture, piece: MicrobatchShape, device: Accelerator) -> DeviceMemory:
+def compiler_memory(a: NeoXArchitecture, piece: MicrobatchShape, device: Accelerator) -> DeviceMemory:
     """The same with what the TPU's own compiler finds, where it is installed."""
-    held = on_device(a, piece, device)
+    held = estimate_memory(a, piece, device)
     slice_ = device.slices.get(piece.shape.devices)
     if slice_ is None or importlib.util.find_spec("libtpu") is None:
         missing = f"no slice of {piece.shape.devices} chips is known" if slice_ is None else "libtpu is not installed"
         return held._replace(source=f"formula, for {missing}")
     try:
-        return held._replace(activations=float(compiled(a, piece, slice_)), source="the TPU's own compiler")
+        return held._replace(activations=float(compiled_activations(a, piece, slice_)), source="the TPU's own compiler")
     except jax.errors.JaxRuntimeError as error:
         return held._replace(activations=_refused(error), source="the TPU's own compiler, which refuses this much")
 
@@ -156,32 +156,32 @@ def _refused(error: Exception) -> float:
     return float(found.group(1)) * 2**30
 
 
-def compiled(a: NeoXArchitecture, piece: MicrobatchShape, slice_: str) -> int:
+def compiled_activations(a: NeoXArchitecture, piece: MicrobatchShape, slice_: str) -> int:
     """Temporary bytes of the gradient as libtpu compiles it for a slice, which takes minutes and needs no TPU."""
     print(f"compiling for {slice_}, which takes minutes", file=sys.stderr, flush=True)
-    mesh = make_mesh(piece.shape, compiled_step.described(slice_))
-    return compiled_step.gradient(
+    mesh = make_mesh(piece.shape, compiled_step.describe_slice(slice_))
+    return compiled_step.compile_gradient(
         a, mesh, piece.rows, piece.length, piece.remat, piece.dtype, piece.documents
     ).temporary
 
 
-def activations(a: NeoXArchitecture, piece: MicrobatchShape, lanes: int = 1) -> float:
+def activation_bytes(a: NeoXArchitecture, piece: MicrobatchShape, lanes: int = 1) -> float:
     """Bytes of a device beside its state, by the formula above."""
     _, fsdp, tensor = piece.shape
-    kept = a.layers * kept_by_layer(a, piece, piece.remat, lanes) + 12 * piece.tokens * a.hidden
+    kept = a.layers * layer_activation_bytes(a, piece, piece.remat, lanes) + 12 * piece.tokens * a.hidden
     head = a.hidden * a.vocabulary / tensor
     matrices = (4 * a.hidden**2 + 2 * a.hidden * a.feed_forward) / tensor
     kept += 4 * head if fsdp > 1 else 2 * a.layers * matrices * (piece.remat == "none")
     chunks = cross_entropy.chunk_count(
-        piece.length, piece.rows // piece.shape.rows * a.vocabulary // tensor, "gpu"
+        piece.length, piece.rows // piece.shape.row_shards * a.vocabulary // tensor, "gpu"
     )  # or "tpu"
     loss = 8 * piece.tokens / chunks * a.vocabulary / tensor + (10 if fsdp > 1 else 6) * head
-    again = 0.0 if piece.remat == "none" else kept_by_layer(a, piece, "none", lanes)
+    again = 0.0 if piece.remat == "none" else layer_activation_bytes(a, piece, "none", lanes)
     layer = again + piece.tokens * (8 * a.hidden + 4 * a.feed_forward / tensor) + 6 * matrices
     return kept + max(loss, layer)
 
 
-def kept_by_layer(a: NeoXArchitecture, piece: MicrobatchShape, remat: Remat, lanes: int = 1) -> float:
+def layer_activation_bytes(a: NeoXArchitecture, piece: MicrobatchShape, remat: Remat, lanes: int = 1) -> float:
     """Bytes that a layer keeps on a device for its backward pass, by the formula above."""
     tokens, tensor = piece.tokens, piece.shape.tensor
     heads = a.heads * max(a.head_dim, lanes)

@@ -25,8 +25,8 @@ from jaxtempl import files
 from jaxtempl.errors import UserError, first_line
 from jaxtempl.parallel import process_group
 
-Kind = Literal["study", "recovery"]
-SUMS = "sums"  # folder of what each process says of its part, until they are joined
+CheckpointKind = Literal["study", "recovery"]
+SUMS_FOLDER = "sums"  # folder of what each process says of its part, until they are joined
 
 
 class Checkpoints:
@@ -46,16 +46,18 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
 
-    def steps(self, kind: Kind | None = None) -> list[int]:
+    def steps(self, kind: CheckpointKind | None = None) -> list[int]:
         """Steps of the whole checkpoints, in order; those of one kind, if it is named."""
         found = sorted(int(p.parent.name) for p in self.folder.glob("*/manifest.json") if p.parent.name.isdigit())
         return [s for s in found if kind is None or self._manifest(s).get("kind") == kind]
 
-    def told(self) -> list[int]:
+    def shared_steps(self) -> list[int]:
         """The steps that the main process sees, for a shared folder may show another host an older state."""
         return json.loads(process_group.broadcast(json.dumps(self.steps())))
 
-    def save(self, step: int, kind: Kind, params: PyTree, optimizer: PyTree | None, meta: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, kind: CheckpointKind, params: PyTree, optimizer: PyTree | None, meta: Mapping[str, Any]
+    ) -> None:
         """Copies all items to the host and returns; they are written and committed meanwhile. All processes call it.
 
         A checkpoint takes the place of an older one of the same step.
@@ -63,7 +65,7 @@ class Checkpoints:
         Raises:
             UserError: the save before this one failed.
         """
-        self.finish()
+        self.wait()
         items: dict[str, Any] = {"params": ocp.args.PyTreeSave(params), "meta": ocp.args.JsonSave(dict(meta))}
         if optimizer is not None:
             items["optimizer"] = ocp.args.PyTreeSave(optimizer)
@@ -73,12 +75,12 @@ class Checkpoints:
             writer.save(partial, ocp.args.Composite(**items))
         self._saving = self._thread.submit(self._commit, writer, partial, step, kind)
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raises UserError when the save in hand has failed by now."""
         if self._saving is not None and self._saving.done():
-            self.finish()
+            self.wait()
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Waits for the save in hand.
 
         Raises:
@@ -88,11 +90,13 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
-    def _commit(self, writer: ocp.AsyncCheckpointer, partial: Path, step: int, kind: Kind) -> None:
+    def _commit(self, writer: ocp.AsyncCheckpointer, partial: Path, step: int, kind: CheckpointKind) -> None:
         with _told(partial):
             with contextlib.closing(writer):
                 writer.wait_until_finished()
-            files.write_json(partial / SUMS / f"{jax.process_index()}.json", {"files": files.sums(partial, _is_own)})
+            files.write_json(
+                partial / SUMS_FOLDER / f"{jax.process_index()}.json", {"files": files.sums(partial, _is_own)}
+            )
             process_group.barrier(f"sums of {step}")
             if process_group.is_main():
                 _join_sums(partial, {"kind": kind, "step": step})
@@ -107,7 +111,7 @@ class Checkpoints:
         (self.folder / str(step)).rename(going)
         shutil.rmtree(going)
 
-    def sweep(self) -> None:
+    def remove_partial(self) -> None:
         """Removes what saves that were cut off have left; for the main process of those that train here."""
         for path in self.folder.glob(".*.partial*"):
             shutil.rmtree(path)
@@ -125,7 +129,7 @@ class Checkpoints:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             return reader.restore(self._whole(step) / "meta")
 
-    def resumable(self) -> int | None:
+    def newest_resumable(self) -> int | None:
         """The newest undamaged step that holds an optimizer, or None where there never was one. All processes call it.
 
         Newer ones are put aside, so that what is kept from here on is whole, and it is said.
@@ -133,7 +137,7 @@ class Checkpoints:
         Raises:
             UserError: all of them are damaged.
         """
-        there = [step for step in self.told() if (self.folder / str(step) / "optimizer").is_dir()]
+        there = [step for step in self.shared_steps() if (self.folder / str(step) / "optimizer").is_dir()]
         for step in reversed(there):
             wrong = self._damaged(step)
             if not wrong:
@@ -202,13 +206,15 @@ def _is_own(name: str) -> bool:
     found = re.search(r"process_(\d+)(/|$)", name)
     if found:
         return int(found.group(1)) == jax.process_index()
-    return process_group.is_main() and not name.startswith(f"{SUMS}/")
+    return process_group.is_main() and not name.startswith(f"{SUMS_FOLDER}/")
 
 
 def _join_sums(partial: Path, facts: Mapping[str, Any]) -> None:
     """The manifest, out of what each process says of its part."""
-    said = [files.read_json(partial / SUMS / f"{process}.json")["files"] for process in range(jax.process_count())]
-    shutil.rmtree(partial / SUMS)
+    said = [
+        files.read_json(partial / SUMS_FOLDER / f"{process}.json")["files"] for process in range(jax.process_count())
+    ]
+    shutil.rmtree(partial / SUMS_FOLDER)
     sums = {name: digest for part in said for name, digest in part.items()}
     files.write_json(partial / "manifest.json", {**facts, "files": dict(sorted(sums.items()))})
 

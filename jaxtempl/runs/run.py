@@ -126,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return parsing.current_keys(TrainConfig, parsing.load(folder / "config.yaml"))
 
 
-def change(opened: Run, config: str, facts: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+def record_changes(opened: Run, config: str, facts: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Writes into a run what is to be otherwise from its newest checkpoint on, and that it was otherwise before."""
     told = [*opened.manifest.get("changes", []), {"after": opened.checkpoints.steps()[-1:], **changes}]
     files.write_json(opened.folder / "manifest.json", {**opened.manifest, **facts, "format": FORMAT, "changes": told})
@@ -134,7 +134,7 @@ def change(opened: Run, config: str, facts: Mapping[str, Any], changes: Mapping[
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Generator[None]:
+def lock(folder: Path) -> Generator[None]:
     """Keeps other processes from training into `folder`, made if it is missing; a killed holder lets go of it.
 
     Raises:

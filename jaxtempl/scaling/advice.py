@@ -201,7 +201,7 @@ class Adviser:
     def _affordable(self, size: str) -> float:
         """Tokens of adaptation that the hours leave after the fine-tuning."""
         left = self.wishes.gpu_hours - self._hours(size, 0.0, self.wishes.labels)
-        return left * 3600 * self._speed / (6 * flops.parameters(architecture_of(size)))
+        return left * 3600 * self._speed / (6 * flops.parameter_count(architecture_of(size)))
 
     @property
     def _speed(self) -> float:
@@ -211,11 +211,11 @@ class Adviser:
         """6 N for each token of both trainings."""
         nearest = min(self._adapted, key=lambda row: abs(np.log(row["labels"] / labels)))
         read = tokens + labels * nearest["epochs"] * CONTEXT
-        return 6 * flops.parameters(architecture_of(size)) * read / self._speed / 3600
+        return 6 * flops.parameter_count(architecture_of(size)) * read / self._speed / 3600
 
     def _latency(self, a: Architecture) -> float:
         """Milliseconds of an answer to a full window: the device's least time, times what engines take over it."""
-        operations = flops.trained_context(a, CONTEXT, 1) / 3
+        operations = flops.per_context(a, CONTEXT, 1) / 3
         floor = max(operations / self.wishes.device.peak, 2 * _body(a) / self.wishes.device.bandwidth)
         return SERVICE_MS + OVER_FLOOR * 1000 * floor
 
@@ -287,4 +287,4 @@ _OF = {top: missed for missed, top in data.MISSED.items()}  # whose laws they fo
 
 
 def _body(a: Architecture) -> int:
-    return flops.parameters(a, embeddings=False)
+    return flops.parameter_count(a, embeddings=False)

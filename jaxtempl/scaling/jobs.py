@@ -174,8 +174,8 @@ class Jobs:
         """Of training a language model on one row."""
         a, length = architecture_of(size), self.study.length(size)
         if isinstance(a, BertArchitecture):
-            return float(flops.masked_row(a, length, mlm.count(length)))
-        return float(flops.trained_token(a, length) * length)
+            return float(flops.per_masked_row(a, length, mlm.count(length)))
+        return float(flops.per_token(a, length) * length)
 
     def adapt_operations(self, size: str, step: int) -> float:
         """Of an adaptation up to a step, exactly: all matrix products, forward and backward."""
@@ -244,7 +244,7 @@ class Jobs:
         """Operations of a fine-tuning, as if every window were full."""
         a, length = architecture_of(cell.size), int(given.get("length", 512))
         contexts = (cell.labels or EVERY_LABEL) * float(given.get("epochs", 1))
-        return contexts * flops.trained_context(a, length, 1)
+        return contexts * flops.per_context(a, length, 1)
 
 
 def _checkpoint(run: Path, step: int) -> Path:

@@ -16,7 +16,7 @@ class Accelerator(NamedTuple):
         price: dollars an hour, a round figure of renting one on demand in 2026; providers differ by 2 to 3 times.
         capability: NVIDIA's compute capability; 0 of TPUs.
         lanes: to which the device pads a head of fewer dims.
-        accelerator: of TPUs, what their compiler wants to be told that this machine is.
+        tpu_type: of TPUs, what their compiler wants to be told that this machine is.
         slices: of TPUs, the grids that JAX names, by their number of chips.
     """
 
@@ -27,7 +27,7 @@ class Accelerator(NamedTuple):
     price: float
     capability: float = 0.0
     lanes: int = 1
-    accelerator: str = ""
+    tpu_type: str = ""
     slices: Mapping[int, str] = MappingProxyType({})
 
     @property
@@ -49,7 +49,7 @@ ACCELERATORS = {
         819e9,
         1.2,
         lanes=128,
-        accelerator="v5litepod-8",
+        tpu_type="v5litepod-8",
         slices={n: f"v5e:{grid}" for n, grid in ((4, "2x2"), (8, "2x4"), (16, "4x4"), (32, "4x8"), (64, "8x8"))},
     ),
     "v5p": Accelerator(
@@ -59,7 +59,7 @@ ACCELERATORS = {
         2765e9,
         4.2,
         lanes=128,
-        accelerator="v5p-8",
+        tpu_type="v5p-8",
         slices={
             n: f"v5p:{grid}" for n, grid in ((4, "2x2x1"), (8, "2x2x2"), (16, "2x2x4"), (32, "2x4x4"), (64, "4x4x4"))
         },

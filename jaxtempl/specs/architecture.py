@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from jaxtempl.errors import UserError
 
 Family = Literal["gpt_neox", "bert"]  # as Hugging Face's model_type says it
-Attention = Literal["causal", "full"]
+AttentionKind = Literal["causal", "full"]
 Pooling = Literal["last", "mean", "first"]
 
 
@@ -48,7 +48,7 @@ class NeoXArchitecture(Architecture):
     rotary_fraction: float = 0.25  # share of K that is rotated
     rotary_base: float = 10_000.0
     parallel_residual: bool = True  # x + attention(norm(x)) + mlp(norm(x)), else one after the other
-    attention: Attention = "causal"  # of a classifier; a language model's is causal
+    attention: AttentionKind = "causal"  # of a classifier; a language model's is causal
     pooling: Pooling = "last"  # what a template head reads of the window's real positions
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class NeoXArchitecture(Architecture):
         return int(self.head_dim * self.rotary_fraction)
 
     @property
-    def usual(self) -> bool:
+    def is_paper_classifier(self) -> bool:
         """Whether a classifier is read as the paper's are (section 4.3), which is what can be exported."""
         return (self.attention, self.pooling) == ("causal", "last")
 

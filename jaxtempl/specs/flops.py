@@ -12,7 +12,7 @@ from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArch
 PEAKS = {device.kind: device.peak for device in ACCELERATORS.values()} | LOOKALIKES
 
 
-def parameters(a: Architecture, embeddings: bool = True) -> int:
+def parameter_count(a: Architecture, embeddings: bool = True) -> int:
     """Of the language model; without `embeddings`, as scaling laws count: neither tables nor head."""
     layer = 4 * a.hidden**2 + 2 * a.hidden * a.feed_forward  # matrices
     layer += 4 * a.hidden + a.feed_forward + a.hidden  # their biases: 3 D + D, F, D
@@ -26,7 +26,7 @@ def _bert_tables(a: BertArchitecture) -> int:
     return (a.vocabulary + a.positions + a.types) * a.hidden + a.hidden**2 + 3 * a.hidden + a.vocabulary
 
 
-def trained_token(a: Architecture, length: int) -> int:
+def per_token(a: Architecture, length: int) -> int:
     """Operations of matrix products, forward and backward, that training on one token of a row takes (issue 3).
 
     Attention counts the full square, masked half included, and the unembedding counts; embeddings are looked up.
@@ -35,12 +35,12 @@ def trained_token(a: Architecture, length: int) -> int:
     return 3 * (a.layers * _layer(a, length) + 2 * a.hidden * a.vocabulary)
 
 
-def masked_row(a: Architecture, length: int, told: int) -> int:
+def per_masked_row(a: Architecture, length: int, told: int) -> int:
     """The same for a row of masked language modelling, of which so many tokens are told."""
     return 3 * (a.layers * length * _layer(a, length) + told * 2 * (a.hidden**2 + a.hidden * a.vocabulary))
 
 
-def trained_context(a: Architecture, length: int, slots: int) -> int:
+def per_context(a: Architecture, length: int, slots: int) -> int:
     """The same for one labelled context: of the last layer, one position of all that is not keys and values.
 
     GPT-NeoX's queries come with the keys and values, at all positions; BERT's pooler is one layer more. Where a head
@@ -62,15 +62,15 @@ def _layer(a: Architecture, length: int) -> int:
 
 def six_nd(a: Architecture, tokens: float, embeddings: bool) -> float:
     """The usual estimate 6 N D of a training's operations (Kaplan et al., 2020), D being tokens."""
-    return 6.0 * parameters(a, embeddings) * tokens
+    return 6.0 * parameter_count(a, embeddings) * tokens
 
 
 def peak(kinds: Sequence[str]) -> float | None:
     """Operations a second of devices of these kinds (`jax.Device.device_kind`); None where one is not known."""
-    names = [named(kind) for kind in kinds]
+    names = [match_device(kind) for kind in kinds]
     return sum(PEAKS[name] for name in names) if all(names) else None
 
 
-def named(kind: str) -> str:
+def match_device(kind: str) -> str:
     """The longest name in `PEAKS` that begins a kind of device; empty where there is none."""
     return max((name for name in PEAKS if kind.startswith(name)), key=len, default="")

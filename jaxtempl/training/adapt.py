@@ -22,7 +22,7 @@ from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.training import initialization, objectives, trainer
 from jaxtempl.training.objectives import Objective
 from jaxtempl.training.precision import compute_dtype
-from jaxtempl.training.preemption import NEVER, Terminator
+from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 
 PAPER_LENGTH = 2048  # paper, Table 1: max-position-embeddings
 VALIDATION_ROWS = (
@@ -30,7 +30,7 @@ VALIDATION_ROWS = (
 )
 
 
-def adapt(asked: AdaptConfig, stop: Terminator = NEVER) -> run.Run:
+def adapt(asked: AdaptConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
     """Trains a language model and leaves a run.
 
     Raises:

@@ -23,10 +23,10 @@ from jaxtempl.specs.architecture import Architecture, NeoXArchitecture
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.training import initialization, objectives, trainer
 from jaxtempl.training.precision import compute_dtype
-from jaxtempl.training.preemption import NEVER, Terminator
+from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 
 
-def finetune(asked: FinetuneConfig, stop: Terminator = NEVER) -> run.Run:
+def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
     """Trains a template classifier and leaves a run.
 
     Raises:
@@ -70,7 +70,7 @@ def finetune(asked: FinetuneConfig, stop: Terminator = NEVER) -> run.Run:
                 settings.batch_size,
                 settings.gradient_accumulation_steps,
                 settings.seed,
-                mesh.rows,
+                mesh.row_shards,
                 _share(contexts, mesh),
             ),
             validation=_validation(held_out, settings, mesh) if (held_out.labels.slot >= 0).any() else None,
@@ -111,5 +111,5 @@ def _share(contexts: Contexts, mesh: MeshShape) -> ProcessShare:
 def _validation(contexts: Contexts, settings: FinetuneConfig, mesh: MeshShape) -> Callable[[], Iterator[Batch]]:
     share = _share(contexts, mesh)
     return lambda: loader.labelled_in_order(
-        contexts, settings.batch_size, settings.gradient_accumulation_steps, mesh.rows, share
+        contexts, settings.batch_size, settings.gradient_accumulation_steps, mesh.row_shards, share
     )

@@ -21,11 +21,11 @@ from jaxtyping import PyTree
 
 from jaxtempl.errors import Interrupted, UserError
 from jaxtempl.parallel import rules
-from jaxtempl.parallel.vote import Vote
-from jaxtempl.runs.checkpoint import Checkpoints, Kind
-from jaxtempl.training.objectives import Batch, Microbatch, Objective, Sums
+from jaxtempl.parallel.any_reduce import AnyReduce
+from jaxtempl.runs.checkpoint import CheckpointKind, Checkpoints
+from jaxtempl.training.objectives import DeviceMicrobatch, HostBatch, Objective, Sums
 from jaxtempl.training.state import TrainState, optimizer_dict
-from jaxtempl.training.step import Compiled, compile_step, run_update
+from jaxtempl.training.step import CompiledStep, compile_step, run_update
 from jaxtempl.training.tracker import Tracker
 
 
@@ -52,8 +52,8 @@ def fit(
     task: Objective,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batches: Callable[[int], Iterator[Batch]],
-    validation: Callable[[], Iterable[Batch]] | None,
+    batches: Callable[[int], Iterator[HostBatch]],
+    validation: Callable[[], Iterable[HostBatch]] | None,
     plan: Schedule,
     checkpoints: Checkpoints,
     tracker: Tracker,
@@ -79,18 +79,18 @@ def fit(
     """
     places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
     functions, mesh = compile_step(task, optimizer, places), places.step.mesh
-    start, saved_at, vote = int(state.step), plan.clock(), Vote(mesh)
+    start, saved_at, vote = int(state.step), plan.clock(), AnyReduce(mesh)
 
     def study(step: int, params: PyTree) -> None:
         if validation is not None:
             held_out = (_placed(batch, mesh) for batch in validation())
-            tracker.validated(step, _finite(step, _mean(task, functions, params, held_out), "validation "))
+            tracker.log_validation(step, _finite(step, _mean(task, functions, params, held_out), "validation "))
 
-    def save(step: int, kind: Kind, state: TrainState, whole: bool) -> None:
+    def save(step: int, kind: CheckpointKind, state: TrainState, whole: bool) -> None:
         with jax.transfer_guard("allow"):  # Orbax's own
             moments = optimizer_dict(state) if whole else None
             checkpoints.save(step, kind, state.params, moments, {"step": step})
-        tracker.rest()
+        tracker.pause()
 
     previous: tuple[int, Sums, float] | None = None
     if plan.first and start == 0:
@@ -102,7 +102,7 @@ def fit(
             if previous:
                 _report(tracker, *previous)
             previous = step, metrics, waited
-            checkpoints.check()
+            checkpoints.raise_if_failed()
             stop, late = vote(stopping(), plan.clock() - saved_at >= plan.recover_seconds)
             due = step % plan.save_every == 0 or step == plan.steps
             recovery = (stop or late) and step < plan.steps
@@ -116,19 +116,19 @@ def fit(
                     saved_at = plan.clock()
                     vote.forget()
             if stop and recovery:
-                checkpoints.finish()
+                checkpoints.wait()
                 raise Interrupted(f"stopped after step {step}, as asked; the same command goes on from there")
-    checkpoints.finish()
+    checkpoints.wait()
     return state
 
 
-def _placed(batch: Batch, mesh: Mesh) -> list[Microbatch]:
+def _placed(batch: HostBatch, mesh: Mesh) -> list[DeviceMicrobatch]:
     """A batch on the mesh, out of this process's rows of each microbatch."""
     with jax.transfer_guard("allow"):  # this one is asked for
         return [jax.make_array_from_process_local_data(rules.row_sharding(mesh), dict(part)) for part in batch]
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+def _timed(batches: Iterator[HostBatch]) -> Iterator[tuple[HostBatch, float]]:
     """Each batch, and the seconds that were waited for it."""
     asked = time.perf_counter()
     for batch in batches:
@@ -140,7 +140,7 @@ def _report(tracker: Tracker, step: int, metrics: Sums, waited: float) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()} | {"data_seconds": waited}
     if values.pop("overflow", 0.0) and values["loss_scale"] > 1:  # that update was left out; nothing of it is kept
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-    tracker.step(step, _finite(step, values))
+    tracker.log_step(step, _finite(step, values))
 
 
 def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[str, float]:
@@ -154,7 +154,7 @@ def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[s
     return values
 
 
-def _mean(task: Objective, functions: Compiled, params: PyTree, batches: Iterable[Batch]) -> dict[str, float]:
+def _mean(task: Objective, functions: CompiledStep, params: PyTree, batches: Iterable[HostBatch]) -> dict[str, float]:
     parts = (functions.measure(params, microbatch) for batch in batches for microbatch in batch)
     sums = functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
     return {name: float(value) for name, value in jax.device_get(jax.jit(task.metrics)(sums)).items()}

@@ -22,8 +22,8 @@ from jaxtempl.parallel import collectives
 from jaxtempl.specs import flops
 
 Sums = dict[str, Float[Array, ""]]
-Microbatch = Mapping[str, Array]
-Batch = Sequence[Mapping[str, Any]]  # microbatches, as numpy made them
+DeviceMicrobatch = Mapping[str, Array]
+HostBatch = Sequence[Mapping[str, Any]]  # microbatches, as numpy made them
 
 
 class Objective(NamedTuple):
@@ -36,7 +36,7 @@ class Objective(NamedTuple):
     """
 
     graphdef: nnx.GraphDef[Any]
-    loss: Callable[[PyTree, Microbatch], tuple[Float[Array, ""], Sums]]
+    loss: Callable[[PyTree, DeviceMicrobatch], tuple[Float[Array, ""], Sums]]
     metrics: Callable[[Sums], Sums]
 
 
@@ -50,7 +50,7 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Obj
         mask_documents: no position attends to another document of its row.
     """
 
-    def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
+    def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
         tokens = batch["tokens"].astype(jnp.int32)
         # The last position predicts nothing; rolling keeps every shape, and chunks of L, even.
         targets, weights = jnp.roll(tokens, -1, axis=1), _predicted(batch["segments"])
@@ -59,7 +59,7 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Obj
         documents = batch["segments"] if mask_documents else None
         hidden = collectives.copy_to_tensor_parallel(model.hidden(tokens, documents))
         total: Any = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights, model.platform)
-        operations = tokens.size * flops.trained_token(model.architecture, tokens.shape[1])
+        operations = tokens.size * flops.per_token(model.architecture, tokens.shape[1])
         return total, {"loss": total, "weight": weights.sum(), **_work(tokens, operations)}
 
     return Objective(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
@@ -76,10 +76,10 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
         mask_documents: no position attends to another document of its row.
     """
 
-    def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
+    def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
         params = _outside_blocks(params)
         model, tokens = nnx.merge(graphdef, params), batch["tokens"]
-        hidden = model.hidden(tokens, bert.seen(batch["segments"], mask_documents))
+        hidden = model.hidden(tokens, bert.attention_mask(batch["segments"], mask_documents))
         told = model.head(jnp.take_along_axis(hidden, batch["places"][..., None], axis=1))
         weights = batch["weights"].astype(jnp.float32)
         total: Any = summed_cross_entropy(
@@ -90,7 +90,7 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
             model.platform,
             collectives.local_columns(params["head"]["bias"], params["embed"]["embedding"].shape[0]),
         )
-        work = _work(tokens, len(tokens) * flops.masked_row(model.architecture, tokens.shape[1], told.shape[1]))
+        work = _work(tokens, len(tokens) * flops.per_masked_row(model.architecture, tokens.shape[1], told.shape[1]))
         return total, {"loss": total, "weight": weights.sum(), **work}
 
     return Objective(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
@@ -124,11 +124,11 @@ def template_classification(graphdef: nnx.GraphDef[Any]) -> Objective:
     A microbatch holds `tokens` [B L], `lengths` [B], `slots` [B] and `weights` [B], 0 on a filler row.
     """
 
-    def loss(params: PyTree, batch: Microbatch) -> tuple[Float[Array, ""], Sums]:
+    def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
         model, (rows, length) = nnx.merge(graphdef, _outside_blocks(params)), batch["tokens"].shape
         logits = model.classify(batch["tokens"], batch["lengths"])
         total, correct = _classified(logits, batch["slots"], batch["weights"])
-        work = _work(batch["tokens"], rows * flops.trained_context(model.architecture, length, logits.shape[1]))
+        work = _work(batch["tokens"], rows * flops.per_context(model.architecture, length, logits.shape[1]))
         return total, {"loss": total, "weight": batch["weights"].sum(), "top1": correct, **work}
 
     def metrics(sums: Sums) -> Sums:

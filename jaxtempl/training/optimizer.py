@@ -11,7 +11,7 @@ EPSILON = 1e-8  # ours: the paper states none; it is Pythia's own
 NOT_DECAYED = {"bias", "scale"}
 
 
-def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     """Linear warm-up over `warmup` of the steps, then cosine or linear decay to zero (paper Tables 1 and 2)."""
     warmup = round(config.warmup_ratio * steps)
     rest = max(steps - warmup, 1)
@@ -25,7 +25,7 @@ def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
 
 def learning_rates(config: TrainConfig, steps: int) -> Float[np.ndarray, " steps"]:
     """The learning rate of each update, on the host, so that telling it asks the device for nothing."""
-    return np.asarray(jax.jit(jax.vmap(learning_rate(config, steps)))(np.arange(steps)), np.float32)
+    return np.asarray(jax.jit(jax.vmap(learning_rate_schedule(config, steps)))(np.arange(steps)), np.float32)
 
 
 def decay_mask(params: PyTree) -> PyTree[bool]:
@@ -38,7 +38,7 @@ def adamw(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(
-            learning_rate(config, steps),
+            learning_rate_schedule(config, steps),
             config.beta1,
             config.beta2,
             EPSILON,

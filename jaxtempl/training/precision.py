@@ -37,7 +37,7 @@ def compute_dtype(precision: str) -> jnp.dtype:
     return jnp.dtype({"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}[precision])
 
 
-def loss_scale(dtype: jnp.dtype) -> LossScale | None:
+def initial_loss_scale(dtype: jnp.dtype) -> LossScale | None:
     """The scale at the start of a float16 training; others need none."""
     if dtype != jnp.float16:
         return None
@@ -45,7 +45,7 @@ def loss_scale(dtype: jnp.dtype) -> LossScale | None:
     return LossScale(scale, *counts)  # each a buffer of its own, for all are donated
 
 
-def adjusted(was: LossScale, finite: Bool[Array, ""]) -> LossScale:
+def update_loss_scale(was: LossScale, finite: Bool[Array, ""]) -> LossScale:
     """The scale after a step: twice what it was after `WINDOW` finite ones, half after `HYSTERESIS` overflows.
 
     It never falls below 1; overflows at 1 are for the caller to stop at.

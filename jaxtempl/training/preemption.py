@@ -10,22 +10,22 @@ from types import FrameType, TracebackType
 from jaxtempl.errors import InterruptedEarly
 
 
-class Terminator:
-    """Hears SIGTERM while it is entered: before `ready` it raises InterruptedEarly, from then on it notes the wish.
+class PreemptionHandler:
+    """Hears SIGTERM while it is entered: before `defer` it raises InterruptedEarly, from then on it notes the wish.
 
     Attributes:
-        asked: whether one has come.
+        requested: whether one has come.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._ready = False
+        self.requested = False
+        self._deferred = False
 
-    def ready(self) -> None:
+    def defer(self) -> None:
         """From here on there is something to save."""
-        self._ready = True
+        self._deferred = True
 
-    def __enter__(self) -> "Terminator":
+    def __enter__(self) -> "PreemptionHandler":
         self._before = signal.signal(signal.SIGTERM, self._hear)
         self._told, heard = socket.socketpair()
         self._told.setblocking(False)
@@ -39,13 +39,13 @@ class Terminator:
         signal.signal(signal.SIGTERM, self._before)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if not self._ready:
+        self.requested = True
+        if not self._deferred:
             raise InterruptedEarly("stopped before the first step, as asked; the same command starts again")
         print("SIGTERM: saving after the step in hand; a second one ends at once", file=sys.stderr, flush=True)
 
 
-NEVER = Terminator()  # for callers that hear no signals
+NEVER_PREEMPTED = PreemptionHandler()  # for callers that hear no signals
 
 
 def _count(heard: socket.socket) -> None:

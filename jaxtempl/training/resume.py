@@ -14,7 +14,7 @@ from jaxtempl.runs.run import Run
 from jaxtempl.training.initialization import Initialization
 
 # What a resumed training may say differently: it changes where and how it is computed, not what.
-FREE_TO_CHANGE = {
+MAY_CHANGE = {
     *("resume", "allow_change", "recover_minutes", "keep", "gradient_accumulation_steps", "remat", "tracker"),
     *("mesh.data", "mesh.fsdp", "mesh.tensor", "coordinator", "num_processes", "process_id"),
 }
@@ -45,12 +45,12 @@ def check_changes(opened: Run, settings: TrainConfig, begin: Initialization, dat
         )
     if changed:
         told = {name: {"was": was, "is": now} for name, (was, now) in changed.items()}
-        run.change(opened, parsing.dump(settings), facts, told)
+        run.record_changes(opened, parsing.dump(settings), facts, told)
 
 
 def _known(values: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """All of a run by which a change is known, each by the name that `--allow_change` takes."""
-    kept = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    kept = {name: value for name, value in values.items() if name not in MAY_CHANGE}
     return kept | input_digests(facts["start"], facts["datasets"]) | versions(facts)
 
 

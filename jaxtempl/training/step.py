@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtempl.parallel import collectives
 from jaxtempl.training import precision
-from jaxtempl.training.objectives import Microbatch, Objective, Sums
+from jaxtempl.training.objectives import DeviceMicrobatch, Objective, Sums
 from jaxtempl.training.precision import LossScale
 from jaxtempl.training.state import TrainState
 
@@ -24,14 +24,14 @@ class GradientSum(NamedTuple):
     sums: Sums
 
 
-def run_update(functions: "Compiled", state: TrainState, batch: list[Microbatch]) -> tuple[TrainState, Sums]:
+def run_update(functions: "CompiledStep", state: TrainState, batch: list[DeviceMicrobatch]) -> tuple[TrainState, Sums]:
     """The state after a batch, and the step's metrics."""
     scale = state.scale and state.scale.scale
     parts = (functions.gradient(state.params, microbatch, scale) for microbatch in batch)
     return functions.update(state, functools.reduce(functions.add, parts))
 
 
-class Compiled(NamedTuple):
+class CompiledStep(NamedTuple):
     """The compiled functions of a training.
 
     Attributes:
@@ -41,13 +41,13 @@ class Compiled(NamedTuple):
         measure: parameters and a microbatch to its sums alone.
     """
 
-    gradient: Callable[[PyTree, Microbatch, Float[Array, ""] | None], GradientSum]
+    gradient: Callable[[PyTree, DeviceMicrobatch, Float[Array, ""] | None], GradientSum]
     add: Callable[[GradientSum, GradientSum], GradientSum]
     update: Callable[[TrainState, GradientSum], tuple[TrainState, Sums]]
-    measure: Callable[[PyTree, Microbatch], Sums]
+    measure: Callable[[PyTree, DeviceMicrobatch], Sums]
 
 
-def compile_step(task: Objective, optimizer: optax.GradientTransformation, places: TrainState) -> Compiled:
+def compile_step(task: Objective, optimizer: optax.GradientTransformation, places: TrainState) -> CompiledStep:
     """The functions of a training, compiled when first called: `gradient` once a microbatch shape, the rest once.
 
     Args:
@@ -58,8 +58,8 @@ def compile_step(task: Objective, optimizer: optax.GradientTransformation, place
     step: Any = places.step
     mesh: Mesh = step.mesh
 
-    def gradient(params: PyTree, batch: Microbatch, scale: Float[Array, ""] | None) -> GradientSum:
-        def of_rows(params: PyTree, batch: Microbatch, scale: Float[Array, ""] | None) -> tuple[PyTree, Sums]:
+    def gradient(params: PyTree, batch: DeviceMicrobatch, scale: Float[Array, ""] | None) -> GradientSum:
+        def of_rows(params: PyTree, batch: DeviceMicrobatch, scale: Float[Array, ""] | None) -> tuple[PyTree, Sums]:
             def scaled(params: PyTree) -> tuple[Float[Array, ""], Sums]:
                 loss, sums = task.loss(params, batch)
                 return (loss if scale is None else loss * scale), sums
@@ -67,13 +67,13 @@ def compile_step(task: Objective, optimizer: optax.GradientTransformation, place
             (_, sums), gradients = jax.value_and_grad(scaled, has_aux=True)(params)
             return collectives.reduce_gradients(gradients, sums)
 
-        return GradientSum(*collectives.on_mesh(of_rows, mesh, params, gradient=True)(params, batch, scale))
+        return GradientSum(*collectives.shard_over_mesh(of_rows, mesh, params, gradient=True)(params, batch, scale))
 
-    def measure(params: PyTree, batch: Microbatch) -> Sums:
-        def of_rows(params: PyTree, batch: Microbatch, _: None) -> Sums:
+    def measure(params: PyTree, batch: DeviceMicrobatch) -> Sums:
+        def of_rows(params: PyTree, batch: DeviceMicrobatch, _: None) -> Sums:
             return collectives.reduce_gradients({}, task.loss(params, batch)[1])[1]
 
-        return collectives.on_mesh(of_rows, mesh, params, gradient=False)(params, batch, None)
+        return collectives.shard_over_mesh(of_rows, mesh, params, gradient=False)(params, batch, None)
 
     def add(total: GradientSum, new: GradientSum) -> GradientSum:
         return jax.tree.map(jnp.add, total, new)
@@ -88,7 +88,7 @@ def compile_step(task: Objective, optimizer: optax.GradientTransformation, place
         return (new, metrics) if state.scale is None else _unless_overflown(state, state.scale, new, metrics)
 
     updates = jax.jit(update, donate_argnums=0, out_shardings=(places, None))
-    return Compiled(jax.jit(gradient), jax.jit(add, donate_argnums=0), updates, jax.jit(measure))
+    return CompiledStep(jax.jit(gradient), jax.jit(add, donate_argnums=0), updates, jax.jit(measure))
 
 
 def _unless_overflown(old: TrainState, scale: LossScale, new: TrainState, metrics: Sums) -> tuple[TrainState, Sums]:
@@ -97,6 +97,6 @@ def _unless_overflown(old: TrainState, scale: LossScale, new: TrainState, metric
     params, moments = jax.tree.map(
         lambda a, b: jnp.where(finite, a, b), (new.params, new.optimizer), (old.params, old.optimizer)
     )
-    after = precision.adjusted(scale, finite)
+    after = precision.update_loss_scale(scale, finite)
     told = {"loss_scale": scale.scale, "skipped": after.skipped, "overflow": 1.0 - finite}
     return TrainState(params, moments, new.step, after), {**metrics, **told}

@@ -43,7 +43,7 @@ class Tracker:
             with contextlib.suppress(OSError):  # what could not be written was told
                 board.close(error is None)
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
+    def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """One update's metrics; `tokens` become tokens a second since the step before, `flops` the share of the peak.
 
         `training_share` is of the time since the start: what was neither validation nor saving.
@@ -59,12 +59,12 @@ class Tracker:
         record["training_share"] = self._trained / (now - self._began)
         self._write(step, record)
 
-    def validated(self, step: int, values: Mapping[str, float]) -> None:
+    def log_validation(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of the validation part after an update; the time it took is no training time."""
         self._write(step, {f"validation_{name}": value for name, value in values.items()})
-        self.rest()
+        self.pause()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Says that what was done since the last step was not training."""
         self._last = time.perf_counter()
 

@@ -28,12 +28,12 @@ from jaxtempl.training import initialization, loggers, loop, precision, resume
 from jaxtempl.training.initialization import Initialization
 from jaxtempl.training.objectives import Objective
 from jaxtempl.training.optimizer import adamw, learning_rates
-from jaxtempl.training.preemption import NEVER, Terminator
+from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 from jaxtempl.training.state import TrainState, abstract_state, initial_state, restore_state
 from jaxtempl.training.tracker import Tracker
 
 MICROBATCH_TOKENS = 8192  # of one device, by default; an update of 2 M tokens at once fits none
-Settings = TypeVar("Settings", bound=TrainConfig)
+TrainConfigT = TypeVar("TrainConfigT", bound=TrainConfig)
 
 
 class TrainingJob(NamedTuple):
@@ -60,7 +60,7 @@ class TrainingJob(NamedTuple):
     facts: dict[str, Any]
 
 
-def resolve_config(asked: Settings, phase: Phase, steps: int, saves: int, length: int) -> Settings:
+def resolve_config(asked: TrainConfigT, phase: Phase, steps: int, saves: int, length: int) -> TrainConfigT:
     """The config with every number that depends on the data filled in.
 
     Args:
@@ -125,7 +125,9 @@ def check_agreement(settings: TrainConfig, begin: Initialization, datasets: Mapp
     )
 
 
-def train_run(settings: TrainConfig, begin: Initialization, work: TrainingJob, stop: Terminator = NEVER) -> Run:
+def train_run(
+    settings: TrainConfig, begin: Initialization, work: TrainingJob, stop: PreemptionHandler = NEVER_PREEMPTED
+) -> Run:
     """Trains to `settings.steps`, from the run's newest recovery checkpoint if it has one, and says so.
 
     Args:
@@ -139,24 +141,26 @@ def train_run(settings: TrainConfig, begin: Initialization, work: TrainingJob, s
         UserError: the folder holds another run, another process trains it, or what `fit` raises.
     """
     folder = Path(settings.out)
-    with run.held(folder) if process_group.is_main() else contextlib.nullcontext():
+    with run.lock(folder) if process_group.is_main() else contextlib.nullcontext():
         if process_group.is_main():
             _open(settings, begin, work)
         process_group.barrier("the run's folder")
         opened = Run(folder)  # on every host: they share the folder
         opened.checkpoints.keep = settings.keep
-        if settings.steps not in opened.checkpoints.told():
+        if settings.steps not in opened.checkpoints.shared_steps():
             _train(settings, begin, work, opened, stop)
     print(f"{opened.folder} is complete at step {settings.steps}")
     return opened
 
 
-def _train(settings: TrainConfig, begin: Initialization, work: TrainingJob, opened: Run, stop: Terminator) -> None:
+def _train(
+    settings: TrainConfig, begin: Initialization, work: TrainingJob, opened: Run, stop: PreemptionHandler
+) -> None:
     mesh, optimizer = make_mesh(work.mesh), adamw(settings, settings.steps)
     if process_group.is_main():
-        opened.checkpoints.sweep()
-    newest = opened.checkpoints.resumable()
-    if newest is None and settings.resume == "must" and opened.checkpoints.told():
+        opened.checkpoints.remove_partial()
+    newest = opened.checkpoints.newest_resumable()
+    if newest is None and settings.resume == "must" and opened.checkpoints.shared_steps():
         raise UserError(f"--resume=must, but {opened.folder} has no checkpoint to go on from; use --resume=auto")
     state = _state(settings, begin, work, opened, newest, mesh, optimizer)
     rate = learning_rates(settings, settings.steps).item
@@ -167,9 +171,9 @@ def _train(settings: TrainConfig, begin: Initialization, work: TrainingJob, open
     peak = flops.peak([device.device_kind for device in mesh.devices.flat])
     told = loggers.open_loggers(settings, opened.folder, newest or 0) if process_group.is_main() else []
     stream = lambda first: loader.batches_from(work.batches, first, settings.steps)  # noqa: E731
-    stop.ready()
+    stop.defer()
     with Tracker(told, rate, peak) as tracker, _memory_told():
-        saves, asked = opened.checkpoints, lambda: stop.asked
+        saves, asked = opened.checkpoints, lambda: stop.requested
         loop.fit(work.task, optimizer, state, stream, work.validation, plan, saves, tracker, asked)
 
 
@@ -198,7 +202,7 @@ def _state(
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """What a checkpoint holds, or without one the start's; never both at once."""
-    scale = precision.loss_scale(work.dtype)
+    scale = precision.initial_loss_scale(work.dtype)
     if newest is None:
         params = initialization.initial_params(begin, opened.slots, settings.seed, mesh)
         return initial_state(params, optimizer, mesh, scale)

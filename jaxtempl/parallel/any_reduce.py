@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtempl.parallel import rules
 
 
-class Vote:
+class AnyReduce:
     """Whether any process wishes something; with several processes told one call late, so that none waits."""
 
     def __init__(self, mesh: Mesh) -> None:
