@@ -24,11 +24,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def list_files(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, dict[str, Any]]:
+    """Return `{"sha256", "bytes"}` of every wanted file below `folder` except its manifest, by relative POSIX path."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    named = ((p.relative_to(folder).as_posix(), p) for p in paths)
+    return {
+        name: {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for name, path in named
+        if name != "manifest.json" and wanted(name)
+    }
+
+
 def sums(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
-    """sha256 of every wanted file below `folder` but its own manifest, by relative POSIX path, sorted."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    relative = ((p.relative_to(folder).as_posix(), p) for p in files)
-    return {name: sha256(path) for name, path in relative if name != "manifest.json" and wanted(name)}
+    """Return the sha256 sums of `list_files` alone."""
+    return {name: entry["sha256"] for name, entry in list_files(folder, wanted).items()}
 
 
 def _temporary(path: Path) -> Path:

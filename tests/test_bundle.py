@@ -104,16 +104,16 @@ def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
     [
         (lambda f: (f / "model.onnx").write_bytes(b"x"), "1 bytes, not"),
         (lambda f: (f / "templates.json").unlink(), "templates.json is missing"),
-        (lambda f: (f / "bundle.json").unlink(), "is no bundle"),
+        (lambda f: (f / "bundle.json").unlink(), "is not a bundle"),
         (lambda f: (f / "bundle.json").write_text("{"), "is not JSON"),
-        (lambda f: (f / "bundle.json").write_text("[]"), "not that of a bundle"),
-        (lambda f: change(f, lambda m: m.update(kind="run")), "not that of a bundle"),
+        (lambda f: (f / "bundle.json").write_text("[]"), "is not the manifest of a bundle"),
+        (lambda f: change(f, lambda m: m.update(kind="run")), "is not the manifest of a bundle"),
         (lambda f: change(f, lambda m: m.update(format=3)), "has format 3"),
-        (lambda f: change(f, lambda m: m.update(window="8", head=None)), "no proper head, window"),
-        (lambda f: change(f, lambda m: m["files"].pop("tokenizer.json")), "does not name tokenizer.json"),
+        (lambda f: change(f, lambda m: m.update(window="8", head=None)), "keys: head, window"),
+        (lambda f: change(f, lambda m: m["files"].pop("tokenizer.json")), "does not list tokenizer.json"),
         (lambda f: change(f, lambda m: m["files"].update(extra={"bytes": 1})), "no size and sha256 of extra"),
-        (lambda f: change(f, lambda m: m.update(model="../model.onnx")), "does not name"),
-        (lambda f: change(f, lambda m: m.update(version="0" * 16)), "is not that of its files"),
+        (lambda f: change(f, lambda m: m.update(model="../model.onnx")), "does not list"),
+        (lambda f: change(f, lambda m: m.update(version="0" * 16)), "does not match its files"),
     ],
 )
 def test_what_is_not_as_it_says_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
@@ -165,13 +165,13 @@ LIST = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[2**40, 7], f
         (external("link"), "points outside|link"),
         (external("beside"), "none of the bundle's files"),
         (external(""), "none of the bundle's files"),
-        (external("tokenizer.json", offset=549_000), "is told to lie at 549,000"),
-        (external("tokenizer.json", offset=-4), "is told to lie at -4"),
+        (external("tokenizer.json", offset=549_000), "claims 549,000"),
+        (external("tokenizer.json", offset=-4), "claims -4"),
         (external("tokenizer.json", length=10**12), "needs 1,400 bytes"),
-        (external("tokenizer.json", offset="x"), "is no number"),
+        (external("tokenizer.json", offset="x"), "is not a number"),
         (GIANT, "its shape needs"),
         (LIST, "too few values"),
-        (TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[-1, 7]), "no dim is negative"),
+        (TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[-1, 7]), "no dimension may be negative"),
     ],
 )
 def test_a_hostile_weight_is_refused(tmp_path: Path, weight: TensorProto, said: str) -> None:
@@ -201,7 +201,7 @@ def test_operators_that_are_not_onnxs_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no ONNX model"):
+    with pytest.raises(UserError, match="is not an ONNX model"):
         Bundle.open(write(tmp_path / "b", b"\xff" * 100))
 
 
@@ -221,7 +221,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "sprung",))
 
-    with pytest.raises(UserError, match="is no ONNX model"):
+    with pytest.raises(UserError, match="is not an ONNX model"):
         Bundle.open(write(tmp_path / "b", pickle.dumps(Trap())))
     assert not (tmp_path / "sprung").exists()
 

@@ -218,7 +218,7 @@ def test_a_killed_conversion_leaves_nothing_of_that_name(made: Run, tmp_path: Pa
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         Bundle.open(next(tmp_path.glob(".out.*.partial")))
 
 

@@ -334,7 +334,7 @@ def test_a_changed_bundle_is_refused(network: Path, tmp_path: Path) -> None:
         file.write(b"\0\1\2\3")
     with pytest.raises(UserError, match="sha256"):
         convert(given, tmp_path / "models")
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         convert(tmp_path / "nowhere", tmp_path / "models")
 
 

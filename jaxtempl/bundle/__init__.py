@@ -1,1 +1,1 @@
-"""The folder that serves, and the checks before it is opened. No JAX."""
+"""Bundles: the folders that serve, and the checks that run before one is opened. No JAX."""

@@ -1,7 +1,7 @@
-"""A bundle: a folder that serves, complete in itself, and trusted only after it was checked. No JAX.
+"""Read and write bundles: folders that serve, complete in themselves, and checked before use. No JAX.
 
-`model.onnx [model.onnx.data] | model.plan`, `tokenizer.json templates.json bundle.json`. `bundle.json` sums up the
-other files; nothing that it does not name is read, and nothing is read that is not as it says.
+A bundle holds `model.onnx [model.onnx.data] | model.plan`, `tokenizer.json templates.json bundle.json`. `bundle.json`
+is the manifest. It lists the sha256 sum and the size of every other file. Files that it does not list are never read.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jaxtempl.text.tokenizer import Tokenizer
 
 MANIFEST = "bundle.json"
 ONNX, PLAN = "model.onnx", "model.plan"
-KEYS: dict[str, Any] = {  # what every manifest has, and of which type
+KEYS: dict[str, Any] = {  # required keys of every manifest, with their types
     "version": str,
     "model": str,
     "head": str,
@@ -39,13 +39,14 @@ KEYS: dict[str, Any] = {  # what every manifest has, and of which type
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are all as its manifest says.
+    """A bundle whose files all match its manifest.
 
     Attributes:
-        folder: where it lies.
-        manifest: `bundle.json`: version (digest of the files), head, dtype, window in tokens, special tokens in it,
-            temperature, slots, length buckets, sha256 and bytes of every file, the run, and the verify figures.
-        templates: the classes by slot; empty for a language model. Slots beyond them are padding.
+        folder: Location on disk.
+        manifest: Content of `bundle.json`: version (digest of the files), head, dtype, window in tokens, number of
+            special tokens in it, temperature, slots, length buckets, sha256 and bytes of every file, the run, and the
+            verification figures.
+        templates: Classes by slot; empty for a language model. Slots of the head beyond them are padding.
     """
 
     folder: Path
@@ -54,69 +55,73 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
-        """Checks and reads a bundle.
+        """Check and read a bundle.
 
         Raises:
-            UserError: `folder` is no bundle, a file is missing, changed, a link or outside of it, or the model is not
-                one that may be opened (see `onnx_file.check`).
+            UserError: `folder` is not a bundle; a file is missing, changed, a link or outside the folder; or the model
+                fails `onnx_check.check_onnx`.
         """
         manifest = read_manifest(folder)
-        listed = _check_files(folder, manifest["files"])
+        sizes = _check_files(folder, manifest["files"])
         for name in (manifest["model"], "tokenizer.json", "templates.json"):
-            if name not in listed:
-                raise UserError(f"{folder / MANIFEST} does not name {name} among its files; convert the run again")
+            if name not in sizes:
+                raise UserError(f"{folder / MANIFEST} does not list {name} among its files; convert the run again")
         if manifest["version"] != content_digest(manifest["files"]):
-            raise UserError(f"the version in {folder / MANIFEST} is not that of its files; convert the run again")
+            raise UserError(f"the version in {folder / MANIFEST} does not match its files; convert the run again")
         if manifest["model"] == ONNX:
-            onnx_check.check_onnx(folder / ONNX, listed)
+            onnx_check.check_onnx(folder / ONNX, sizes)
         templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
         return cls(folder, manifest, templates)
 
     @property
     def model(self) -> Path:
-        """The file of the network."""
+        """Path of the network's file."""
         return self.folder / self.manifest["model"]
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the window is made with."""
+        """Tokenizer that the network's windows are made with."""
         return Tokenizer(self.folder / "tokenizer.json")
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Sums up the files of `folder`, which the caller holds by `files.atomic_folder`, and writes `bundle.json`.
+    """Write `bundle.json` for the files of `folder`, which the caller holds by `files.atomic_folder`.
 
     Args:
-        folder: has all files of the bundle but the manifest.
-        facts: the other keys of the manifest, those of KEYS without version and files at least.
+        folder: Folder with all files of the bundle except the manifest.
+        facts: Further keys of the manifest: at least those of KEYS without version and files.
     """
-    listed = {p.name: {"sha256": files.sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+    listed = files.list_files(folder)
     manifest = {"kind": "bundle", "version": content_digest(listed), **facts, "files": listed}
     files.write_json(folder / MANIFEST, manifest)
 
 
 def content_digest(listed: Mapping[str, Mapping[str, Any]]) -> str:
-    """Digest of the files' names and sums."""
-    named = {name: known["sha256"] for name, known in listed.items()}
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+    """Return a digest of the files' names and sha256 sums: the bundle's version."""
+    sums = {name: entry["sha256"] for name, entry in listed.items()}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `bundle.json` says, which its files are not held to here; raises UserError where `folder` is no bundle."""
+    """Return `bundle.json` without checking the files that it lists.
+
+    Raises:
+        UserError: `folder` is not a bundle, or a key of the manifest is missing or of the wrong type.
+    """
     path = files.contained(folder, MANIFEST)
     if not path.is_file():
-        raise UserError(f"{folder} is no bundle; bin/convert onnx --run=RUN --out=DIR makes one")
+        raise UserError(f"{folder} is not a bundle (no {MANIFEST}); bin/convert onnx --run=RUN --out=DIR makes one")
     manifest = files.read_json(path)
     if not isinstance(manifest, dict) or manifest.get("kind") != "bundle":
-        raise UserError(f"{path} is not that of a bundle; bin/convert onnx --run=RUN --out=DIR makes one")
+        raise UserError(f"{path} is not the manifest of a bundle; bin/convert onnx --run=RUN --out=DIR makes one")
     wrong = [key for key, kind in KEYS.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
-        raise UserError(f"{path} has no proper {', '.join(wrong)}; convert the run again")
+        raise UserError(f"{path} has missing or invalid keys: {', '.join(wrong)}; convert the run again")
     return manifest
 
 
 def _check_files(folder: Path, listed: Mapping[str, Any]) -> dict[str, int]:
-    """Every listed file's bytes, by name."""
+    """Check every listed file, and return its bytes by name."""
     paths = {name: files.contained(folder, name) for name in listed}
     for name, path in paths.items():
         files.check_sum(path, listed[name])

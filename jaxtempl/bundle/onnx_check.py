@@ -1,7 +1,7 @@
-"""Whether an ONNX file may be opened: its external data, its sizes and its operators are looked at before it is run.
+"""Check an ONNX file before a runtime opens it: external data, tensor sizes and operators. No JAX.
 
-Who writes a model.onnx decides which files its runtime reads and how much memory it takes, so one that comes from
-elsewhere is not opened before this. No JAX.
+The author of a model.onnx decides which files its runtime reads and how much memory it takes. A model from elsewhere
+is therefore checked first.
 """
 
 import math
@@ -19,43 +19,43 @@ MAX_BYTES = 2**31  # protobuf's own limit
 STANDARD = ("", "ai.onnx")
 
 
-def check_onnx(path: Path, listed: Mapping[str, int]) -> None:
-    """Looks at the graph without reading its external data.
+def check_onnx(path: Path, sizes: Mapping[str, int]) -> None:
+    """Check the graph without reading its external data.
 
     Args:
-        path: the model.
-        listed: bytes of each file that external data may be in, by name.
+        path: The model.
+        sizes: Bytes of each file that may hold external data, by name.
 
     Raises:
-        UserError: no ONNX model; external data that is absolute, leaves the folder, goes through a link, is in a file
-            not listed or beyond its end; a tensor whose bytes are not as many as its shape needs; or an operator that
-            is not ONNX's own.
+        UserError: The file is not an ONNX model. Or external data is absolute, leaves the folder, goes through a link,
+            is in a file that is not listed, or exceeds it. Or a tensor's bytes do not match its shape. Or an operator
+            is not part of the ONNX standard.
     """
     model = load_graph(path)
-    strange = sorted({node.domain for node in nodes(model.graph)} - set(STANDARD))
-    strange += [function.name for function in model.functions]
-    if strange:
-        raise UserError(f"{path} uses operators outside the ONNX standard ({', '.join(strange)}); they are not run")
+    custom = sorted({node.domain for node in nodes(model.graph)} - set(STANDARD))
+    custom += [function.name for function in model.functions]
+    if custom:
+        raise UserError(f"{path} uses operators outside the ONNX standard ({', '.join(custom)}); they are not run")
     for tensor in tensors(model.graph):
-        _check_tensor(path, tensor, listed)
+        _check_tensor(path, tensor, sizes)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """The model without its external data.
+    """Load the model without its external data.
 
     Raises:
-        UserError: larger than any ONNX file, or not one.
+        UserError: The file is larger than any ONNX file, or is not one.
     """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; an ONNX file has at most {MAX_BYTES:,}")
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise UserError(f"{path} is no ONNX model ({error}); convert the run again") from None
+        raise UserError(f"{path} is not an ONNX model ({error}); convert the run again") from None
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of the graphs inside nodes included."""
+    """Yield every node, including those of graphs inside nodes."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -64,7 +64,7 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that the graph holds: initializers, sparse ones and attributes, those inside of nodes included."""
+    """Yield every tensor that the graph holds: dense and sparse initializers and attributes, of inner graphs too."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -76,35 +76,37 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from tensors(inner)
 
 
-def _check_tensor(path: Path, tensor: onnx.TensorProto, listed: Mapping[str, int]) -> None:
-    needed = _bytes(path, tensor)
+def _check_tensor(path: Path, tensor: onnx.TensorProto, sizes: Mapping[str, int]) -> None:
+    needed = _tensor_bytes(path, tensor)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        _check_place(path, tensor.name, place, needed, listed)
+        location = {entry.key: entry.value for entry in tensor.external_data}
+        _check_location(path, tensor.name, location, needed, sizes)
     elif tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
-        raise UserError(f"{path}: {tensor.name} has {len(tensor.raw_data):,} bytes and its shape needs {needed:,}")
+        raise UserError(f"{path}: {tensor.name} has {len(tensor.raw_data):,} bytes; its shape needs {needed:,}")
     elif not tensor.HasField("raw_data") and needed > 16 * tensor.ByteSize():
         raise UserError(f"{path}: {tensor.name} has too few values for its shape, which needs {needed:,} bytes")
 
 
-def _bytes(path: Path, tensor: onnx.TensorProto) -> int:
+def _tensor_bytes(path: Path, tensor: onnx.TensorProto) -> int:
+    """Return the bytes that the tensor's shape and type need."""
     if any(dim < 0 for dim in tensor.dims):
-        raise UserError(f"{path}: {tensor.name} has the shape {list(tensor.dims)}; no dim is negative")
-    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return math.prod(tensor.dims) * kind.itemsize
+        raise UserError(f"{path}: {tensor.name} has the shape {list(tensor.dims)}; no dimension may be negative")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return math.prod(tensor.dims) * dtype.itemsize
 
 
-def _check_place(path: Path, name: str, place: Mapping[str, Any], needed: int, listed: Mapping[str, int]) -> None:
-    location = place.get("location", "")
+def _check_location(path: Path, name: str, entry: Mapping[str, Any], needed: int, sizes: Mapping[str, int]) -> None:
+    """Check that a tensor's external data lies inside a listed file."""
+    location = entry.get("location", "")
     files.contained(path.parent, location)
-    if location not in listed:
+    if location not in sizes:
         raise UserError(f"{path}: {name} is in {location!r}, which is none of the bundle's files")
     try:
-        offset, length = int(place.get("offset", 0)), int(place.get("length", needed))
+        offset, length = int(entry.get("offset", 0)), int(entry.get("length", needed))
     except ValueError:
-        raise UserError(f"{path}: the place of {name} in {location} is no number") from None
-    if length != needed or offset < 0 or offset + needed > listed[location]:
+        raise UserError(f"{path}: offset or length of {name} in {location} is not a number") from None
+    if length != needed or offset < 0 or offset + needed > sizes[location]:
         raise UserError(
-            f"{path}: {name} needs {needed:,} bytes and is told to lie at {offset:,} to {offset + length:,} of "
-            f"{location}, which has {listed[location]:,}"
+            f"{path}: {name} needs {needed:,} bytes and claims {offset:,} to {offset + length:,} of {location}, "
+            f"which has {sizes[location]:,}"
         )

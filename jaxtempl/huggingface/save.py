@@ -54,8 +54,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         folder: complete but for its manifest.json.
         facts: what else is told there.
     """
-    listed = {p.name: {"sha256": files.sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
-    files.write_json(folder / MANIFEST, {"kind": KIND, **facts, "files": listed})
+    files.write_json(folder / MANIFEST, {"kind": KIND, **facts, "files": files.list_files(folder)})
 
 
 def _stored_name(table: TensorTable, name: str) -> str:
