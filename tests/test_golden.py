@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """An adapt run and the finetune run that starts from it, both trained and evaluated by the real commands."""
     folder = tmp_path_factory.mktemp("golden")
     data = tiny.dataset(folder / "made").folder
-    shared: dict[str, Any] = {"size": "nano", "batch": 4, "rate": 1e-3, "steps": 2, "save_every": 2}
+    shared: dict[str, Any] = {"size": "nano", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 2}
     adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/a"))
     tuned = finetune.finetune(FinetuneConfig(**shared, data=data, length=32, start=f"{folder}/a", out=f"{folder}/f"))
     for made in (adapted, tuned):

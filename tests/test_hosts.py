@@ -116,7 +116,10 @@ def test_processes_that_were_told_otherwise_are_refused(data: Dataset, tmp_path:
         assert hosts.codes(60) == [1, 1]
     for index in (0, 1):
         (said,) = errors(hosts, index)
-        assert "disagree about the settings: learning_rate is 0.0015 in process 0 and 0.0001 in process 1; start all" in said
+        assert (
+            "disagree about the settings: learning_rate is 0.0015 in process 0 and 0.0001 in process 1; start all"
+            in said
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """The embedded model adapted and fine-tuned by the real commands, and measured."""
     folder = tmp_path_factory.mktemp("huggingface")
     data = tiny.dataset(folder / "made").folder
-    shared: dict[str, Any] = {"size": "nano", "batch": 4, "rate": 1e-3, "steps": 2, "save_every": 2}
+    shared: dict[str, Any] = {"size": "nano", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 2}
     adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/adapted"))
     begun: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
     tuned = finetune.finetune(FinetuneConfig(**shared, **begun, out=f"{folder}/tuned"))

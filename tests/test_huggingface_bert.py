@@ -44,7 +44,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     tiny.dataset(folder / "made")
     given = {split: (str(folder / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
     pipeline.run(PrepareConfig(**given, size="bert-tiny", length=32, out=folder / "data"))
-    shared: dict[str, Any] = {"size": "bert-tiny", "batch": 4, "accumulate": 1, "rate": 1e-3}
+    shared: dict[str, Any] = {
+        "size": "bert-tiny",
+        "batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+    }
     steps: dict[str, Any] = {"steps": 2, "save_every": 2}
     made: dict[str, Any] = {"data": str(folder / "data"), "weights": "random", "out": f"{folder}/adapted"}
     adapted = adapt.adapt(AdaptConfig(**shared, **steps, **made))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shared
 from flax import nnx
 
 from jaxtempl.config.data import PrepareConfig
@@ -49,6 +50,11 @@ def case(number: int, middle: str, last: str = "bye") -> dict[str, Any]:
 
 def dataset(folder: Path, validation: int = 6) -> Dataset:
     """20 training, some validation and 6 test cases; one test label, `rare`, is no class."""
+    shared.copied(f"tiny-{validation}", lambda new: _prepare(new, validation), folder)
+    return Dataset(folder / "data")
+
+
+def _prepare(folder: Path, validation: int) -> None:
     folder.mkdir(parents=True)
     middles = ("refund", "card")
     cases = {
@@ -60,7 +66,6 @@ def dataset(folder: Path, validation: int = 6) -> Dataset:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     given = {split: (str(folder / f"{split}.jsonl"),) for split, records in cases.items() if records}
     pipeline.run(PrepareConfig(**given, size="nano", length=32, out=folder / "data"))
-    return Dataset(folder / "data")
 
 
 def make_run(

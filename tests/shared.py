@@ -1,0 +1,26 @@
+"""Expensive things that many tests start from: built once a session for all workers, read-only, copied on write."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+
+FOLDER = "JAXTEMPL_TESTS_SHARED"  # names the session's folder; `conftest` sets it
+
+
+def built(name: str, build: Callable[[Path], object]) -> Path:
+    """Return the shared folder of this name, built by the first worker that asks for it while the others wait."""
+    root = Path(os.environ[FOLDER])
+    with filelock.FileLock(root / f"{name}.lock"):
+        if not (root / name).exists():
+            build(root / f"{name}.partial")
+            (root / f"{name}.partial").rename(root / name)
+    return root / name
+
+
+def copied(name: str, build: Callable[[Path], object], folder: Path) -> Path:
+    """Return a copy of the shared folder that the test may change."""
+    shutil.copytree(built(name, build), folder, dirs_exist_ok=True)
+    return folder
