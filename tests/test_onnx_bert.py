@@ -86,7 +86,7 @@ def test_spare_slots_are_unlikely_and_the_others_the_same(tmp_path: Path) -> Non
 
 
 def test_the_form_of_causal_attention_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"form=chunked is of causal attention.*choose fused or plain"):
+    with pytest.raises(UsageError, match=r"form=chunked needs causal attention.*choose --form=fused or plain"):
         graph.build(params_of("template"), ODD, GraphOptions("template", form="chunked"))
 
 

@@ -1,1 +1,1 @@
-"""A run to a verified ONNX bundle."""
+"""A run -> a verified ONNX bundle."""

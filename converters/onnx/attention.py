@@ -1,8 +1,8 @@
 """Attention in ONNX, in three forms of the same arithmetic.
 
-`fused` is opset 23's Attention, which TensorRT and newer ONNX Runtimes run as one kernel; `chunked` is an Attention for
-each quarter of the queries where it is causal, which is faster on a CPU from 256 tokens on;
-`plain` is products, softmax and slices of opset 20, for consumers that lack those.
+- `fused` is opset 23's Attention, which TensorRT and newer ONNX Runtimes run as one kernel.
+- `chunked` splits the queries of causal attention into four Attention nodes: faster on a CPU from 256 tokens on.
+- `plain` uses the products, softmax and slices of opset 20, for consumers that lack the other operators.
 
 Dims: B batch, L length, Q queries (L, or 1 in the last block), H heads, K head_dim.
 """
@@ -24,28 +24,28 @@ CHUNKS = 4  # of the queries in the `chunked` form; with more, the slices cost w
 
 @runtime_checkable
 class AttentionBuilder(Protocol):
-    """What a form of attention does; q is already divided by the root of K."""
+    """Writes attention in one form; q is already divided by the square root of K."""
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """[B L (H K)] of each -> [B L (H K)]: every position attends to itself and those before it."""
+        """Attend causally, [B L (H K)] of each -> [B L (H K)]: a position sees itself and those before it."""
         ...
 
-    def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
-        """Queries [B Q (H K)] to the keys [B L (H K)] that they have `seen` bool [B 1 Q L]."""
+    def masked(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
+        """Attend from queries [B Q (H K)] to the keys [B L (H K)] where `mask`, bool [B 1 Q L], is true."""
         ...
 
 
 def attention_builder(
     form: AttentionForm, w: GraphWriter, a: Architecture, dtype: Dtype, length: ir.Value
 ) -> AttentionBuilder:
-    """The form's attention.
+    """Return the builder of a form.
 
     Args:
-        form: of attention.
-        w: where it is written.
-        a: the architecture.
-        dtype: of q, k and v.
-        length: int64 [1], L of the input.
+        form: Form of attention.
+        w: Writer of the graph.
+        a: Architecture of the model.
+        dtype: Type of q, k and v.
+        length: L of the input, int64 [1].
     """
     if form == "fused":
         return FusedAttention(w, a)
@@ -53,18 +53,18 @@ def attention_builder(
 
 
 class FusedAttention:
-    """Opset 23's own operators."""
+    """One Attention node of opset 23."""
 
     def __init__(self, w: GraphWriter, a: Architecture) -> None:
         self._w, self._a = w, a
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """See Attention."""
+        """See AttentionBuilder."""
         return self._attend(q, k, v, is_causal=1)
 
-    def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
-        """See Attention."""
-        return self._attend(q, k, v, seen)
+    def masked(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
+        """See AttentionBuilder."""
+        return self._attend(q, k, v, mask)
 
     def _attend(self, *inputs: ir.Value, is_causal: int = 0) -> ir.Value:
         heads = self._a.heads
@@ -72,75 +72,77 @@ class FusedAttention:
 
 
 class ChunkedAttention(FusedAttention):
-    """Queries in parts, each with the keys up to its own end: exact, and 5/8 of the work.
+    """Chunks of the queries, each with the keys up to the chunk's end: exact, and 5/8 of the operations.
 
-    For ONNX Runtime's Attention on a CPU, which computes the scores that a causal mask hides, too.
+    ONNX Runtime's Attention on a CPU also computes the scores that a causal mask hides; chunks avoid most of them.
     """
 
     def __init__(self, w: GraphWriter, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
         super().__init__(w, a)
         self._dtype: Dtype = dtype
-        self._ends = [
+        self._bounds = [
             w.op("Div", w.op("Mul", length, w.constant([i])), w.constant([CHUNKS])) for i in range(CHUNKS + 1)
         ]
-        least = w.constant(np.finfo(NUMPY[dtype]).min, NUMPY[dtype])
-        mask = w.op("Where", _before(w, length), w.constant(0, NUMPY[dtype]), least)  # [L L]
+        lowest = w.constant(np.finfo(NUMPY[dtype]).min, NUMPY[dtype])
+        mask = w.op("Where", _causal_mask(w, length), w.constant(0, NUMPY[dtype]), lowest)  # [L L]
         self._masks = [
-            self._cut(self._cut(mask, start, end, 0), w.constant([0]), end, 1)
-            for start, end in itertools.pairwise(self._ends)
+            self._slice(self._slice(mask, start, end, 0), w.constant([0]), end, 1)
+            for start, end in itertools.pairwise(self._bounds)
         ]
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """See Attention."""
-        parts: list[ir.Value] = []
-        for start, end, mask in zip(self._ends, self._ends[1:], self._masks, strict=False):
-            query = self._tokens(q, start, end)
-            seen = (self._tokens(x, self._w.constant([0]), end) for x in (k, v))
-            parts.append(self._attend(query, *((k, v) if mask is self._masks[-1] else seen), mask))
-        return self._w.op("Concat", *parts, axis=1)
+        """See AttentionBuilder."""
+        chunks: list[ir.Value] = []
+        for start, end, mask in zip(self._bounds, self._bounds[1:], self._masks, strict=False):
+            query = self._positions(q, start, end)
+            visible = (self._positions(x, self._w.constant([0]), end) for x in (k, v))
+            chunks.append(self._attend(query, *((k, v) if mask is self._masks[-1] else visible), mask))
+        return self._w.op("Concat", *chunks, axis=1)
 
-    def _tokens(self, x: ir.Value, start: ir.Value, end: ir.Value) -> ir.Value:
-        """[B L (H K)] from one position to another."""
-        return self._w.told(self._cut(x, start, end, 1), self._dtype, ["batch", None, self._a.hidden])
+    def _positions(self, x: ir.Value, start: ir.Value, end: ir.Value) -> ir.Value:
+        """Slice [B L (H K)] along its positions."""
+        return self._w.annotate(self._slice(x, start, end, 1), self._dtype, ["batch", None, self._a.hidden])
 
-    def _cut(self, x: ir.Value, start: ir.Value, end: ir.Value, axis: int) -> ir.Value:
+    def _slice(self, x: ir.Value, start: ir.Value, end: ir.Value, axis: int) -> ir.Value:
         return self._w.op("Slice", x, start, end, self._w.constant([axis]))
 
 
 class PlainAttention:
-    """Products, softmax, slices and a finite mask."""
+    """Products, a softmax, slices and a finite mask."""
 
     def __init__(self, w: GraphWriter, a: Architecture, dtype: Dtype, length: ir.Value) -> None:
         self._w, self._a = w, a
         self._dtype: Dtype = dtype
-        self._before = _before(w, length)
+        self._causal_mask = _causal_mask(w, length)
 
     def causal(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """See Attention."""
-        return self.seeing(q, k, v, self._before)
+        """See AttentionBuilder."""
+        return self.masked(q, k, v, self._causal_mask)
 
-    def seeing(self, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value) -> ir.Value:
-        """See Attention; `causal` is this with a mask [L L]."""
+    def masked(self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
+        """See AttentionBuilder; the mask may also be [L L]."""
         w = self._w
         q, v = (w.op("Transpose", split_heads(w, self._a, x), perm=[0, 2, 1, 3]) for x in (q, v))
         k = w.op("Transpose", split_heads(w, self._a, k), perm=[0, 2, 3, 1])
-        least = w.constant(np.finfo(NUMPY[self._dtype]).min, NUMPY[self._dtype])  # an infinity would make NaNs in fp16
-        scores = w.op("Where", seen, w.op("MatMul", q, k), least)
+        lowest = w.constant(np.finfo(NUMPY[self._dtype]).min, NUMPY[self._dtype])  # infinity would make NaNs in fp16
+        scores = w.op("Where", mask, w.op("MatMul", q, k), lowest)
         mixed = w.op("MatMul", w.op("Softmax", scores, axis=-1), v)
         return merge_heads(w, self._a, w.op("Transpose", mixed, perm=[0, 2, 1, 3]))
 
 
 def split_heads(w: GraphWriter, a: Architecture, x: ir.Value) -> ir.Value:
-    """[B Q (H K)] -> [B Q H K]."""
+    """Reshape [B Q (H K)] to [B Q H K]."""
     return w.op("Reshape", x, w.constant([0, 0, a.heads, a.head_dim]))
 
 
 def merge_heads(w: GraphWriter, a: Architecture, x: ir.Value) -> ir.Value:
-    """[B Q H K] -> [B Q (H K)]."""
+    """Reshape [B Q H K] to [B Q (H K)]."""
     return w.op("Reshape", x, w.constant([0, 0, a.hidden]))
 
 
-def _before(w: GraphWriter, length: ir.Value) -> ir.Value:
-    """Whether a query sees a key, bool [L L]."""
-    each = w.op("Range", w.constant(0), w.op("Squeeze", length), w.constant(1))
-    return w.op("LessOrEqual", w.op("Unsqueeze", each, w.constant([0])), w.op("Unsqueeze", each, w.constant([1])))
+def _causal_mask(w: GraphWriter, length: ir.Value) -> ir.Value:
+    """Return the mask bool [L L], true where a query sees a key."""
+    positions = w.op("Range", w.constant(0), w.op("Squeeze", length), w.constant(1))
+    return w.op(
+        "LessOrEqual", w.op("Unsqueeze", positions, w.constant([0])), w.op("Unsqueeze", positions, w.constant([1]))
+    )

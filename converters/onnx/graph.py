@@ -1,4 +1,4 @@
-"""A model's parameters -> one ONNX graph of standard operators: no exporter, no tracing.
+"""A model's parameters -> one ONNX graph of standard operators, without an exporter and without tracing.
 
 Dims: B batch, L length, V vocabulary, S slots.
 """
@@ -12,11 +12,11 @@ from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArch
 
 
 def build(params: GraphParams, a: Architecture, options: GraphOptions) -> ir.Model:
-    """The model; its weights are made one by one when it is stored.
+    """Build the graph of a model; each weight is computed when the graph is saved.
 
-    Inputs are `input_ids` int32 [B L], padded on the right, and `lengths` int32 [B 1] where the network needs them: a
-    GPT-NeoX language model does not. The output is `logits` float32: of a template head [B S], of a language model
-    [B L V]. Value `block_I/residual` is the residual stream after block I, `embedded` what enters block 0.
+    The inputs are `input_ids` int32 [B L], padded on the right, and `lengths` int32 [B 1]; a GPT-NeoX language model
+    has no `lengths`. The output is `logits` float32: [B S] for a template head, [B L V] for a language model.
+    The value `embedded` enters block 0, and `block_I/residual` is the residual stream after block I.
     """
     if isinstance(a, BertArchitecture):
         return BertGraph(params, a, options).model()

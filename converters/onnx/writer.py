@@ -1,4 +1,4 @@
-"""Writing an ONNX graph node by node: operators, weights that are made only when they are stored, and names."""
+"""A writer of one ONNX graph: nodes with scoped names, lazily computed weights, shared constants."""
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
@@ -15,7 +15,7 @@ TYPES: dict[Dtype, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataTyp
 
 
 class GraphWriter:
-    """The nodes and initializers of one graph, in order; nodes are named after the scope that they are written in."""
+    """The nodes and initializers of one graph, in order; a node's name starts with the scope it is written in."""
 
     def __init__(self) -> None:
         self._tape = ir.tape.Tape()
@@ -24,13 +24,13 @@ class GraphWriter:
 
     @contextlib.contextmanager
     def scope(self, name: str) -> Generator[None]:
-        """Names what is written inside it `name/...`."""
+        """Prefix the names of everything that is written inside with `name/`."""
         self._scopes.append(name)
         yield
         self._scopes.pop()
 
     def op(self, kind: str, *inputs: ir.Value | None, name: str = "", **attributes: Any) -> ir.Value:
-        """One node of a standard operator with one output; `name` becomes the name of that, too."""
+        """Write a node of a standard operator with one output; `name` also names the output."""
         node = "/".join([*self._scopes, name or f"{kind}_{len(self._tape.nodes)}"])
         output = ir.Value(name=node if name else f"{node}_out")
         return self._tape.op(kind, inputs, attributes, name=node, output=output)
@@ -38,7 +38,7 @@ class GraphWriter:
     def weight(
         self, name: str, shape: tuple[int, ...], dtype: Dtype, make: Callable[[], Shaped[np.ndarray, "..."]]
     ) -> ir.Value:
-        """An initializer that `make` gives when it is stored, so that no more than one copy is in memory at a time."""
+        """Write an initializer that `make` computes on saving, so that memory holds one copy at a time."""
 
         def tensor() -> ir.Tensor:
             return ir.Tensor(np.ascontiguousarray(make(), NUMPY[dtype]))
@@ -47,7 +47,7 @@ class GraphWriter:
         return self._tape.initializer(ir.LazyTensor(tensor, TYPES[dtype], ir.Shape(shape), name=path))
 
     def constant(self, value: Any, dtype: Any = np.int64) -> ir.Value:
-        """A small initializer; equal ones are one."""
+        """Return a small initializer; equal constants share one."""
         array = np.array(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -55,16 +55,16 @@ class GraphWriter:
         return self._constants[key]
 
     def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """`x` as another type."""
+        """Cast `x` to another type."""
         return self.op("Cast", x, to=int(dtype))
 
-    def told(self, x: ir.Value, dtype: Dtype, dims: Sequence[str | int | None]) -> ir.Value:
-        """`x`, its type and shape told: ONNX's shape inference does not see through slices of computed ends."""
+    def annotate(self, x: ir.Value, dtype: Dtype, dims: Sequence[str | int | None]) -> ir.Value:
+        """Set the type and shape of `x`: ONNX's shape inference cannot follow slices with computed bounds."""
         x.dtype, x.shape = TYPES[dtype], ir.Shape(dims)
         return x
 
     def model(self, inputs: list[ir.Value], output: ir.Value, opset: int) -> ir.Model:
-        """The whole graph as a model of that opset."""
+        """Return the graph as a model of an opset."""
         from jaxtempl import __version__
 
         graph = ir.Graph(
