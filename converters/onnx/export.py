@@ -1,4 +1,4 @@
-"""A run -> a bundle: its ONNX graph, held to the run on real contexts, with all that serving it needs."""
+"""A run -> a bundle: its ONNX graph, verified against the run on real contexts, and the files that serving needs."""
 
 import dataclasses
 import functools
@@ -31,182 +31,195 @@ from jaxtempl.text import window as text_window
 from jaxtempl.text.cases import Template
 from jaxtempl.text.window import WINDOW
 
-INLINE_BYTES = 2 * 10**9  # of weights; protobuf ends at 2 GiB, so larger models keep them beside the graph
+INLINE_BYTES = 2 * 10**9  # protobuf ends at 2 GiB, so the weights of larger models go into a second file
 DATA = "model.onnx.data"
 
 
 class ExportedNetwork(NamedTuple):
-    """A network in a bundle's folder: how it compared, on what, and what quantising it came to."""
+    """A network in a bundle's folder.
+
+    Attributes:
+        figures: Comparison with the run.
+        chosen: Contexts of the comparison.
+        quantized: Result of quantization; None for a float bundle.
+    """
 
     figures: verify.Figures
     chosen: Chosen
-    outcome: quantize.QuantizeResult | None
+    quantized: quantize.QuantizeResult | None
 
 
 def main(config: ConvertOnnxConfig) -> None:
-    """Converts the run that `config` names.
+    """Convert the run that `config` names.
 
     Raises:
-        UserError: there is no such run or dataset, or the bundle is not what the run is; nothing is left then.
+        UserError: The run or the dataset does not exist, or the bundle does not match the run; nothing is left then.
     """
     if not config.run:
-        raise UsageError("which run? pass --run=RUN, RUN@STEP, RUN@last or RUN@best")
+        raise UsageError("no run is named; pass --run=RUN, RUN@STEP, RUN@last or RUN@best")
     files.check_target(config.out, config.overwrite, bundle.MANIFEST, "bundle")
-    found, step = run.resolve(config.run)
-    exportable.check(found)
+    source, step = run.resolve(config.run)
+    exportable.check(source)
     with files.atomic_folder(config.out, config.overwrite) as folder:
-        written = _write_network(folder, found, step, config)
-        write_tokenizer_and_templates(folder, found)
-        known = manifest_facts(found, step, config) | (written.outcome.facts if written.outcome else {})
-        bundle.write_manifest(folder, known | {"verify": verification(written.figures, written.chosen)})
-    print(f"{config.out}: {verify.said(written.figures)}")
-    if written.outcome:
-        print(quantize.write_report(config.out, written.outcome, f"{known['run']['name']}@{step}"))
+        network = _write_network(folder, source, step, config)
+        write_tokenizer_and_templates(folder, source)
+        facts = manifest_facts(source, step, config) | (network.quantized.facts if network.quantized else {})
+        bundle.write_manifest(folder, facts | {"verify": verification(network.figures, network.chosen)})
+    print(f"{config.out}: {verify.said(network.figures)}")
+    if network.quantized:
+        print(quantize.write_report(config.out, network.quantized, f"{facts['run']['name']}@{step}"))
 
 
-def _write_network(folder: Path, found: Run, step: int, config: ConvertOnnxConfig) -> ExportedNetwork:
-    """Writes model.onnx once the dataset has what it is to be held to; raises UserError where it is not the run."""
-    dtype, dataset = quantize.float_type(config), Dataset(_data(found, config))
-    options = graph_options(found, config, dtype)
-    chosen = verification_samples(found, options.head, dataset, config.verify_contexts)
-    given = quantize.collect_samples(found, dataset, window_limit(found), config)
-    params = found.params(step)
-    build = functools.partial(_graph, params, found, config)
-    reference = FlaxNetwork(params, found.architecture, options.head)
+def _write_network(folder: Path, source: Run, step: int, config: ConvertOnnxConfig) -> ExportedNetwork:
+    """Write model.onnx after reading the contexts; raises UserError if it does not match the run."""
+    dtype, dataset = quantize.float_type(config), Dataset(_dataset_folder(source, config))
+    head = graph_options(source, config, dtype).head
+    chosen = verification_samples(source, head, dataset, config.verify_contexts)
+    gate_samples = quantize.collect_samples(source, dataset, window_limit(source), config)
+    params = source.params(step)
+    build = functools.partial(_graph, params, source, config)
+    reference = FlaxNetwork(params, source.architecture, head)
     save(build(dtype), folder)
-    figures = verify_against_run(folder / bundle.ONNX, reference, chosen, found, dtype)
-    if not given:
+    figures = verify_against_run(folder / bundle.ONNX, reference, chosen, source, dtype)
+    if not gate_samples:
         return ExportedNetwork(figures, chosen, None)
-    outcome = quantize.quantize_bundle(folder, build, save, given, config)
-    # These figures are told, but it is the gate that has decided.
-    return ExportedNetwork(compare_with_run(folder / bundle.ONNX, reference, chosen, found), chosen, outcome)
+    quantized = quantize.quantize_bundle(folder, build, save, gate_samples, config)
+    # The figures of the quantized network are reported; the gate has accepted it.
+    return ExportedNetwork(compare_with_run(folder / bundle.ONNX, reference, chosen, source), chosen, quantized)
 
 
-def _graph(params: PyTree, found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> ir.Model:
-    return graph.build(params, found.architecture, graph_options(found, config, dtype))
+def _graph(params: PyTree, source: Run, config: ConvertOnnxConfig, dtype: Dtype) -> ir.Model:
+    return graph.build(params, source.architecture, graph_options(source, config, dtype))
 
 
-def graph_options(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> GraphOptions:
-    """How the run's graph of that type is written; raises UserError where the run has no such head or slots."""
-    if config.head not in ("auto", found.head):
-        raise UserError(f"--head={config.head}, but {found.folder} is of {found.phase}, whose head is {found.head}")
-    return GraphOptions(
-        found.head, dtype, config.wide_residual, attention_form(found, config, dtype), _slots(found, config)
-    )
+def graph_options(source: Run, config: ConvertOnnxConfig, dtype: Dtype) -> GraphOptions:
+    """Return the options of the run's graph in one type; raises UserError for another head or too few slots."""
+    if config.head not in ("auto", source.head):
+        raise UserError(
+            f"--head={config.head} does not match {source.folder}, an {source.phase} run with the head {source.head}; "
+            f"pass --head={source.head} or leave it out"
+        )
+    form = attention_form(source, config, dtype)
+    return GraphOptions(source.head, dtype, config.wide_residual, form, _slots(source, config))
 
 
-def attention_form(found: Run, config: ConvertOnnxConfig, dtype: Dtype) -> AttentionForm:
-    """The form asked for, or the one that is best where such a bundle goes: fp32 to CPUs, fp16 to TensorRT."""
+def attention_form(source: Run, config: ConvertOnnxConfig, dtype: Dtype) -> AttentionForm:
+    """Return the requested form; for `auto` the best one for the usual target: CPUs for fp32, TensorRT for fp16."""
     if config.form != "auto":
         return config.form
-    return "chunked" if dtype == "fp32" and isinstance(found.architecture, NeoXArchitecture) else "fused"
+    return "chunked" if dtype == "fp32" and isinstance(source.architecture, NeoXArchitecture) else "fused"
 
 
-def _slots(found: Run, config: ConvertOnnxConfig) -> int:
-    if config.slots and found.phase != "finetune":
-        raise UserError(f"--slots={config.slots} is of a template head; {found.folder} is a language model")
-    if config.slots and config.slots < found.outputs:
-        raise UserError(f"--slots={config.slots} is less than the run's {found.outputs} templates; leave room for all")
+def _slots(source: Run, config: ConvertOnnxConfig) -> int:
+    if config.slots and source.phase != "finetune":
+        raise UserError(
+            f"--slots={config.slots} needs a template head, and {source.folder} is a language model; leave --slots out"
+        )
+    if config.slots and config.slots < source.outputs:
+        raise UserError(
+            f"--slots={config.slots} is less than the run's {source.outputs} templates; pass --slots={source.outputs} "
+            "or more"
+        )
     return config.slots
 
 
-def window_limit(found: Run) -> int:
-    """Tokens that a context of the run has at most; a language model's are cut as a classifier's are."""
-    return min(found.manifest.get("length", WINDOW), found.architecture.positions)
+def window_limit(source: Run) -> int:
+    """Return the maximum tokens of a context; a language model's contexts are cut to a classifier's window."""
+    return min(source.manifest.get("length", WINDOW), source.architecture.positions)
 
 
-def verification_samples(found: Run, head: Head, dataset: Dataset, wanted: int) -> Chosen:
-    """What the bundle is verified on.
+def verification_samples(source: Run, head: Head, dataset: Dataset, count: int) -> Chosen:
+    """Return the contexts that the bundle is verified on.
 
     Raises:
-        UserError: the dataset has no contexts.
+        UserError: The dataset has no contexts.
     """
-    window = window_limit(found)
+    window = window_limit(source)
     rows: Iterator[list[int]] = (
-        dataset_samples.labelled(dataset, found.tokenizer, window, found.manifest["role_tags"])
+        dataset_samples.labelled(dataset, source.tokenizer, window, source.manifest["role_tags"])
         if head == "template"
-        else dataset_samples.documents(dataset, found.tokenizer, window)
+        else dataset_samples.documents(dataset, source.tokenizer, window)
     )
-    return samples.choose(rows, text_window.buckets(window), wanted)
+    return samples.choose(rows, text_window.buckets(window), count)
 
 
-def _data(found: Run, config: ConvertOnnxConfig) -> Path:
-    """The dataset that is named, or the first that the run was trained on and that is still there."""
+def _dataset_folder(source: Run, config: ConvertOnnxConfig) -> Path:
+    """Return the named dataset, or the run's first training dataset that still exists."""
     if config.data:
         return Path(config.data)
-    trained = [Path(name) for name in found.manifest["datasets"]]
-    there = next((path for path in trained if path.is_dir()), None)
-    if there is None:
+    trained_on = [Path(name) for name in source.manifest["datasets"]]
+    existing = next((path for path in trained_on if path.is_dir()), None)
+    if existing is None:
         raise UserError(
-            f"the dataset of {found.folder} ({', '.join(map(str, trained))}) is not here, and a bundle is verified on "
-            "real contexts; pass --data=DIR"
+            f"the dataset of {source.folder} ({', '.join(map(str, trained_on))}) is missing, and a bundle is verified "
+            "on real contexts; pass --data=DIR"
         )
-    return there
+    return existing
 
 
 def save(model: ir.Model, folder: Path) -> None:
-    """Writes model.onnx, and model.onnx.data where the weights are above 2 GB, one tensor in memory at a time."""
+    """Write model.onnx; above 2 GB the weights go to model.onnx.data, with one tensor in memory at a time."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     ir.save(model, folder / bundle.ONNX, external_data=DATA if size > INLINE_BYTES else None)
 
 
-def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run, dtype: str) -> verify.Figures:
-    """The figures of a graph that is what the run is.
+def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, source: Run, dtype: str) -> verify.Figures:
+    """Return the comparison of a graph that matches the run.
 
     Raises:
-        UserError: it is not; the line says how far and from which layer on.
+        UserError: The graph differs; the message states the difference and the first diverging layer.
     """
-    figures = compare_with_run(model, reference, chosen, found)
+    figures = compare_with_run(model, reference, chosen, source)
     faults = verify.faults(figures, dtype)
     if faults:
         row = max(chosen.rows, key=len)
         ids, _ = verify.padded([row], len(row))
-        where = localize.first_layer(model, row, reference.residuals(ids), dtype, reference.place)
+        layer = localize.first_layer(model, row, reference.residuals(ids), dtype, reference.place)
         raise UserError(
-            f"the bundle is not what {found.folder} is: {'; '.join(faults)}. Activations part at {where}. Nothing was "
-            "written; fp16 may need --wide_residual=true or --dtype=fp32"
+            f"the ONNX graph does not match {source.folder}: {'; '.join(faults)}. Activations first diverge at "
+            f"{layer}. Nothing was written; for fp16 try --wide_residual=true or --dtype=fp32"
         )
     return figures
 
 
-def compare_with_run(model: Path, reference: FlaxNetwork, chosen: Chosen, found: Run) -> verify.Figures:
-    """How far a graph is from the run."""
-    buckets = text_window.buckets(window_limit(found))
+def compare_with_run(model: Path, reference: FlaxNetwork, chosen: Chosen, source: Run) -> verify.Figures:
+    """Compare a graph with the run."""
+    buckets = text_window.buckets(window_limit(source))
     return verify.compare(reference, OnnxRuntime(model), chosen.rows, buckets, sys.stderr.isatty())
 
 
-def write_tokenizer_and_templates(folder: Path, found: Run) -> None:
-    """tokenizer.json and templates.json."""
-    (folder / "tokenizer.json").write_text(found.tokenizer.json, encoding="utf-8")
-    templates: Sequence[Template] = found.templates
+def write_tokenizer_and_templates(folder: Path, source: Run) -> None:
+    """Write tokenizer.json and templates.json."""
+    (folder / "tokenizer.json").write_text(source.tokenizer.json, encoding="utf-8")
+    templates: Sequence[Template] = source.templates
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
 
 
-def manifest_facts(found: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
-    """What `bundle.json` says of the model; of the run its name and sums, nothing of its contexts."""
-    window, options = window_limit(found), graph_options(found, config, quantize.float_type(config))
+def manifest_facts(source: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
+    """Return the entries of `bundle.json` on the model: the run's name and sums, and no text of its contexts."""
+    window, options = window_limit(source), graph_options(source, config, quantize.float_type(config))
     return {
         "model": bundle.ONNX,
         "head": options.head,
         "dtype": options.dtype,
         "wide_residual": options.wide_residual,
-        "form": options.form,
+        "form": options.form,  # `chunked` was `parted` in earlier versions; nothing reads it but people
         "window": window,
-        "role_tags": found.manifest.get("role_tags", True),
-        "special_tokens": found.tokenizer.overhead,
-        "temperature": found.temperature(step),
-        "slots": max(options.slots, found.outputs),
+        "role_tags": source.manifest.get("role_tags", True),
+        "special_tokens": source.tokenizer.overhead,
+        "temperature": source.temperature(step),
+        "slots": max(options.slots, source.outputs),
         "buckets": list(text_window.buckets(window)),
         "run": {
-            "name": found.folder.resolve().name,
+            "name": source.folder.resolve().name,
             "step": step,
-            "size": found.manifest["size"],
-            "manifest_sha256": files.sha256(found.folder / "manifest.json"),
-            "datasets": sorted(found.manifest["datasets"].values()),
+            "size": source.manifest["size"],
+            "manifest_sha256": files.sha256(source.folder / "manifest.json"),
+            "datasets": sorted(source.manifest["datasets"].values()),
         },
     }
 
 
 def verification(figures: verify.Figures, chosen: Chosen) -> Mapping[str, Any]:
-    """The verify figures with the contexts they are of: how many of each length are real and how many made."""
+    """Return the verify figures with their contexts: how many of each length are real, and how many are made."""
     return {"against": "flax", **samples.told(chosen), **verify.as_json(figures)}
