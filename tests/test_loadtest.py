@@ -176,14 +176,14 @@ def test_latency_runs_from_when_a_request_was_due(server: Server) -> None:
 def test_a_generator_that_does_not_keep_up_voids_its_row(
     asked: Asked, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked_once = client._asked
+    asked_once = client._post
 
     async def slow(*given: Any) -> tuple[str, int]:
         if len(server.asked) == 5:
             time.sleep(0.2)  # the loop is held up, and with it all that is due
         return await asked_once(*given)
 
-    monkeypatch.setattr(client, "_asked", slow)
+    monkeypatch.setattr(client, "_post", slow)
     found = pipeline.run(asked())
     assert "did not keep up" in found["rates"][0]["void"]
     assert found["rates"][0]["lag_ms"]["max"] >= 150
@@ -301,12 +301,12 @@ def failed(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     [
         ("--cases=", "pass --cases=FILE"),
         ("--rates=", "--rates="),
-        ("--rates=1,0", "more than 0 is"),
-        ("--rates=inf", "more than 0 is"),
-        ("--minutes=0", "more than 0 is"),
-        ("--timeout=0", "more than 0 is"),
-        ("--warmup=inf", "is endless"),
-        ("--url=localhost", "http://HOST:PORT is allowed"),
+        ("--rates=1,0", "pass finite numbers above 0"),
+        ("--rates=inf", "pass finite numbers above 0"),
+        ("--minutes=0", "pass finite numbers above 0"),
+        ("--timeout=0", "pass finite numbers above 0"),
+        ("--warmup=inf", "pass a finite number of seconds"),
+        ("--url=localhost", "http://HOST:PORT"),
         ("--url=http://user:secret@localhost", "--token=FILE"),
         ("--device=a11", "allowed: none, a10"),
         ("--arrivals=never", "allowed: poisson, constant, bursty"),
@@ -334,7 +334,7 @@ def test_a_server_that_cannot_be_tested_is_one_line(
     server.ready = 503
     assert "is not ready (503)" in failed(capsys, *flags)[1]
     server.ready = 404
-    assert "is it a server of bin/serve?" in failed(capsys, *flags)[1]
+    assert "pass the address of bin/serve" in failed(capsys, *flags)[1]
     server.ready, server.token = 200, "sesame"
     assert "pass --token=FILE" in failed(capsys, *flags)[1]
     (tmp_path / "token").write_text("wrong\n")
@@ -347,7 +347,7 @@ def test_a_server_that_cannot_be_tested_is_one_line(
 
 def test_something_else_that_answers_is_one_line(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Starlette(routes=[Route("/{path:path}", lambda _: Response("welcome"))])) as (url, _):
-        assert "is not what bin/serve answers" in failed(capsys, f"--cases={cases}", f"--url={url}")[1]
+        assert "is not an answer of bin/serve" in failed(capsys, f"--cases={cases}", f"--url={url}")[1]
 
 
 def test_cases_that_ask_nothing_are_one_line(

@@ -276,8 +276,8 @@ def test_the_terminal_has_table_4(found: dict[str, Any]) -> None:
 
 
 def test_a_fraction_of_a_minute_is_said(found: dict[str, Any]) -> None:
-    assert "the last is shorter" in report.format_table({**found, "minutes": 0.5})
-    assert "the last is shorter" not in report.format_table(found)
+    assert "is incomplete" in report.format_table({**found, "minutes": 0.5})
+    assert "is incomplete" not in report.format_table(found)
 
 
 def test_the_page_has_the_rows_the_paper_and_the_floor(found: dict[str, Any], tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_the_page_has_the_rows_the_paper_and_the_floor(found: dict[str, Any], tm
     assert "122.38 / 371.90 / 482.43" in html
     assert "The row of 40 requests/s is void" in html
     assert "Errors at 0.5 requests/s: 1 timeout." in html
-    assert "least of the device" in html
+    assert "minimum of the device" in html
     assert "2 not JSON" in html
     assert "http://" not in html.replace(found["url"], "")
 
@@ -298,5 +298,5 @@ def test_the_page_of_nothing_answered(found: dict[str, Any], tmp_path: Path) -> 
     page.write_page({**found, "rates": found["rates"][-1:], "floor": None}, tmp_path / "index.html")
     html = (tmp_path / "index.html").read_text()
     assert "<svg" not in html
-    assert "not known" in html
+    assert "unknown" in html
     assert "Nothing was measured" in html

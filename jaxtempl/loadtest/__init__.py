@@ -1,1 +1,1 @@
-"""Requests at given rates to a running server, and how long the answers took: the paper's Table 4. No JAX."""
+"""Open-loop load test of a running server, reported as the paper's Table 4. No JAX."""

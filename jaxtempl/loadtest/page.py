@@ -1,4 +1,4 @@
-"""The page of a load test: what report.json says, drawn beside the paper's Table 4."""
+"""Write the page of a load test: the content of report.json next to the paper's Table 4."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,26 +17,26 @@ LoadtestReport = Mapping[str, Any]
 
 
 def write_page(report: LoadtestReport, path: Path) -> None:
-    """Writes the page of a report."""
+    """Write the page of a report."""
     model = report["model"]
     page = Page(
         f"Load test of {model['size'] or 'a model'}, {model['dtype']} on {model['backend']}", " ".join(summary(report))
     )
-    _measured(page, report)
-    _drawn(page, report)
-    _beside_paper(page, report)
-    _minutes(page, report)
+    _add_rates(page, report)
+    _add_figures(page, report)
+    _add_paper(page, report)
+    _add_minutes(page, report)
     page.facts(_facts(report)).write(path)
 
 
-def _measured(page: Page, report: LoadtestReport) -> None:
+def _add_rates(page: Page, report: LoadtestReport) -> None:
     columns = ["requests/s", "average, ms", "P99, ms", "maximum, ms", "in budget", "requests"]
     rows: list[list[Cell]] = [_row(row) for row in report["rates"]]
     page.table(
         [*columns, "shed", "late", "superseded", "errors"],
         rows,
-        "The average is that of the worst minute. Latencies are of answered requests, from when each was due to the "
-        "end of its answer. In budget: the share of all requests that was answered within "
+        "The average is that of the worst minute. Latencies are of answered requests, from the time each was due to "
+        "the end of its answer. In budget: the share of all requests answered within "
         f"{report['budget_ms']:g} ms. Shed: 429, late: 504, superseded: 409.",
     )
     for row in report["rates"]:
@@ -70,13 +70,13 @@ def _latencies(row: RateRow) -> list[Cell]:
     ]
 
 
-def _drawn(page: Page, report: LoadtestReport) -> None:
-    kept = [row for row in report["rates"] if row["run"] and not row["void"]]
-    rows = sorted(kept, key=lambda row: row["rate"])
+def _add_figures(page: Page, report: LoadtestReport) -> None:
+    measured = [row for row in report["rates"] if row["run"] and not row["void"]]
+    rows = sorted(measured, key=lambda row: row["rate"])
     if rows:
         page.heading("Latency against rate")
         page.figure(_by_rate(rows, report), "This server. Void rows are not drawn.")
-        page.figure(_p99(rows, report), "P99 beside the paper's, on an NVIDIA A10 with TensorRT in FP16.")
+        page.figure(_p99(rows, report), "P99 next to the paper's on an NVIDIA A10 with TensorRT in FP16.")
 
 
 def _by_rate(rows: Sequence[RateRow], report: LoadtestReport) -> Figure:
@@ -90,7 +90,7 @@ def _by_rate(rows: Sequence[RateRow], report: LoadtestReport) -> Figure:
             axes.plot(_rates(rows), values, color=colour, marker=marker, markersize=5, label=name)
         if report["floor"]:
             axes.axhline(
-                report["floor"]["ms"], color="#888888", linewidth=1, linestyle=":", label="least of the device"
+                report["floor"]["ms"], color="#888888", linewidth=1, linestyle=":", label="minimum of the device"
             )
         _finish(axes, report)
     return figure
@@ -112,28 +112,28 @@ def _rates(rows: Sequence[RateRow]) -> list[float]:
 
 
 def _finish(axes: Axes, report: LoadtestReport) -> None:
-    """The budget's line, and what both figures share."""
+    """Add the budget's line, scales, labels and legend, which both figures share."""
     axes.axhline(report["budget_ms"], color="#888888", linewidth=1, linestyle="--", label="budget")
     html.logarithmic(axes, "x")
     html.logarithmic(axes, "y")
-    axes.set(xlabel="requests a second", ylabel="latency, ms")
+    axes.set(xlabel="requests per second", ylabel="latency, ms")
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def _beside_paper(page: Page, report: LoadtestReport) -> None:
+def _add_paper(page: Page, report: LoadtestReport) -> None:
     both = [row for row in report["rates"] if row["rate"] in PAPER["410m"]]
     if not both:
         return
-    rows: list[list[Cell]] = [[Measured(f"{row['rate']:g}"), _own(row), *_papers(row["rate"])] for row in both]
-    page.heading("Beside the paper").table(
+    rows: list[list[Cell]] = [[Measured(f"{row['rate']:g}"), _ours(row), *_papers(row["rate"])] for row in both]
+    page.heading("Comparison with the paper").table(
         ["requests/s", "this server", *(f"paper, {size}" for size in PAPER)],
         rows,
-        "Milliseconds: average of the worst minute / P99 / maximum. The paper's Table 4 is of TensorRT in FP16 on an "
+        "Milliseconds: average of the worst minute / P99 / maximum. The paper's Table 4: TensorRT in FP16 on an "
         "NVIDIA A10, one request at a time.",
     )
 
 
-def _own(row: RateRow) -> Cell:
+def _ours(row: RateRow) -> Cell:
     if not row["run"]:
         return None
     latency = Latency(row["peak_minute"]["average"], row["run"]["p99"], row["run"]["max"])
@@ -148,7 +148,7 @@ def _joined(latency: Latency) -> str:
     return " / ".join(f"{value:.2f}" for value in latency)
 
 
-def _minutes(page: Page, report: LoadtestReport) -> None:
+def _add_minutes(page: Page, report: LoadtestReport) -> None:
     names = ("requests", ANSWERED, "average", "p99", "max")
     rows: list[list[Cell]] = [
         [Measured(f"{row['rate']:g}"), i, *(minute.get(name) for name in names), sum(minute["errors"].values())]
@@ -160,21 +160,25 @@ def _minutes(page: Page, report: LoadtestReport) -> None:
 
 
 def _facts(report: LoadtestReport) -> dict[str, str]:
-    model, inputs, client, floor = report["model"], report["inputs"], report["client"], report["floor"]
+    model, inputs, client = report["model"], report["inputs"], report["client"]
     bursts = f", variance of the gaps {report['burstiness']:g}" if report["burstiness"] else ""
-    bad = ", ".join(f"{count:,} {reason}" for reason, count in inputs["bad"].items())
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in inputs["bad"].items())
     return {
         "server": f"{report['url']}, version {model['version']}, {model['slots']:,} slots, window {model['window']:,}",
-        "begun": report["started"],
+        "started": report["started"],
         "arrivals": f"{report['arrivals']}{bursts}, seed {report['seed']}",
-        "each rate": f"{report['minutes']:g} minutes after {report['warmup']:g} seconds that are not counted",
-        "inputs": f"{inputs['contexts']:,} contexts of {inputs['cases']:,} cases; left out: {bad or 'nothing'}",
-        "least time": f"{floor['ms']:.2f} ms, {floor['operations'] / 1e9:,.1f} G operations" if floor else "not known",
+        "each rate": f"{report['minutes']:g} minutes after {report['warmup']:g} seconds of warm-up",
+        "inputs": f"{inputs['contexts']:,} contexts of {inputs['cases']:,} cases; left out: {rejected or 'nothing'}",
+        "minimum time": _minimum(report["floor"]),
         "client": f"{client['processor']}, {client['cores']} cores, {client['system']}",
         "generator": ", ".join(
-            f"{row['rate']:g}/s: late by {row['lag_ms']['p99']:.2f} ms (P99), {row['lag_ms']['max']:.2f} ms at most"
+            f"{row['rate']:g}/s: lag {row['lag_ms']['p99']:.2f} ms (P99), {row['lag_ms']['max']:.2f} ms at most"
             for row in report["rates"]
             if row["lag_ms"]
         ),
         "versions": ", ".join(f"{name} {version}" for name, version in client["versions"].items()),
     }
+
+
+def _minimum(bound: Mapping[str, float] | None) -> str:
+    return f"{bound['ms']:.2f} ms, {bound['operations'] / 1e9:,.1f} G operations" if bound else "unknown"

@@ -1,4 +1,4 @@
-"""From flags to a folder with the report: the server, the inputs, and one rate after another."""
+"""Run a load test: draw the inputs, measure one rate after another, and write the folder of the report."""
 
 import asyncio
 import gc
@@ -28,39 +28,39 @@ from jaxtempl.loadtest.roofline import minimum_latency
 REPORT, PAGE = "report.json", "index.html"
 
 
-def run(asked: LoadtestConfig) -> dict[str, Any]:
-    """Tries all rates, writes the folder of the report whole or not at all, and returns what report.json says.
+def run(config: LoadtestConfig) -> dict[str, Any]:
+    """Measure all rates, write the folder of the report atomically, and return the content of report.json.
 
     Raises:
-        UserError: the server cannot be tested, there is nothing to ask about, or --out may not be written.
+        UserError: The server cannot be tested, the cases hold no context, or --out may not be written.
     """
-    _check(asked)
-    files.check_target(asked.out, asked.overwrite, REPORT, KIND)
-    token = _token(asked.token)
+    _check(config)
+    files.check_target(config.out, config.overwrite, REPORT, KIND)
+    token = _token(config.token)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = runner.run(_measured(asked, token))
-    with files.atomic_folder(asked.out, replace=asked.overwrite) as folder:
-        files.write_json(folder / REPORT, found)
-        page.write_page(found, folder / PAGE)
-    return found
+        report = runner.run(_measure(config, token))
+    with files.atomic_folder(config.out, replace=config.overwrite) as folder:
+        files.write_json(folder / REPORT, report)
+        page.write_page(report, folder / PAGE)
+    return report
 
 
-def _check(asked: LoadtestConfig) -> None:
-    if not asked.cases:
-        raise UsageError("what is to be asked about? pass --cases=FILE of cases, as bin/prepare reads them")
-    if asked.flops and asked.device != "none":
-        raise UsageError("--flops and --device are both given; give one, the server computes on one device")
-    above = {key: getattr(asked, key) for key in ("minutes", "timeout", "budget_ms", "burstiness")}
-    for key, values in {"rates": asked.rates, **{key: (value,) for key, value in above.items()}}.items():
+def _check(config: LoadtestConfig) -> None:
+    if not config.cases:
+        raise UsageError("--cases is missing; pass --cases=FILE of cases, as bin/prepare reads them")
+    if config.flops and config.device != "none":
+        raise UsageError("--flops and --device are both given; pass only one of them")
+    positive = {key: getattr(config, key) for key in ("minutes", "timeout", "budget_ms", "burstiness")}
+    for key, values in {"rates": config.rates, **{key: (value,) for key, value in positive.items()}}.items():
         if not values or not all(0 < value < math.inf for value in values):
-            raise UsageError(f"--{key}={','.join(map(str, values))} is not allowed; more than 0 is")
-    if asked.warmup == math.inf:
-        raise UsageError("--warmup=inf is endless; a number of seconds is allowed")
-    parts = urlsplit(asked.url)
-    if "@" in parts.netloc:  # the report names the address
-        raise UsageError("--url has a user in it; leave that out, and pass a bearer token with --token=FILE")
+            raise UsageError(f"--{key}={','.join(map(str, values))} is not allowed; pass finite numbers above 0")
+    if config.warmup == math.inf:
+        raise UsageError("--warmup=inf is not allowed; pass a finite number of seconds")
+    parts = urlsplit(config.url)
+    if "@" in parts.netloc:  # the report shows the address
+        raise UsageError("--url contains a user; leave it out, and pass a bearer token with --token=FILE")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-        raise UsageError(f"--url={asked.url!r} is no address of a server; http://HOST:PORT is allowed")
+        raise UsageError(f"--url={config.url!r} is not the address of a server; pass http://HOST:PORT")
 
 
 def _token(file: str) -> str:
@@ -71,42 +71,44 @@ def _token(file: str) -> str:
         raise UserError(f"{path} does not exist; --token names a file whose first line is the bearer token")
     token = path.read_text(encoding="utf-8").partition("\n")[0].strip()
     if not token or not token.isascii() or not token.isprintable():
-        raise UserError(f"the first line of {path} is no bearer token; one is printable ASCII")
+        raise UserError(f"the first line of {path} is not a bearer token; write one in printable ASCII")
     return token
 
 
-async def _measured(asked: LoadtestConfig, token: str) -> dict[str, Any]:
+async def _measure(config: LoadtestConfig, token: str) -> dict[str, Any]:
     _allow_connections()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    async with client.open_session(asked.timeout, token) as http:
-        model = await client.fetch_model(http, asked.url.rstrip("/"))
-        inputs = requests.draw(asked.cases, asked.contexts, asked.seed)
+    async with client.open_session(config.timeout, token) as http:
+        model = await client.fetch_model(http, config.url.rstrip("/"))
+        inputs = requests.draw(config.cases, config.contexts, config.seed)
         gc.collect()
-        gc.freeze()  # what is there stays, and a collection that visits it all would make sends late
-        tried = {rate: await _tried(http, asked, inputs, rate) for rate in dict.fromkeys(asked.rates)}
+        gc.freeze()  # a collection that visits the inputs would delay sends
+        by_rate = {rate: await _send_rate(http, config, inputs, rate) for rate in dict.fromkeys(config.rates)}
+    seconds = 60 * config.minutes
     rows = [
-        latencies.summarize_rate(rate, made, asked.warmup, 60 * asked.minutes, asked.budget_ms)
-        for rate, made in tried.items()
+        latencies.summarize_rate(rate, exchanges, config.warmup, seconds, config.budget_ms)
+        for rate, exchanges in by_rate.items()
     ]
-    answered = Counter(e.tokens for made in tried.values() for e in made if e.outcome == ANSWERED)
-    return build_report(
-        asked, started, model, inputs, rows, minimum_latency(model, answered, asked.device, asked.flops)
-    )
+    tokens = Counter(e.tokens for exchanges in by_rate.values() for e in exchanges if e.outcome == ANSWERED)
+    bound = minimum_latency(model, tokens, config.device, config.flops)
+    return build_report(config, started, model, inputs, rows, bound)
 
 
 def _allow_connections() -> None:
-    """As many open sockets as the system lets this process have: each unanswered request holds one."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of open sockets to the system's maximum: each unanswered request holds one."""
+    maximum = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-async def _tried(http: ClientSession, asked: LoadtestConfig, inputs: RequestContexts, rate: float) -> list[Exchange]:
-    """All exchanges at one rate; over when the last request is answered, so that the next finds no queue."""
-    rng = np.random.default_rng([asked.seed, round(1e6 * rate)])  # a rate is the same beside whatever other rates
-    seconds = asked.warmup + 60 * asked.minutes
-    due = arrivals.draw_times(asked.arrivals, rate, seconds, asked.burstiness, rng)
+async def _send_rate(
+    http: ClientSession, config: LoadtestConfig, inputs: RequestContexts, rate: float
+) -> list[Exchange]:
+    """Return all exchanges at one rate, after the last answer, so that the next rate starts with an empty queue."""
+    rng = np.random.default_rng([config.seed, round(1e6 * rate)])  # independent of the other rates
+    seconds = config.warmup + 60 * config.minutes
+    due = arrivals.draw_times(config.arrivals, rate, seconds, config.burstiness, rng)
     chosen = requests.order(len(inputs.messages), len(due), rng)
-    bodies = requests.bodies(inputs, chosen, f"loadtest-{asked.seed}-{rate:g}")
+    bodies = requests.bodies(inputs, chosen, f"loadtest-{config.seed}-{rate:g}")
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(due), desc=f"{rate:g} requests/s", unit="request", disable=quiet, dynamic_ncols=True) as bar:
-        return await client.send_all(http, asked.url.rstrip("/"), due, bodies, bar.update)
+        return await client.send_all(http, config.url.rstrip("/"), due, bodies, bar.update)

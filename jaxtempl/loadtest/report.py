@@ -1,4 +1,4 @@
-"""What report.json says, and the same as lines for a terminal: counts, times and ids, no word of a message."""
+"""Build report.json and its table for a terminal: counts, times and ids, and no text of a message."""
 
 import importlib.metadata
 import itertools
@@ -17,66 +17,66 @@ from jaxtempl.loadtest.requests import RequestContexts
 from jaxtempl.serve.schema import ModelAnswer
 
 KIND = "loadtest"
-RULES = {"p99": 0.99, "max": 1.0}  # the share of requests that must be answered within the budget
+RULES = {"p99": 0.99, "max": 1.0}  # required share of requests within the budget
 
 RateRow = Mapping[str, Any]
 
 
 def build_report(
-    asked: LoadtestConfig,
+    config: LoadtestConfig,
     started: str,
     model: ModelAnswer,
     inputs: RequestContexts,
     rows: Sequence[RateRow],
-    floor: Mapping[str, float] | None,
+    minimum: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """What report.json says.
+    """Return the content of report.json.
 
     Args:
-        asked: the configuration.
-        started: when, in ISO 8601.
-        model: what served.
-        inputs: what was asked about.
-        rows: of each rate, in the order in which they were tried.
-        floor: the least time of an answer, where it is known.
+        config: The command's configuration.
+        started: Start of the test, in ISO 8601.
+        model: The model that served.
+        inputs: Contexts that the requests were made of.
+        rows: Results of each rate, in the order of measurement.
+        minimum: Minimum latency of the device, if known.
     """
     return {
         "kind": KIND,
-        "url": asked.url,
+        "url": config.url,
         "started": started,
         "model": msgspec.to_builtins(model),
-        "arrivals": asked.arrivals,
-        "burstiness": asked.burstiness if asked.arrivals == "bursty" else None,
-        "seed": asked.seed,
-        "minutes": asked.minutes,
-        "warmup": asked.warmup,
-        "timeout": asked.timeout,
-        "budget_ms": asked.budget_ms,
+        "arrivals": config.arrivals,
+        "burstiness": config.burstiness if config.arrivals == "bursty" else None,
+        "seed": config.seed,
+        "minutes": config.minutes,
+        "warmup": config.warmup,
+        "timeout": config.timeout,
+        "budget_ms": config.budget_ms,
         "inputs": {"cases": inputs.cases, "contexts": len(inputs.messages), "bad": inputs.bad},
         "rates": rows,
         "capacity": {
             rule: capacity((row["rate"], _passes(row, share)) for row in rows) for rule, share in RULES.items()
         },
-        "device": asked.device,
-        "floor": floor,
+        "device": config.device,
+        "floor": minimum,
         "client": _client(),
     }
 
 
 def _passes(row: RateRow, share: float) -> bool | None:
-    """Whether enough requests were answered within the budget, unanswered ones not being so; None where it is void."""
+    """Return whether enough requests were answered within the budget; None for a void rate."""
     return None if row["void"] else row["in_budget"] >= share
 
 
 def capacity(passes: Iterable[tuple[float, bool | None]]) -> float | None:
-    """The highest rate that passes, as all lower ones do that are not void; None where the lowest fails."""
-    known = sorted((rate, passed) for rate, passed in passes if passed is not None)
-    kept = [rate for rate, _ in itertools.takewhile(lambda pair: pair[1], known)]
-    return kept[-1] if kept else None
+    """Return the highest rate up to which every rate passes, void ones aside; None if the lowest fails."""
+    measured = sorted((rate, passed) for rate, passed in passes if passed is not None)
+    passing = [rate for rate, _ in itertools.takewhile(lambda pair: pair[1], measured)]
+    return passing[-1] if passing else None
 
 
 def _client() -> dict[str, Any]:
-    """The machine that sent, and with what."""
+    """Describe the machine and the packages that sent the requests."""
     packages = ("aiohttp", "uvloop", "hdrhistogram", "numpy")
     return {
         "processor": _processor(),
@@ -97,7 +97,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-COLUMNS = {  # of the terminal's table, with their widths
+COLUMNS = {  # columns of the terminal's table, with their widths
     "requests/s": 10,
     "average": 9,
     "P99": 9,
@@ -113,19 +113,19 @@ COLUMNS = {  # of the terminal's table, with their widths
 }
 
 
-def format_table(found: Mapping[str, Any]) -> str:
-    """The report in aligned lines, milliseconds as in the paper's Table 4."""
-    model = found["model"]
+def format_table(report: Mapping[str, Any]) -> str:
+    """Format the report as an aligned table in milliseconds, as the paper's Table 4."""
+    model = report["model"]
     lines = [
-        f"{model['size'] or 'model'} {model['version']} ({model['dtype']}, {model['backend']}) at {found['url']}: ms, "
+        f"{model['size'] or 'model'} {model['version']} ({model['dtype']}, {model['backend']}) at {report['url']}: ms, "
         f"average of the worst minute"
     ]
     lines.append(_aligned(COLUMNS))
-    for row in found["rates"]:
+    for row in report["rates"]:
         lines.append(_aligned(_cells(row)))
         lines += [f"{'':10} void: {row['void']}"] if row["void"] else []
         lines += [f"{'':10} errors: {format_errors(row)}"] if row["errors"] else []
-    return "\n".join([*lines, *summary(found)])
+    return "\n".join([*lines, *summary(report)])
 
 
 def _aligned(cells: Iterable[str]) -> str:
@@ -146,22 +146,22 @@ def _cells(row: RateRow) -> list[str]:
 
 
 def format_errors(row: RateRow) -> str:
-    """Errors by kind."""
+    """Format the errors of a rate by kind."""
     return ", ".join(f"{count:,} {kind}" for kind, count in row["errors"].items())
 
 
-def summary(found: Mapping[str, Any]) -> list[str]:
-    """What the rates come to, in sentences."""
-    if all(row["void"] for row in found["rates"]):
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """Summarize the rates in sentences."""
+    if all(row["void"] for row in report["rates"]):
         return ["Nothing was measured: all rows are void."]
-    budget, best = f"{found['budget_ms']:g} ms", found["capacity"]
+    budget, best = f"{report['budget_ms']:g} ms", report["capacity"]
     lines = [f"99 % of requests are answered within {budget} {_up_to(best['p99'])}, all of them {_up_to(best['max'])}."]
-    if found["floor"]:
-        lines.append(f"The device needs at least {found['floor']['ms']:.2f} ms for an answer.")
-    if found["minutes"] % 1:
-        lines.append(f"Of {found['minutes']:g} minutes, the last is shorter than one; it counts as a minute here.")
+    if report["floor"]:
+        lines.append(f"The device needs at least {report['floor']['ms']:.2f} ms for an answer.")
+    if report["minutes"] % 1:
+        lines.append(f"The last of {report['minutes']:g} minutes is incomplete; it counts as a minute here.")
     return lines
 
 
 def _up_to(rate: float | None) -> str:
-    return "at no rate that was tried" if rate is None else f"at rates up to {rate:g} a second"
+    return "at none of the rates" if rate is None else f"at up to {rate:g} requests per second"

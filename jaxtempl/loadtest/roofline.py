@@ -1,4 +1,4 @@
-"""The least time that a device can take for one answer: the roofline (Williams et al., 2009) of the forward pass."""
+"""Estimate the minimum time of an answer on a device: the roofline (Williams et al., 2009) of the forward pass."""
 
 from collections.abc import Mapping
 
@@ -10,37 +10,31 @@ from jaxtempl.specs import architecture, flops
 from jaxtempl.specs.accelerators import ACCELERATORS
 from jaxtempl.specs.architecture import Architecture
 
-WEIGHT_BYTES = {
-    "fp32": 4,
-    "fp16": 2,
-    "int8": 1,
-    "tensorrt-int8": 1,
-    "tensorrt-fp8": 1,
-}  # of a weight, by a bundle's dtype
+# Bytes of a weight, by a bundle's dtype.
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "tensorrt-int8": 1, "tensorrt-fp8": 1}
 
 
 def minimum_latency(
     model: ModelAnswer, tokens: Mapping[int, int], device: DeviceName, operations: float
 ) -> dict[str, float] | None:
-    """What an answer takes at least, on average: its products, or reading the weights once where that is longer.
+    """Return the minimum mean time of an answer: its operations, or one read of the weights where that takes longer.
 
     Args:
-        model: what serves.
-        tokens: how many answers there were, by the tokens of their window; it is padded to its bucket.
-        device: that it computes on.
-        operations: a second, in place of a device; memory is then left out.
+        model: The model that serves.
+        tokens: Number of answers by the tokens of their window, which is padded to its bucket.
+        device: Device that computes.
+        operations: Operations per second, instead of a device; the memory bound is then left out.
 
     Returns:
-        Milliseconds with what they are made of; None where the device, the size or the dtype is not known, or there
-        were no answers.
+        Milliseconds and the figures behind them; None if the device, the size or the dtype is unknown, or without
+        answers.
     """
     size = WEIGHT_BYTES.get(model.dtype)
-    shape = _shape(model.size)
+    shape = _architecture(model.size)
     if not tokens or size is None or shape is None or (device == "none" and not operations):
         return None
-    speed = (
-        operations or ACCELERATORS[device].peak * 2 / size
-    )  # of 4 bytes (TF32) half as many as of 2, of 1 twice as many
+    # Against 2-byte weights, the peak of 4 bytes (TF32) is half, and that of 1 byte twice as high.
+    speed = operations or ACCELERATORS[device].peak * 2 / size
     weights = size * (flops.parameter_count(shape, embeddings=False) + shape.hidden * model.slots)
     reading = 0.0 if operations else weights / ACCELERATORS[device].bandwidth
     needed = {length: _operations(shape, model, length) for length in tokens}
@@ -54,14 +48,14 @@ def minimum_latency(
     }
 
 
-def _shape(size: str) -> Architecture | None:
+def _architecture(size: str) -> Architecture | None:
     try:
         return architecture.architecture_from(sizes.read_size(size)["architecture"])
-    except UsageError:  # the model is of a size that is not one of ours
+    except UsageError:  # not one of the published sizes
         return None
 
 
 def _operations(shape: Architecture, model: ModelAnswer, length: int) -> float:
-    """Of the forward pass, a third of a training's."""
+    """Return the operations of the forward pass: a third of a training step's."""
     padded = next((bucket for bucket in sorted(model.buckets) if bucket >= length), length)
     return flops.per_context(shape, padded, model.slots) / 3

@@ -1,4 +1,4 @@
-"""The paper's Table 4: milliseconds at each rate with TensorRT in FP16 on an NVIDIA A10, one request at a time."""
+"""The paper's Table 4: latencies with TensorRT in FP16 on an NVIDIA A10, one request at a time, in milliseconds."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ class Latency(NamedTuple):
     max: float
 
 
-# By size of Pythia, then by requests a second (arXiv 2405.15765, Table 4).
+# By size of Pythia, then by requests per second (arXiv 2405.15765, Table 4).
 PAPER = {
     "410m": {
         1: Latency(14.29, 30.72, 32.37),
