@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from exported import TEMPLATES
 from imports import without
-from made import TEMPLATES
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
-from made import bundle
+from exported import export_bundle
 from masked import GOLDEN, masked
 
 from jaxtempl.config.evaluation import EvaluateConfig
@@ -64,6 +64,6 @@ def test_formats_of_a_run(runs: dict[str, Run], name: str) -> None:
 
 
 def test_format_of_a_bundle(runs: dict[str, Run], tmp_path: Path) -> None:
-    made = bundle(runs["finetune"], tmp_path / "bundle")
+    made = export_bundle(runs["finetune"], tmp_path / "bundle")
     found = json.dumps(masked(json.loads((made.folder / "bundle.json").read_text())), indent=1)
     assert found == (GOLDEN / "bundle.json").read_text().rstrip()

@@ -1,4 +1,4 @@
-"""The form of the ONNX graph for CPUs: with the queries in parts it gives Flax's logits at any length."""
+"""The chunked form of the ONNX graph, for CPUs, gives Flax's logits at any length."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,11 +21,11 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 
 ARCHITECTURE = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=120, positions=64)
 OUTPUTS = 7
-LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than parts, as many, and parts of unequal length
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than chunks, as many, and chunks of unequal length
 
 
-def saved(path: Path, head: Head) -> dict[str, Any]:
-    """Writes the graph of a random model, and gives its parameters."""
+def save_graph(path: Path, head: Head) -> dict[str, Any]:
+    """Write the graph of a random model and return its parameters."""
     params = factory.random_params(ARCHITECTURE, OUTPUTS, 0)
     ir.save(onnx_graph.build(params, ARCHITECTURE, GraphOptions(head, form="chunked")), path)
     onnx.checker.check_model(path, full_check=True)
@@ -34,23 +34,23 @@ def saved(path: Path, head: Head) -> dict[str, Any]:
 
 @pytest.mark.parametrize("head", ["template", "lm"])
 def test_logits_are_flaxs_at_any_length(tmp_path: Path, head: Head) -> None:
-    """One call of Flax tells all lengths, for no position sees those after it."""
-    params, graphdef = saved(tmp_path / "model.onnx", head), factory.make_graphdef(ARCHITECTURE, OUTPUTS)
+    """One call of Flax covers all lengths, because no position sees later ones."""
+    params, graphdef = save_graph(tmp_path / "model.onnx", head), factory.make_graphdef(ARCHITECTURE, OUTPUTS)
     ids = np.random.default_rng(0).integers(0, 120, (2, max(LENGTHS))).astype(np.int32)
-    wanted = np.asarray(jax.jit(lambda p, tokens: nnx.merge(graphdef, p)(tokens))(params, ids))  # [B L O]
+    expected = np.asarray(jax.jit(lambda p, tokens: nnx.merge(graphdef, p)(tokens))(params, ids))  # [B L O]
     session = ort.InferenceSession(tmp_path / "model.onnx")
     for length in LENGTHS:
-        feeds, own = {"input_ids": ids[:, :length]}, wanted[:, :length]
+        feeds, rows = {"input_ids": ids[:, :length]}, expected[:, :length]
         if head == "template":
             ends = np.array([length, (length + 1) // 2], np.int32)
-            feeds, own = {**feeds, "lengths": ends[:, None]}, wanted[[0, 1], ends - 1]
-        got = np.asarray(session.run(None, feeds)[0])
-        np.testing.assert_allclose(got, own, rtol=0, atol=2e-6 * np.abs(wanted).max())
+            feeds, rows = {**feeds, "lengths": ends[:, None]}, expected[[0, 1], ends - 1]
+        actual = np.asarray(session.run(None, feeds)[0])
+        np.testing.assert_allclose(actual, rows, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_standard_operators_an_attention_for_each_part(tmp_path: Path) -> None:
-    """The last block has one query, and so one part."""
-    saved(tmp_path / "model.onnx", "template")
+def test_each_chunk_has_one_attention(tmp_path: Path) -> None:
+    """The last block has one query, and so one chunk."""
+    save_graph(tmp_path / "model.onnx", "template")
     graph = onnx.load(tmp_path / "model.onnx").graph
     kinds = Counter(node.op_type for node in graph.node)
     layers = ARCHITECTURE.layers

@@ -1,5 +1,6 @@
 """`bin/convert onnx`: a verified bundle, or nothing; and what suggests with it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,10 +15,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 import tiny
-from made import TEMPLATES, bundle, run_on_data
+from exported import TEMPLATES, export_bundle, run_with_dataset
+from onnx_models import IDS, NEOX, SLOTS, noisy_params
 
 from converters.__main__ import main
-from converters.onnx import export, graph, layers
+from converters.onnx import graph, layers
+from converters.verify import localize
+from converters.verify.flax_network import FlaxNetwork
 from jaxtempl import cli
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.commands import suggest
@@ -36,13 +40,13 @@ MESSAGES = [
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run_on_data(tmp_path_factory.mktemp("export"))[0]
+def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_with_dataset(tmp_path_factory.mktemp("export"))[0]
 
 
 @pytest.fixture(scope="module")
-def served(made: Run) -> Bundle:
-    return bundle(made, made.folder.parent / "bundle")
+def served(source: Run) -> Bundle:
+    return export_bundle(source, source.folder.parent / "bundle")
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def case(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_bundle_is_verified_and_says_how(made: Run, served: Bundle) -> None:
+def test_the_bundle_is_verified_and_says_how(source: Run, served: Bundle) -> None:
     facts = served.manifest
     assert sorted(path.name for path in served.folder.iterdir()) == [
         "bundle.json", "model.onnx", "templates.json", "tokenizer.json"
@@ -62,23 +66,23 @@ def test_the_bundle_is_verified_and_says_how(made: Run, served: Bundle) -> None:
         "template", "fp32", 32, [32], 7
     )  # fmt: skip
     assert facts["run"]["step"] == 3
-    assert facts["run"]["datasets"] == list(made.manifest["datasets"].values())
+    assert facts["run"]["datasets"] == list(source.manifest["datasets"].values())
     found = facts["verify"]
     assert (found["contexts"], found["real"], found["made"], found["compared"]) == (20, {"32": 20}, {}, 40)
     assert (found["top1"], found["top5"], found["not_finite"]) == (1, 1, 0)
     assert 0 < found["largest_difference"] < 1e-5 * found["largest_logit"]
 
 
-def test_overwrite_replaces_a_bundle_and_nothing_else(made: Run, tmp_path: Path, capsys: Any) -> None:
+def test_overwrite_replaces_a_bundle_and_nothing_else(source: Run, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    first = bundle(made, out)
+    first = export_bundle(source, out)
     with pytest.raises(UserError, match="exists already"):
-        bundle(made, out)
-    again = bundle(made, out, overwrite=True, form="plain")
+        export_bundle(source, out)
+    again = export_bundle(source, out, overwrite=True, form="plain")
     assert first.manifest["version"] != again.manifest["version"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UserError, match="is no bundle, so --overwrite leaves it alone"):
-        bundle(made, made.folder, overwrite=True)
+        export_bundle(source, source.folder, overwrite=True)
 
 
 def test_no_customer_text_is_in_it(served: Bundle) -> None:
@@ -88,36 +92,36 @@ def test_no_customer_text_is_in_it(served: Bundle) -> None:
 
 
 @pytest.mark.parametrize("flags", [{"dtype": "fp16"}, {"dtype": "fp16", "wide_residual": True}, {"form": "plain"}])
-def test_every_kind_is_verified(made: Run, tmp_path: Path, flags: dict[str, Any]) -> None:
-    facts = bundle(made, tmp_path / "out", **flags).manifest
+def test_every_kind_is_verified(source: Run, tmp_path: Path, flags: dict[str, Any]) -> None:
+    facts = export_bundle(source, tmp_path / "out", **flags).manifest
     assert {key: facts[key] for key in flags} == flags
     assert facts["verify"]["top1"] > 0.9
 
 
 def test_a_language_model_has_logits_at_every_token(tmp_path: Path) -> None:
-    made, data = run_on_data(tmp_path, [])
-    found = bundle(made, tmp_path / "out", verify_contexts=6, head="lm", data=str(data))
+    source, data = run_with_dataset(tmp_path, [])
+    found = export_bundle(source, tmp_path / "out", verify_contexts=6, head="lm", data=str(data))
     assert (found.manifest["head"], found.manifest["slots"], found.templates) == ("lm", 8192, [])
     assert found.manifest["verify"]["compared"] > 100
     with pytest.raises(UserError, match="is a language model, which knows no templates"):
         bundle_suggester(found)
 
 
-def test_suggestions_are_the_runs_and_the_temperature_its_own(made: Run, tmp_path: Path) -> None:
-    calibration = made.folder / "calibration.json"
+def test_suggestions_are_the_runs_and_the_temperature_its_own(source: Run, tmp_path: Path) -> None:
+    calibration = source.folder / "calibration.json"
     calibration.write_text(json.dumps({"steps": {"3": {"temperature": 2.5, "count": 9}}}))
     try:
-        found = bundle_suggester(bundle(made, tmp_path / "out", slots=16))
+        found = bundle_suggester(export_bundle(source, tmp_path / "out", slots=16))
         messages = [Message(m["role"], m["text"]) for m in MESSAGES if m["text"].strip()]
-        wanted, got = (s.suggest(messages, 9) for s in (suggest.run_suggester(made, 3), found))
+        expected, actual = (s.suggest(messages, 9) for s in (suggest.run_suggester(source, 3), found))
     finally:
         calibration.unlink()
-    assert [s.template for s in got.suggestions] == [s.template for s in wanted.suggestions]
-    assert len(got.suggestions) == 6, "retired and spare slots are never suggested"
+    assert [s.template for s in actual.suggestions] == [s.template for s in expected.suggestions]
+    assert len(actual.suggestions) == 6, "retired and spare slots are never suggested"
     np.testing.assert_allclose(
-        [s.probability for s in got.suggestions], [s.probability for s in wanted.suggestions], rtol=1e-4
+        [s.probability for s in actual.suggestions], [s.probability for s in expected.suggestions], rtol=1e-4
     )
-    assert (got.tokens, got.dropped_messages) == (wanted.tokens, wanted.dropped_messages)
+    assert (actual.tokens, actual.dropped_messages) == (expected.tokens, expected.dropped_messages)
 
 
 def test_suggest_and_the_example_say_the_same(served: Bundle, case: Path, capsys: Any) -> None:
@@ -147,7 +151,7 @@ runpy.run_path(sys.argv[0])
 
 
 def test_a_network_that_is_not_the_run_leaves_nothing(
-    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    source: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     real = graph.build
 
@@ -157,61 +161,61 @@ def test_a_network_that_is_not_the_run_leaves_nothing(
         return real(params | {"blocks": blocks}, *rest)
 
     monkeypatch.setattr(graph, "build", broken)
-    assert cli.run(main, ["onnx", f"--run={made.folder}", f"--out={tmp_path / 'out'}", "--verify_contexts=20"]) == 1
+    assert cli.run(main, ["onnx", f"--run={source.folder}", f"--out={tmp_path / 'out'}", "--verify_contexts=20"]) == 1
     error = capsys.readouterr().err
-    assert "is not what" in error
-    assert "part at block_0" in error
+    assert "does not match" in error
+    assert "first diverge at block_0" in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("layer", "said"), [(0, "block_0"), (1, "block_1"), (None, "the head")])
-def test_the_first_layer_that_parts_is_named(tmp_path: Path, layer: int | None, said: str) -> None:
+@pytest.mark.parametrize(("layer", "message"), [(0, "block_0"), (1, "block_1"), (None, "the head")])
+def test_the_first_diverging_layer_is_named(tmp_path: Path, layer: int | None, message: str) -> None:
     """In a model of two layers, one weight of which is another."""
-    import test_onnx_graph as graphs
-
-    a = graphs.NeoXArchitecture(**{**vars(graphs.ODD), "layers": 2})
-    params = graphs.params_of(a, 7)
+    a = dataclasses.replace(NEOX, layers=2)
+    params = noisy_params(a, SLOTS, 0.1)
     name = "head" if layer is None else f"block_{layer}/down/kernel"
-    network = export.FlaxNetwork(params, a, "template")
-    ids = graphs.IDS[:1]
+    network = FlaxNetwork(params, a, "template")
+    ids = IDS[:1]
     for kind in ("fp32", "fp16"):
         ir.save(graph.build(params, a, layers.GraphOptions("template", kind)), tmp_path / "model.onnx")
         model = onnx.load(tmp_path / "model.onnx")
         (weight,) = (t for t in model.graph.initializer if t.name == name)
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, name))
         onnx.save(model, tmp_path / "model.onnx")
-        found = export.parting.first_layer(tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), kind)
-        assert found.startswith(said)
+        found = localize.first_layer(
+            tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), kind, network.place
+        )
+        assert found.startswith(message)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        (["--head=lm"], "whose head is template"),
+        (["--head=lm"], "with the head template"),
         (["--slots=3"], "less than the run's 7 templates"),
         (["--data=nowhere"], "is no dataset"),
         (["--run=nowhere"], "is no run"),
-        (["--run="], "which run?"),
+        (["--run="], "no run is named"),
         (["--out=."], "exists already"),
     ],
 )
-def test_wrong_use_is_one_line(made: Run, flags: list[str], said: str, capsys: Any) -> None:
-    assert cli.run(main, ["onnx", f"--run={made.folder}", *flags]) in (1, 2)
+def test_wrong_use_is_one_line(source: Run, flags: list[str], message: str, capsys: Any) -> None:
+    assert cli.run(main, ["onnx", f"--run={source.folder}", *flags]) in (1, 2)
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_dataset_that_has_gone_is_asked_for(tmp_path: Path) -> None:
-    made = tiny.make_run(tmp_path / "run", TEMPLATES, datasets={"/gone/data": "x"})
-    with pytest.raises(UserError, match="is not here, and a bundle is verified on real contexts"):
-        bundle(made, tmp_path / "out")
+def test_a_missing_dataset_is_an_error(tmp_path: Path) -> None:
+    source = tiny.make_run(tmp_path / "run", TEMPLATES, datasets={"/gone/data": "x"})
+    with pytest.raises(UserError, match="is missing, and a bundle is verified on real contexts"):
+        export_bundle(source, tmp_path / "out")
 
 
-def test_a_killed_conversion_leaves_nothing_of_that_name(made: Run, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "converters", "onnx", f"--run={made.folder}", f"--out={tmp_path / 'out'}"]
+def test_a_killed_conversion_leaves_nothing_of_that_name(source: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "converters", "onnx", f"--run={source.folder}", f"--out={tmp_path / 'out'}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".out.*.partial/model.onnx")) and process.poll() is None:
         time.sleep(0.001)
@@ -222,9 +226,9 @@ def test_a_killed_conversion_leaves_nothing_of_that_name(made: Run, tmp_path: Pa
         Bundle.open(next(tmp_path.glob(".out.*.partial")))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(made: Run, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(source: Run, tmp_path: Path) -> None:
     small = ["sh", "-c", 'ulimit -f 512; exec "$@"', "sh"]  # no file beyond 256 kB
-    command = [sys.executable, "-m", "converters", "onnx", f"--run={made.folder}", f"--out={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "converters", "onnx", f"--run={source.folder}", f"--out={tmp_path / 'out'}"]
     done = subprocess.run([*small, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "File too large" in done.stderr

@@ -1,16 +1,18 @@
-"""The ONNX graph gives Flax's logits in ONNX Runtime, in every form, and is made of standard operators alone."""
+"""The ONNX graph gives Flax's logits in ONNX Runtime, in every form, and consists of standard operators."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from flax import nnx
+from onnx_models import IDS, LENGTHS, NEOX, SLOTS, noisy_params, onnx_runtime
 
 from converters.onnx import export, graph
 from converters.onnx.layers import GraphOptions
@@ -22,51 +24,44 @@ from jaxtempl.models.neox import NeoX
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.specs.architecture import NeoXArchitecture
 
-ODD = NeoXArchitecture(layers=3, hidden=48, heads=4, feed_forward=72, vocabulary=120, positions=64, rotary_fraction=0.5)
-SLOTS = 7
-IDS = np.random.default_rng(0).integers(2, 120, (5, 40)).astype(np.int32)
-LENGTHS = np.array([1, 40, 33, 2, 17], np.int32)
+
+def neox_params(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
+    return noisy_params(a, outputs, 0.1)
 
 
-def params_of(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
-    """Random everywhere, biases and norms too, so that none is left out unseen."""
-    drawn = factory.random_params(a, outputs, 0)
-    leaves, tree = jax.tree.flatten(drawn)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+@functools.cache
+def flax_model(a: NeoXArchitecture, outputs: int, head: str) -> Callable[..., jax.Array]:
+    """Compile the model once for all tests: (params, ids, lengths) -> logits."""
+    graphdef = factory.make_graphdef(a, outputs)
+
+    def logits(params: dict[str, Any], ids: jax.Array, lengths: jax.Array) -> jax.Array:
+        model: NeoX = nnx.merge(graphdef, params)
+        return model.classify(ids, lengths) if head == "template" else model(ids)
+
+    return jax.jit(logits)
 
 
 def flax_logits(params: dict[str, Any], a: NeoXArchitecture, options: GraphOptions, lengths: np.ndarray) -> np.ndarray:
-    model: NeoX = nnx.merge(factory.make_graphdef(a, params["head"]["kernel"].shape[1]), params)
-    if options.head == "template":
-        return np.asarray(model.classify(jnp.asarray(IDS), jnp.asarray(lengths)))
-    return places(np.asarray(model(jnp.asarray(IDS))), lengths)
+    call = flax_model(a, params["head"]["kernel"].shape[1], options.head)
+    return places(np.asarray(call(params, IDS, lengths)), lengths)
 
 
-def exported(params: dict[str, Any], a: NeoXArchitecture, options: GraphOptions, path: Path) -> OnnxRuntime:
-    ir.save(graph.build(params, a, options), path)
-    onnx.checker.check_model(path, full_check=True)
-    return OnnxRuntime(path, threads=1)
-
-
-def assert_close(got: np.ndarray, wanted: np.ndarray, share: float) -> None:
-    assert got.shape == wanted.shape
-    assert np.abs(got - wanted).max() <= share * np.abs(wanted).max()
+def assert_close(actual: np.ndarray, expected: np.ndarray, share: float) -> None:
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= share * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("head", ["template", "lm"])
 @pytest.mark.parametrize("form", ["fused", "plain"])
 @pytest.mark.parametrize("parallel", [True, False])
 def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) -> None:
-    a = NeoXArchitecture(**{**vars(ODD), "parallel_residual": parallel})
-    params = params_of(a, SLOTS if head == "template" else a.vocabulary)
+    a = NeoXArchitecture(**{**vars(NEOX), "parallel_residual": parallel})
+    params = neox_params(a, SLOTS if head == "template" else a.vocabulary)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
         options = GraphOptions(head, dtype, wide, form)
-        wanted = flax_logits(params, a, options, LENGTHS)
-        network = exported(params, a, options, tmp_path / "model.onnx")
-        assert_close(places(network(IDS, LENGTHS), LENGTHS), wanted, share)
+        expected = flax_logits(params, a, options, LENGTHS)
+        network = onnx_runtime(params, a, options, tmp_path / "model.onnx")
+        assert_close(places(network(IDS, LENGTHS), LENGTHS), expected, share)
         for row, length in zip(IDS, LENGTHS, strict=True):
             alone = network(row[None, :length], np.array([length], np.int32))
             assert alone.dtype == np.float32
@@ -76,37 +71,37 @@ def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) 
 @pytest.mark.parametrize("form", ["fused", "plain"])
 def test_without_rotation_and_with_all_of_it(tmp_path: Path, form: Any) -> None:
     for fraction in (0.0, 1.0):
-        a = NeoXArchitecture(**{**vars(ODD), "rotary_fraction": fraction})
-        params, options = params_of(a, SLOTS), GraphOptions("template", form=form)
-        network = exported(params, a, options, tmp_path / "model.onnx")
+        a = NeoXArchitecture(**{**vars(NEOX), "rotary_fraction": fraction, "layers": 2})
+        params, options = neox_params(a, SLOTS), GraphOptions("template", form=form)
+        network = onnx_runtime(params, a, options, tmp_path / "model.onnx")
         assert_close(network(IDS, LENGTHS), flax_logits(params, a, options, LENGTHS), 5e-6)
 
 
 def test_no_length_reads_outside_of_its_row(tmp_path: Path) -> None:
     """A server's warm-up sends zeros, and a hostile client anything."""
-    params, options = params_of(ODD, SLOTS), GraphOptions("template")
-    network = exported(params, ODD, options, tmp_path / "model.onnx")
-    wanted = flax_logits(params, ODD, options, np.array([1, 40, 1, 40, 40], np.int32))
-    assert_close(network(IDS, np.array([0, 41, -7, 2**31 - 1, 10**6], np.int32)), wanted, 5e-6)
+    params, options = neox_params(NEOX, SLOTS), GraphOptions("template")
+    network = onnx_runtime(params, NEOX, options, tmp_path / "model.onnx")
+    expected = flax_logits(params, NEOX, options, np.array([1, 40, 1, 40, 40], np.int32))
+    assert_close(network(IDS, np.array([0, 41, -7, 2**31 - 1, 10**6], np.int32)), expected, 5e-6)
 
 
 def test_spare_slots_come_last_and_are_never_first(tmp_path: Path) -> None:
-    params = params_of(ODD, SLOTS)
-    network = exported(params, ODD, GraphOptions("template", slots=16), tmp_path / "model.onnx")
-    got = network(IDS, LENGTHS)
-    assert_close(got[:, :SLOTS], flax_logits(params, ODD, GraphOptions("template"), LENGTHS), 5e-6)
-    assert got.shape == (5, 16)
-    assert (got[:, SLOTS:] < got[:, :SLOTS].min() - 1000).all()
+    params = neox_params(NEOX, SLOTS)
+    network = onnx_runtime(params, NEOX, GraphOptions("template", slots=16), tmp_path / "model.onnx")
+    actual = network(IDS, LENGTHS)
+    assert_close(actual[:, :SLOTS], flax_logits(params, NEOX, GraphOptions("template"), LENGTHS), 5e-6)
+    assert actual.shape == (5, 16)
+    assert (actual[:, SLOTS:] < actual[:, :SLOTS].min() - 1000).all()
 
 
 def test_the_last_block_works_on_one_token(tmp_path: Path) -> None:
     """An exact saving: its query, output and MLP are of the last token alone."""
     path = tmp_path / "model.onnx"
-    exported(params_of(ODD, SLOTS), ODD, GraphOptions("template"), path)
-    told = onnx.load(path)
-    names = [f"block_{layer}/residual" for layer in range(ODD.layers)]
-    told.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    onnx.save(told, path)
+    onnx_runtime(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template"), path)
+    model = onnx.load(path)
+    names = [f"block_{layer}/residual" for layer in range(NEOX.layers)]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    onnx.save(model, path)
     shapes = [value.shape for value in OnnxRuntime(path).run(names, IDS, LENGTHS)]
     assert shapes == [(5, 40, 48), (5, 40, 48), (5, 1, 48)]
 
@@ -114,7 +109,7 @@ def test_the_last_block_works_on_one_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("form", "opset"), [("fused", 23), ("plain", 20)])
 def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset: int) -> None:
     path = tmp_path / "model.onnx"
-    exported(params_of(ODD, SLOTS), ODD, GraphOptions("template", form=form), path)
+    onnx_runtime(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template", form=form), path)
     model = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     kinds = {node.op_type for node in onnx_check.nodes(model.graph)}
@@ -126,7 +121,7 @@ def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset:
 
 def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
     for wide, others in ((False, {"head", "norm/scale", "norm/bias"}), (True, None)):
-        model = graph.build(params_of(ODD, SLOTS), ODD, GraphOptions("template", "fp16", wide))
+        model = graph.build(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template", "fp16", wide))
         floats = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT}
         halves = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT16}
         assert others is None or floats == others
@@ -146,12 +141,12 @@ def spans(model: onnx.ModelProto) -> list[tuple[int, int]]:
 
 def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "INLINE_BYTES", 10_000)
-    params = params_of(ODD, SLOTS)
-    export.save(graph.build(params, ODD, GraphOptions("template")), tmp_path)
+    params = neox_params(NEOX, SLOTS)
+    export.save(graph.build(params, NEOX, GraphOptions("template")), tmp_path)
     size = (tmp_path / "model.onnx.data").stat().st_size
     onnx_check.check_onnx(tmp_path / "model.onnx", {"model.onnx": 0, "model.onnx.data": size})
-    got = OnnxRuntime(tmp_path / "model.onnx")(IDS, LENGTHS)
-    assert_close(got, flax_logits(params, ODD, GraphOptions("template"), LENGTHS), 5e-6)
+    actual = OnnxRuntime(tmp_path / "model.onnx")(IDS, LENGTHS)
+    assert_close(actual, flax_logits(params, NEOX, GraphOptions("template"), LENGTHS), 5e-6)
 
 
 @pytest.mark.slow

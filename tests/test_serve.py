@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import serving
-from made import bundle, run_on_data
+from exported import export_bundle, run_with_dataset
 from serving import MESSAGES, PATIENT, Server, served, started
 from tiny import template
 
@@ -52,8 +52,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     templates = [template(i, name, text=said) for i, (name, said) in enumerate(
         [("greet", "Hello!"), ("hello", "hello"), ("card", "Your card is blocked."), ("bye", "Bye!"), ("wait", "Wait.")]
     )]  # fmt: skip
-    made, _ = run_on_data(folder, templates)
-    return bundle(made, folder / "bundle")
+    made, _ = run_with_dataset(folder, templates)
+    return export_bundle(made, folder / "bundle")
 
 
 def rows(store: Path, query: str, *values: Any) -> list[Any]:

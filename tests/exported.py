@@ -1,4 +1,4 @@
-"""Bundles for tests: of tiny runs and the real export, verified on a tiny dataset."""
+"""Bundles for tests: the real export of tiny runs, verified on a tiny dataset."""
 
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ TEMPLATES = [
 ]
 
 
-def run_on_data(folder: Path, templates: Any = TEMPLATES) -> tuple[Run, Path]:
-    """A run of random weights that knows its dataset, and that dataset's folder."""
+def run_with_dataset(folder: Path, templates: Any = TEMPLATES) -> tuple[Run, Path]:
+    """Return a run of random weights that names its dataset, and that dataset's folder."""
     data = dataset(folder / "made")
     datasets = {str(data.folder): data.fingerprint}
     return make_run(folder / "run", templates, (3,), 2, datasets=datasets), data.folder
 
 
-def bundle(made: Run, out: Path, **flags: Any) -> Bundle:
-    """The run's bundle, by the real converter."""
-    export.main(ConvertOnnxConfig(**{"run": str(made.folder), "out": out, "verify_contexts": 20, **flags}))
+def export_bundle(source: Run, out: Path, **flags: Any) -> Bundle:
+    """Convert the run by the real converter, and open the bundle."""
+    export.main(ConvertOnnxConfig(**{"run": str(source.folder), "out": out, "verify_contexts": 20, **flags}))
     return Bundle.open(out)
