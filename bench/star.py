@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from bench import common
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data import loader
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.reports import html
 from jaxtempl.runs.run import Run
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 
 WORK = Path("runs/star")  # in the project's root, where this runs
 # Shares of the rows drawn: star twice over, each companion less than once, 18.8 M tokens in all.
@@ -169,12 +170,13 @@ def _report(run: str, out: Path, *flags: str, core: int | None = None) -> dict[s
 
 def _padding() -> dict[str, float]:
     """Share of padding in star's labelled batches, and the tokens that buckets of lengths spare (decision 7)."""
-    contexts = Contexts(Dataset(WORK / "data" / "star"), "train", Tokenizer(tokenizer_path("nano")))
+    window = Window(Tokenizer(tokenizer_path("nano")))
+    contexts = LabelledContexts.read(Dataset(WORK / "data" / "star"), "train", window)
     stream = loader.batches_from(loader.labelled_batches(contexts, 32, 8, 0), 0, 200)
     drawn = [microbatch for batch in stream for microbatch in batch]
     real = sum(int(m["lengths"].sum()) for m in drawn)
     computed = sum(m["tokens"].size for m in drawn)
-    whole = 200 * 32 * contexts.limit
+    whole = 200 * 32 * window.limit
     return {"padding": 1 - real / computed, "padding_at_512": 1 - real / whole, "spared": 1 - computed / whole}
 
 

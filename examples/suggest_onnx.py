@@ -1,4 +1,4 @@
-"""Suggests with two libraries: pip install onnxruntime tokenizers; python suggest_onnx.py BUNDLE CASE.json."""
+"""Suggest templates with two libraries: pip install onnxruntime tokenizers; python suggest_onnx.py BUNDLE CASE.json."""
 
 import json
 import sys
@@ -15,15 +15,17 @@ templates = json.loads((folder / "templates.json").read_text("utf-8"))
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 tokenizer.encode_special_tokens = True  # what a customer types is text, `<|endoftext|>` too
 
-# The window: the newest whole messages that fit, one space between; a newest one that is too long keeps its end.
-window: list[int] = []
+# The window: the newest whole messages that fit, joined by a space; a newest message that is too long keeps its end.
+window, room = list[int](), bundle["window"] - bundle["special_tokens"]
 for i, message in reversed(list(enumerate(messages))):
     tag = f"<{message['role'].upper()}>: " if bundle["role_tags"] else ""
     ids = tokenizer.encode((" " if i else "") + tag + message["text"], add_special_tokens=False).ids
-    if len(ids) + len(window) > bundle["window"]:
-        window = window or ids[-bundle["window"] :]
+    if len(ids) + len(window) > room:
+        window = window or ids[-room:]
         break
     window = ids + window
+if bundle["special_tokens"]:  # a BERT reads its window between [CLS] and [SEP]
+    window = [tokenizer.token_to_id("[CLS]"), *window, tokenizer.token_to_id("[SEP]")]
 
 session = onnxruntime.InferenceSession(folder / bundle["model"])
 feeds = {"input_ids": np.array([window], np.int32), "lengths": np.array([[len(window)]], np.int32)}

@@ -3,14 +3,25 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxtempl.data.examples import Examples, known
+from jaxtempl.config.paths import ASSETS
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.evaluation import baselines, metrics
 from jaxtempl.text.cases import Case, Message
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 
 WISHES = ("refund my money", "block my card", "change the address", "raise my limit")
 
 
-def made(count: int, seed: int = 0) -> Examples:
+SLOTS = {f"t{slot}": slot for slot in range(6)} | {"a": 0, "b": 1}
+
+
+def contexts(cases: list[Case], *columns: np.ndarray) -> LabelledContexts:
+    """Columns: case, message and slot of each context."""
+    return LabelledContexts(Window(Tokenizer(ASSETS / "nano" / "tokenizer.json")), SLOTS, cases, *columns)
+
+
+def made(count: int, seed: int = 0) -> LabelledContexts:
     """Cases of greeting then answer: slot 4 first, then the slot of the wish that the newest message names."""
     random = np.random.default_rng(seed)
     wishes = random.choice(4, count, p=[0.4, 0.3, 0.2, 0.1])
@@ -28,7 +39,7 @@ def made(count: int, seed: int = 0) -> Examples:
     ]
     case = np.repeat(np.arange(count), 2)
     slot = np.stack([np.full(count, 4), wishes], axis=1).ravel()
-    return Examples(cases, case, np.tile([1, 3], count), slot, np.tile([-1, 4], count))
+    return contexts(cases, case, np.tile([1, 3], count), slot)
 
 
 def accuracy(scores: np.ndarray, slots: np.ndarray) -> float:
@@ -55,8 +66,9 @@ def test_previous_template_is_the_conditional_distribution_backed_off() -> None:
 
 
 def test_previous_template_never_seen_in_training_gives_the_majority() -> None:
-    training, one = made(200), made(1)
-    scores = baselines.previous_template(training, 6)(dataclasses.replace(one, previous=np.array([5, 5])))
+    training, one = made(200), dataclasses.replace(made(1), slots={"t4": 5}).take(np.array([1]))
+    assert one.previous.tolist() == [5]
+    scores = baselines.previous_template(training, 6)(one)
     np.testing.assert_allclose(scores, baselines.majority(training, 6)(one))
 
 
@@ -71,15 +83,13 @@ def test_ngrams_read_the_text_that_decides() -> None:
 
 def test_ngrams_see_the_previous_template() -> None:
     """The same words everywhere; only the last template tells the answer."""
-    said = (
-        Message("customer", "yes"),
-        Message("advocate", "ok", "a"),
-        Message("customer", "yes"),
-        Message("advocate", "ok", "b"),
-    )
-    cases = [Case(str(i), said) for i in range(40)]
+    cases = [
+        Case(str(i), (Message("customer", "yes"), Message("advocate", "ok", "ab"[i % 2]), Message("customer", "yes")))
+        for i in range(40)
+    ]
     previous = np.arange(40) % 2
-    examples = Examples(cases, np.arange(40), np.full(40, 3), 1 - previous, previous)
+    examples = contexts(cases, np.arange(40), np.full(40, 3), 1 - previous)
+    np.testing.assert_array_equal(examples.previous, previous)
     assert accuracy(baselines.ngrams(examples, 2, seed=0)(examples), examples.slot) == 1.0
 
 
@@ -88,7 +98,7 @@ def test_ngrams_tell_roles_and_places_apart() -> None:
     kinds = [("customer", "system"), ("system", "customer")]
     cases = [Case(str(i), (Message(kinds[i % 2][0], "yes"), Message(kinds[i % 2][1], "no"))) for i in range(40)]
     slot = np.arange(40) % 2
-    examples = Examples(cases, np.arange(40), np.full(40, 2), slot, np.full(40, -1))
+    examples = contexts(cases, np.arange(40), np.full(40, 2), slot)
     assert accuracy(baselines.ngrams(examples, 2, seed=0)(examples), slot) == 1.0
 
 
@@ -103,7 +113,7 @@ def test_ngrams_are_seeded_and_take_an_empty_split() -> None:
     training, test = made(50), made(5, seed=1)
     first, again = (baselines.ngrams(training, 6, seed=0)(test) for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    nothing = Examples([], *(np.empty(0, np.int64) for _ in range(4)))
+    nothing = contexts([], *(np.empty(0, np.int64) for _ in range(3)))
     assert all(scorer(nothing).shape == (0, 6) for scorer in baselines.fit(training, 6, seed=0).values())
 
 
@@ -124,4 +134,4 @@ def test_ngrams_of_one_template_alone_are_the_majority() -> None:
 
 def test_known_keeps_labels_that_are_classes() -> None:
     some = dataclasses.replace(made(2), slot=np.array([4, -1, 4, 0]))
-    assert known(some).message.tolist() == [1, 1, 3]
+    assert some.known().message.tolist() == [1, 1, 3]

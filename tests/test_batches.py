@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from jaxtempl.config import mixture
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data import loader
-from jaxtempl.data.contexts import Context, Contexts
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContext, LabelledContexts
+from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import factory
 from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.training import objectives
+from jaxtempl.text.window import Window
+from jaxtempl.training import finetune, objectives
 
 LENGTHS = (64, 128, 256, 512)
 
@@ -31,9 +33,9 @@ def seen(stream: Any, steps: range) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> Contexts:
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> LabelledContexts:
     dataset = tiny.dataset(tmp_path_factory.mktemp("batches") / "made")
-    return Contexts(dataset, "train", Tokenizer(tokenizer_path("nano")), 32)
+    return LabelledContexts.read(dataset, "train", Window(Tokenizer(tokenizer_path("nano")), 32))
 
 
 def test_an_epoch_sees_each_row_once_and_the_next_in_another_order() -> None:
@@ -84,7 +86,7 @@ def test_a_dataset_without_rows_is_refused() -> None:
     st.sampled_from([8, 64]),
 )
 def test_microbatches_hold_each_context_once_in_fixed_shapes(lengths: list[int], budget: int, most: int) -> None:
-    made = [Context([i % 500 + 2] * n, i) for i, n in enumerate(lengths)]
+    made = [LabelledContext([i % 500 + 2] * n, i) for i, n in enumerate(lengths)]
     batch = loader.microbatches(made, LENGTHS, budget, most)
     allowed = {(min(max(budget // length, 1), most), length) for length in LENGTHS}
     assert {m["tokens"].shape for m in batch} <= allowed
@@ -108,7 +110,7 @@ def grouped(lengths: list[int], budget: int, most: int) -> list[tuple[int, int, 
     return [(b, min(max(budget // b, 1), most), list(group)) for b, group in itertools.groupby(bucket)]
 
 
-def test_lengths_change_the_cost_and_never_the_gradient(contexts: Contexts) -> None:
+def test_lengths_change_the_cost_and_never_the_gradient(contexts: LabelledContexts) -> None:
     """One batch cut by length, and the same contexts each padded to the window in one piece."""
     task = objectives.template_classification(factory.make_graphdef(tiny.ARCHITECTURE, 4))
     params = jax.tree.map(lambda leaf: leaf * 4, factory.random_params(tiny.ARCHITECTURE, 4, 0))
@@ -123,7 +125,7 @@ def test_lengths_change_the_cost_and_never_the_gradient(contexts: Contexts) -> N
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), added, expected)
 
 
-def test_more_padding_changes_no_logit(contexts: Contexts) -> None:
+def test_more_padding_changes_no_logit(contexts: LabelledContexts) -> None:
     params = jax.tree.map(lambda leaf: leaf * 4, factory.random_params(tiny.ARCHITECTURE, 4, 0))
     loss = objectives.template_classification(factory.make_graphdef(tiny.ARCHITECTURE, 4)).loss
     short, long = (loader.microbatches([contexts[0]], (n,), n, 1)[0] for n in (32, 64))
@@ -131,23 +133,23 @@ def test_more_padding_changes_no_logit(contexts: Contexts) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_smaller_label_subsets_lie_inside_larger_ones(contexts: Contexts) -> None:
-    subsets = [set(loader.nested_subset(100, n, seed=5).tolist()) for n in (5, 20, 100)]
+def test_smaller_label_subsets_lie_inside_larger_ones(contexts: LabelledContexts) -> None:
+    subsets = [set(nested_subset(100, n, seed=5).tolist()) for n in (5, 20, 100)]
     assert [len(subset) for subset in subsets] == [5, 20, 100]
     assert subsets[0] < subsets[1] < subsets[2]
-    assert set(loader.nested_subset(100, 0, seed=5).tolist()) == subsets[2]
-    with pytest.raises(UserError, match="more than the 100"):
-        loader.nested_subset(100, 101, seed=5)
+    assert set(nested_subset(100, None, seed=5).tolist()) == subsets[2]
+    with pytest.raises(UserError, match=f"--labels=1000 is more than the {len(contexts)}"):
+        finetune.choose_labels(contexts, 1000, seed=5)
 
 
-def test_a_context_is_what_comes_before_its_label(contexts: Contexts) -> None:
-    case = contexts.cases[int(contexts.labels.case[0])]
-    before = case.messages[: contexts.labels.message[0]]
+def test_a_context_is_what_comes_before_its_label(contexts: LabelledContexts) -> None:
+    case = contexts.cases[int(contexts.case[0])]
+    before = case.messages[: contexts.message[0]]
     text = " ".join(message.text for message in before)
     assert contexts[0].tokens == Tokenizer(tokenizer_path("nano")).encode([text])[0][-32:]
 
 
-def test_labelled_batches_are_a_function_of_the_step(contexts: Contexts) -> None:
+def test_labelled_batches_are_a_function_of_the_step(contexts: LabelledContexts) -> None:
     stream = loader.labelled_batches(contexts, 8, 2, seed=0)
     again = loader.labelled_batches(contexts, 8, 2, seed=0)
     for a, b in zip(stream[4], again[4], strict=True):

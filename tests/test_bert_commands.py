@@ -9,11 +9,14 @@ import tiny
 from jaxtempl import cli, files
 from jaxtempl.__main__ import command
 from jaxtempl.config.data import PrepareConfig
-from jaxtempl.data.contexts import Contexts
+from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.prepare import pipeline
 from jaxtempl.runs import run
 from jaxtempl.text import formats
+from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 
 FLAGS = ("--batch_size=4", "--gradient_accumulation_steps=1")
 
@@ -87,19 +90,16 @@ def test_the_best_epoch_is_kept_and_a_report_on_what_chose_it_says_so(
 
 
 def test_a_window_lies_between_the_special_tokens_and_within_the_limit(data: Dataset) -> None:
-    from jaxtempl.config.sizes import tokenizer_path
-    from jaxtempl.text.tokenizer import Tokenizer
-
     tokenizer = Tokenizer(tokenizer_path("bert-tiny"))
-    contexts = Contexts(data, "train", tokenizer, 16)
+    contexts = LabelledContexts.read(data, "train", Window(tokenizer, 16))
     for index in range(len(contexts)):
         tokens = contexts[index].tokens
         assert len(tokens) <= 16
         assert (tokens[0], tokens[-1]) == (101, 102)
         assert not set(tokens[1:-1]) & tokenizer.special
     messages = data.cases("train")[0].messages
-    whole = [i for ids in tokenizer.encode(formats.pieces(messages)) for i in ids]
-    assert Contexts(data, "train", tokenizer, 64).window(messages) == [101, *whole, 102]
+    whole = [i for ids in tokenizer.encode(formats.classifier_texts(messages)) for i in ids]
+    assert Window(tokenizer, 64).encode(messages).ids == [101, *whole, 102]
 
 
 def test_rows_that_are_longer_than_bert_has_positions_are_refused(

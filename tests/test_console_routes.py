@@ -45,7 +45,9 @@ def test_the_first_fifty_cases_of_a_file_are_taken_and_no_more_is_read(tmp_path:
 
 def test_a_record_that_is_no_case_is_named_without_its_text(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE, {"case_id": "b", "messages": [{"text": "canary"}]})
-    with pytest.raises(UserError, match=r"cases.jsonl line 2: missing field: messages\[0\] has no 'role'") as error:
+    with pytest.raises(
+        UserError, match=r"cases.jsonl line 2 is not a case: missing field: messages\[0\] has no 'role'"
+    ) as error:
         cases(path)
     assert "canary" not in str(error.value)
 

@@ -10,9 +10,8 @@ import tiny
 from jaxtempl import cli, files
 from jaxtempl.commands.evaluate import main
 from jaxtempl.config.evaluation import EvaluateConfig
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
-from jaxtempl.data.examples import Examples
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.errors import UserError
 from jaxtempl.evaluation import classifier, evaluate
 from jaxtempl.evaluation.predict import Predictor
@@ -49,7 +48,7 @@ def labels(data: Dataset) -> list[str]:
 @pytest.fixture(scope="module")
 def direct(data: Dataset, made: Run) -> np.ndarray:
     """Logits of each test context at step 5, one row each and without padding."""
-    contexts, model = Contexts(data, "test", made.tokenizer, 32), tiny.language_model(made, 5)
+    contexts, model = LabelledContexts.read(data, "test", made.window), tiny.language_model(made, 5)
     return np.stack([model(contexts[i].tokens)[-1] for i in range(len(contexts))])
 
 
@@ -57,7 +56,7 @@ def test_logits_come_back_in_order_from_every_bucket(
     data: Dataset, made: Run, direct: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(window, "LENGTHS", (4, 16))
-    contexts = Contexts(data, "test", made.tokenizer, 32)
+    contexts = LabelledContexts.read(data, "test", made.window)
     lengths = [len(contexts[i].tokens) for i in range(len(contexts))]
     assert min(lengths) <= 4 < max(lengths) > 16
     np.testing.assert_allclose(Predictor(made, 5).all(contexts, rows=8), direct, atol=1e-4)
@@ -119,9 +118,11 @@ def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
     """The names and forms that others read; the numbers are those of logits made by hand."""
     said = [("customer", None), ("advocate", "greet"), ("customer", None), ("advocate", "refund")]
     case = Case("case-1", tuple(Message(role, "text", name) for role, name in said))
-    columns = (np.array([0, 0]), np.array([1, 3]), np.array([3, -1]), np.array([-1, 3]))
+    columns = (np.array([0, 0]), np.array([1, 3]), np.array([3, -1]))
     logits = np.array([[1, 0, 0.5, 2], [0, 3, 1, 2]], np.float32)
-    classifier._write_predictions(tmp_path / "found.jsonl", logits, Examples([case], *columns), made)
+    classifier._write_predictions(
+        tmp_path / "found.jsonl", logits, LabelledContexts(made.window, {"greet": 3}, [case], *columns), made
+    )
     assert (tmp_path / "found.jsonl").read_text() == (GOLDEN / "predictions.jsonl").read_text()
 
 

@@ -21,14 +21,15 @@ from jaxtempl.config.paths import ROOT
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.config.training import AdaptConfig
 from jaxtempl.data import loader
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.data.loader import ProcessShare
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.parallel import process_group, rules
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs.run import Run
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 from jaxtempl.training import trainer
 
 STEPS = 9
@@ -164,7 +165,7 @@ def test_each_process_reads_its_rows_alone() -> None:
 
 
 def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    contexts = Contexts(data, "train", Tokenizer(tokenizer_path("nano")), 32)
+    contexts = LabelledContexts.read(data, "train", Window(Tokenizer(tokenizer_path("nano")), 32))
     sizes = np.array([len(contexts[i].tokens) for i in range(len(contexts))])
     whole = loader.labelled_batches(contexts, 12, 2, seed=1, multiple=2)
     halves = [lambda n: np.arange(n // 2), lambda n: np.arange(n // 2, n)]
@@ -173,8 +174,8 @@ def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytes
         for name, rows in expected.items():
             np.testing.assert_array_equal(np.concatenate([part[3][piece][name] for part in parts]), rows)
     read: list[int] = []
-    plain = Contexts.__getitem__
-    monkeypatch.setattr(Contexts, "__getitem__", lambda self, i: read.append(int(i)) or plain(self, i))
+    plain = LabelledContexts.__getitem__
+    monkeypatch.setattr(LabelledContexts, "__getitem__", lambda self, i: read.append(int(i)) or plain(self, i))
     first, second = (read[:] for part in parts if (read.clear(), part[3]))
     assert len(first) + len(second) == 12
     assert not set(first) & set(second)

@@ -239,7 +239,7 @@ def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bo
     said = [("advocate", "Hello, how can I help?"), ("customer", "My card has not come")]
     said += [("advocate", "When was it sent?"), ("customer", "Two weeks ago")]
     messages = [Message(role, said_so, None) for role, said_so in said]
-    encoded = Tokenizer(NANO).encode(formats.pieces(messages, role_tags))
+    encoded = Tokenizer(NANO).encode(formats.classifier_texts(messages, role_tags))
     length = sum(map(len, encoded[1:]))
     made = tiny.make_run(tmp_path / "run", TEMPLATES, length=length, role_tags=role_tags)
     files.write_json(made.folder / "calibration.json", {"steps": {"3": {"temperature": 2.5}}})

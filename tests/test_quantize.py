@@ -34,8 +34,8 @@ from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.config import paths
 from jaxtempl.config.converting import ConvertOnnxConfig
 from jaxtempl.config.data import PrepareConfig
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.errors import UserError
 from jaxtempl.models import factory
 from jaxtempl.prepare import pipeline
@@ -96,7 +96,7 @@ def taught(found: Run, dataset: Dataset) -> dict[str, Any]:
         else block
         for name, block in drawn["blocks"].items()
     }
-    network, contexts = FlaxNetwork(params, SMALL, "template"), Contexts(dataset, "train", found.tokenizer, 32)
+    network, contexts = FlaxNetwork(params, SMALL, "template"), LabelledContexts.read(dataset, "train", found.window)
     slots = {template.slot: found_slot(template.id) for template in dataset.templates}
     seen = [context for context in (contexts[i] for i in range(len(contexts))) if context.tokens]
     last = [network.residuals(np.array([padded(c.tokens)], np.int32))[-1, len(c.tokens) - 1] for c in seen]
@@ -213,16 +213,16 @@ def test_what_has_no_labels_is_refused(made: Run, dataset: Dataset, monkeypatch:
     asked = ConvertOnnxConfig(quantize="int8")
     monkeypatch.setattr(made, "templates", [tiny.template(0, "else")])
     with pytest.raises(UserError, match="no labelled test contexts of the templates of"):
-        quantize.collect_samples(made, dataset, 32, asked)
+        quantize.collect_samples(made, dataset, asked)
     monkeypatch.setitem(made.manifest, "phase", "adapt")
     with pytest.raises(UserError, match="is a language model"):
-        quantize.collect_samples(made, dataset, 32, asked)
+        quantize.collect_samples(made, dataset, asked)
 
 
 def test_labels_are_the_runs_slots(made: Run, dataset: Dataset) -> None:
-    found = gate.labelled(made, dataset, 32, 25)
+    found = gate.labelled(made, dataset, 25)
     assert len(found.rows) == len(found.slots) == len(found.cases) == 25
-    every = gate.labelled(made, dataset, 32, 10**6)
+    every = gate.labelled(made, dataset, 10**6)
     assert np.bincount(every.slots).tolist() == [60, 0, 30, 60, 30]
     by_case = {case: set(every.slots[every.cases == case].tolist()) for case in every.cases.tolist()}
     assert all(slots in ({0, 2, 3}, {0, 3, 4}) for slots in by_case.values())

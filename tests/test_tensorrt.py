@@ -36,6 +36,7 @@ from jaxtempl.serve.inference import tensorrt
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.serve.inference.tensorrt import Engine, Machine
 from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.text.case_files import read_cases
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx has wheels for Linux on x86-64 alone")
 
@@ -441,9 +442,9 @@ def test_digests_are_of_values_wherever_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2 is no case: Expecting property name"),
-        ("[]", "line 2 is no case: wrong type"),
-        ('{"messages": []}', "line 2 is no case: empty case"),
+        ("{", "line 2 is not a case: not JSON: Expecting property name"),
+        ("[]", "line 2 is not a case: wrong type"),
+        ('{"messages": []}', "line 2 is not a case: empty case"),
         ('{"messages": [{"role": "robot", "text": "hi"}]}', "unknown role"),
     ],
 )
@@ -451,7 +452,7 @@ def test_a_line_that_is_no_case_is_named(tmp_path: Path, line: str, said: str) -
     path = cases(tmp_path, 1)
     Path(path).write_text(Path(path).read_text() + f"\n{line}\n")
     with pytest.raises(UserError, match=said):
-        list(convert.cases(path))
+        list(read_cases(path))
 
 
 def test_what_is_missing_or_unfit_is_said(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:

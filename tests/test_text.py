@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import jaxtempl
 from jaxtempl.text.cases import Message
-from jaxtempl.text.formats import document, pieces
+from jaxtempl.text.formats import classifier_texts, document
 from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.text.window import window
+from jaxtempl.text.window import newest_fitting
 
 PYTHIA = Path(jaxtempl.__file__).parent / "assets" / "tokenizers" / "pythia.json"
 
@@ -31,6 +31,10 @@ def joined(lists: list[list[int]]) -> list[int]:
     return [item for some in lists for item in some]
 
 
+def window(messages: list[list[int]], limit: int) -> list[int]:
+    return joined(newest_fitting(messages[::-1], limit))
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer(PYTHIA)
@@ -48,21 +52,21 @@ def test_phase_one_form() -> None:
 
 
 def test_phase_two_form() -> None:
-    assert "".join(pieces(BALANCES[:4])) == (
+    assert "".join(classifier_texts(BALANCES[:4])) == (
         "What are the balances on my accounts? Hi <NAME>, I'll get you to someone who can help. Ty "
         "Just a general question... What are the totals of all my accounts with cash app?"
     )
 
 
 def test_phase_two_form_with_role_tags() -> None:
-    assert "".join(pieces(BALANCES[:3], role_tags=True)) == (
+    assert "".join(classifier_texts(BALANCES[:3], role_tags=True)) == (
         "<CUSTOMER>: What are the balances on my accounts? "
         "<SYSTEM>: Hi <NAME>, I'll get you to someone who can help. <CUSTOMER>: Ty"
     )
 
 
 def test_label_of_figure_7_is_no_part_of_the_text() -> None:
-    assert "ANYTHING_ELSE" not in document(BALANCES) + "".join(pieces(BALANCES))
+    assert "ANYTHING_ELSE" not in document(BALANCES) + "".join(classifier_texts(BALANCES))
 
 
 @given(lists, st.integers(1, 20))
@@ -111,5 +115,5 @@ def test_no_text_ever_yields_the_end_of_text(tokenizer: Tokenizer, before: str, 
 
 def test_messages_encoded_one_by_one_equal_the_joined_text(tokenizer: Tokenizer) -> None:
     for stop in range(1, len(BALANCES) + 1):
-        parts = pieces(BALANCES[:stop])
+        parts = classifier_texts(BALANCES[:stop])
         assert joined(tokenizer.encode(parts)) == tokenizer.encode(["".join(parts)])[0]

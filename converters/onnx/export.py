@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,8 @@ from jaxtempl.runs import run
 from jaxtempl.runs.run import Run
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.specs.architecture import NeoXArchitecture
-from jaxtempl.text import window as text_window
 from jaxtempl.text.cases import Template
-from jaxtempl.text.window import WINDOW
+from jaxtempl.text.window import pad_rows
 
 INLINE_BYTES = 2 * 10**9  # protobuf ends at 2 GiB, so the weights of larger models go into a second file
 DATA = "model.onnx.data"
@@ -75,7 +74,7 @@ def _write_network(folder: Path, source: Run, step: int, config: ConvertOnnxConf
     dtype, dataset = quantize.float_type(config), Dataset(_dataset_folder(source, config))
     head = graph_options(source, config, dtype).head
     chosen = verification_samples(source, head, dataset, config.verify_contexts)
-    gate_samples = quantize.collect_samples(source, dataset, window_limit(source), config)
+    gate_samples = quantize.collect_samples(source, dataset, config)
     params = source.params(step)
     build = functools.partial(_graph, params, source, config)
     reference = FlaxNetwork(params, source.architecture, head)
@@ -123,24 +122,18 @@ def _slots(source: Run, config: ConvertOnnxConfig) -> int:
     return config.slots
 
 
-def window_limit(source: Run) -> int:
-    """Return the maximum tokens of a context; a language model's contexts are cut to a classifier's window."""
-    return min(source.manifest.get("length", WINDOW), source.architecture.positions)
-
-
 def verification_samples(source: Run, head: Head, dataset: Dataset, count: int) -> Chosen:
     """Return the contexts that the bundle is verified on.
 
     Raises:
         UserError: The dataset has no contexts.
     """
-    window = window_limit(source)
-    rows: Iterator[list[int]] = (
-        dataset_samples.labelled(dataset, source.tokenizer, window, source.manifest["role_tags"])
+    rows = (
+        dataset_samples.labelled_windows(dataset, source.window)
         if head == "template"
-        else dataset_samples.documents(dataset, source.tokenizer, window)
+        else dataset_samples.documents(dataset, source.tokenizer, source.window.limit)
     )
-    return samples.choose(rows, text_window.buckets(window), count)
+    return samples.choose(rows, source.window.buckets, count)
 
 
 def _dataset_folder(source: Run, config: ConvertOnnxConfig) -> Path:
@@ -173,7 +166,7 @@ def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, sour
     faults = verify.faults(figures, dtype)
     if faults:
         row = max(chosen.rows, key=len)
-        ids, _ = verify.padded([row], len(row))
+        ids, _ = pad_rows([row], len(row))
         layer = localize.first_layer(model, row, reference.residuals(ids), dtype, reference.place)
         raise UserError(
             f"the ONNX graph does not match {source.folder}: {'; '.join(faults)}. Activations first diverge at "
@@ -184,8 +177,7 @@ def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, sour
 
 def compare_with_run(model: Path, reference: FlaxNetwork, chosen: Chosen, source: Run) -> verify.Figures:
     """Compare a graph with the run."""
-    buckets = text_window.buckets(window_limit(source))
-    return verify.compare(reference, OnnxRuntime(model), chosen.rows, buckets, sys.stderr.isatty())
+    return verify.compare(reference, OnnxRuntime(model), chosen.rows, source.window.buckets, sys.stderr.isatty())
 
 
 def write_tokenizer_and_templates(folder: Path, source: Run) -> None:
@@ -197,19 +189,19 @@ def write_tokenizer_and_templates(folder: Path, source: Run) -> None:
 
 def manifest_facts(source: Run, step: int, config: ConvertOnnxConfig) -> dict[str, Any]:
     """Return the entries of `bundle.json` on the model: the run's name and sums, and no text of its contexts."""
-    window, options = window_limit(source), graph_options(source, config, quantize.float_type(config))
+    window, options = source.window, graph_options(source, config, quantize.float_type(config))
     return {
         "model": bundle.ONNX,
         "head": options.head,
         "dtype": options.dtype,
         "wide_residual": options.wide_residual,
         "form": options.form,  # `chunked` was `parted` in earlier versions; nothing reads it but people
-        "window": window,
-        "role_tags": source.manifest.get("role_tags", True),
-        "special_tokens": source.tokenizer.overhead,
+        "window": window.limit,
+        "role_tags": window.role_tags,
+        "special_tokens": window.special_tokens,
         "temperature": source.temperature(step),
         "slots": max(options.slots, source.outputs),
-        "buckets": list(text_window.buckets(window)),
+        "buckets": list(window.buckets),
         "run": {
             "name": source.folder.resolve().name,
             "step": step,

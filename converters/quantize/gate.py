@@ -4,7 +4,6 @@ Dims: N contexts, S slots.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -14,9 +13,8 @@ from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from converters.verify.verify import Network
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
-from jaxtempl.data.examples import slots_by_id
+from jaxtempl.data.examples import LabelledContexts, slots_by_id
 from jaxtempl.errors import UserError
 from jaxtempl.evaluation import metrics
 from jaxtempl.evaluation.metrics import Bootstrap
@@ -46,25 +44,20 @@ class Labelled(NamedTuple):
     cases: Int[np.ndarray, " N"]
 
 
-def labelled(found: Run, dataset: Dataset, window: int, wanted: int) -> Labelled:
-    """So many labelled contexts of the test split, or all there are, in a random order that is always the same.
+def labelled(found: Run, dataset: Dataset, wanted: int) -> Labelled:
+    """Return `wanted` labelled contexts of the test split (or all, where there are fewer) in a fixed random order.
 
     Raises:
         UserError: there are none.
     """
-    labels, ids = dataset.labels(SPLIT), slots_by_id(found.templates)
-    slots = np.array([*(ids.get(template.id, -1) for template in dataset.templates), -1])[labels.slot]  # -1: no class
-    order = np.random.default_rng(0).permutation(np.flatnonzero(slots >= 0))
-    contexts = Contexts(dataset, SPLIT, found.tokenizer, window, found.manifest["role_tags"], order)
-    rows = ((contexts[i].tokens, int(index)) for i, index in enumerate(order))
-    kept = list(itertools.islice((pair for pair in rows if pair[0]), wanted))
-    if not kept:
+    contexts = LabelledContexts.read(dataset, SPLIT, found.window).relabel(slots_by_id(found.templates))
+    chosen = contexts.known().sample(None, 0).with_text().take(slice(wanted))
+    if not len(chosen):
         raise UserError(
-            f"{dataset.folder} has no labelled {SPLIT} contexts of the templates of {found.folder}, and what is "
-            "quantised is held to them; pass --data=DIR of a dataset that has"
+            f"{dataset.folder} has no labelled {SPLIT} contexts of the templates of {found.folder}, on which the "
+            "quantised network is compared; pass --data=DIR of a dataset that has some"
         )
-    chosen = np.array([index for _, index in kept])
-    return Labelled([row for row, _ in kept], slots[chosen].astype(np.int64), labels.case[chosen].astype(np.int64))
+    return Labelled([chosen[i].tokens for i in range(len(chosen))], chosen.slot, chosen.case)
 
 
 class Scored(NamedTuple):

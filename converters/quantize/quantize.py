@@ -1,14 +1,12 @@
 """A float graph -> a quantised one, which is let through only when it still suggests what people sent."""
 
 import dataclasses
-import itertools
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
 from converters.quantize import calibrate, dynamic_int8, gate, page, qdq
@@ -18,12 +16,11 @@ from converters.quantize.report import NetworkFigures, format_table, measure_lat
 from converters.verify.verify import Row
 from jaxtempl.bundle import bundle
 from jaxtempl.config.converting import ConvertOnnxConfig, Dtype
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.runs.run import Run
 from jaxtempl.serve.inference.backends import OnnxRuntime
-from jaxtempl.text import window as text_window
 
 CALIBRATION = "train"  # the split; the gate's is another
 FLOATS: tuple[Dtype, ...] = ("fp32", "fp16")
@@ -77,7 +74,7 @@ def float_type(config: ConvertOnnxConfig) -> Dtype:
     return "fp32" if config.quantize == "int8" else "fp16"
 
 
-def collect_samples(found: Run, dataset: Dataset, window: int, config: ConvertOnnxConfig) -> QuantizeSamples | None:
+def collect_samples(found: Run, dataset: Dataset, config: ConvertOnnxConfig) -> QuantizeSamples | None:
     """The contexts, read before anything is built; None where nothing is to be quantised.
 
     Raises:
@@ -90,22 +87,19 @@ def collect_samples(found: Run, dataset: Dataset, window: int, config: ConvertOn
             f"--quantize={config.quantize} is held to labelled contexts, and {found.folder} is a language model; "
             "name a finetune run"
         )
-    labelled = gate.labelled(found, dataset, window, config.gate_contexts)
+    labelled = gate.labelled(found, dataset, config.gate_contexts)
     static = config.quantize in qdq.FORMATS
-    rows = _calibration(found, dataset, window, config.calibrate_contexts) if static else []
-    return QuantizeSamples(found, labelled, rows, dataset.fingerprint, text_window.buckets(window))
+    rows = _calibration(found, dataset, config.calibrate_contexts) if static else []
+    return QuantizeSamples(found, labelled, rows, dataset.fingerprint, found.window.buckets)
 
 
-def _calibration(found: Run, dataset: Dataset, window: int, wanted: int) -> Sequence[Row]:
-    contexts = Contexts(dataset, CALIBRATION, found.tokenizer, window, found.manifest["role_tags"])
-    order = np.random.default_rng(0).permutation(len(contexts))
-    rows = (contexts[int(index)].tokens for index in order)
-    kept = list(itertools.islice((row for row in rows if row), wanted))
-    if not kept:
+def _calibration(found: Run, dataset: Dataset, count: int) -> Sequence[Row]:
+    contexts = LabelledContexts.read(dataset, CALIBRATION, found.window).sample(None, 0).with_text().take(slice(count))
+    if not len(contexts):
         raise UserError(
             f"{dataset.folder} has no labelled {CALIBRATION} contexts to measure scales on; pass --data=DIR"
         )
-    return kept
+    return [contexts[i].tokens for i in range(len(contexts))]
 
 
 def quantize_bundle(

@@ -4,10 +4,9 @@ TensorRT and CUDA need a GPU to run a plan. Building has been run with tensorrt_
 refits a plan only against stand-ins (tests/fake_gpu.py).
 """
 
-import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.inference import tensorrt
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.serve.inference.tensorrt import Engine, Machine
-from jaxtempl.text import formats, records, window
-from jaxtempl.text.cases import Case, RecordError, case_from
+from jaxtempl.text.case_files import read_cases
 
 
 def main(config: ConvertTensorrtConfig) -> None:
@@ -135,31 +133,8 @@ def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> Chosen:
     Raises:
         UserError: the file is not there or is not one of cases.
     """
-    facts = opened.manifest
-    found = (formats.pieces(case.messages, facts["role_tags"]) for case in cases(config.cases))
-    rows = (window.window(opened.tokenizer.encode(pieces), facts["window"]) for pieces in found)
-    return samples.choose(rows, facts["buckets"], config.verify_contexts)
-
-
-def cases(path: str) -> Iterator[Case]:
-    """The cases of a file; they need no case_id.
-
-    Raises:
-        UserError: naming the line that is no case.
-    """
-    for source in records.find_files(path):
-        for number, record in records.read_records(source):
-            try:
-                yield _case(record)
-            except (RecordError, ValueError) as error:
-                raise UserError(f"{source.name} line {number} is no case: {error}") from None
-
-
-def _case(record: object) -> Case:
-    if isinstance(record, RecordError):
-        raise record
-    value = json.loads(record) if isinstance(record, bytes) else record
-    return case_from({"case_id": "case", **value} if isinstance(value, dict) else value)
+    rows = (opened.window.encode(case.messages).ids for case in read_cases(config.cases))
+    return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts)
 
 
 def verified(opened: Bundle, built: Engine, chosen: Chosen) -> verify.Figures:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converters.verify.verify import bucket_of
 from jaxtempl.errors import UserError
+from jaxtempl.text.window import bucket_of
 
 LEAST = 100  # of each length; issue 4
 SEARCHED = 20  # times as many contexts are looked through for those of rare lengths

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 from tqdm import tqdm
 
+from jaxtempl.text.window import bucket_of, pad_rows
+
 Network = Callable[[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]], Float32[np.ndarray, "B *L S"]]
 Row = Sequence[int]
 
@@ -106,7 +108,7 @@ def compare(
     found = Comparison()
     with tqdm(total=len(rows), desc="verifying", unit=" contexts", disable=not progress) as bar:
         for batch in batched(rows, buckets):
-            ids, lengths = padded(batch.rows, batch.bucket)
+            ids, lengths = pad_rows(batch.rows, batch.bucket)
             wanted = places(reference(ids, lengths), lengths)
             together = places(candidate(ids, lengths), lengths)
             single = ((ids[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths))
@@ -158,19 +160,6 @@ def batched(rows: Sequence[Row], buckets: Sequence[int], size: int = ROWS) -> li
         own = [row for row in rows if bucket_of(len(row), buckets) == bucket]
         found += [Batch(own[i : i + size], bucket) for i in range(0, len(own), size)]
     return found
-
-
-def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """The least bucket that holds so many tokens."""
-    return next(bucket for bucket in buckets if length <= bucket)
-
-
-def padded(rows: Sequence[Row], length: int) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
-    """Rows padded on the right, and their lengths."""
-    ids = np.zeros((len(rows), length), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    return ids, np.array([len(row) for row in rows], np.int32)
 
 
 def places(logits: Float32[np.ndarray, "B *L S"], lengths: Int32[np.ndarray, " B"]) -> Float32[np.ndarray, "N S"]:

@@ -17,6 +17,7 @@ from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UserError
 from jaxtempl.text.cases import Template
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 
 MANIFEST = "bundle.json"
 ONNX, PLAN = "model.onnx", "model.plan"
@@ -82,6 +83,11 @@ class Bundle:
     def tokenizer(self) -> Tokenizer:
         """Tokenizer that the network's windows are made with."""
         return Tokenizer(self.folder / "tokenizer.json")
+
+    @functools.cached_property
+    def window(self) -> Window:
+        """What encodes messages for the network."""
+        return Window(self.tokenizer, self.manifest["window"], self.manifest["role_tags"])
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """A case in, the templates that an advocate most likely wants next out."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,8 @@ from jaxtempl.config import parsing
 from jaxtempl.config.evaluation import SuggestConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.inference.ranking import Ranker, Suggestion
-from jaxtempl.serve.inference.reader import Reader
 from jaxtempl.serve.inference.suggester import Suggester, Suggestions, bundle_suggester
-from jaxtempl.text.cases import Case, case_from
+from jaxtempl.text.case_files import read_case
 
 if TYPE_CHECKING:
     from jaxtempl.runs.run import Run
@@ -36,31 +34,6 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(to_dict(found, origin), ensure_ascii=False, indent=1) if asked.json else format_table(found))
 
 
-def read_case(path: Path) -> Case:
-    """The case of a JSON file, or of standard input for `-`; it needs no case_id.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or is no case.
-    """
-    piped = str(path) == "-"
-    value = _standard_input() if piped else files.read_json(path)
-    if isinstance(value, dict):
-        value = {"case_id": "case", **value}
-    try:
-        return case_from(value)
-    except UserError as error:
-        raise UserError(
-            f'{"standard input" if piped else path}: {error}; a case is {{"messages": [{{"role", "text"}}, ...]}}'
-        ) from None
-
-
-def _standard_input() -> Any:
-    try:
-        return json.load(sys.stdin)
-    except ValueError as error:
-        raise UserError(f"standard input is not JSON: {error}; pass one case") from None
-
-
 def run_suggester(run: "Run", step: int) -> Suggester:
     """Suggests with a run's checkpoint in JAX.
 
@@ -71,9 +44,8 @@ def run_suggester(run: "Run", step: int) -> Suggester:
 
     if run.phase != "finetune":
         raise UserError(f"{run.folder} is an adapt run, which knows no templates; name a finetune run")
-    length, tags = run.manifest["length"], run.manifest["role_tags"]
-    score, temperature = Predictor(run, step).one, run.temperature(step)
-    return Suggester(score, Reader(run.tokenizer, length, tags), Ranker(str(run.folder), run.templates, temperature))
+    ranker = Ranker(str(run.folder), run.templates, run.temperature(step))
+    return Suggester(Predictor(run, step).one, run.window, ranker)
 
 
 def _chosen(asked: SuggestConfig) -> tuple[Suggester, dict[str, Any]]:

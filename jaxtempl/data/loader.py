@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int32, Integer, Shaped
+from jaxtyping import Integer, Shaped
 
-from jaxtempl.data.contexts import Context, Contexts
+from jaxtempl.data.examples import LabelledContext, LabelledContexts
 from jaxtempl.errors import UserError
-from jaxtempl.text import window
+from jaxtempl.text.window import bucket_of, pad_rows
 
 WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
@@ -28,17 +28,6 @@ RowTransform = Callable[[Microbatch, np.random.Generator], Microbatch]
 LocalRows = Callable[
     [int], Integer[np.ndarray, " own"]
 ]  # of so many rows of a microbatch, those that this process makes
-
-
-def nested_subset(total: int, count: int, seed: int) -> Integer[np.ndarray, " count"]:
-    """The first `count` indices of one seeded permutation of `total`, so that smaller subsets lie inside larger ones.
-
-    Raises:
-        UserError: there are fewer than `count`.
-    """
-    if count > total:
-        raise UserError(f"--labels={count} is more than the {total} training labels there are; ask for fewer")
-    return np.random.default_rng(seed).permutation(total)[: count or total]
 
 
 def microbatch_rows(batch: int, accumulate: int) -> int:
@@ -127,7 +116,12 @@ WHOLE_SHARE = ProcessShare()  # of a process that is alone
 
 
 def labelled_batches(
-    contexts: Contexts, batch: int, accumulate: int, seed: int, multiple: int = 1, share: ProcessShare = WHOLE_SHARE
+    contexts: LabelledContexts,
+    batch: int,
+    accumulate: int,
+    seed: int,
+    multiple: int = 1,
+    share: ProcessShare = WHOLE_SHARE,
 ) -> grain.MapDataset:
     """Batches of labelled contexts by step: one random draw of `batch`, run as microbatches by length.
 
@@ -144,7 +138,7 @@ def labelled_batches(
 
 
 def labelled_in_order(
-    contexts: Contexts, batch: int, accumulate: int, multiple: int = 1, share: ProcessShare = WHOLE_SHARE
+    contexts: LabelledContexts, batch: int, accumulate: int, multiple: int = 1, share: ProcessShare = WHOLE_SHARE
 ) -> Iterator[Batch]:
     """All contexts once, in order, `batch` at a time, the last one short; for validation."""
     cut = _cutter(contexts, batch, accumulate, multiple, share)
@@ -152,23 +146,23 @@ def labelled_in_order(
 
 
 def _cutter(
-    contexts: Contexts, batch: int, accumulate: int, multiple: int, share: ProcessShare
+    contexts: LabelledContexts, batch: int, accumulate: int, multiple: int, share: ProcessShare
 ) -> Callable[[Sequence[int]], Batch]:
-    budget = max(batch * contexts.limit // accumulate, contexts.limit)
+    budget = max(batch * contexts.window.limit // accumulate, contexts.window.limit)
 
     def cut(drawn: Sequence[int]) -> Batch:
         if share.sizes is None:
             read = [contexts[index] for index in drawn]
-            return microbatches(read, window.buckets(contexts.limit), budget, batch, multiple)
+            return microbatches(read, contexts.window.buckets, budget, batch, multiple)
         parts = plan_microbatches(
-            [int(share.sizes[index]) for index in drawn], window.buckets(contexts.limit), budget, batch, multiple
+            [int(share.sizes[index]) for index in drawn], contexts.window.buckets, budget, batch, multiple
         )
         return [_part([drawn[place] for place in part.places], part, contexts, share.own) for part in parts]
 
     return cut
 
 
-def _part(drawn: Sequence[int], part: "Bucketed", contexts: Contexts, own: LocalRows) -> Microbatch:
+def _part(drawn: Sequence[int], part: "Bucketed", contexts: LabelledContexts, own: LocalRows) -> Microbatch:
     """This process's rows of a microbatch; only they are read."""
     rows = own(part.rows)
     return _pad([contexts[drawn[row]] for row in rows if row < len(drawn)], len(rows), part.length)
@@ -185,7 +179,7 @@ class Bucketed(NamedTuple):
 def plan_microbatches(
     sizes: Sequence[int], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
 ) -> list[Bucketed]:
-    """Contexts of these sizes as fixed shapes [budget / L, L], one for each bucket length L, longest first.
+    """LabelledContexts of these sizes as fixed shapes [budget / L, L], one for each bucket length L, longest first.
 
     The free rows of a bucket's last microbatch take the longest contexts of the next bucket, which would cost
     rows of their own otherwise; what is left is filled with rows of weight zero.
@@ -193,7 +187,7 @@ def plan_microbatches(
     waiting = sorted(range(len(sizes)), key=lambda place: -sizes[place])
     found: list[Bucketed] = []
     while waiting:
-        length = next(length for length in lengths if length >= sizes[waiting[0]])
+        length = bucket_of(sizes[waiting[0]], lengths)
         rows = min(max(budget // length, 1), most)
         rows += -rows % multiple
         found.append(Bucketed(waiting[:rows], rows, length))
@@ -202,25 +196,19 @@ def plan_microbatches(
 
 
 def microbatches(
-    contexts: Sequence[Context], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
+    contexts: Sequence[LabelledContext], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
 ) -> Batch:
-    """Contexts cut by their lengths, all their rows."""
+    """LabelledContexts cut by their lengths, all their rows."""
     parts = plan_microbatches([len(context.tokens) for context in contexts], lengths, budget, most, multiple)
     return [_pad([contexts[place] for place in part.places], part.rows, part.length) for part in parts]
 
 
-def _pad(contexts: Sequence[Context], rows: int, length: int) -> Microbatch:
+def _pad(contexts: Sequence[LabelledContext], rows: int, length: int) -> Microbatch:
     """`tokens` [B L] padded on the right, `lengths`, `slots` and `weights` [B]; filler rows weigh 0."""
-    tokens: Int32[np.ndarray, "B L"] = np.zeros((rows, length), np.int32)
-    for row, context in enumerate(contexts):
-        tokens[row, : len(context.tokens)] = context.tokens
-    filler = [0] * (rows - len(contexts))
-    return {
-        "tokens": tokens,
-        "lengths": np.array([len(context.tokens) for context in contexts] + filler, np.int32),
-        "slots": np.array([max(context.slot, 0) for context in contexts] + filler, np.int32),
-        "weights": np.array([float(context.slot >= 0) for context in contexts] + filler, np.float32),
-    }
+    tokens, lengths = pad_rows([context.tokens for context in contexts], length, rows)
+    slots = np.array([context.slot for context in contexts] + [-1] * (rows - len(contexts)), np.int32)
+    weights = (slots >= 0).astype(np.float32)
+    return {"tokens": tokens, "lengths": lengths, "slots": np.maximum(slots, 0), "weights": weights}
 
 
 def steps_for_epochs(epochs: float, rows: int, batch: int) -> int:

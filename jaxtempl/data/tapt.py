@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxtempl.data.dataset import Dataset, PackedRow
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.data.packing import Packer
 from jaxtempl.errors import UserError
-from jaxtempl.text import formats, window
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 
 
 def task_adaptive_rows(dataset: Dataset, tokenizer: Tokenizer, split: str, length: int) -> list[PackedRow]:
@@ -27,7 +28,8 @@ def task_adaptive_rows(dataset: Dataset, tokenizer: Tokenizer, split: str, lengt
     Raises:
         UserError: the training side has no labels.
     """
-    documents = list(_documents(dataset, tokenizer, split, length))
+    contexts = LabelledContexts.read(dataset, split, Window(tokenizer, length - 1))  # end-of-text takes one place
+    documents = list(_documents(contexts, tokenizer.end_of_text))
     if not documents:
         if split == "train":
             raise UserError(f"{dataset.folder} has no labelled training contexts, which --task_adaptive reads")
@@ -36,11 +38,10 @@ def task_adaptive_rows(dataset: Dataset, tokenizer: Tokenizer, split: str, lengt
     return [*packer.add(np.array([i for ids in documents for i in ids], np.uint16), lengths), *packer.finish()]
 
 
-def _documents(dataset: Dataset, tokenizer: Tokenizer, split: str, length: int) -> Iterator[list[int]]:
-    labels, cases = dataset.labels(split), dataset.cases(split)
-    for case in np.unique(labels.case):
-        last = int(labels.message[labels.case == case].max())
-        pieces = tokenizer.encode(formats.pieces(cases[int(case)].messages[:last]))
-        ids = window.window(pieces, length - 1 - tokenizer.overhead)
+def _documents(contexts: LabelledContexts, end_of_text: int) -> Iterator[list[int]]:
+    for case in np.unique(contexts.case):
+        labels = np.flatnonzero(contexts.case == case)
+        last = int(labels[contexts.message[labels].argmax()])
+        ids = [token for message in contexts.window.newest(contexts.messages(last)) for token in message]
         if ids:
-            yield [*ids, tokenizer.end_of_text]
+            yield [*ids, end_of_text]

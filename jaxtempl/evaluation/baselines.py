@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from jaxtempl.data.examples import Examples
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.text.cases import Message
 
 RECENT = 3  # messages that are views of their own
@@ -37,10 +37,10 @@ SOLVER: dict[str, Any] = {"solver": "saga", "C": 30.0, "max_iter": 20}
 NOTHING = "nothing_yet"  # the text of a view that is empty
 
 Scores = Float[np.ndarray, "N S"]
-Scorer = Callable[[Examples], Scores]
+Scorer = Callable[[LabelledContexts], Scores]
 
 
-def fit(training: Examples, slots: int, seed: int, progress: bool = False) -> dict[str, Scorer]:
+def fit(training: LabelledContexts, slots: int, seed: int, progress: bool = False) -> dict[str, Scorer]:
     """All baselines by name, simplest first."""
     return {
         "majority": majority(training, slots),
@@ -49,18 +49,18 @@ def fit(training: Examples, slots: int, seed: int, progress: bool = False) -> di
     }
 
 
-def majority(training: Examples, slots: int) -> Scorer:
+def majority(training: LabelledContexts, slots: int) -> Scorer:
     """Scores every context alike, log p(t): training counts with one added to each (Laplace)."""
     row = _prior(training, slots)
     return lambda examples: np.tile(row, (len(examples), 1))
 
 
-def _prior(training: Examples, slots: int) -> Float[np.ndarray, " S"]:
+def _prior(training: LabelledContexts, slots: int) -> Float[np.ndarray, " S"]:
     counts = np.bincount(training.slot, minlength=slots) + 1.0
     return np.log(counts / counts.sum())
 
 
-def previous_template(training: Examples, slots: int) -> Scorer:
+def previous_template(training: LabelledContexts, slots: int) -> Scorer:
     """Scores log p(t | last template in the context), with "none yet" as one of the conditions.
 
     Backed off by Witten and Bell's rule: (n(l, t) + d(l) p(t)) / (n(l) + d(l)), where n counts training examples,
@@ -74,7 +74,7 @@ def previous_template(training: Examples, slots: int) -> Scorer:
     return lambda examples: table[examples.previous]
 
 
-def ngrams(training: Examples, slots: int, seed: int, progress: bool = False) -> Scorer:
+def ngrams(training: LabelledContexts, slots: int, seed: int, progress: bool = False) -> Scorer:
     """Multinomial logistic regression over 1- and 2-grams of the last messages and of all the customer wrote.
 
     Each view of a context (the newest message, the one before it, ..., the customer's text so far) has features of its
@@ -94,7 +94,7 @@ def ngrams(training: Examples, slots: int, seed: int, progress: bool = False) ->
     seen = model.classes_
     share = len(seen) / (len(training) + len(seen))
 
-    def score(examples: Examples) -> Scores:
+    def score(examples: LabelledContexts) -> Scores:
         probability = share * np.exp(majority(training, slots)(examples))
         if len(examples):
             probability[:, seen] += (1 - share) * model.predict_proba(_views(examples))
@@ -108,11 +108,10 @@ def _features() -> ColumnTransformer:
     return ColumnTransformer([*texts, ("previous template", OneHotEncoder(**PREVIOUS), [RECENT + 1])])
 
 
-def _views(examples: Examples) -> np.ndarray:
+def _views(examples: LabelledContexts) -> np.ndarray:
     """[N RECENT + 2]: the last messages with their roles, newest first, the customer's text, the previous template."""
-    columns = (examples.case.tolist(), examples.message.tolist(), examples.previous.tolist())
-    rows = zip(*columns, strict=True)
-    return np.array([_view(examples.cases[case].messages[:end], last) for case, end, last in rows], object)
+    previous = examples.previous.tolist()
+    return np.array([_view(examples.messages(i), last) for i, last in enumerate(previous)], object)
 
 
 def _view(context: Sequence[Message], previous: int) -> list[Any]:

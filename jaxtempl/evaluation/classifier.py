@@ -6,17 +6,15 @@ Dims: N contexts, S slots.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from scipy import special
 
 from jaxtempl import files
-from jaxtempl.data import examples as data_examples
-from jaxtempl.data import loader
-from jaxtempl.data.contexts import Contexts
-from jaxtempl.data.examples import Examples, read, slots_by_id
+from jaxtempl.data.examples import LabelledContexts, slots_by_id
+from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UserError
 from jaxtempl.evaluation import baselines, metrics, page
 from jaxtempl.evaluation.metrics import Bootstrap
@@ -27,17 +25,10 @@ from jaxtempl.runs.run import Run
 SHOWN = 5  # templates of a prediction
 
 
-class Part(NamedTuple):
-    """One split: its labelled contexts, and what finds their windows."""
-
-    examples: Examples
-    contexts: Contexts
-
-
 def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
     """Classification, beside the baselines, all of them on the same contexts."""
-    test, validation = _part(subject, subject.config.split), _part(subject, "validation")
-    if not len(test.examples):
+    test, validation = _contexts(subject, subject.config.split), _contexts(subject, "validation")
+    if not len(test):
         raise UserError(
             f"{subject.dataset.folder} has no labelled {subject.config.split} contexts; choose another --split"
         )
@@ -50,17 +41,17 @@ def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
         note(f"{page.CHOSEN_HERE}, so these figures are too good")
     if subject.config.split == "validation":
         note("the temperature is fitted on these same contexts, so what is said after it is too good")
-    bootstrap = Bootstrap(test.examples.case, subject.config.seed)
-    measured = {name: _measured(pair, test.examples, validation.examples, bootstrap) for name, pair in scores.items()}
+    bootstrap = Bootstrap(test.case, subject.config.seed)
+    measured = {name: _measured(pair, test, validation, bootstrap) for name, pair in scores.items()}
     own = measured.pop("run")
-    _keep_temperature(subject, own["temperature"], validation.examples)
-    _write_predictions(folder / PREDICTIONS, scores["run"][0], test.examples, subject.run)
+    _keep_temperature(subject, own["temperature"], validation)
+    _write_predictions(folder / PREDICTIONS, scores["run"][0], test, subject.run)
     return {
         "chosen_here": _chosen_here(subject),
-        "counts": _counts(test.examples, validation.examples),
+        "counts": _counts(test, validation),
         **own,
         "baselines": measured,
-        **_details(scores["run"][0], own["temperature"], test.examples, subject),
+        **_details(scores["run"][0], own["temperature"], test, subject),
     }
 
 
@@ -70,39 +61,40 @@ def _chosen_here(subject: Subject) -> bool:
     return subject.of_training and several and subject.run.manifest.get("select") == subject.config.split
 
 
-def _part(subject: Subject, split: str) -> Part:
-    facts = subject.run.manifest
-    contexts = Contexts(subject.dataset, split, subject.run.tokenizer, facts["length"], facts["role_tags"])
-    return Part(read(subject.dataset, split, slots_by_id(subject.run.templates)), contexts)
+def _contexts(subject: Subject, split: str) -> LabelledContexts:
+    """Return the labelled contexts of a split with the run's slots."""
+    return LabelledContexts.read(subject.dataset, split, subject.run.window).relabel(slots_by_id(subject.run.templates))
 
 
-def _run_scores(subject: Subject, parts: Sequence[Part]) -> list[Logits]:
+def _run_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> list[Logits]:
     loaded = Predictor(subject.run, subject.step)
-    return [loaded.all(part.contexts, subject.config.batch_size, subject.progress) for part in parts]
+    return [loaded.all(part, subject.config.batch_size, subject.progress) for part in parts]
 
 
 def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
     """Which training labels of the dataset the run was trained on."""
     total, facts = len(subject.dataset.labels("train").slot), subject.run.manifest
-    return loader.nested_subset(total, min(facts["labels"], total), facts["seed"])
+    return nested_subset(total, facts["labels"] or None, facts["seed"])
 
 
-def _baseline_scores(subject: Subject, parts: Sequence[Part]) -> dict[str, list[Logits]]:
+def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dict[str, list[Logits]]:
     """Scores of baselines that were fitted on the labels that the run was trained on."""
     if not subject.of_training:
         note(f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this")
-    slots = slots_by_id(subject.run.templates)
-    training = data_examples.known(read(subject.dataset, "train", slots, _trained_on(subject)))
+    stored = LabelledContexts.read(subject.dataset, "train", subject.run.window).take(_trained_on(subject))
+    training = stored.relabel(slots_by_id(subject.run.templates)).known()
     fitted = baselines.fit(training, subject.run.outputs, subject.config.seed, subject.progress)
-    return {name: [scorer(part.examples) for part in parts] for name, scorer in fitted.items()}
+    return {name: [scorer(part) for part in parts] for name, scorer in fitted.items()}
 
 
-def _measured(scores: Sequence[Logits], test: Examples, validation: Examples, bootstrap: Bootstrap) -> dict[str, Any]:
+def _measured(
+    scores: Sequence[Logits], test: LabelledContexts, validation: LabelledContexts, bootstrap: Bootstrap
+) -> dict[str, Any]:
     temperature = metrics.fit_temperature(scores[1], validation.slot)
     return {"temperature": temperature, "metrics": metrics.classification(scores[0], test.slot, bootstrap, temperature)}
 
 
-def _keep_temperature(subject: Subject, temperature: float, validation: Examples) -> None:
+def _keep_temperature(subject: Subject, temperature: float, validation: LabelledContexts) -> None:
     """Leaves the temperature of this checkpoint in the run for `bin/suggest`, or says why not."""
     count = int((validation.slot >= 0).sum())
     if not count:
@@ -116,7 +108,7 @@ def _keep_temperature(subject: Subject, temperature: float, validation: Examples
         files.write_json(path, {"steps": {**kept, str(subject.step): facts}})
 
 
-def _counts(test: Examples, validation: Examples) -> dict[str, int]:
+def _counts(test: LabelledContexts, validation: LabelledContexts) -> dict[str, int]:
     return {
         "cases": len(test.cases),
         "contexts": len(test),
@@ -125,7 +117,7 @@ def _counts(test: Examples, validation: Examples) -> dict[str, int]:
     }
 
 
-def _write_predictions(path: Path, logits: Logits, test: Examples, evaluated: Run) -> None:
+def _write_predictions(path: Path, logits: Logits, test: LabelledContexts, evaluated: Run) -> None:
     """One labelled context a line, in the dataset's order; probabilities are the model's own, at temperature 1."""
     top, losses = metrics.top(logits, SHOWN), metrics.losses(logits, test.slot)
     probability = np.take_along_axis(special.softmax(logits.astype(np.float64), axis=1), top, axis=1)
@@ -135,7 +127,7 @@ def _write_predictions(path: Path, logits: Logits, test: Examples, evaluated: Ru
             line = {
                 "case_id": test.cases[test.case[i]].case_id,
                 "message": int(test.message[i]),
-                "label": test.label(i),
+                "label": test.template(i),
                 "top": [ids[slot] for slot in top[i]],
                 "probability": [round(float(p), 6) for p in probability[i]],
                 "loss": None if np.isnan(losses[i]) else round(float(losses[i]), 6),
@@ -143,7 +135,7 @@ def _write_predictions(path: Path, logits: Logits, test: Examples, evaluated: Ru
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _details(logits: Logits, temperature: float, test: Examples, subject: Subject) -> dict[str, Any]:
+def _details(logits: Logits, temperature: float, test: LabelledContexts, subject: Subject) -> dict[str, Any]:
     """What the page draws: reliability before and after, hits by template, the most confused pairs."""
     best = logits.argmax(axis=1)
     sure = {name: metrics.top_probability(logits, t) for name, t in (("before", 1.0), ("after", temperature))}
@@ -155,7 +147,7 @@ def _details(logits: Logits, temperature: float, test: Examples, subject: Subjec
     }
 
 
-def _by_template(best: np.ndarray, test: Examples, subject: Subject) -> list[dict[str, Any]]:
+def _by_template(best: np.ndarray, test: LabelledContexts, subject: Subject) -> list[dict[str, Any]]:
     """Training count and top-1 hits of each template that is a label here."""
     templates, known = subject.run.templates, test.slot >= 0
     label = test.slot[known]
@@ -174,7 +166,7 @@ def _training_counts(subject: Subject) -> dict[str, int]:
     return {t.id: int(counts[t.slot]) for t in subject.dataset.templates if t.slot < len(counts)}
 
 
-def _confused(best: np.ndarray, test: Examples, evaluated: Run, most: int = 20) -> list[dict[str, Any]]:
+def _confused(best: np.ndarray, test: LabelledContexts, evaluated: Run, most: int = 20) -> list[dict[str, Any]]:
     """The most frequent (label, wrong suggestion) pairs."""
     wrong = (test.slot >= 0) & (best != test.slot)
     pairs, counts = np.unique(np.stack([test.slot[wrong], best[wrong]], axis=1), axis=0, return_counts=True)

@@ -3,6 +3,7 @@
 Dims: N contexts, S slots, B rows, L length.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,27 +17,14 @@ from jaxtyping import Array, Float, Float32, Int32, PyTree
 from tqdm import tqdm
 
 from jaxtempl.data import loader
-from jaxtempl.data.contexts import Context, Contexts
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.data.loader import Batch
 from jaxtempl.errors import UserError
 from jaxtempl.runs.run import Run
-from jaxtempl.text import window
+from jaxtempl.text.window import bucket_of, pad_rows
 from jaxtempl.training.precision import compute_dtype
 
 SORTED = 1024  # contexts that are sorted by length together
-
-
-class _Numbered:
-    """Contexts whose slot is their own index, by which their logits find back."""
-
-    def __init__(self, contexts: Contexts) -> None:
-        self._contexts = contexts
-
-    def __len__(self) -> int:
-        return len(self._contexts)
-
-    def __getitem__(self, index: int) -> Context:
-        return Context(self._contexts[index].tokens, index)
 
 
 class Predictor:
@@ -52,15 +40,15 @@ class Predictor:
         self._classify = jax.jit(classify)
         self._params = run.params(step)
         self._outputs = run.outputs
-        self._limit = run.manifest["length"]
+        self._window = run.window
         self._name = f"{run.folder}@{step}"
 
     def one(self, tokens: Sequence[int]) -> Float32[np.ndarray, " S"]:
         """Logits of one window."""
-        (batch,) = loader.microbatches([Context(list(tokens), 0)], window.buckets(self._limit), 1, 1)
-        return self._rows(batch)[0]
+        ids, lengths = pad_rows([tokens], bucket_of(len(tokens), self._window.buckets))
+        return self._rows({"tokens": ids, "lengths": lengths})[0]
 
-    def all(self, contexts: Contexts, rows: int, progress: bool = False) -> Float32[np.ndarray, "N S"]:
+    def all(self, contexts: LabelledContexts, rows: int, progress: bool = False) -> Float32[np.ndarray, "N S"]:
         """Logits of all contexts, in order.
 
         Args:
@@ -84,8 +72,9 @@ class Predictor:
         return np.asarray(logits)
 
 
-def _batches(contexts: Contexts, rows: int) -> Iterator[Batch]:
-    lengths = window.buckets(contexts.limit)
+def _batches(contexts: LabelledContexts, rows: int) -> Iterator[Batch]:
+    lengths = contexts.window.buckets
     cut = functools.partial(loader.microbatches, lengths=lengths, budget=rows * lengths[0], most=rows)
-    source = grain.MapDataset.source(_Numbered(contexts)).batch(SORTED, batch_fn=cut)
+    numbered = dataclasses.replace(contexts, slot=np.arange(len(contexts)))  # by which their logits find back
+    source = grain.MapDataset.source(numbered).batch(SORTED, batch_fn=cut)
     return iter(source.to_iter_dataset(loader.WORKERS))

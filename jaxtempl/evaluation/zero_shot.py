@@ -19,13 +19,13 @@ from flax import nnx
 from jaxtyping import Array, Float32, Int, Int32, PyTree
 from tqdm import tqdm
 
-from jaxtempl.data import examples
 from jaxtempl.data.dataset import Dataset
-from jaxtempl.data.examples import Examples
+from jaxtempl.data.examples import LabelledContexts
+from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UserError
 from jaxtempl.runs.run import Run
 from jaxtempl.text import formats
-from jaxtempl.text.cases import Message
+from jaxtempl.text.window import pad_rows
 from jaxtempl.training.precision import compute_dtype
 
 ROWS = 32  # computed at a time
@@ -75,13 +75,13 @@ def score_templates(
     if run.architecture.family == "bert":
         raise UserError(f"{run.folder} is a BERT, which gives no text a likelihood; leave --zero_shot out")
     texts = _texts(run, dataset)
-    asked = examples.known(examples.read(dataset, split, examples.slots_by_id(dataset.templates)))
+    asked = LabelledContexts.read(dataset, split, run.window)
     sat = np.flatnonzero(np.isin(asked.slot, list(texts.of_slot)))
     if not len(sat):
         raise UserError(
             f"{dataset.folder} has no labelled {split} contexts whose templates have texts; leave --zero_shot out"
         )
-    chosen = np.sort(np.random.default_rng(seed).permutation(sat)[:wanted])
+    chosen = np.sort(sat[nested_subset(len(sat), wanted, seed)])
     score = _scorer(run, params, texts)
     bar = tqdm(chosen, desc="zero-shot", unit=" contexts", disable=not progress)
     scores = np.stack([score(prompt(asked, int(index))) for index in bar])
@@ -89,10 +89,9 @@ def score_templates(
     return ZeroShotScores(asked.case[chosen], scores, score(formats.TAGS["advocate"].rstrip()), right)
 
 
-def prompt(asked: Examples, index: int) -> str:
+def prompt(asked: LabelledContexts, index: int) -> str:
     """All before a labelled reply, and the tag that begins it."""
-    messages: Sequence[Message] = asked.cases[asked.case[index]].messages[: asked.message[index]]
-    said = formats.document(messages)
+    said = formats.document(asked.messages(index))
     return (f"{said}\n" if said else "") + formats.TAGS["advocate"].rstrip()
 
 
@@ -102,10 +101,8 @@ def _texts(run: Run, dataset: Dataset) -> Texts:
     distinct = {said: i for i, said in enumerate(dict.fromkeys(written.values()))}
     encoded = run.tokenizer.encode([f" {said}\n" for said in distinct]) if distinct else []
     most = run.manifest["length"] // 2
-    lengths = np.array([min(len(ids), most) for ids in encoded], np.int32)
-    tokens = np.zeros((len(encoded), max(lengths, default=0)), np.int32)
-    for row, ids, length in zip(tokens, encoded, lengths, strict=True):
-        row[:length] = ids[:length]
+    cut = [ids[:most] for ids in encoded]
+    tokens, lengths = pad_rows(cut, max(map(len, cut), default=0))
     return Texts({slot: distinct[said] for slot, said in written.items()}, tokens, lengths)
 
 

@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from jaxtempl.runs.provenance import provenance
 from jaxtempl.specs.architecture import Architecture, architecture_from, to_dict
 from jaxtempl.text.cases import Template
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import WINDOW, Window
 
 Phase = Literal["adapt", "finetune"]
 FORMAT = 2  # of a run's manifest: some keys of config.yaml have other names since 1
@@ -56,6 +58,12 @@ class Run:
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
         self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
         self.checkpoints = Checkpoints(folder / "checkpoints")
+
+    @functools.cached_property
+    def window(self) -> Window:
+        """What encodes messages for the model."""
+        limit = min(self.manifest.get("length", WINDOW), self.architecture.positions)
+        return Window(self.tokenizer, limit, self.manifest.get("role_tags", True))
 
     @property
     def phase(self) -> Phase:

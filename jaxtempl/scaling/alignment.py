@@ -13,6 +13,7 @@ from jaxtempl import files
 from jaxtempl.config import mixture, parsing, sizes
 from jaxtempl.config.scaling import ScalingAlignConfig
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UserError
 from jaxtempl.text.tokenizer import Tokenizer
 
@@ -48,7 +49,7 @@ def grams(text: str) -> Iterator[Gram]:
 def _said(task: Dataset) -> Iterator[str]:
     """The messages of some of the task's test cases."""
     cases = task.cases("test")
-    for index in np.random.default_rng(0).permutation(len(cases))[:CASES]:
+    for index in nested_subset(len(cases), CASES, 0):
         yield from (message.text for message in cases[int(index)].messages)
 
 

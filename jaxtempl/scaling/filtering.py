@@ -23,6 +23,7 @@ from jaxtempl import files
 from jaxtempl.config import parsing
 from jaxtempl.config.scaling import ScalingFilterConfig
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.text.ingest import CaseReader, Quarantine
 from jaxtempl.text.records import RecordFile, find_files
@@ -111,7 +112,7 @@ def _classifier(asked: ScalingFilterConfig, corpus: Corpus) -> Any:
 def _said(asked: ScalingFilterConfig) -> Iterator[str]:
     """What was said in the domain's training cases, each a passage or more, in a random order."""
     cases = Dataset(asked.like).cases("train")
-    for index in np.random.default_rng(asked.seed).permutation(len(cases)):
+    for index in nested_subset(len(cases), None, asked.seed):
         yield from passages("\n".join(message.text for message in cases[int(index)].messages), asked.passage)
 
 

@@ -211,8 +211,8 @@ class Service:
 async def _window(model: ServedModel, messages: Sequence[Message], place: QueueEntry) -> tuple[list[int], int]:
     """The window; a long one is read in a thread. Raises what the place is lost by, as soon as it is."""
     if sum(len(message.text) for message in messages) <= INLINE:
-        return model.reader.read(messages)
-    reading = asyncio.ensure_future(asyncio.to_thread(model.reader.read, messages))
+        return model.window.encode(messages)
+    reading = asyncio.ensure_future(asyncio.to_thread(model.window.encode, messages))
     await asyncio.wait((reading, place.answer), return_when=asyncio.FIRST_COMPLETED)
     if not reading.done():
         await place.answer

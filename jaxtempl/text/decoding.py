@@ -12,7 +12,7 @@ import msgspec
 from jaxtempl.text.cases import Case, Message, RecordError, Role, case_from, document_from
 
 
-def _value(record: object) -> object:
+def json_value(record: object) -> object:
     """The JSON value of a line; a row is one already."""
     if not isinstance(record, bytes):
         return record
@@ -54,7 +54,7 @@ class CaseDecoder:
         at_once = self._at_once(record) if isinstance(record, bytes) else None
         if at_once is not None:
             return at_once
-        value = _value(record)
+        value = json_value(record)
         case = case_from(value, self._label)
         return case, len(cast(dict[str, list[object]], value)["messages"]) - len(case.messages)
 
@@ -80,4 +80,4 @@ def document(record: object) -> tuple[str, str]:
     Raises:
         RecordError: saying what is wrong.
     """
-    return document_from(_value(record))
+    return document_from(json_value(record))

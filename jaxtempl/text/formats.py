@@ -16,7 +16,7 @@ def document(messages: Sequence[Message]) -> str:
     return "\n".join(TAGS[message.role] + message.text for message in messages)
 
 
-def pieces(messages: Sequence[Message], role_tags: bool = False) -> list[str]:
+def classifier_texts(messages: Sequence[Message], role_tags: bool = False) -> list[str]:
     """Phase 2: the texts to encode one by one; each later one starts with the space that joins it.
 
     Args:

@@ -1,29 +1,144 @@
-"""The window: the newest whole messages of a context that fit (paper section 4.3)."""
+"""The window of a context: the newest whole messages that fit in the model's input (paper section 4.3).
 
-from collections.abc import Sequence
+Training, evaluation, conversion and serving make their token ids here, so that they read the same text. No JAX.
+
+Dims: B rows, L length.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxtempl.errors import UserError
+from jaxtempl.text import formats
+from jaxtempl.text.cases import Message
+from jaxtempl.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens; paper section 4.3
 LENGTHS = (64, 128, 256, 512)  # buckets of a context; a window longer than the last is its own bucket
+# The default cache holds some 400 cases of 20 messages. Longer messages are not cached, so that no client can fill the
+# memory of a server.
+CACHED_MESSAGES, CACHED_CHARACTERS = 8192, 1000
 
 
-def window(messages: Sequence[Sequence[int]], limit: int = WINDOW) -> list[int]:
-    """The newest whole messages that fit, oldest first, as one sequence of ids (paper section 4.3).
+class EncodedContext(NamedTuple):
+    """A context as the model reads it.
 
-    A newest message longer than `limit` keeps its last `limit` ids; no other message is ever cut.
+    Attributes:
+        ids: token ids, special tokens included.
+        dropped_messages: number of older messages that do not fit.
+    """
+
+    ids: list[int]
+    dropped_messages: int
+
+
+class Window:
+    """Encodes the newest whole messages of a context that fit in a model's input.
+
+    Messages are tokenized from the newest on, until one does not fit. A case's messages return with each later context,
+    so their encodings are cached.
 
     Args:
-        messages: ids of each message, oldest first.
-        limit: greatest number of ids returned.
+        tokenizer: the model's tokenizer.
+        limit: maximum number of tokens, special ones included.
+        role_tags: keep the phase-1 tags (an ablation; the paper leaves them out).
+        cached_messages: maximum number of cached encodings.
+
+    Attributes:
+        limit: maximum number of tokens, special ones included.
+        role_tags: whether the phase-1 tags are kept.
+        special_tokens: number of special tokens around the text.
+
+    Raises:
+        UserError: the special tokens leave no room for text.
     """
-    start, total = len(messages), 0
-    while start > 0 and total + len(messages[start - 1]) <= limit:
-        start -= 1
-        total += len(messages[start])
-    if start == len(messages) and messages:
-        return list(messages[-1][-limit:])
-    return [token for message in messages[start:] for token in message]
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        limit: int = WINDOW,
+        role_tags: bool = False,
+        cached_messages: int = CACHED_MESSAGES,
+    ) -> None:
+        self.limit, self.role_tags, self.special_tokens = limit, role_tags, tokenizer.overhead
+        if limit <= tokenizer.overhead:
+            raise UserError(
+                f"a window of {limit} tokens has no room for text next to the tokenizer's {tokenizer.overhead} special "
+                f"tokens; at least {tokenizer.overhead + 1} tokens are allowed: use a longer window"
+            )
+        self._begin, self._end = tokenizer.begin, tokenizer.end
+        # The cache must not refer to `self`: a cycle would keep a replaced model's tokenizer until the next collection.
+        self._encode = lambda text: tokenizer.encode([text])[0]
+        self._cached = functools.lru_cache(cached_messages)(self._encode)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths that contexts are padded to."""
+        return buckets(self.limit)
+
+    def encode(self, messages: Sequence[Message]) -> EncodedContext:
+        """Return the ids of a context, between the model's special tokens, and the number of messages left out."""
+        kept = self.newest(messages)
+        ids = [token for message in kept for token in message]
+        return EncodedContext([*self._begin, *ids, *self._end], len(messages) - len(kept))
+
+    def newest(self, messages: Sequence[Message]) -> list[list[int]]:
+        """Return the ids of each message in the window, oldest first, without special tokens."""
+        return newest_fitting(self._newest_first(messages), self.limit - self.special_tokens)
+
+    def _newest_first(self, messages: Sequence[Message]) -> Iterator[list[int]]:
+        for text in reversed(formats.classifier_texts(messages, self.role_tags)):
+            yield self._cached(text) if len(text) <= CACHED_CHARACTERS else self._encode(text)
+
+
+def newest_fitting(newest_first: Iterable[list[int]], limit: int) -> list[list[int]]:
+    """Return the newest whole messages that fit in `limit` ids, oldest first (paper section 4.3).
+
+    A newest message longer than `limit` keeps its last `limit` ids; no other message is cut.
+
+    Args:
+        newest_first: ids of each message; read up to the first that does not fit.
+        limit: maximum number of ids, at least 1.
+    """
+    kept, room = list[list[int]](), limit
+    for ids in newest_first:
+        if len(ids) > room:
+            kept = kept or [ids[-limit:]]
+            break
+        kept.append(ids)
+        room -= len(ids)
+    return kept[::-1]
 
 
 def buckets(limit: int) -> tuple[int, ...]:
-    """Lengths that windows of at most `limit` tokens are padded to."""
+    """Return the lengths that windows of at most `limit` tokens are padded to."""
     return (*(length for length in LENGTHS if length < limit), limit)
+
+
+def bucket_of(length: int, buckets: Iterable[int]) -> int:
+    """Return the first of the ascending bucket lengths that holds `length` tokens."""
+    return next(bucket for bucket in buckets if length <= bucket)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], length: int, count: int | None = None
+) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
+    """Pad rows of ids on the right with zeros.
+
+    Args:
+        rows: token ids, at most `length` each.
+        length: padded length.
+        count: number of rows returned (default: those given); the rows added are empty.
+
+    Returns:
+        The padded ids and the number of real ids in each row.
+    """
+    count = len(rows) if count is None else count
+    ids, lengths = np.zeros((count, length), np.int32), np.zeros(count, np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], lengths[i] = row, len(row)
+    return ids, lengths

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxtempl.config.training import FinetuneConfig
 from jaxtempl.data import loader
-from jaxtempl.data.contexts import Contexts
 from jaxtempl.data.dataset import Dataset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.data.loader import WHOLE_SHARE, Batch, ProcessShare
 from jaxtempl.errors import UserError
 from jaxtempl.models import factory
@@ -21,9 +21,12 @@ from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs import run
 from jaxtempl.specs.architecture import Architecture, NeoXArchitecture
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window
 from jaxtempl.training import initialization, objectives, trainer
 from jaxtempl.training.precision import compute_dtype
 from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
+
+CACHED_MESSAGES = 2**16  # of the window; a message returns with each later context of its case, and in each epoch
 
 
 def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
@@ -40,23 +43,22 @@ def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -
         raise UserError(
             f"--length={asked.length} is more than the model's {begin.architecture.positions} positions; use fewer"
         )
-    tokenizer = Tokenizer(begin.tokenizer)
-    count = len(dataset.labels("train").slot)
-    if not count:
+    window = Window(Tokenizer(begin.tokenizer), asked.length, asked.role_tags, CACHED_MESSAGES)
+    training = LabelledContexts.read(dataset, "train", window)
+    if not len(training):
         raise UserError(
             f"{dataset.folder} has no labelled training contexts; prepare transcripts whose messages name templates"
         )
-    chosen = loader.nested_subset(count, asked.labels, asked.seed)
-    contexts = Contexts(dataset, "train", tokenizer, asked.length, asked.role_tags, chosen)
+    contexts = choose_labels(training, asked.labels, asked.seed)
     steps = loader.steps_for_epochs(asked.epochs, len(contexts), asked.batch_size)
     settings = trainer.resolve_config(asked, "finetune", steps, saves=math.ceil(asked.epochs), length=asked.length)
     trainer.print_config(
-        settings, f"{len(contexts):,} labelled contexts of {count:,}, {len(dataset.templates)} templates"
+        settings, f"{len(contexts):,} labelled contexts of {len(training):,}, {len(dataset.templates)} templates"
     )
     fingerprints = {str(dataset.folder): dataset.fingerprint}
     trainer.check_agreement(settings, begin, fingerprints)
     mesh = trainer.resolve_mesh(settings, begin.architecture, len(dataset.templates), rows=0)
-    held_out = Contexts(dataset, settings.select, tokenizer, asked.length, asked.role_tags)
+    held_out = LabelledContexts.read(dataset, settings.select, window)
     return trainer.train_run(
         settings,
         begin,
@@ -73,7 +75,7 @@ def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -
                 mesh.row_shards,
                 _share(contexts, mesh),
             ),
-            validation=_validation(held_out, settings, mesh) if (held_out.labels.slot >= 0).any() else None,
+            validation=_validation(held_out, settings, mesh) if (held_out.slot >= 0).any() else None,
             mesh=mesh,
             dtype=dtype,
             templates=dataset.templates,
@@ -89,6 +91,17 @@ def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -
     )
 
 
+def choose_labels(training: LabelledContexts, count: int, seed: int) -> LabelledContexts:
+    """Return the first `count` labelled contexts of one seeded permutation; 0 returns all.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count > len(training):
+        raise UserError(f"--labels={count} is more than the {len(training)} training labels there are; ask for fewer")
+    return training.sample(count or None, seed)
+
+
 def _read_as_asked(a: Architecture, asked: FinetuneConfig) -> Architecture:
     """The architecture with the attention and the pooling that were asked for; raises UserError where it has none."""
     read: dict[str, Any] = {"attention": asked.attention, "pooling": asked.pooling}
@@ -99,7 +112,7 @@ def _read_as_asked(a: Architecture, asked: FinetuneConfig) -> Architecture:
     raise UserError(f"{flags} is of a Pythia; a BERT's positions see all, and its head reads [CLS]: leave it out")
 
 
-def _share(contexts: Contexts, mesh: MeshShape) -> ProcessShare:
+def _share(contexts: LabelledContexts, mesh: MeshShape) -> ProcessShare:
     """What this process makes of each batch; each of several finds the sizes of its share of the contexts."""
     processes, own = jax.process_count(), functools.partial(rules.local_rows, make_mesh(mesh))
     if processes == 1:
@@ -108,7 +121,7 @@ def _share(contexts: Contexts, mesh: MeshShape) -> ProcessShare:
     return ProcessShare(own, process_group.all_gather_interleaved(np.array(mine, np.int32), len(contexts)))
 
 
-def _validation(contexts: Contexts, settings: FinetuneConfig, mesh: MeshShape) -> Callable[[], Iterator[Batch]]:
+def _validation(contexts: LabelledContexts, settings: FinetuneConfig, mesh: MeshShape) -> Callable[[], Iterator[Batch]]:
     share = _share(contexts, mesh)
     return lambda: loader.labelled_in_order(
         contexts, settings.batch_size, settings.gradient_accumulation_steps, mesh.row_shards, share

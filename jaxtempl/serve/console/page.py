@@ -1,7 +1,7 @@
 """The advocate's console: one static page, and the sample cases that it replays. No JAX."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from starlette.routing import Route
 
 from jaxtempl.errors import UserError
 from jaxtempl.synthetic import generator
-from jaxtempl.text.cases import Case, RecordError, case_from
-from jaxtempl.text.decoding import CaseDecoder
-from jaxtempl.text.records import RecordFile, find_files, read_records
+from jaxtempl.text.case_files import read_cases
+from jaxtempl.text.cases import Case, case_from
 
 MOST, MADE_UP = 50, 12  # cases of a file, which all go to the page, and those without one
 SEED = 2405  # of the made-up ones, which are then none of those that bin/demo trains on
@@ -41,8 +40,7 @@ def cases(path: str) -> list[dict[str, Any]]:
     """
     if not path:
         return [_told(case_from(record)) for record in generator.cases(MADE_UP, SEED)]
-    found = itertools.chain.from_iterable(map(_read, find_files(path)))
-    told = [_told(case) for case in itertools.islice(found, MOST)]
+    told = [_told(case) for case in itertools.islice(read_cases(path), MOST)]
     if not told:
         raise UserError(f"{path} has no case; name a file of cases with --cases, or none for made-up ones")
     return told
@@ -50,17 +48,6 @@ def cases(path: str) -> list[dict[str, Any]]:
 
 def _told(case: Case) -> dict[str, Any]:
     return {"case_id": case.case_id, "messages": [{"role": said.role, "text": said.text} for said in case.messages]}
-
-
-def _read(source: RecordFile) -> Iterator[Case]:
-    decode = CaseDecoder("template")
-    for line, record in read_records(source):
-        try:
-            if isinstance(record, RecordError):
-                raise record
-            yield decode(record)[0]
-        except RecordError as error:
-            raise UserError(f"{source.name} line {line}: {error}; correct it or leave it out") from None
 
 
 def routes(replayed: Sequence[dict[str, Any]]) -> list[Route]:

@@ -3,7 +3,6 @@
 Dims: B rows, L length, S slots.
 """
 
-import bisect
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtempl.serve.inference.backends import FakeNetwork, Network, OnnxRuntime,
 from jaxtempl.serve.inference.tensorrt import Machine, load_engine
 from jaxtempl.serve.inference.triton import Triton
 from jaxtempl.serve.schema import ModelAnswer, TemplateAnswer
+from jaxtempl.text.window import bucket_of, pad_rows
 
 SMOOTHING = 0.2  # share of the newest batch in a length's pace
 
@@ -28,7 +28,7 @@ class ServedModel:
 
     Attributes:
         version: of the bundle.
-        reader: messages to ids.
+        window: messages to ids.
         ranker: logits to templates.
         pace: seconds that a row takes, by length bucket, the newest batches counting most.
     """
@@ -40,14 +40,14 @@ class ServedModel:
             UserError: all templates of the bundle are retired, or its window fits no length that it pads to.
         """
         self.version: str = bundle.manifest["version"]
-        self.reader, self.ranker = suggester.reader_of(bundle), suggester.ranker_of(bundle)
+        self.window, self.ranker = bundle.window, suggester.ranker_of(bundle)
         self.pace: dict[int, float] = {}
         self._bundle, self._network, self._backend = bundle, network, backend
         self._buckets = _buckets(bundle)
 
     def bucket(self, length: int) -> int:
         """The length that a window of so many tokens is padded to."""
-        return self._buckets[bisect.bisect_left(self._buckets, length)]
+        return bucket_of(length, self._buckets)
 
     def run(self, rows: Sequence[Sequence[int]], bucket: int) -> Float32[np.ndarray, "B S"]:
         """Logits of windows that are padded to `bucket`; takes its time into `pace`.
@@ -56,10 +56,7 @@ class ServedModel:
             UserError: the network failed.
         """
         began = time.perf_counter()
-        ids = np.zeros((len(rows), bucket), np.int32)
-        for row, window in zip(ids, rows, strict=True):
-            row[: len(window)] = window
-        logits = self._network(ids, np.array([len(row) for row in rows], np.int32))
+        logits = self._network(*pad_rows(rows, bucket))
         each = (time.perf_counter() - began) / len(rows)
         self.pace[bucket] = each + (1 - SMOOTHING) * (self.pace.get(bucket, each) - each)
         return logits

@@ -14,8 +14,8 @@ from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import backends
 from jaxtempl.serve.inference.ranking import Ranker, Suggestion
-from jaxtempl.serve.inference.reader import Reader
 from jaxtempl.text.cases import Message
+from jaxtempl.text.window import Window
 
 
 class Suggestions(NamedTuple):
@@ -38,17 +38,17 @@ class Suggester:
 
     Attributes:
         score: the ids of one window -> logits [S]; slots beyond the templates are padding.
-        reader: messages to ids.
+        window: messages to ids.
         ranker: logits to templates.
     """
 
     score: Callable[[Sequence[int]], Float[np.ndarray, " S"]]
-    reader: Reader
+    window: Window
     ranker: Ranker
 
     def suggest(self, messages: Sequence[Message], k: int) -> Suggestions:
         """The k templates most likely to come after `messages`, oldest first; retired ones are left out."""
-        ids, dropped = self.reader.read(messages)
+        ids, dropped = self.window.encode(messages)
         return Suggestions(self.ranker.best(self.score(ids), k), len(ids), dropped)
 
 
@@ -65,18 +65,13 @@ def bundle_suggester(bundle: Bundle) -> Suggester:
     def score(ids: Sequence[int]) -> Float[np.ndarray, " S"]:
         return network(np.array([ids], np.int32), np.array([len(ids)], np.int32))[0]
 
-    return Suggester(score, reader_of(bundle), ranker_of(bundle))
+    return Suggester(score, bundle.window, ranker_of(bundle))
 
 
 def check_head(bundle: Bundle) -> None:
     """Raises UserError where a bundle is a language model, which knows no templates."""
     if bundle.manifest["head"] != "template":
         raise UserError(f"{bundle.folder} is a language model, which knows no templates; name one with a template head")
-
-
-def reader_of(bundle: Bundle) -> Reader:
-    """Makes the windows that the bundle's network reads."""
-    return Reader(bundle.tokenizer, bundle.manifest["window"], bundle.manifest["role_tags"])
 
 
 def ranker_of(bundle: Bundle) -> Ranker:

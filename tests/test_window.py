@@ -1,4 +1,4 @@
-"""The server's window is training's, though only what can be in it is tokenized."""
+"""The window: whole messages, newest last, tokenized only where they can be in it, and equal for every reader."""
 
 import gc
 import weakref
@@ -9,30 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ASSETS
 
-from jaxtempl.serve.inference.reader import Reader
 from jaxtempl.text import formats
-from jaxtempl.text import window as text_window
 from jaxtempl.text.cases import Message
 from jaxtempl.text.tokenizer import Tokenizer
+from jaxtempl.text.window import Window, newest_fitting
 
 TOKENIZER = Tokenizer(ASSETS / "nano" / "tokenizer.json")
-SAID = st.builds(
+MESSAGES = st.builds(
     Message, st.sampled_from(["customer", "system", "advocate"]), st.text(min_size=1, max_size=60).filter(str.strip)
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(messages=st.lists(SAID, min_size=1, max_size=40), window=st.integers(1, 80), role_tags=st.booleans())
-def test_the_window_is_trainings(messages: list[Message], window: int, role_tags: bool) -> None:
-    whole = TOKENIZER.encode(formats.pieces(messages, role_tags))
-    ids, dropped = Reader(TOKENIZER, window, role_tags).read(messages)
-    assert ids == text_window.window(whole, window)
+@given(messages=st.lists(MESSAGES, min_size=1, max_size=40), window=st.integers(1, 80), role_tags=st.booleans())
+def test_a_context_is_its_newest_whole_messages(messages: list[Message], window: int, role_tags: bool) -> None:
+    whole = TOKENIZER.encode(formats.classifier_texts(messages, role_tags))
+    ids, dropped = Window(TOKENIZER, window, role_tags).encode(messages)
+    assert ids == [i for message in newest_fitting(whole[::-1], window) for i in message]
     kept = whole[dropped:]
-    assert ids == [i for piece in kept for i in piece][-window:]
+    assert ids == [i for message in kept for i in message][-window:]
     assert dropped == len(messages) - 1 or sum(map(len, kept)) <= window
 
 
-def test_what_cannot_be_in_the_window_is_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_that_cannot_be_in_the_window_are_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
 
     def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -42,13 +41,13 @@ def test_what_cannot_be_in_the_window_is_not_tokenized(monkeypatch: pytest.Monke
     before = Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", encode)
     messages = [Message("customer", f"message number {i}") for i in range(1000)]
-    ids, dropped = Reader(TOKENIZER, 64, False).read(messages)
+    ids, dropped = Window(TOKENIZER, 64).encode(messages)
     assert 0 < len(ids) <= 64
     assert dropped > 900
     assert sum(counted) <= 64
 
 
-def test_a_case_s_messages_are_remembered_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encodings_are_cached_except_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[str] = []
 
     def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -57,26 +56,26 @@ def test_a_case_s_messages_are_remembered_and_long_ones_are_not(monkeypatch: pyt
 
     before = Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", encode)
-    reader, long = Reader(TOKENIZER, 512, False), Message("customer", "word " * 300)
+    window, long = Window(TOKENIZER, 512), Message("customer", "word " * 300)
     messages = [Message("customer", "one"), long, Message("customer", "two")]
-    first = reader.read(messages)
+    first = window.encode(messages)
     counted.clear()
-    assert reader.read(messages) == first
+    assert window.encode(messages) == first
     assert counted == [" " + long.text]
     counted.clear()
-    reader.read([*messages, Message("advocate", "three")])
+    window.encode([*messages, Message("advocate", "three")])
     assert counted == [" three", " " + long.text]
 
 
-def test_a_reader_goes_with_its_last_user_and_takes_its_tokenizer_along() -> None:
-    """A server that reloads would else keep each until the collector comes by."""
+def test_a_window_is_freed_with_its_last_user_and_frees_its_tokenizer() -> None:
+    """A server that reloads would otherwise keep each until the next garbage collection."""
     tokenizer = Tokenizer(ASSETS / "nano" / "tokenizer.json")
-    reader = Reader(tokenizer, 64, False)
-    reader.read([Message("customer", "hi")])
+    window = Window(tokenizer, 64)
+    window.encode([Message("customer", "hi")])
     kept = weakref.ref(tokenizer)
     gc.disable()
     try:
-        del reader, tokenizer
+        del window, tokenizer
         assert kept() is None
     finally:
         gc.enable()
