@@ -19,7 +19,7 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.packing import Packer
 from jaxtempl.errors import UserError
 from jaxtempl.prepare import pipeline, tfds_builders
-from jaxtempl.prepare.labels import REPLIES, Replies
+from jaxtempl.prepare.labels import REPLIES, ReplyCounter
 from jaxtempl.prepare.split import SPLITS, LeakError, prove, split_of
 from jaxtempl.text.cases import Message
 from jaxtempl.text.formats import document
@@ -271,7 +271,7 @@ def test_documents_alone_make_rows_alone(tmp_path: Path, tokenizer: Tokenizer) -
 
 
 def test_a_leak_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxtempl.prepare.corpus.allowed", lambda texts, held_out: np.ones(len(texts), bool))
+    monkeypatch.setattr("jaxtempl.prepare.corpus.is_allowed", lambda texts, held_out: np.ones(len(texts), bool))
     train = write(tmp_path / "train.jsonl", case("same"), case("b"))
     test = write(tmp_path / "test.jsonl", {**case("same"), "case_id": "other"})
     with pytest.raises(LeakError, match="1 texts are on the training side and held out"):
@@ -402,7 +402,7 @@ def test_tables_travel_to_other_processes(given_split: Dataset) -> None:
 
 
 def test_replies_are_exact_while_few_and_bounded_when_many() -> None:
-    replies = Replies()
+    replies = ReplyCounter()
     for text in ["b", "a", "b", "a"]:
         replies.add(text)
     assert replies.best() == "a"
@@ -437,11 +437,14 @@ def test_config_has_no_field_that_prepare_leaves_unread() -> None:
 def test_examples_are_written_as_tfds_would(tmp_path: Path) -> None:
     numbers = np.arange(LENGTH)
     made = {
-        tfds_builders.Cases(tmp_path, iter(())): {"case_id": "ü-1".encode(), "messages": b'[["customer","hi",null]]'},
-        tfds_builders.Labels(tmp_path, iter(())): {
+        tfds_builders.CaseBuilder(tmp_path, iter(())): {
+            "case_id": "ü-1".encode(),
+            "messages": b'[["customer","hi",null]]',
+        },
+        tfds_builders.LabelBuilder(tmp_path, iter(())): {
             name: numbers.astype(np.int32) for name in ("case", "message", "slot")
         },
-        tfds_builders.Rows(tmp_path, iter(()), "tokenizer", LENGTH): {
+        tfds_builders.RowBuilder(tmp_path, iter(()), "tokenizer", LENGTH): {
             name: numbers.astype(np.uint16) for name in ("tokens", "segments")
         },
     }

@@ -263,7 +263,7 @@ def test_wrong_use_is_told() -> None:
     [(1000.0, "1,000"), (2e6, "2 M"), (5e9, "5 G"), (1e13, "10¹³"), (2e13, "2·10¹³"), (0.5, "0.5")],
 )
 def test_numbers_of_an_axis_are_short(value: float, written: str) -> None:
-    assert html.written(value) == written
+    assert html.format_tick(value) == written
 
 
 def test_a_law_that_under_covers_says_so(monkeypatch: pytest.MonkeyPatch, found: Findings) -> None:

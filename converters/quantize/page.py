@@ -11,7 +11,7 @@ from converters.quantize import gate
 from converters.quantize.gate import GateVerdict
 from converters.quantize.report import NetworkFigures
 from jaxtempl.reports import html
-from jaxtempl.reports.html import Cell, Page
+from jaxtempl.reports.html import Page, TableCell
 
 
 def write(
@@ -38,7 +38,7 @@ def write(
         "Change of each template's top-1 against its labelled contexts. Below the dashed line, which begins at "
         f"{gate.LEAST_CONTEXTS} contexts, a bundle is refused.",
     )
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [change.name, change.contexts, change.before, change.after, f"{_change(change.fall):+.2f}"]
         for change in verdict.templates
     ]
@@ -77,7 +77,7 @@ def _lead(verdict: GateVerdict, lines: Sequence[NetworkFigures]) -> str:
 
 def _table(page: Page, verdict: GateVerdict, lines: Sequence[NetworkFigures]) -> None:
     lengths = list(lines[-1].milliseconds)
-    cells: list[list[Cell]] = [
+    cells: list[list[TableCell]] = [
         [
             line.dtype,
             html.Measured(f"{line.bytes / 1e6:,.1f}"),

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from jaxtempl.data.examples import LabelledContexts
+from jaxtempl.evaluation.metrics import Logits
 from jaxtempl.text.cases import Message
 
 RECENT = 3  # messages that are views of their own
@@ -36,8 +37,7 @@ PREVIOUS: dict[str, Any] = {"handle_unknown": "ignore", "dtype": np.float32}
 SOLVER: dict[str, Any] = {"solver": "saga", "C": 30.0, "max_iter": 20}
 NOTHING = "nothing_yet"  # the text of a view that is empty
 
-Scores = Float[np.ndarray, "N S"]
-Scorer = Callable[[LabelledContexts], Scores]
+Scorer = Callable[[LabelledContexts], Logits]
 
 
 def fit(training: LabelledContexts, slots: int, seed: int, progress: bool = False) -> dict[str, Scorer]:
@@ -94,7 +94,7 @@ def ngrams(training: LabelledContexts, slots: int, seed: int, progress: bool = F
     seen = model.classes_
     share = len(seen) / (len(training) + len(seen))
 
-    def score(examples: LabelledContexts) -> Scores:
+    def score(examples: LabelledContexts) -> Logits:
         probability = share * np.exp(majority(training, slots)(examples))
         if len(examples):
             probability[:, seen] += (1 - share) * model.predict_proba(_views(examples))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import special
 
 from jaxtempl import files
@@ -17,12 +17,14 @@ from jaxtempl.data.examples import LabelledContexts, slots_by_id
 from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UserError
 from jaxtempl.evaluation import baselines, metrics, page
-from jaxtempl.evaluation.metrics import Bootstrap
+from jaxtempl.evaluation.metrics import Bootstrap, Logits
 from jaxtempl.evaluation.predict import Predictor
-from jaxtempl.evaluation.subject import PREDICTIONS, Logits, Subject, note
+from jaxtempl.evaluation.subject import PREDICTIONS, Subject, note
 from jaxtempl.runs.run import Run
 
 SHOWN = 5  # templates of a prediction
+
+SplitLogits = Sequence[Float[np.ndarray, "_ S"]]  # of the evaluated split and of validation; N differs
 
 
 def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def _contexts(subject: Subject, split: str) -> LabelledContexts:
     return LabelledContexts.read(subject.dataset, split, subject.run.window).relabel(slots_by_id(subject.run.templates))
 
 
-def _run_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> list[Logits]:
+def _run_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> SplitLogits:
     loaded = Predictor(subject.run, subject.step)
     return [loaded.all(part, subject.config.batch_size, subject.progress) for part in parts]
 
@@ -77,7 +79,7 @@ def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
     return nested_subset(total, facts["labels"] or None, facts["seed"])
 
 
-def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dict[str, list[Logits]]:
+def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dict[str, SplitLogits]:
     """Scores of baselines that were fitted on the labels that the run was trained on."""
     if not subject.of_training:
         note(f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this")
@@ -88,7 +90,7 @@ def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dic
 
 
 def _measured(
-    scores: Sequence[Logits], test: LabelledContexts, validation: LabelledContexts, bootstrap: Bootstrap
+    scores: SplitLogits, test: LabelledContexts, validation: LabelledContexts, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     temperature = metrics.fit_temperature(scores[1], validation.slot)
     return {"temperature": temperature, "metrics": metrics.classification(scores[0], test.slot, bootstrap, temperature)}

@@ -24,10 +24,10 @@ TOPS = (1, 3, 5)  # paper, Table 3
 TEMPERATURES = (0.05, 20.0)  # between which the fitted one lies
 
 Logits = Float[np.ndarray, "N S"]
-Slots = Int[np.ndarray, " N"]
+LabelSlots = Int[np.ndarray, " N"]
 
 
-def ranks(logits: Logits, slots: Slots) -> Int[np.ndarray, " N"]:
+def ranks(logits: Logits, slots: LabelSlots) -> Int[np.ndarray, " N"]:
     """How many slots come before the label's: 0 is a top-1 hit; MISS where the label is no class.
 
     Of equal logits the lower slot comes first, as `top` has it.
@@ -43,7 +43,7 @@ def top(logits: Logits, k: int) -> Int[np.ndarray, "N k"]:
     return np.argsort(-logits, axis=1, kind="stable")[:, :k]
 
 
-def losses(logits: Logits, slots: Slots) -> Float[np.ndarray, " N"]:
+def losses(logits: Logits, slots: LabelSlots) -> Float[np.ndarray, " N"]:
     """-log softmax(logits)[label] in nats; NaN where the label is no class."""
     logits = logits.astype(np.float64)
     own = np.take_along_axis(logits, np.maximum(slots, 0)[:, None], axis=1)[:, 0]
@@ -55,7 +55,7 @@ def top_probability(logits: Logits, temperature: float) -> Float[np.ndarray, " N
     return special.softmax(logits.astype(np.float64) / temperature, axis=1).max(axis=1)
 
 
-def fit_temperature(logits: Logits, slots: Slots) -> float:
+def fit_temperature(logits: Logits, slots: LabelSlots) -> float:
     """The T > 0 that minimises the cross-entropy of softmax(logits / T) over labels that are classes.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. The loss is convex in 1 / T, so a
@@ -159,7 +159,7 @@ class Bootstrap:
         return self.of(_binned(probability, correct), lambda sums: calibration_error(_unbinned(sums)), True)
 
 
-def classification(logits: Logits, slots: Slots, bootstrap: Bootstrap, temperature: float) -> dict[str, Interval]:
+def classification(logits: Logits, slots: LabelSlots, bootstrap: Bootstrap, temperature: float) -> dict[str, Interval]:
     """`top1`, `top3`, `top5`; `cross_entropy` and `calibration_error`, before and after the temperature."""
     rank = ranks(logits, slots)
     found = {f"top{k}": bootstrap.mean((rank < k).astype(float)) for k in TOPS}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jaxtempl.evaluation import metrics
 from jaxtempl.reports import html
-from jaxtempl.reports.html import Cell, Measured, Page
+from jaxtempl.reports.html import Measured, Page, TableCell
 
 BASELINE_NAMES = {
     "run": "this run",
@@ -27,11 +27,11 @@ COLUMNS = {
     "calibrated_calibration_error": "calibration error, after",
 }
 
-Report = Mapping[str, Any]
+EvaluationReport = Mapping[str, Any]
 CHOSEN_HERE = "The checkpoint was chosen on these same labels (--select)"
 
 
-def write(report: Report, trained: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write(report: EvaluationReport, trained: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes the page of a report; `trained` are the lines of the run's metrics.jsonl."""
     page = _classifier(report) if report["phase"] == "finetune" else _language_model(report)
     if any("loss" in line for line in trained):
@@ -41,7 +41,7 @@ def write(report: Report, trained: Sequence[Mapping[str, Any]], path: Path) -> N
     page.facts(_facts(report)).write(path)
 
 
-def _facts(report: Report) -> dict[str, str]:
+def _facts(report: EvaluationReport) -> dict[str, str]:
     provenance = report["provenance"]
     return {
         "run": f"{report['run']}@{report['step']}, {report['phase']}",
@@ -53,7 +53,7 @@ def _facts(report: Report) -> dict[str, str]:
     }
 
 
-def _classifier(report: Report) -> Page:
+def _classifier(report: EvaluationReport) -> Page:
     found, counts = report["metrics"], report["counts"]
     first, five = found["top1"]["value"], found["top5"]["value"]
     page = Page(
@@ -76,7 +76,7 @@ def _classifier(report: Report) -> Page:
     return page
 
 
-def _table(page: Page, report: Report) -> None:
+def _table(page: Page, report: EvaluationReport) -> None:
     rows = {"run": report} | report["baselines"]
     counts = report["counts"]
     cells = [
@@ -140,12 +140,14 @@ def _by_template(templates: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _confusions(page: Page, report: Report) -> None:
-    pairs: list[list[Cell]] = [[entry["label"], entry["suggested"], entry["count"]] for entry in report["confused"]]
+def _confusions(page: Page, report: EvaluationReport) -> None:
+    pairs: list[list[TableCell]] = [
+        [entry["label"], entry["suggested"], entry["count"]] for entry in report["confused"]
+    ]
     if pairs:
         page.heading("Most confused").table(["sent", "suggested first", "contexts"], pairs)
     ranked = sorted(report["templates"], key=lambda entry: -entry["contexts"])
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [entry["id"], entry["training"], entry["contexts"], entry["hits"] / entry["contexts"]] for entry in ranked
     ]
     page.table(
@@ -153,7 +155,7 @@ def _confusions(page: Page, report: Report) -> None:
     )
 
 
-def _language_model(report: Report) -> Page:
+def _language_model(report: EvaluationReport) -> Page:
     found, counts = report["metrics"], report["counts"]
     masked = "bits_a_byte" not in found
     bits = "" if masked else f": {found['bits_a_byte']['value']:.3f} bits a byte"
@@ -162,7 +164,7 @@ def _language_model(report: Report) -> Page:
         f"On {_texts(report)}, {counts['tokens']:,} tokens, its loss is "
         f"{found['loss']['value']:.3f} nats a {'masked ' if masked else ''}token{bits}.",
     )
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         ["this run", *(_measured(value) for value in found.values()), counts["tokens"], counts["bytes"]]
     ]
     names = (
@@ -174,7 +176,7 @@ def _language_model(report: Report) -> Page:
     return _zero_shot(page, report["zero_shot"]) if "zero_shot" in report else page
 
 
-def _texts(report: Report) -> str:
+def _texts(report: EvaluationReport) -> str:
     counts = report["counts"]
     if "cases" in counts:
         return f"{counts['cases']:,} whole {report['split']} cases"
@@ -183,7 +185,7 @@ def _texts(report: Report) -> str:
 
 def _zero_shot(page: Page, found: Mapping[str, Any]) -> Page:
     names = {"likeliest": "by likelihood", "gained": "by what the context adds to it"}
-    rows: list[list[Cell]] = [[said, *map(_measured, found[name].values())] for name, said in names.items()]
+    rows: list[list[TableCell]] = [[said, *map(_measured, found[name].values())] for name, said in names.items()]
     return page.heading("Zero-shot").table(
         ["", *(COLUMNS[name] for name in found["gained"])],
         rows,

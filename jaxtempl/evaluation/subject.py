@@ -6,16 +6,11 @@ import time
 from collections.abc import Generator
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
 from jaxtempl.config.evaluation import EvaluateConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.runs.run import Run
 
 REPORT, PREDICTIONS, PAGE = "report.json", "predictions.jsonl", "index.html"  # all that a report's folder holds
-
-Logits = Float[np.ndarray, "_ S"]  # N differs between splits
 
 
 class Subject(NamedTuple):

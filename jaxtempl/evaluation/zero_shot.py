@@ -47,7 +47,7 @@ class ZeroShotScores(NamedTuple):
     right: Int[np.ndarray, " N"]
 
 
-class Texts(NamedTuple):
+class TemplateTexts(NamedTuple):
     """Texts of templates, each once, as tokens padded on the right."""
 
     of_slot: dict[int, int]
@@ -95,7 +95,7 @@ def prompt(asked: LabelledContexts, index: int) -> str:
     return (f"{said}\n" if said else "") + formats.TAGS["advocate"].rstrip()
 
 
-def _texts(run: Run, dataset: Dataset) -> Texts:
+def _texts(run: Run, dataset: Dataset) -> TemplateTexts:
     """The texts of all active templates, no longer than half a row, which leaves the other half to the context."""
     written = {t.slot: t.text for t in dataset.templates if t.active and t.text.strip()}
     distinct = {said: i for i, said in enumerate(dict.fromkeys(written.values()))}
@@ -103,10 +103,10 @@ def _texts(run: Run, dataset: Dataset) -> Texts:
     most = run.manifest["length"] // 2
     cut = [ids[:most] for ids in encoded]
     tokens, lengths = pad_rows(cut, max(map(len, cut), default=0))
-    return Texts({slot: distinct[said] for slot, said in written.items()}, tokens, lengths)
+    return TemplateTexts({slot: distinct[said] for slot, said in written.items()}, tokens, lengths)
 
 
-def _scorer(run: Run, params: PyTree, texts: Texts) -> Any:
+def _scorer(run: Run, params: PyTree, texts: TemplateTexts) -> Any:
     """A function from a prompt to the scores of all texts."""
     graphdef, length = run.graphdef(compute_dtype("auto")), run.manifest["length"]
 
@@ -133,7 +133,7 @@ def _scorer(run: Run, params: PyTree, texts: Texts) -> Any:
     return score
 
 
-def _rows(before: Sequence[int], texts: Texts, length: int) -> Iterator[tuple[np.ndarray, ...]]:
+def _rows(before: Sequence[int], texts: TemplateTexts, length: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Rows of the prompt's end and a text, ROWS at a time, the last filled up."""
     count = len(texts.lengths)
     for first in range(0, count, ROWS):

@@ -11,7 +11,7 @@ from jaxtempl.loadtest.client import ANSWERED, LATE, SHED, SUPERSEDED
 from jaxtempl.loadtest.report import RateRow, format_errors, summary
 from jaxtempl.loadtest.table4 import PAPER, Latency
 from jaxtempl.reports import html
-from jaxtempl.reports.html import Cell, Measured, Page
+from jaxtempl.reports.html import Measured, Page, TableCell
 
 LoadtestReport = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def write_page(report: LoadtestReport, path: Path) -> None:
 
 def _add_rates(page: Page, report: LoadtestReport) -> None:
     columns = ["requests/s", "average, ms", "P99, ms", "maximum, ms", "in budget", "requests"]
-    rows: list[list[Cell]] = [_row(row) for row in report["rates"]]
+    rows: list[list[TableCell]] = [_row(row) for row in report["rates"]]
     page.table(
         [*columns, "shed", "late", "superseded", "errors"],
         rows,
@@ -46,7 +46,7 @@ def _add_rates(page: Page, report: LoadtestReport) -> None:
             page.text(f"Errors at {row['rate']:g} requests/s: {format_errors(row)}.")
 
 
-def _row(row: RateRow) -> list[Cell]:
+def _row(row: RateRow) -> list[TableCell]:
     return [
         Measured(f"{row['rate']:g}", "void" if row["void"] else ""),
         *_latencies(row),
@@ -59,7 +59,7 @@ def _row(row: RateRow) -> list[Cell]:
     ]
 
 
-def _latencies(row: RateRow) -> list[Cell]:
+def _latencies(row: RateRow) -> list[TableCell]:
     run, peak = row["run"], row["peak_minute"]
     if not run:
         return [None] * 3
@@ -124,7 +124,7 @@ def _add_paper(page: Page, report: LoadtestReport) -> None:
     both = [row for row in report["rates"] if row["rate"] in PAPER["410m"]]
     if not both:
         return
-    rows: list[list[Cell]] = [[Measured(f"{row['rate']:g}"), _ours(row), *_papers(row["rate"])] for row in both]
+    rows: list[list[TableCell]] = [[Measured(f"{row['rate']:g}"), _ours(row), *_papers(row["rate"])] for row in both]
     page.heading("Comparison with the paper").table(
         ["requests/s", "this server", *(f"paper, {size}" for size in PAPER)],
         rows,
@@ -133,14 +133,14 @@ def _add_paper(page: Page, report: LoadtestReport) -> None:
     )
 
 
-def _ours(row: RateRow) -> Cell:
+def _ours(row: RateRow) -> TableCell:
     if not row["run"]:
         return None
     latency = Latency(row["peak_minute"]["average"], row["run"]["p99"], row["run"]["max"])
     return Measured(_joined(latency), "void" if row["void"] else "")
 
 
-def _papers(rate: float) -> list[Cell]:
+def _papers(rate: float) -> list[TableCell]:
     return [Measured(_joined(latencies[int(rate)])) for latencies in PAPER.values()]
 
 
@@ -150,7 +150,7 @@ def _joined(latency: Latency) -> str:
 
 def _add_minutes(page: Page, report: LoadtestReport) -> None:
     names = ("requests", ANSWERED, "average", "p99", "max")
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [Measured(f"{row['rate']:g}"), i, *(minute.get(name) for name in names), sum(minute["errors"].values())]
         for row in report["rates"]
         for i, minute in enumerate(row["minutes"], 1)

@@ -9,20 +9,20 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxtempl.prepare.encode import Encoder
-from jaxtempl.prepare.labels import Labels
-from jaxtempl.prepare.split import SPLITS, VALIDATION, allowed, place, split_of
-from jaxtempl.prepare.spool import Work
-from jaxtempl.prepare.tfds_builders import Examples
+from jaxtempl.prepare.labels import LabelCollector
+from jaxtempl.prepare.split import SPLITS, VALIDATION, hash_fraction, is_allowed, split_of
+from jaxtempl.prepare.spool import SpoolFolder
+from jaxtempl.prepare.tfds_builders import SplitExamples
 from jaxtempl.text.cases import Case
 from jaxtempl.text.formats import document
 from jaxtempl.text.ingest import CaseReader, digest_of
 from jaxtempl.text.records import RecordFile
 from jaxtempl.text.tokenizer import Tokenizer
 
-Inputs = Mapping[str, Sequence[RecordFile]]  # files by the flag that named them
+InputFiles = Mapping[str, Sequence[RecordFile]]  # files by the flag that named them
 
 
-class Corpus:
+class CorpusReader:
     """What the first pass gathers in the folder of `work`.
 
     Attributes:
@@ -35,7 +35,7 @@ class Corpus:
         counts: how many of what, by split.
     """
 
-    def __init__(self, work: Work, labels: Labels) -> None:
+    def __init__(self, work: SpoolFolder, labels: LabelCollector) -> None:
         self.labels, self.work = labels, work.folder
         self.documents = {split: work.documents(f"documents.{split}") for split in ("train", "validation")}
         self.sizes = {split: work.column(f"sizes.{split}", "<i8") for split in self.documents}
@@ -43,7 +43,9 @@ class Corpus:
         self.ids = {split: work.column(f"ids.{split}", "S16") for split in SPLITS}
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("cases", "messages", "documents")}
 
-    def take(self, inputs: Inputs, reader: CaseReader, tokenizer: Tokenizer, fractions: Sequence[float]) -> Examples:
+    def take(
+        self, inputs: InputFiles, reader: CaseReader, tokenizer: Tokenizer, fractions: Sequence[float]
+    ) -> SplitExamples:
         """Reads everything once, tokenizing meanwhile; yields each case's split and example for the TFDS builder."""
         with contextlib.ExitStack() as stack:
             stores = self.documents.items()
@@ -54,7 +56,7 @@ class Corpus:
                 messages = [(message.role, message.text, message.template) for message in case.messages]
                 yield split, {"case_id": case.case_id.encode(), "messages": msgspec.json.encode(messages)}
             for text in reader.documents(inputs["documents"]):
-                split = "validation" if place(text) < VALIDATION else "train"
+                split = "validation" if hash_fraction(text) < VALIDATION else "train"
                 self.counts["documents"][split] += 1
                 self._add_text(split, text, encoders)
 
@@ -64,7 +66,7 @@ class Corpus:
 
     def copied(self) -> Bool[np.ndarray, " train"]:
         """Which training texts, cases first and then documents, are equal to a held-out one."""
-        return ~allowed(self.digests["train"].read(), self.held_out())
+        return ~is_allowed(self.digests["train"].read(), self.held_out())
 
     def _add_case(self, split: str, case: Case) -> None:
         self.labels.add(split, self.counts["cases"][split], case)
@@ -80,13 +82,13 @@ class Corpus:
             encoders[split].add(text)
 
 
-def _placed(inputs: Inputs, reader: CaseReader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
+def _placed(inputs: InputFiles, reader: CaseReader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
     """Cases with their split: by hash, or as given; a training side given alone lends 2 % to validation, by hash."""
     for case in reader.cases(inputs["transcripts"]):
         yield split_of(case.case_id, fractions), case
     lend = VALIDATION if not inputs["validation"] else 0.0
     for case in reader.cases(inputs["train"]):
-        yield ("validation" if place(case.case_id) < lend else "train"), case
+        yield ("validation" if hash_fraction(case.case_id) < lend else "train"), case
     for split in ("validation", "test"):
         for case in reader.cases(inputs[split]):
             yield split, case

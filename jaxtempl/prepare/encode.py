@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from jaxtempl.prepare.spool import Documents
+from jaxtempl.prepare.spool import DocumentStore
 from jaxtempl.text.tokenizer import Tokenizer
 
 TEXTS, CHARACTERS = 1024, 1 << 20  # of one batch
@@ -20,7 +20,7 @@ class Encoder:
     all that was added is in the store when the block ends.
     """
 
-    def __init__(self, store: Documents, tokenizer: Tokenizer) -> None:
+    def __init__(self, store: DocumentStore, tokenizer: Tokenizer) -> None:
         self._store, self._tokenizer = store, tokenizer
         self._executor = ThreadPoolExecutor(1)
         self._running: deque[Future[None]] = deque()

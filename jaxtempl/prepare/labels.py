@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32
 from jaxtempl.errors import UserError
 from jaxtempl.files import read_json
 from jaxtempl.prepare.split import SPLITS
-from jaxtempl.prepare.spool import Work
+from jaxtempl.prepare.spool import SpoolFolder
 from jaxtempl.text.cases import Case, Template
 
 REPLIES = 64  # distinct reply texts counted for a template at one time
@@ -22,7 +22,7 @@ _LABEL = struct.Struct("<3i")  # case, message, template number
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class GivenTemplate:
     """A template of the user's file."""
 
     id: str
@@ -30,7 +30,7 @@ class Given:
     active: bool
 
 
-def read_templates(path: Path) -> list[Given]:
+def read_templates(path: Path) -> list[GivenTemplate]:
     """Reads `[{"id", "text", "active"}]`.
 
     Raises:
@@ -46,17 +46,17 @@ def read_templates(path: Path) -> list[Given]:
     return given
 
 
-def _given(path: Path, i: int, entry: Any) -> Given:
+def _given(path: Path, i: int, entry: Any) -> GivenTemplate:
     allowed = {"id": str, "text": str, "active": bool}
     for key, kind in allowed.items():
         value = entry.get(key) if isinstance(entry, dict) else None
         if not isinstance(value, kind) or value == "":
             got = repr(value)[:60]
             raise UserError(f"{path}, entry {i}: {key!r} is {got}; a {kind.__name__} that is not empty is allowed")
-    return Given(entry["id"], entry["text"], entry["active"])
+    return GivenTemplate(entry["id"], entry["text"], entry["active"])
 
 
-class Replies:
+class ReplyCounter:
     """The most frequent text of a stream, in bounded memory (Metwally's space saving, exact up to `REPLIES` texts)."""
 
     def __init__(self) -> None:
@@ -75,17 +75,17 @@ class Replies:
         return min(self._counts, key=lambda text: (-self._counts[text], text))
 
 
-class Labels:
+class LabelCollector:
     """Gathers labels while cases stream by, then names the classes and yields the examples.
 
     A label is held as case index, message index and template number (templates numbered as they are met).
     """
 
-    def __init__(self, work: Work, given: Sequence[Given]) -> None:
+    def __init__(self, work: SpoolFolder, given: Sequence[GivenTemplate]) -> None:
         self._given = {entry.id: entry for entry in given}
         self._numbers: dict[str, int] = {}
         self._training: Counter[str] = Counter()
-        self._replies = defaultdict[str, Replies](Replies)
+        self._replies = defaultdict[str, ReplyCounter](ReplyCounter)
         self._columns = {split: work.column(f"labels.{split}", "<i4") for split in SPLITS}
         self._copied: Bool[np.ndarray, " cases"] = np.zeros(0, bool)
         self.skipped = 0  # labels with no message before them

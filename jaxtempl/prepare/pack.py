@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from jaxtempl.data.packing import Packer, Row
-from jaxtempl.prepare.spool import Documents
+from jaxtempl.prepare.spool import DocumentStore
 
 DOCUMENTS = 1024  # read and packed at a time
 
 
-def pack(store: Documents, order: Int64[np.ndarray, " n"], packer: Packer, limit: float) -> Iterator[Row]:
+def pack(store: DocumentStore, order: Int64[np.ndarray, " n"], packer: Packer, limit: float) -> Iterator[Row]:
     """All rows of the documents in `order`; no further block of documents starts once `limit` tokens are packed."""
     for tokens, lengths in store.batches(order, DOCUMENTS):
         if packer.tokens >= limit:

@@ -23,11 +23,11 @@ from jaxtempl.data.packing import Packer
 from jaxtempl.errors import UserError
 from jaxtempl.prepare import split as prepare_split
 from jaxtempl.prepare import tfds_builders
-from jaxtempl.prepare.corpus import Corpus, Inputs
-from jaxtempl.prepare.labels import Labels, read_templates
+from jaxtempl.prepare.corpus import CorpusReader, InputFiles
+from jaxtempl.prepare.labels import LabelCollector, read_templates
 from jaxtempl.prepare.pack import pack
-from jaxtempl.prepare.split import SPLITS, Digests, Others, prove
-from jaxtempl.prepare.spool import Work
+from jaxtempl.prepare.split import SPLITS, Digests, OtherDigests, prove
+from jaxtempl.prepare.spool import SpoolFolder
 from jaxtempl.text.cases import Template
 from jaxtempl.text.ingest import CaseReader, Quarantine
 from jaxtempl.text.records import find_files
@@ -52,8 +52,8 @@ def run(config: PrepareConfig) -> None:
     inputs = {name: [source for path in getattr(config, name) for source in find_files(path)] for name in INPUTS}
     with files.atomic_folder(config.out, replace=config.overwrite) as folder:
         quarantine = Quarantine(folder / "quarantine.jsonl")
-        with Work(folder) as work:
-            corpus = Corpus(work, Labels(work, given))
+        with SpoolFolder(folder) as work:
+            corpus = CorpusReader(work, LabelCollector(work, given))
             reader = _read(config, inputs, corpus, tokenizer, quarantine, folder)
             copied = corpus.copied()
             corpus.labels.leave_out(copied[: corpus.counts["cases"]["train"]])
@@ -99,13 +99,19 @@ def _bar(total: int, what: str, unit: str) -> "tqdm[Any]":
 
 
 def _read(
-    config: PrepareConfig, inputs: Inputs, corpus: Corpus, tokenizer: Tokenizer, quarantine: Quarantine, folder: Path
+    config: PrepareConfig,
+    inputs: InputFiles,
+    corpus: CorpusReader,
+    tokenizer: Tokenizer,
+    quarantine: Quarantine,
+    folder: Path,
 ) -> CaseReader:
     """The first pass; it fails here when too many records were bad."""
     with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
         reader = CaseReader(quarantine, config.label, bar.update)
         tfds_builders.build(
-            lambda: tfds_builders.Cases(folder, corpus.take(inputs, reader, tokenizer, config.fractions)), corpus.work
+            lambda: tfds_builders.CaseBuilder(folder, corpus.take(inputs, reader, tokenizer, config.fractions)),
+            corpus.work,
         )
     kept = config.out.with_name(f"{config.out.name}.quarantine.jsonl")
     try:
@@ -118,15 +124,15 @@ def _read(
     return reader
 
 
-def _write_labels(config: PrepareConfig, corpus: Corpus, folder: Path) -> list[Template]:
+def _write_labels(config: PrepareConfig, corpus: CorpusReader, folder: Path) -> list[Template]:
     templates = corpus.labels.templates(config.min_count)
-    tfds_builders.build(lambda: tfds_builders.Labels(folder, corpus.labels.examples(templates)), corpus.work)
+    tfds_builders.build(lambda: tfds_builders.LabelBuilder(folder, corpus.labels.examples(templates)), corpus.work)
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
     return templates
 
 
 def _write_rows(
-    config: PrepareConfig, corpus: Corpus, copied: Bool[np.ndarray, " train"], tokenizer: Tokenizer, folder: Path
+    config: PrepareConfig, corpus: CorpusReader, copied: Bool[np.ndarray, " train"], tokenizer: Tokenizer, folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The second pass: rows of both splits, their counts, and the proofs that they hold nothing held out."""
     digests = {split: column.read() for split, column in corpus.digests.items()}
@@ -138,7 +144,7 @@ def _write_rows(
     packers = {split: Packer(config.length) for split in orders}
     rows = Counter[str]()
 
-    def examples() -> tfds_builders.Examples:
+    def examples() -> tfds_builders.SplitExamples:
         for split, order in orders.items():
             limit = HELD_OUT_TOKENS if split == "validation" else np.inf
             with _bar(len(order), f"packing {split}", "text") as bar:
@@ -147,7 +153,9 @@ def _write_rows(
                     bar.update(packers[split].documents - bar.n)
                     yield split, row
 
-    tfds_builders.build(lambda: tfds_builders.Rows(folder, examples(), tokenizer.sha256, config.length), corpus.work)
+    tfds_builders.build(
+        lambda: tfds_builders.RowBuilder(folder, examples(), tokenizer.sha256, config.length), corpus.work
+    )
     packed = {split: order[: packers[split].documents] for split, order in orders.items()}
     counts = {
         "rows": dict(rows),
@@ -158,7 +166,7 @@ def _write_rows(
     return counts, _proofs(corpus, digests["train"][packed["train"]], corpus.held_out())
 
 
-def _proofs(corpus: Corpus, packed: Digests, held_out: Others) -> dict[str, Any]:
+def _proofs(corpus: CorpusReader, packed: Digests, held_out: OtherDigests) -> dict[str, Any]:
     ids = {split: column.read() for split, column in corpus.ids.items()}
     held_out_ids = np.concatenate([ids["validation"], ids["test"]])
     proofs = {
@@ -168,7 +176,7 @@ def _proofs(corpus: Corpus, packed: Digests, held_out: Others) -> dict[str, Any]
     return {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
 
 
-def _counts(corpus: Corpus, reader: CaseReader, templates: list[Template]) -> dict[str, Any]:
+def _counts(corpus: CorpusReader, reader: CaseReader, templates: list[Template]) -> dict[str, Any]:
     by_split = {name: {split: counter[split] for split in SPLITS} for name, counter in corpus.counts.items()}
     return (
         by_split
@@ -186,7 +194,7 @@ def _counts(corpus: Corpus, reader: CaseReader, templates: list[Template]) -> di
 
 def _manifest(
     config: PrepareConfig,
-    inputs: Inputs,
+    inputs: InputFiles,
     tokenizer: Tokenizer,
     counts: dict[str, Any],
     proofs: dict[str, Any],

@@ -11,27 +11,27 @@ SPLITS = ("train", "validation", "test")
 VALIDATION = 0.02  # of the training side where no validation part is given; DESIGN's decision 6
 
 Digests = Shaped[np.ndarray, " n"]  # S16, one text or case_id each
-Others = Shaped[np.ndarray, " m"]
+OtherDigests = Shaped[np.ndarray, " m"]
 
 
 class LeakError(AssertionError):
     """Something held out would be trained on: a fault of this package, never of the data."""
 
 
-def place(name: str) -> float:
+def hash_fraction(name: str) -> float:
     """A number in [0, 1) that depends on `name` alone, so a case keeps its split in every run and on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
 def split_of(name: str, fractions: Sequence[float]) -> str:
     """The split of a case_id under the fractions of train, validation and test."""
-    at = place(name)
+    at = hash_fraction(name)
     if at < fractions[0]:
         return "train"
     return "validation" if at < fractions[0] + fractions[1] else "test"
 
 
-def allowed(texts: Digests, held_out: Others) -> Bool[np.ndarray, " n"]:
+def is_allowed(texts: Digests, held_out: OtherDigests) -> Bool[np.ndarray, " n"]:
     """Which training texts are equal to no held-out one."""
     return ~np.isin(texts, held_out)
 
@@ -52,7 +52,7 @@ class Proof:
     shared: int = 0
 
 
-def prove(what: str, train: Digests, held_out: Others) -> Proof:
+def prove(what: str, train: Digests, held_out: OtherDigests) -> Proof:
     """Compares two sides digest by digest.
 
     Raises:

@@ -13,7 +13,7 @@ from jaxtyping import Int64, Shaped, UInt16
 BUFFER = 1 << 20  # bytes gathered before a write
 
 
-class Work:
+class SpoolFolder:
     """A temporary folder of working files, closed and removed when its block ends.
 
     Attributes:
@@ -25,7 +25,7 @@ class Work:
         folder = tempfile.TemporaryDirectory(prefix="work.", dir=parent)
         self.folder = Path(self._stack.enter_context(folder))
 
-    def __enter__(self) -> "Work":
+    def __enter__(self) -> "SpoolFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -35,9 +35,9 @@ class Work:
         """A new column."""
         return Column(self._open(name), dtype)
 
-    def documents(self, name: str) -> "Documents":
+    def documents(self, name: str) -> "DocumentStore":
         """A new store of token lists."""
-        return Documents(self.column(f"{name}.tokens", "<u2"), self.column(f"{name}.lengths", "<i8"))
+        return DocumentStore(self.column(f"{name}.tokens", "<u2"), self.column(f"{name}.lengths", "<i8"))
 
     def _open(self, name: str) -> BinaryIO:
         return self._stack.enter_context((self.folder / name).open("w+b", buffering=BUFFER))
@@ -80,7 +80,7 @@ class Column:
                 yield block
 
 
-class Documents:
+class DocumentStore:
     """Token lists appended in order and read back in any order, at 8 bytes of memory each while they are read.
 
     The file is read by position, not mapped, so that the pages read do not count as this process's memory.

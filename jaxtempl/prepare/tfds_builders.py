@@ -21,7 +21,9 @@ EXAMPLE, FEATURE = cast(Any, tf_example_pb2), cast(Any, tf_feature_pb2)  # made 
 SHARD = 512 << 20  # bytes before a split goes on in another file
 FIRST = "1.0.0"
 
-Examples = Iterator[tuple[str, Mapping[str, bytes | np.ndarray]]]  # split and example, in the order they are to be read
+SplitExamples = Iterator[
+    tuple[str, Mapping[str, bytes | np.ndarray]]
+]  # split and example, in the order they are to be read
 
 
 def _array(shape: tuple[int | None, ...], dtype: type[np.generic]) -> tfds.features.Tensor:
@@ -89,7 +91,7 @@ with registered.skip_registration():
         VERSION = tfds.core.Version(FIRST)
         RELEASE_NOTES: ClassVar[dict[str, str]] = {FIRST: "The first."}
 
-        def __init__(self, folder: Path, examples: Examples, config: str | None = None) -> None:
+        def __init__(self, folder: Path, examples: SplitExamples, config: str | None = None) -> None:
             self._examples = examples
             builder_config = tfds.core.BuilderConfig(name=config) if config else None
             super().__init__(data_dir=str(folder), config=builder_config, file_format="array_record")
@@ -117,22 +119,28 @@ with registered.skip_registration():
                 builder=self, description=self.__doc__, features=features, disable_shuffling=True
             )
 
-    class Cases(_Builder):
+    class CaseBuilder(_Builder):
         """Cases as text: `messages` is JSON, `[[role, text, template or null], ...]`."""
+
+        name = "cases"
 
         def _features(self) -> dict[str, Any]:
             return {"case_id": tfds.features.Text(), "messages": tfds.features.Text()}
 
-    class Labels(_Builder):
+    class LabelBuilder(_Builder):
         """Labelled messages, many a record so that millions load at once: case index, message index, slot or -1."""
+
+        name = "labels"
 
         def _features(self) -> dict[str, Any]:
             return {name: _array((None,), np.int32) for name in ("case", "message", "slot")}
 
-    class Rows(_Builder):
+    class RowBuilder(_Builder):
         """Packed language-model rows of one tokenizer; segment 0 is padding."""
 
-        def __init__(self, folder: Path, examples: Examples, tokenizer: str, length: int) -> None:
+        name = "rows"
+
+        def __init__(self, folder: Path, examples: SplitExamples, tokenizer: str, length: int) -> None:
             self._length = length
             super().__init__(folder, examples, tokenizer)
 

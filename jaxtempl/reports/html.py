@@ -53,7 +53,7 @@ class Measured(NamedTuple):
     note: str = ""
 
 
-Cell = str | int | float | Measured | None
+TableCell = str | int | float | Measured | None
 
 
 @contextlib.contextmanager
@@ -70,11 +70,11 @@ def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_data_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < FEW_DECADES * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def written(value: float) -> str:
+def format_tick(value: float) -> str:
     """A number of an axis: in full, in millions or billions, or as a power of ten, whichever is short."""
     if value >= 1e12:
         exponent = math.floor(math.log10(value) + 1e-9)
@@ -107,7 +107,7 @@ class Page:
     def table(
         self,
         columns: Sequence[str],
-        rows: Sequence[Sequence[Cell]],
+        rows: Sequence[Sequence[TableCell]],
         caption: str = "",
         strong: Collection[int] = (),
         folded: bool = False,
@@ -146,7 +146,7 @@ class Page:
         return self
 
 
-def _cell(value: Cell) -> dict[str, Any]:
+def _cell(value: TableCell) -> dict[str, Any]:
     if isinstance(value, Measured):
         return {"main": value.main, "note": value.note, "number": True}
     if isinstance(value, str):

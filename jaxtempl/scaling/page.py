@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxtempl.reports import html
-from jaxtempl.reports.html import Cell, Measured, Page
+from jaxtempl.reports.html import Measured, Page, TableCell
 from jaxtempl.scaling import figures, table3
 from jaxtempl.scaling.equivalents import Equivalents
 from jaxtempl.scaling.figures import COMPUTE, Drawer
@@ -121,7 +121,7 @@ def _last(rows: Sequence[Row], size: str, start: str) -> list[Row]:
     return [row for row in own if row["adapt_step"] == last]
 
 
-def _interval(cells: Sequence[Row], name: str) -> Cell:
+def _interval(cells: Sequence[Row], name: str) -> TableCell:
     value, low, high = (np.mean([row[name + end] for row in cells]) for end in ("", "_low", "_high"))
     return Measured(f"{value:.3f}", f"{low:.3f} to {high:.3f}")
 
@@ -147,7 +147,7 @@ def _figure3(album: Album, study: Study, drawer: Drawer) -> None:
         album.figure(f"figure-3a-{name}", drawer.against(name, "loss"), f"a again, operations being {COMPUTE[name]}.")
     pair = study.found.loss_to_loss
     lines = {"all sizes": pair.pooled, **pair.by_size}
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [name, Measured(*_split(line.slope)), Measured(*_split(line.intercept)), line.r2, line.points]
         for name, line in lines.items()
         if line
@@ -220,7 +220,7 @@ def _laws(album: Album, study: Study) -> None:
     for i, law in enumerate(pooled):
         album.figure(f"law-{i}", figures.law(law), f"{law.law}: {law.formula}, {law.where}.")
     refused = [law for law in study.found.laws if law.refused]
-    rows: list[list[Cell]] = [[law.law, f"{named(law.quantity)}, {law.where}", law.refused] for law in refused]
+    rows: list[list[TableCell]] = [[law.law, f"{named(law.quantity)}, {law.where}", law.refused] for law in refused]
     album.page.table(["law", "of", "why not"], rows, f"The {len(refused)} that do not hold", folded=True)
     sources = {law.law: (law.formula, law.source) for law in study.found.laws}
     album.page.table(
@@ -231,7 +231,7 @@ def _laws(album: Album, study: Study) -> None:
     )
 
 
-def _law(law: Finding) -> list[Cell]:
+def _law(law: Finding) -> list[TableCell]:
     parameters = ", ".join(f"{name} {goodness_of_fit.said(value)}" for name, value in law.parameters.items())
     off = None if np.isnan(law.foretold) else Measured(f"{law.foretold:.1%}")
     return [law.law, f"{named(law.quantity)}, {law.where}, {law.points} points", parameters, law.r2, off, law.says]
@@ -241,7 +241,7 @@ def _trends(album: Album, study: Study, drawer: Drawer) -> None:
     if not study.found.trends:
         return
     names = ("loss", *TOP)
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [curve.size, curve.corpus, *(curve.directions[name] for name in names), "yes" if curve.misaligned else "no"]
         for curve in study.found.trends
     ]
@@ -252,7 +252,7 @@ def _trends(album: Album, study: Study, drawer: Drawer) -> None:
         "sign of a corpus that is not the task's (Isik et al., 2024): more of it is not worth its price.",
     )
     if study.found.forgetting:
-        lines: list[list[Cell]] = [
+        lines: list[list[TableCell]] = [
             [name, Measured(*_split(line.slope)), line.r2] for name, line in study.found.forgetting.items()
         ]
         album.page.heading("What is forgotten").table(
@@ -260,7 +260,7 @@ def _trends(album: Album, study: Study, drawer: Drawer) -> None:
         )
         album.figure("forgetting", drawer.forgetting(), "General loss against domain loss, as the adaptation goes on.")
     if study.found.critical:
-        shares: list[list[Cell]] = [[size, share] for size, share in study.found.critical.items()]
+        shares: list[list[TableCell]] = [[size, share] for size, share in study.found.critical.items()]
         album.page.table(
             ["size", "most domain text"],
             shares,
@@ -287,7 +287,7 @@ def _worth(album: Album, study: Study, drawer: Drawer) -> None:
 
 def _equivalents(album: Album, study: Study) -> None:
     curves = study.equivalents.curves
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [size, Measured(f"{tokens[at]:,.0f}"), other.size, other.tokens and Measured(f"{other.tokens:,.0f}"), other.how]
         for size, (tokens, losses) in curves.items()
         for at in (0, len(tokens) - 1)
