@@ -191,7 +191,7 @@ def test_what_int8_breaks_is_refused_unless_forced(made: Run, tmp_path: Path, ca
     assert list(tmp_path.iterdir()) == []
     if method == "int8":
         assert cli.run(main, ["onnx", *flags, "--force=true"]) == 0
-        assert "forced, for top-1: " in capsys.readouterr().out
+        assert "forced, despite top-1: " in capsys.readouterr().out
         assert Bundle.open(tmp_path / "out").manifest["quantize"]["gate"]["forced"]
 
 

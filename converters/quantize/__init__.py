@@ -1,1 +1,1 @@
-"""Eight bits, behind an accuracy gate."""
+"""Quantization to eight bits, behind an accuracy gate."""

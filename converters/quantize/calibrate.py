@@ -1,4 +1,4 @@
-"""How large the activations of a graph become on real contexts, which static scales are made of. No JAX."""
+"""Static scales: the largest magnitude of each activation of a graph on real contexts. No JAX."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,45 +17,45 @@ from jaxtempl.serve.inference.backends import OnnxRuntime
 def absolute_maxima(
     model: Path, names: Sequence[str], rows: Sequence[Row], progress: bool = False
 ) -> Mapping[str, float]:
-    """The largest magnitude of each named value over all rows.
+    """Return the largest magnitude of each named value over all rows.
 
-    Rows are run one by one, so that no padding is measured. On a nano run fine-tuned on star, ranges without the
-    largest 0.1 % to 0.001 % brought logits less than a tenth nearer to the float ones, or took them farther.
+    Rows run one by one, so that padding is not measured. On a nano run fine-tuned on star, ranges without the largest
+    0.1 % to 0.001 % moved logits less than a tenth closer to the float logits, or moved them away.
 
     Args:
-        model: a graph; a copy that tells is written beside it for as long as this takes.
-        names: floating-point values of it.
-        rows: token ids of each context.
-        progress: show a bar.
+        model: File of a graph; an instrumented copy lies next to it while this runs.
+        names: Floating-point values of the graph.
+        rows: Token ids of each context.
+        progress: Whether to show a bar.
 
     Raises:
-        UserError: a value is not finite.
+        UserError: A value is not finite.
     """
-    beside = model.with_name("calibrating.onnx")  # beside it, where its external data is
-    onnx.save(_telling(onnx_check.load_graph(model), names), beside)
-    network = OnnxRuntime(beside, spin=False)
-    beside.unlink()
-    found = np.zeros(len(names))
+    instrumented = model.with_name("calibrating.onnx")  # in the same folder, to find its external data
+    onnx.save(_add_maxima(onnx_check.load(model), names), instrumented)
+    network = OnnxRuntime(instrumented, spin=False)
+    instrumented.unlink()
+    outputs, maxima = [_maximum_name(name) for name in names], np.zeros(len(names))
     for row in tqdm(rows, desc="calibrating", unit=" contexts", disable=not progress):
-        told = network.run([_told(name) for name in names], np.array([row], np.int32), np.array([len(row)], np.int32))
-        found = np.maximum(found, np.array(told, np.float64))  # a NaN stays one
-    for name, value in zip(names, found, strict=True):
+        values = network.run(outputs, np.array([row], np.int32), np.array([len(row)], np.int32))
+        maxima = np.maximum(maxima, np.array(values, np.float64))  # propagates NaN
+    for name, value in zip(names, maxima, strict=True):
         if not np.isfinite(value):
             raise UserError(
                 f"{name} is not finite in fp16 on real contexts, so it has no scale; try --wide_residual=true"
             )
-    return dict(zip(names, found.tolist(), strict=True))
+    return dict(zip(names, maxima.tolist(), strict=True))
 
 
-def _telling(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with the largest magnitude of each value as an output."""
+def _add_maxima(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Add the largest magnitude of each value to the model's outputs."""
     for name in names:
-        told = _told(name)
-        model.graph.node.append(helper.make_node("Abs", [name], [f"{told}/abs"]))
-        model.graph.node.append(helper.make_node("ReduceMax", [f"{told}/abs"], [told], keepdims=0))
-        model.graph.output.append(helper.make_empty_tensor_value_info(told))
+        maximum = _maximum_name(name)
+        model.graph.node.append(helper.make_node("Abs", [name], [f"{maximum}/abs"]))
+        model.graph.node.append(helper.make_node("ReduceMax", [f"{maximum}/abs"], [maximum], keepdims=0))
+        model.graph.output.append(helper.make_empty_tensor_value_info(maximum))
     return model
 
 
-def _told(name: str) -> str:
+def _maximum_name(name: str) -> str:
     return f"{name}/largest"

@@ -1,6 +1,6 @@
-"""ONNX Runtime's dynamic quantisation: int8 weights, activations quantised as they come; for ONNX Runtime alone.
+"""ONNX Runtime's dynamic quantization: int8 weights, with activations quantized at each call; for ONNX Runtime only.
 
-TensorRT's parser refuses the operators that it writes (DynamicQuantizeLinear, MatMulInteger).
+TensorRT's parser rejects its operators (DynamicQuantizeLinear, MatMulInteger).
 """
 
 import contextlib
@@ -12,22 +12,22 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from jaxtempl.bundle import onnx_check
 
-HEAD = "head"  # the weights of the head, which stays float32: one row a context costs nothing and decides all
+HEAD = "head"  # initializer of the head, which stays float32: one row a context costs little and decides the result
 
 
 def quantize(model: Path, out: Path) -> None:
-    """Writes the model with the products of its blocks in int8, a scale a column.
+    """Write the model with the MatMuls of its blocks in int8 and one scale per column.
 
     Args:
-        model: a float32 graph; it need not fit in one file.
-        out: file to write; its weights lie beside it.
+        model: File of a float32 graph, with or without external data.
+        out: File to write, with its external data next to it.
     """
     head = [node.name for node in onnx_check.load_graph(model).graph.node if HEAD in node.input]
     with _quiet():
         quantize_dynamic(
             model,
             out,
-            op_types_to_quantize=["MatMul"],  # those of two activations, in attention, stay as they are
+            op_types_to_quantize=["MatMul"],  # products of two activations, in attention, stay floats
             per_channel=True,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=head,
@@ -37,7 +37,7 @@ def quantize(model: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Without its advice to optimise the graph first, which is for traced ones."""
+    """Silence the advice to optimize the graph first, which is for traced graphs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The page of a quantised bundle: what it gains and what it costs, drawn. Ids of templates are shown, no text is."""
+"""The page of a quantized bundle: its gain and its cost. It shows ids of templates, and no text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,99 +15,106 @@ from jaxtempl.reports.html import Page, TableCell
 
 
 def write(
-    path: Path, run: str, verdict: GateVerdict, lines: Sequence[NetworkFigures], facts: Mapping[str, Any]
+    path: Path, run: str, verdict: GateVerdict, networks: Sequence[NetworkFigures], facts: Mapping[str, Any]
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
-        path: of the HTML file.
-        run: names the run and its step.
-        verdict: of the gate.
-        lines: fp32, fp16 and the quantised network, which comes last.
-        facts: as bundle.json has them under `quantize`.
+        path: HTML file to write.
+        run: Name of the run and its step.
+        verdict: Verdict of the gate.
+        networks: Figures of fp32, fp16 and the quantized network, which comes last.
+        facts: Entries of bundle.json under `quantize`.
     """
-    others = " and ".join(line.dtype for line in lines[:-1])
-    page = Page(f"{lines[-1].dtype} beside {others}: {run}", _lead(verdict, lines))
-    _table(page, verdict, lines)
-    if lines[-1].milliseconds:
-        page.figure(_latency(lines), f"Median time of a call with one context in ONNX Runtime: {_machine(facts)}.")
+    floats = " and ".join(network.dtype for network in networks[:-1])
+    page = Page(f"{networks[-1].dtype} compared with {floats}: {run}", _lead(verdict, networks))
+    _table(page, verdict, networks)
+    if networks[-1].milliseconds:
+        page.figure(_latency(networks), f"Median time of a call with one context in ONNX Runtime: {_machine(facts)}.")
     else:
-        page.text("Latency is TensorRT's, and is measured where it serves.")
+        page.text("Latency depends on TensorRT; measure it on the machine that serves.")
     page.figure(
         _templates(verdict),
-        "Change of each template's top-1 against its labelled contexts. Below the dashed line, which begins at "
-        f"{gate.LEAST_CONTEXTS} contexts, a bundle is refused.",
+        "Change of each template's top-1 by its number of labelled contexts. A bundle with a template below the dashed "
+        f"line, which starts at {gate.LEAST_CONTEXTS} contexts, is rejected.",
     )
     rows: list[list[TableCell]] = [
         [change.name, change.contexts, change.before, change.after, f"{_change(change.fall):+.2f}"]
         for change in verdict.templates
     ]
     page.table(
-        ["template", "contexts", "hits in fp32", f"hits in {lines[-1].dtype}", "change in points"],
+        ["template", "contexts", "hits in fp32", f"hits in {networks[-1].dtype}", "change in points"],
         rows,
-        f"All {len(rows):,} templates with labelled contexts, greatest fall first",
+        f"All {len(rows):,} templates with labelled contexts, largest drop first",
         folded=True,
     )
     page.facts(_facts(run, facts)).write(path)
 
 
 def _facts(run: str, facts: Mapping[str, Any]) -> dict[str, str]:
-    told = {"run": run, "dataset": f"{facts['dataset'][:12]}, {gate.SPLIT}", "machine": _machine(facts)}
+    entries = {"run": run, "dataset": f"{facts['dataset'][:12]}, {gate.SPLIT}", "machine": _machine(facts)}
     if "calibration" in facts:
-        own = facts["calibration"]
-        told["calibration"] = f"{own['scales']} over {own['contexts']:,} contexts of the {own['split']} split"
-    return told
+        calibration = facts["calibration"]
+        contexts = f"{calibration['contexts']:,} contexts of the {calibration['split']} split"
+        entries["calibration"] = f"{calibration['scales']} over {contexts}"
+    return entries
 
 
 def _machine(facts: Mapping[str, Any]) -> str:
-    own = facts["machine"]
-    return f"{own['processor']}, {own['threads']} threads, ONNX Runtime {own['onnxruntime']}, load {own['load']} before"
+    machine = facts["machine"]
+    software = f"{machine['threads']} threads, ONNX Runtime {machine['onnxruntime']}"
+    return f"{machine['processor']}, {software}, load average {machine['load']} before"
 
 
-def _lead(verdict: GateVerdict, lines: Sequence[NetworkFigures]) -> str:
-    overall, own = verdict.overall, lines[-1]
+def _lead(verdict: GateVerdict, networks: Sequence[NetworkFigures]) -> str:
+    overall, quantized = verdict.overall, networks[-1]
     before, after = (f"{hits / overall.contexts:.2%}" for hits in (overall.before, overall.after))
-    passed = "It passes the gate." if not gate.faults(verdict) else "It does not pass the gate, and was forced."
-    few = f" The gate says little here: {'; '.join(gate.doubts(verdict))}." if gate.doubts(verdict) else ""
+    passed = "It passes the gate." if not gate.faults(verdict) else "It fails the gate, and was forced."
+    weak = f" The gate is weak here: {'; '.join(gate.doubts(verdict))}." if gate.doubts(verdict) else ""
     return (
         f"On {overall.contexts:,} labelled {gate.SPLIT} contexts top-1 goes from {before} to {after}, and the file has "
-        f"{own.bytes / lines[0].bytes:.0%} of the bytes of {lines[0].dtype}. {passed}{few}"
+        f"{quantized.bytes / networks[0].bytes:.0%} of the bytes of {networks[0].dtype}. {passed}{weak}"
     )
 
 
-def _table(page: Page, verdict: GateVerdict, lines: Sequence[NetworkFigures]) -> None:
-    lengths = list(lines[-1].milliseconds)
+def _table(page: Page, verdict: GateVerdict, networks: Sequence[NetworkFigures]) -> None:
+    lengths = list(networks[-1].milliseconds)
     cells: list[list[TableCell]] = [
         [
-            line.dtype,
-            html.Measured(f"{line.bytes / 1e6:,.1f}"),
-            html.Measured(f"{line.top1:.2%}"),
-            *(html.Measured(f"{line.milliseconds[length]:,.1f}") for length in lengths),
+            network.dtype,
+            html.Measured(f"{network.bytes / 1e6:,.1f}"),
+            html.Measured(f"{network.top1:.2%}"),
+            *(html.Measured(f"{network.milliseconds[length]:,.1f}") for length in lengths),
         ]
-        for line in lines
+        for network in networks
     ]
     low, high = (f"{_change(share):+.2f}" for share in (verdict.fall.high, verdict.fall.low))
     page.table(
         ["", "MB", "top-1", *(f"ms, {length} tokens" for length in lengths)],
         cells,
-        f"The change of top-1 is {_change(verdict.fall.value):+.2f} points, 95 % interval [{low}, {high}] of resampled "
-        f"cases; a fall of {-_change(gate.MOST_FALL):.1f} is allowed.",
-        strong={len(lines) - 1},
+        f"The change of top-1 is {_change(verdict.fall.value):+.2f} points, 95 % confidence interval [{low}, {high}] "
+        f"by a bootstrap over cases; a drop of {-_change(gate.MOST_FALL):.1f} is allowed.",
+        strong={len(networks) - 1},
     )
 
 
 def _change(fall: Any) -> float:
-    """A fall as a change in points; 0 has no sign."""
+    """Return a drop as a change in points; 0 has no sign."""
     return -100 * float(fall) + 0.0
 
 
-def _latency(lines: Sequence[NetworkFigures]) -> Figure:
+def _latency(networks: Sequence[NetworkFigures]) -> Figure:
     colours, markers = (html.BLUE, html.GREEN, html.ORANGE), "so^"
     with html.drawing() as (figure, axes):
-        tokens = [int(length) for length in lines[-1].milliseconds]
-        for line, colour, marker in zip(lines, colours, markers, strict=True):
+        tokens = [int(length) for length in networks[-1].milliseconds]
+        for network, colour, marker in zip(networks, colours, markers, strict=True):
             axes.plot(
-                tokens, list(line.milliseconds.values()), color=colour, marker=marker, markersize=5, label=line.dtype
+                tokens,
+                list(network.milliseconds.values()),
+                color=colour,
+                marker=marker,
+                markersize=5,
+                label=network.dtype,
             )
         axes.set(xlabel="tokens", ylabel="milliseconds", ylim=(0, None), xticks=tokens)
         axes.legend()
@@ -116,14 +123,14 @@ def _latency(lines: Sequence[NetworkFigures]) -> Figure:
 
 def _templates(verdict: GateVerdict) -> Figure:
     contexts = np.array([change.contexts for change in verdict.templates])
-    moved = np.array([_change(change.fall) for change in verdict.templates])
-    refused = (contexts >= gate.LEAST_CONTEXTS) & (moved < _change(gate.MOST_TEMPLATE_FALL))
+    changes = np.array([_change(change.fall) for change in verdict.templates])
+    rejected = (contexts >= gate.LEAST_CONTEXTS) & (changes < _change(gate.MOST_TEMPLATE_FALL))
     with html.drawing() as (figure, axes):
-        axes.scatter(contexts[~refused], moved[~refused], 26, color=html.BLUE, alpha=0.6, linewidths=0)
-        axes.scatter(contexts[refused], moved[refused], 40, color=html.ORANGE, marker="X", linewidths=0)
+        axes.scatter(contexts[~rejected], changes[~rejected], 26, color=html.BLUE, alpha=0.6, linewidths=0)
+        axes.scatter(contexts[rejected], changes[rejected], 40, color=html.ORANGE, marker="X", linewidths=0)
         html.logarithmic(axes, "x")
         bound, right = _change(gate.MOST_TEMPLATE_FALL), max(contexts.max(), 2 * gate.LEAST_CONTEXTS)
         axes.plot([gate.LEAST_CONTEXTS, right], [bound, bound], color="#888888", linewidth=1, linestyle="--")
-        reach = max(5.0, 1.1 * float(np.abs(moved).max()))
-        axes.set(xlabel="labelled contexts of the template", ylabel="change of top-1, points", ylim=(-reach, reach))
+        limit = max(5.0, 1.1 * float(np.abs(changes).max()))
+        axes.set(xlabel="labelled contexts of the template", ylabel="change of top-1, points", ylim=(-limit, limit))
     return figure

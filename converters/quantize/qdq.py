@@ -1,8 +1,8 @@
-"""Explicit quantisation for TensorRT: QuantizeLinear and DequantizeLinear nodes around the products of the blocks.
+"""Explicit quantization for TensorRT: QuantizeLinear and DequantizeLinear nodes around the MatMuls of the blocks.
 
-As TensorRT asks for it: symmetric, one scale for an activation and one a column for weights, scales of the type of the
-floats around them. Weights are stored in 8 bits; what a scale is made of was measured before (`calibrate`). Embedding,
-LayerNorm, attention's own products and softmax, the residual stream and the head stay as they are. No JAX.
+TensorRT requires symmetric quantization, one scale per activation, one per column of weights, and scales of the type of
+the surrounding floats. Weights are stored in 8 bits; `calibrate` measures the ranges of activations. Embedding,
+LayerNorm, attention's products and softmax, the residual stream and the head stay floats. No JAX.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,16 @@ from jaxtyping import Float, Float32, Shaped
 
 
 class QuantizedFormat(NamedTuple):
-    """Eight bits: their type, the largest number that they are scaled to, and the GPUs that multiply them."""
+    """An 8-bit type.
+
+    Attributes:
+        type: Type of the numbers.
+        maximum: Largest number of that type.
+        compute_capability: First compute capability of GPUs that multiply it.
+    """
 
     type: ir.DataType
-    most: float
+    maximum: float
     compute_capability: str
 
 
@@ -25,16 +31,16 @@ FORMATS: dict[str, QuantizedFormat] = {
     "tensorrt-int8": QuantizedFormat(ir.DataType.INT8, 127, "8.6"),
     "tensorrt-fp8": QuantizedFormat(ir.DataType.FLOAT8E4M3FN, 448, "8.9"),
 }
-SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)  # a scale of 0 would divide by it
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)  # not 0: values are divided by their scale
 
 
 def quantized_activations(model: ir.Model) -> list[str]:
-    """Names of the values that are to be quantised: what the weights of the blocks are multiplied with."""
+    """Return the names of the activations to quantize: the inputs of the blocks' MatMuls."""
     return list(dict.fromkeys(str(_inputs(node)[0].name) for node in block_matmuls(model)))
 
 
 def block_matmuls(model: ir.Model) -> list[ir.Node]:
-    """The products of the blocks with their weights."""
+    """Return the MatMuls of activations and weights in the blocks."""
     return [
         node
         for node in model.graph
@@ -42,67 +48,71 @@ def block_matmuls(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def insert_qdq(model: ir.Model, largest: Mapping[str, float], method: str) -> ir.Model:
-    """Quantises the model in place; weights are made one by one when it is stored.
+def insert_qdq(model: ir.Model, maxima: Mapping[str, float], method: str) -> ir.Model:
+    """Quantize the model in place; each weight is computed on saving.
 
     Args:
-        model: a graph of `onnx_graph`, whose products with weights are MatMul nodes.
-        largest: magnitude of each value of `activations`, finite.
-        method: of FORMATS.
+        model: A graph of `converters.onnx`, which multiplies weights by MatMul nodes.
+        maxima: Largest magnitude of each value of `quantized_activations`, finite.
+        method: A key of FORMATS.
     """
-    quantizer, done = _Quantizer(model.graph, FORMATS[method]), dict[str, ir.Value]()
+    quantizer, dequantized = _Quantizer(model.graph, FORMATS[method]), dict[str, ir.Value]()
     for node in block_matmuls(model):
         x, weight = _inputs(node)
         name = str(x.name)
-        if name not in done:  # queries, keys and values share one
-            done[name] = quantizer.activation(node, x, largest[name])
-        node.replace_input_with(0, done[name])
+        if name not in dequantized:  # queries, keys and values share one
+            dequantized[name] = quantizer.activation(node, x, maxima[name])
+        node.replace_input_with(0, dequantized[name])
         node.replace_input_with(1, quantizer.weight(node, weight))
     return model
 
 
 class _Quantizer:
-    """Writes the nodes of one graph."""
+    """A writer of the quantization nodes of one graph."""
 
     def __init__(self, graph: ir.Graph, kind: QuantizedFormat) -> None:
         self._graph, self._kind = graph, kind
 
     def activation(self, before: ir.Node, x: ir.Value, largest: float) -> ir.Value:
-        """`x` quantised and back; what is beyond its largest magnitude saturates."""
+        """Return `x` quantized and dequantized; values beyond `largest` saturate."""
         scale, zero = self._scale(x, np.array(largest, np.float32), before.inputs[1])
         quantized = self._node("QuantizeLinear", before, f"{x.name}/quantized", x, scale, zero)
         return self._node("DequantizeLinear", before, f"{x.name}/dequantized", quantized, scale, zero)
 
     def weight(self, before: ir.Node, weight: ir.Value) -> ir.Value:
-        """Stored weights [in out] and back, a scale a column."""
+        """Return the weights [in out] stored in 8 bits and dequantized, with one scale per column."""
         tensor: Any = weight.const_value
         scale, zero = self._scale(weight, np.abs(tensor.numpy()).max(axis=0).astype(np.float32), weight)
         scales: Any = scale.const_value
 
         def make() -> ir.Tensor:
-            return ir.Tensor(_rounded(tensor.numpy().astype(np.float32), scales.numpy().astype(np.float32), self._kind))
+            return ir.Tensor(
+                _quantize_weight(tensor.numpy().astype(np.float32), scales.numpy().astype(np.float32), self._kind)
+            )
 
         name = f"{weight.name}/quantized"
         stored = self._initializer(ir.LazyTensor(make, self._kind.type, tensor.shape, name=name))
-        found = self._node("DequantizeLinear", before, f"{weight.name}/dequantized", stored, scale, zero, axis=1)
+        dequantized = self._node("DequantizeLinear", before, f"{weight.name}/dequantized", stored, scale, zero, axis=1)
         del self._graph.initializers[str(weight.name)]
-        return found
+        return dequantized
 
-    def _scale(self, of: ir.Value, largest: Float32[np.ndarray, "*C"], like: Any) -> tuple[ir.Value, ir.Value]:
-        """Scale, of the type of the weights `like`, and zero point."""
-        scale = np.maximum(largest / np.float32(self._kind.most), SMALLEST_SCALE).astype(like.const_value.dtype.numpy())
+    def _scale(self, value: ir.Value, largest: Float32[np.ndarray, "*C"], like: Any) -> tuple[ir.Value, ir.Value]:
+        """Return the scale, of the type of the weights `like`, and the zero point."""
+        scale = np.maximum(largest / np.float32(self._kind.maximum), SMALLEST_SCALE).astype(
+            like.const_value.dtype.numpy()
+        )
         zero = np.zeros(scale.shape, self._kind.type.numpy())
         return (
-            self._initializer(ir.Tensor(scale, name=f"{of.name}/scale")),
-            self._initializer(ir.Tensor(zero, name=f"{of.name}/zero")),
+            self._initializer(ir.Tensor(scale, name=f"{value.name}/scale")),
+            self._initializer(ir.Tensor(zero, name=f"{value.name}/zero")),
         )
 
     def _initializer(self, tensor: Any) -> ir.Value:
-        value = ir.Value(
+        initializer = ir.Value(
             name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
         )
-        self._graph.register_initializer(value)
-        return value
+        self._graph.register_initializer(initializer)
+        return initializer
 
     def _node(self, kind: str, before: ir.Node, name: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         node = ir.node(kind, inputs, attributes, name=name)
@@ -111,13 +121,13 @@ class _Quantizer:
         return node.outputs[0]
 
 
-def _rounded(
+def _quantize_weight(
     weight: Float32[np.ndarray, "I O"], scale: Float32[np.ndarray, " O"], kind: QuantizedFormat
 ) -> Shaped[np.ndarray, "I O"]:
-    scaled: Float[np.ndarray, "I O"] = np.clip(weight / scale[None], -kind.most, kind.most)
+    scaled: Float[np.ndarray, "I O"] = np.clip(weight / scale[None], -kind.maximum, kind.maximum)
     return (np.rint(scaled) if kind.type == ir.DataType.INT8 else scaled).astype(kind.type.numpy())
 
 
 def _inputs(node: ir.Node) -> Sequence[Any]:
-    """A product's inputs, which are always there."""
+    """Return the inputs of a MatMul, which always exist."""
     return node.inputs

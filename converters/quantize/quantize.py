@@ -1,4 +1,4 @@
-"""A float graph -> a quantised one, which is let through only when it still suggests what people sent."""
+"""A float graph -> a quantized graph, accepted only if it still suggests the templates that advocates sent."""
 
 import dataclasses
 import shutil
@@ -22,7 +22,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.runs.run import Run
 from jaxtempl.serve.inference.backends import OnnxRuntime
 
-CALIBRATION = "train"  # the split; the gate's is another
+CALIBRATION = "train"  # split of calibration; the gate reads another one
 FLOATS: tuple[Dtype, ...] = ("fp32", "fp16")
 
 Build = Callable[[Dtype], ir.Model]
@@ -30,17 +30,17 @@ Save = Callable[[ir.Model, Path], None]
 
 
 class QuantizeSamples(NamedTuple):
-    """What a graph is quantised and judged with.
+    """Contexts that a graph is quantized and evaluated with.
 
     Attributes:
-        found: the run.
-        labelled: contexts of the gate.
-        calibration: contexts that static scales are measured on; none where scales are not static.
-        dataset: fingerprint of where both are from.
-        buckets: lengths that latency is measured at.
+        source: The run.
+        labelled: Contexts of the gate.
+        calibration: Contexts that static scales are measured on; empty for dynamic scales.
+        dataset: Fingerprint of the dataset of both.
+        buckets: Lengths in tokens that latency is measured at.
     """
 
-    found: Run
+    source: Run
     labelled: Labelled
     calibration: Sequence[Row]
     dataset: str
@@ -48,24 +48,24 @@ class QuantizeSamples(NamedTuple):
 
 
 class QuantizeResult(NamedTuple):
-    """What came of it.
+    """The result of quantization.
 
     Attributes:
-        verdict: of the gate.
-        lines: fp32, fp16 and the quantised network.
-        facts: keys of bundle.json.
+        verdict: Verdict of the gate.
+        networks: Figures of fp32, fp16 and the quantized network.
+        facts: Entries of bundle.json.
     """
 
     verdict: GateVerdict
-    lines: list[NetworkFigures]
+    networks: list[NetworkFigures]
     facts: dict[str, Any]
 
 
 def float_type(config: ConvertOnnxConfig) -> Dtype:
-    """The type of the floats: as asked for, or what the quantised graph is made from.
+    """Return the type of the floats: as requested, or the type that the quantized graph is made from.
 
     Raises:
-        UsageError: another one was asked for.
+        UsageError: The requested type does not go with the quantization.
     """
     if config.quantize == "none":
         return config.dtype
@@ -74,27 +74,27 @@ def float_type(config: ConvertOnnxConfig) -> Dtype:
     return "fp32" if config.quantize == "int8" else "fp16"
 
 
-def collect_samples(found: Run, dataset: Dataset, config: ConvertOnnxConfig) -> QuantizeSamples | None:
-    """The contexts, read before anything is built; None where nothing is to be quantised.
+def collect_samples(source: Run, dataset: Dataset, config: ConvertOnnxConfig) -> QuantizeSamples | None:
+    """Read the contexts before anything is built; return None without quantization.
 
     Raises:
-        UserError: the run is a language model, or the dataset lacks labelled contexts.
+        UserError: The run is a language model, or the dataset lacks labelled contexts.
     """
     if config.quantize == "none":
         return None
-    if found.phase != "finetune":
+    if source.phase != "finetune":
         raise UserError(
-            f"--quantize={config.quantize} is held to labelled contexts, and {found.folder} is a language model; "
+            f"--quantize={config.quantize} is checked on labelled contexts, and {source.folder} is a language model; "
             "name a finetune run"
         )
-    labelled = gate.labelled(found, dataset, config.gate_contexts)
-    static = config.quantize in qdq.FORMATS
-    rows = _calibration(found, dataset, config.calibrate_contexts) if static else []
-    return QuantizeSamples(found, labelled, rows, dataset.fingerprint, found.window.buckets)
+    labelled = gate.labelled(source, dataset, config.gate_contexts)
+    has_static_scales = config.quantize in qdq.FORMATS
+    rows = _calibration_rows(source, dataset, config.calibrate_contexts) if has_static_scales else []
+    return QuantizeSamples(source, labelled, rows, dataset.fingerprint, source.window.buckets)
 
 
-def _calibration(found: Run, dataset: Dataset, count: int) -> Sequence[Row]:
-    contexts = LabelledContexts.read(dataset, CALIBRATION, found.window).sample(None, 0).with_text().take(slice(count))
+def _calibration_rows(source: Run, dataset: Dataset, count: int) -> Sequence[Row]:
+    contexts = LabelledContexts.read(dataset, CALIBRATION, source.window).sample(None, 0).with_text().take(slice(count))
     if not len(contexts):
         raise UserError(
             f"{dataset.folder} has no labelled {CALIBRATION} contexts to measure scales on; pass --data=DIR"
@@ -103,116 +103,116 @@ def _calibration(found: Run, dataset: Dataset, count: int) -> Sequence[Row]:
 
 
 def quantize_bundle(
-    folder: Path, build: Build, save: Save, given: QuantizeSamples, config: ConvertOnnxConfig
+    folder: Path, build: Build, save: Save, samples: QuantizeSamples, config: ConvertOnnxConfig
 ) -> QuantizeResult:
-    """Puts a quantised model in the place of `folder`'s float one, of `float_type`, if it passes the gate.
+    """Replace the float model of `folder` by a quantized model that passes the gate.
 
     Args:
-        folder: of the bundle in the making; model.onnx and its external data lie in it.
-        build: the graph in either float type.
-        save: stores a model as model.onnx in a folder.
-        given: contexts.
-        config: of the conversion.
+        folder: Unfinished bundle with model.onnx, of type `float_type`, and its external data.
+        build: Builds the graph in either float type.
+        save: Saves a model as model.onnx in a folder.
+        samples: Contexts of calibration and gate.
+        config: Configuration of the conversion.
 
     Raises:
-        UserError: the quantised model does not pass, and is not forced.
+        UserError: The quantized model does not pass, and `--force` is not set.
     """
-    work = folder / "work"
-    places = _floats(folder, work, build, save, float_type(config))
-    model = places[float_type(config)] / bundle.ONNX
-    save(_quantized(model, work, given.calibration, config.quantize), folder)
-    outcome = _judged({**places, config.quantize: folder}, given, config)
-    shutil.rmtree(work)
-    return outcome
+    scratch = folder / "work"
+    folders = _save_float_models(folder, scratch, build, save, float_type(config))
+    model = folders[float_type(config)] / bundle.ONNX
+    save(_quantize(model, scratch, samples.calibration, config.quantize), folder)
+    result = _evaluate({**folders, config.quantize: folder}, samples, config)
+    shutil.rmtree(scratch)
+    return result
 
 
-def _floats(folder: Path, work: Path, build: Build, save: Save, base: Dtype) -> dict[str, Path]:
-    """A folder of each float model; that of type `base` is moved there."""
+def _save_float_models(folder: Path, scratch: Path, build: Build, save: Save, base: Dtype) -> dict[str, Path]:
+    """Return a folder of each float model; the model of type `base` is moved, the other is built."""
     for dtype in FLOATS:
-        (work / dtype).mkdir(parents=True)
+        (scratch / dtype).mkdir(parents=True)
         if dtype != base:
-            save(build(dtype), work / dtype)
+            save(build(dtype), scratch / dtype)
     for path in folder.glob(f"{bundle.ONNX}*"):
-        path.rename(work / base / path.name)
-    return {dtype: work / dtype for dtype in FLOATS}
+        path.rename(scratch / base / path.name)
+    return {dtype: scratch / dtype for dtype in FLOATS}
 
 
-def _quantized(model: Path, work: Path, rows: Sequence[Row], method: str) -> ir.Model:
+def _quantize(model: Path, scratch: Path, rows: Sequence[Row], method: str) -> ir.Model:
     if method == "int8":
-        dynamic_int8.quantize(model, work / "int8.onnx")
-        return _loaded(work / "int8.onnx")
-    graph = _loaded(model)
-    return qdq.insert_qdq(
-        graph, calibrate.absolute_maxima(model, qdq.quantized_activations(graph), rows, sys.stderr.isatty()), method
-    )
+        dynamic_int8.quantize(model, scratch / "int8.onnx")
+        return _load(scratch / "int8.onnx")
+    graph = _load(model)
+    names = qdq.quantized_activations(graph)
+    return qdq.insert_qdq(graph, calibrate.absolute_maxima(model, names, rows, sys.stderr.isatty()), method)
 
 
-def _loaded(path: Path) -> ir.Model:
-    """A stored model whose weights, wherever they lie, are read when it is stored again."""
+def _load(path: Path) -> ir.Model:
+    """Load a model whose external weights are read when it is saved again."""
     model = ir.load(path)
     for value in model.graph.initializers.values():
         if isinstance(tensor := value.const_value, ir.ExternalTensor):
-            value.const_value = _read_later(tensor)
+            value.const_value = _lazy(tensor)
     return model
 
 
-def _read_later(tensor: ir.ExternalTensor) -> ir.LazyTensor:
+def _lazy(tensor: ir.ExternalTensor) -> ir.LazyTensor:
     return ir.LazyTensor(lambda: ir.Tensor(tensor.numpy()), tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _judged(places: Mapping[str, Path], given: QuantizeSamples, config: ConvertOnnxConfig) -> QuantizeResult:
+def _evaluate(folders: Mapping[str, Path], samples: QuantizeSamples, config: ConvertOnnxConfig) -> QuantizeResult:
+    """Score and time the networks; raises UserError if the quantized one is rejected."""
     machine = quantize_report.machine()
     networks = {
-        name: OnnxRuntime(place / bundle.ONNX, machine["threads"], spin=False) for name, place in places.items()
+        name: OnnxRuntime(folder / bundle.ONNX, machine["threads"], spin=False) for name, folder in folders.items()
     }
-    scored = gate.score(networks, given.labelled, sys.stderr.isatty())
-    verdict = gate.judge(scored["fp32"], scored[config.quantize], given.labelled, given.found.templates)
-    _refuse_worse(verdict, given, config)
-    # ONNX Runtime's time for a graph of TensorRT's says nothing
-    lengths = given.buckets if config.quantize == "int8" else []
-    took = measure_latencies(networks, lengths, given.labelled.rows[0], sys.stderr.isatty())
-    lines = [
-        NetworkFigures(name, model_bytes(place), float(scored[name].hits.mean()), took[name])
-        for name, place in places.items()
+    scores = gate.score(networks, samples.labelled, sys.stderr.isatty())
+    verdict = gate.judge(scores["fp32"], scores[config.quantize], samples.labelled, samples.source.templates)
+    _reject_worse(verdict, samples, config)
+    # ONNX Runtime's time of a graph for TensorRT says nothing about TensorRT.
+    lengths = samples.buckets if config.quantize == "int8" else []
+    times = measure_latencies(networks, lengths, samples.labelled.rows[0], sys.stderr.isatty())
+    figures = [
+        NetworkFigures(name, model_bytes(folder), float(scores[name].hits.mean()), times[name])
+        for name, folder in folders.items()
     ]
-    told = {"figures": [dataclasses.asdict(line) for line in lines], "machine": machine}
-    return QuantizeResult(verdict, lines, _facts(verdict, told, given, config))
+    measured = {"figures": [dataclasses.asdict(network) for network in figures], "machine": machine}
+    return QuantizeResult(verdict, figures, _facts(verdict, measured, samples, config))
 
 
-def _refuse_worse(verdict: GateVerdict, given: QuantizeSamples, config: ConvertOnnxConfig) -> None:
+def _reject_worse(verdict: GateVerdict, samples: QuantizeSamples, config: ConvertOnnxConfig) -> None:
     faults = gate.faults(verdict)
     if faults and not config.force:
-        why = "; ".join(faults + gate.doubts(verdict))
+        reasons = "; ".join(faults + gate.doubts(verdict))
         raise UserError(
-            f"{config.quantize} changes what {given.found.folder} suggests: {why}. Nothing was written; --force=true "
-            "writes it all the same"
+            f"{config.quantize} changes the suggestions of {samples.source.folder}: {reasons}. Nothing was written; "
+            "pass --force=true to write it anyway"
         )
 
 
 def _facts(
-    verdict: GateVerdict, told: Mapping[str, Any], given: QuantizeSamples, config: ConvertOnnxConfig
+    verdict: GateVerdict, measured: Mapping[str, Any], samples: QuantizeSamples, config: ConvertOnnxConfig
 ) -> dict[str, Any]:
-    judged = {**gate.as_json(verdict), "forced": bool(gate.faults(verdict))}
-    known = {"dataset": given.dataset, "gate": judged, **told}
+    gate_facts = {**gate.as_json(verdict), "forced": bool(gate.faults(verdict))}
+    facts = {"dataset": samples.dataset, "gate": gate_facts, **measured}
     if config.quantize not in qdq.FORMATS:
-        return {"dtype": config.quantize, "quantize": known}
-    known["calibration"] = {"split": CALIBRATION, "contexts": len(given.calibration), "scales": "largest magnitude"}
-    needed = qdq.FORMATS[config.quantize].compute_capability
-    return {"dtype": config.quantize, "compute_capability": needed, "quantize": known}
+        return {"dtype": config.quantize, "quantize": facts}
+    facts["calibration"] = {"split": CALIBRATION, "contexts": len(samples.calibration), "scales": "largest magnitude"}
+    required = qdq.FORMATS[config.quantize].compute_capability
+    return {"dtype": config.quantize, "compute_capability": required, "quantize": facts}
 
 
-def write_report(out: Path, outcome: QuantizeResult, name: str) -> str:
-    """Writes the page of a bundle beside it, and says the same in a few lines.
+def write_report(out: Path, result: QuantizeResult, name: str) -> str:
+    """Write the page of a bundle next to it, and return its summary in a few lines.
 
     Args:
-        out: the bundle's folder.
-        outcome: of `replace`.
-        name: of the run and its step.
+        out: Folder of the bundle.
+        result: Result of `quantize_bundle`.
+        name: Name of the run and its step.
     """
     path = out.with_name(f"{out.name}.html")
-    page.write(path, name, outcome.verdict, outcome.lines, outcome.facts["quantize"])
-    doubts = gate.doubts(outcome.verdict)
-    said = [format_table(outcome.lines), f"gate: {outcome.verdict.overall.told()}"]
-    said += [f"the gate says little: {'; '.join(doubts)}"] if doubts else []
-    said += [f"forced, for {'; '.join(gate.faults(outcome.verdict))}"] if gate.faults(outcome.verdict) else []
-    return "\n".join([*said, f"page: {path}"])
+    page.write(path, name, result.verdict, result.networks, result.facts["quantize"])
+    faults, doubts = gate.faults(result.verdict), gate.doubts(result.verdict)
+    lines = [format_table(result.networks), f"gate: {result.verdict.overall.told()}"]
+    lines += [f"the gate is weak here: {'; '.join(doubts)}"] if doubts else []
+    lines += [f"forced, despite {'; '.join(faults)}"] if faults else []
+    return "\n".join([*lines, f"page: {path}"])

@@ -1,4 +1,4 @@
-"""What quantisation gains and costs: size, top-1 and latency of a quantised network beside the float ones."""
+"""The gain and the cost of quantization: size, top-1 and latency of the quantized and the float networks."""
 
 import dataclasses
 import importlib.metadata
@@ -6,7 +6,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ from tqdm import tqdm
 
 from converters.verify.verify import Network, Row
 
-ROUNDS = 11  # of one call of every network at every length
+ROUNDS = 11  # each calls every network once at every length
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkFigures:
-    """One network's figures.
+    """The figures of one network.
 
     Attributes:
-        dtype: what it computes in.
-        bytes: of model.onnx with its external data.
-        top1: share of hits on the gate's contexts.
-        milliseconds: median of a call with one row of each length; none where they would say nothing.
+        dtype: Type of the computation.
+        bytes: Size of model.onnx with its external data.
+        top1: Share of hits on the gate's contexts.
+        milliseconds: Median time of a call with one row, by length; empty for graphs made for other hardware.
     """
 
     dtype: str
@@ -37,27 +37,31 @@ class NetworkFigures:
 
 
 def model_bytes(folder: Path) -> int:
-    """Bytes of a model and its external data, which have their folder to themselves."""
+    """Return the size of the model in a folder, with its external data."""
     return sum(path.stat().st_size for path in folder.glob("model.onnx*"))
 
 
 def measure_latencies(
     networks: Mapping[str, Network], lengths: Sequence[int], row: Row, progress: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds of a call with one row, by network and length; interleaved, after a round that warms up.
+    """Return the median milliseconds of a call with one row, by network and length.
+
+    Calls of the networks are interleaved, after one warm-up round.
 
     Args:
-        networks: by name.
-        lengths: in tokens.
-        row: token ids, repeated up to each length.
-        progress: show a bar.
+        networks: Networks by name.
+        lengths: Lengths in tokens.
+        row: Token ids, repeated up to each length.
+        progress: Whether to show a bar.
     """
-    took: dict[str, dict[str, list[float]]] = {name: {str(length): [] for length in lengths} for name in networks}
+    times: dict[str, dict[str, list[float]]] = {name: {str(length): [] for length in lengths} for name in networks}
     for _ in tqdm(range(ROUNDS + 1), desc="timing", unit=" rounds", disable=not progress):
         for length, (name, network) in itertools.product(lengths, networks.items()):
-            took[name][str(length)].append(_milliseconds(network, np.resize(np.array(row, np.int32), (1, length))))
-    warm = {name: {length: own[1:] for length, own in by.items()} for name, by in took.items()}
-    return {name: {length: float(np.median(own)) for length, own in by.items()} for name, by in warm.items()}
+            times[name][str(length)].append(_milliseconds(network, np.resize(np.array(row, np.int32), (1, length))))
+    return {
+        name: {length: float(np.median(calls[1:])) for length, calls in by_length.items()}
+        for name, by_length in times.items()
+    }
 
 
 def _milliseconds(network: Network, ids: Int32[np.ndarray, "1 L"]) -> float:
@@ -67,7 +71,7 @@ def _milliseconds(network: Network, ids: Int32[np.ndarray, "1 L"]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are measured on, with a thread for each core that this process may use."""
+    """Return the machine of the measurements, with one thread per core that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
@@ -80,22 +84,21 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
-def format_table(lines: Iterable[NetworkFigures]) -> str:
-    """The figures as text."""
-    shown = list(lines)
-    lengths = list(shown[-1].milliseconds)
-    heads = [f"{'':13}", f"{'MB':>9}", f"{'top-1':>8}", *(f"{f'{length} tokens':>12}" for length in lengths)]
+def format_table(networks: Sequence[NetworkFigures]) -> str:
+    """Format the figures as a table in plain text."""
+    lengths = list(networks[-1].milliseconds)
+    header = [f"{'':13}", f"{'MB':>9}", f"{'top-1':>8}", *(f"{f'{length} tokens':>12}" for length in lengths)]
     rows = [
         [
-            f"{line.dtype:13}",
-            f"{line.bytes / 1e6:9,.1f}",
-            f"{line.top1:8.2%}",
-            *(f"{line.milliseconds[length]:9,.1f} ms" for length in lengths),
+            f"{network.dtype:13}",
+            f"{network.bytes / 1e6:9,.1f}",
+            f"{network.top1:8.2%}",
+            *(f"{network.milliseconds[length]:9,.1f} ms" for length in lengths),
         ]
-        for line in shown
+        for network in networks
     ]
-    return "\n".join(" ".join(cells) for cells in [heads, *rows])
+    return "\n".join(" ".join(cells) for cells in [header, *rows])
