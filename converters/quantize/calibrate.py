@@ -32,7 +32,7 @@ def absolute_maxima(
         UserError: A value is not finite.
     """
     instrumented = model.with_name("calibrating.onnx")  # in the same folder, to find its external data
-    onnx.save(_add_maxima(onnx_check.load(model), names), instrumented)
+    onnx.save(_add_maxima(onnx_check.load_graph(model), names), instrumented)
     network = OnnxRuntime(instrumented, spin=False)
     instrumented.unlink()
     outputs, maxima = [_maximum_name(name) for name in names], np.zeros(len(names))
