@@ -14,6 +14,8 @@ bundle = json.loads((folder / "bundle.json").read_text("utf-8"))
 templates = json.loads((folder / "templates.json").read_text("utf-8"))
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 tokenizer.encode_special_tokens = True  # what a customer types is text, `<|endoftext|>` too
+tokenizer.no_padding()
+tokenizer.no_truncation()
 
 # The window: the newest whole messages that fit, joined by a space; a newest message that is too long keeps its end.
 window, room = list[int](), bundle["window"] - bundle["special_tokens"]

@@ -4,15 +4,18 @@ import gc
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ASSETS
 
+from jaxtempl.config import sizes
+from jaxtempl.errors import UserError
 from jaxtempl.text import formats
 from jaxtempl.text.cases import Message
 from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.text.window import Window, newest_fitting
+from jaxtempl.text.window import Window, bucket_of, newest_fitting, pad_rows
 
 TOKENIZER = Tokenizer(ASSETS / "nano" / "tokenizer.json")
 MESSAGES = st.builds(
@@ -79,3 +82,15 @@ def test_a_window_is_freed_with_its_last_user_and_frees_its_tokenizer() -> None:
         assert kept() is None
     finally:
         gc.enable()
+
+
+def test_special_tokens_that_leave_no_room_are_refused() -> None:
+    with pytest.raises(UserError, match=r"a window of 2 tokens has no room for text next to .* 2 special tokens"):
+        Window(Tokenizer(sizes.tokenizer_path("bert-tiny")), 2)
+
+
+def test_rows_are_padded_on_the_right() -> None:
+    ids, lengths = pad_rows([[5, 6], [7]], 3, count=3)
+    np.testing.assert_array_equal(ids, [[5, 6, 0], [7, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(lengths, [2, 1, 0])
+    assert [bucket_of(length, (4, 8)) for length in (1, 4, 5, 8)] == [4, 4, 8, 8]
