@@ -1,4 +1,4 @@
-"""`jaxtempl COMMAND` once installed, `python -m jaxtempl COMMAND`; the scripts in `bin/` call this."""
+"""Dispatch `python -m jaxtempl COMMAND` and `jaxtempl COMMAND`; the scripts in `bin/` call this."""
 
 import importlib
 import importlib.metadata
@@ -32,7 +32,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 
 def command(name: str) -> Callable[[Sequence[str]], None]:
-    """Return the `main` of a command; its module, and what that imports, is loaded only now.
+    """Return the `main` of a command; its module and its dependencies are imported only here.
 
     Raises:
         UsageError: There is no such command.

@@ -1,4 +1,4 @@
-"""From argv to an exit code: a user's mistake is one clear line, never a traceback."""
+"""Run a command's `main` and return its exit code; a user's mistake is one clear line, never a traceback."""
 
 import logging
 import os
@@ -11,11 +11,11 @@ from jaxtempl.errors import INTERRUPTED_EXIT_CODE, Interrupted, UsageError, User
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Runs a command.
+    """Run a command.
 
     Returns:
-        0 when done, 1 for what the user can mend, 2 for a wrong flag, 75 when SIGTERM stopped a training that the
-        same command goes on with, 130 when interrupted at the keyboard, 141 when nobody reads what it prints.
+        0 on success, 1 for an error that the user can fix, 2 for a wrong flag, 75 when SIGTERM stopped a training that
+        the same command resumes, 130 when interrupted at the keyboard, 141 when standard output was closed.
     """
     _quiet()
     try:
@@ -27,27 +27,27 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         print(stop, file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader has gone: say no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader closed the pipe
         return 141
     except OSError as error:  # a folder where a file should be, a full disk, no permission
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command starts again, and a training goes on where it was", file=sys.stderr)
+        print("interrupted; run the same command again, which resumes a training", file=sys.stderr)
         return 130
     return 0
 
 
 def named(program: str, commands: Mapping[str, tuple[str, type]], argv: Sequence[str]) -> str:
-    """The name of a command that is several, from what follows it; empty where help was asked, and given.
+    """Return the subcommand that the arguments name, or print the help and return an empty string.
 
     Args:
-        program: `bin/NAME`.
-        commands: module and config by name.
-        argv: the name first.
+        program: Name of the command, as `bin/NAME`.
+        commands: Module and dataclass of each subcommand.
+        argv: Arguments, the subcommand first.
 
     Raises:
-        UsageError: none of them is named.
+        UsageError: The first argument is not a subcommand.
     """
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
@@ -60,13 +60,13 @@ def named(program: str, commands: Mapping[str, tuple[str, type]], argv: Sequence
 
 
 def _quiet() -> None:
-    """Keeps libraries' chatter off the screen; errors of theirs still raise."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # a save that failed is told by our own line
+    """Silence the log messages of libraries; their errors still raise."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is reported by the error itself
     warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax|grain")
-    sys.excepthook = _told_otherwise
+    sys.excepthook = _print_uncaught
 
 
-def _told_otherwise(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Drops what writers of a checkpoint that failed for want of room print one by one; the save itself raises."""
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error, except those of a failed checkpoint's writers; the save itself raises."""
     if str(error) != "Event loop is closed":
         sys.__excepthook__(kind, error, trace)

@@ -1,6 +1,6 @@
-"""Errors that are the user's to mend: each is one clear line, never a traceback.
+"""Errors that the user can fix: each is one clear line, never a traceback.
 
-A message says what is wrong, what was got, what is allowed and what to do.
+A message states what happened, what was found, what is allowed and what to do.
 """
 
 
@@ -13,15 +13,15 @@ class UsageError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-INTERRUPTED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+INTERRUPTED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: all is saved
-    """A training stopped on request; the message says where it resumes."""
+class Interrupted(Exception):  # noqa: N818 - not an error: everything is saved
+    """A training stopped on request; the message states where it resumes."""
 
 
 class InterruptedEarly(Interrupted):

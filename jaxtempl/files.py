@@ -1,4 +1,4 @@
-"""The one place that writes and checks artefacts: atomic files and folders, sha256 manifests, containment."""
+"""Write and check artefacts: atomic files and folders, sha256 manifests, containment."""
 
 import contextlib
 import hashlib
@@ -13,31 +13,31 @@ from typing import Any
 
 from jaxtempl.errors import UserError
 
-FORMAT = 1  # of a JSON artefact that does not state another
-NEWEST_FORMAT = 2  # that this release reads: runs and evaluation reports have renamed keys since 1
-MOST_JSON = 64 * 2**20  # bytes of a JSON file; a tokenizer.json of 250,000 words has some 30 million
+FORMAT = 1  # of a JSON artefact that states none
+NEWEST_FORMAT = 2  # that this release reads; runs and evaluation reports have renamed keys since 1
+MAX_JSON = 64 * 2**20  # bytes of a JSON file; a tokenizer.json of 250,000 tokens has about 30 million
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks."""
+    """Return the hex sha256 of a file, which is read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_files(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, dict[str, Any]]:
-    """Return `{"sha256", "bytes"}` of every wanted file below `folder` except its manifest, by relative POSIX path."""
+def list_files(folder: Path, included: Callable[[str], bool] = lambda _: True) -> dict[str, dict[str, Any]]:
+    """Return `{"sha256", "bytes"}` of every included file below `folder` except its manifest, by relative POSIX path."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     named = ((p.relative_to(folder).as_posix(), p) for p in paths)
     return {
         name: {"sha256": sha256(path), "bytes": path.stat().st_size}
         for name, path in named
-        if name != "manifest.json" and wanted(name)
+        if name != "manifest.json" and included(name)
     }
 
 
-def sums(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
+def sums(folder: Path, included: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
     """Return the sha256 sums of `list_files` alone."""
-    return {name: entry["sha256"] for name, entry in list_files(folder, wanted).items()}
+    return {name: entry["sha256"] for name, entry in list_files(folder, included).items()}
 
 
 def _temporary(path: Path) -> Path:
@@ -46,7 +46,7 @@ def _temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Generator[Path]:
-    """Yields a temporary path beside `path` that takes its name only when the block succeeds."""
+    """Yield a temporary path next to `path`, renamed to it only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -58,10 +58,10 @@ def atomic_file(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, replace: bool = False) -> Generator[Path]:
-    """Yields a temporary folder beside `path` that takes its name only when the block succeeds.
+    """Yield a temporary folder next to `path`, renamed to it only if the block succeeds.
 
     Raises:
-        UserError: `path` exists and `replace` is off.
+        UserError: `path` exists and `replace` is false.
     """
     if path.exists() and not replace:
         raise UserError(f"{path} exists already; remove it or name another folder")
@@ -76,7 +76,7 @@ def atomic_folder(path: Path, replace: bool = False) -> Generator[Path]:
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Renames; an older folder of that name is moved aside first and removed last, so a whole one always exists."""
+    """Rename a folder; an older one is moved aside first and removed last, so a complete one always exists."""
     if not path.exists():
         temporary.rename(path)
         return
@@ -87,7 +87,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically; an object gets `"format": 1` unless it says so itself."""
+    """Write indented JSON atomically; an object gets `"format": 1` unless it states its own."""
     if isinstance(value, dict):
         value = {"format": FORMAT, **value}
     with atomic_file(path) as temporary:
@@ -95,65 +95,65 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value: named tuples as objects, and numbers that are none as null."""
+    """Return a value as JSON can hold it: named tuples as objects, NaN and infinities as null."""
     if hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON that `write_json` or a user wrote.
+    """Read JSON that `write_json` or a user wrote.
 
     Raises:
-        UserError: the file is missing, too large, is not JSON, or is of a newer format than this release reads.
+        UserError: The file is missing, too large, not JSON, or of a newer format than this release reads.
     """
     try:
         refuse_large(path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is {path.parent} the folder you meant?") from None
-    except (ValueError, RecursionError) as error:  # of its syntax, its characters, its numbers or its depth
+    except (ValueError, RecursionError) as error:  # its syntax, its characters, its numbers or its depth
         raise UserError(f"{path} is not JSON: {error}") from None
-    newer = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
-    if isinstance(newer, int) and newer > NEWEST_FORMAT:
-        raise UserError(f"{path} has format {newer}; this release reads up to {NEWEST_FORMAT}: update jaxtempl")
+    format_ = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
+    if isinstance(format_, int) and format_ > NEWEST_FORMAT:
+        raise UserError(f"{path} has format {format_}; this release reads up to {NEWEST_FORMAT}: update jaxtempl")
     return value
 
 
-def refuse_large(path: Path, most: int = MOST_JSON) -> None:
-    """Raises UserError, before it is read, when a file has more than `most` bytes; it must exist."""
+def refuse_large(path: Path, maximum: int = MAX_JSON) -> None:
+    """Raise UserError if an existing file has more than `maximum` bytes, before it is read."""
     size = path.stat().st_size
-    if size > most:
-        raise UserError(f"{path} has {size:,} bytes; up to {most:,} are read: is it the file you meant?")
+    if size > maximum:
+        raise UserError(f"{path} has {size:,} bytes; up to {maximum:,} are read: is it the file you meant?")
 
 
-def check_sum(path: Path, known: Any) -> None:
-    """Holds a file to what a manifest says of it; sizes are compared before anything is read.
+def check_sum(path: Path, entry: Any) -> None:
+    """Compare a file with its entry in a manifest; sizes are compared before anything is read.
 
     Args:
-        path: may be missing.
-        known: `{"sha256", "bytes"}` as a manifest has it, or whatever else is there in its place.
+        path: File, which may be missing.
+        entry: `{"sha256", "bytes"}`, or anything else that the manifest holds instead.
 
     Raises:
-        UserError: the manifest has no size or sum, or the file has others.
+        UserError: The entry has no size or sum, or the file has others.
     """
-    if not isinstance(known, dict) or type(known.get("bytes")) is not int or type(known.get("sha256")) is not str:
-        raise UserError(f"the manifest of {path.parent} has no size and sha256 of {path.name}; make the folder again")
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("sha256")) is not str:
+        raise UserError(f"the manifest of {path.parent} has no size and sha256 of {path.name}; write the folder again")
     if not path.is_file():
-        raise UserError(f"{path} is missing, and the manifest beside it names it; copy the whole folder again")
-    if path.stat().st_size != known["bytes"]:
-        got = f"{path.stat().st_size:,} bytes, not {known['bytes']:,}"
-        raise UserError(f"{path} has {got} as the manifest beside it says; copy the folder again")
-    if sha256(path) != known["sha256"]:
-        raise UserError(f"{path} is not what the manifest beside it sums up (sha256); copy the folder again")
+        raise UserError(f"{path} is missing, and the manifest next to it lists it; copy the whole folder again")
+    if path.stat().st_size != entry["bytes"]:
+        got = f"{path.stat().st_size:,} bytes, not {entry['bytes']:,}"
+        raise UserError(f"{path} has {got} as the manifest next to it states; copy the folder again")
+    if sha256(path) != entry["sha256"]:
+        raise UserError(f"{path} differs from the manifest next to it (sha256); copy the folder again")
 
 
 def kind(path: Path) -> str | None:
-    """What a JSON artefact of ours says it is; None where there is none or it is somebody else's."""
+    """Return the kind of a JSON artefact; None if there is no file or it states none."""
     try:
         value = read_json(path)
     except (UserError, OSError):
@@ -162,10 +162,10 @@ def kind(path: Path) -> str | None:
 
 
 def check_target(path: Path, overwrite: bool, manifest: str, kind_: str) -> None:
-    """Whether a command may write a folder there: a new one, or with `overwrite` in place of one of its own kind.
+    """Check that a command may write a folder: the path is new, or `overwrite` is set and it holds the same kind.
 
     Raises:
-        UserError: it may not.
+        UserError: The path holds something else, or `overwrite` is not set.
     """
     if not path.exists():
         return
@@ -173,14 +173,14 @@ def check_target(path: Path, overwrite: bool, manifest: str, kind_: str) -> None
         raise UserError(f"{path} exists already; --overwrite replaces it, or name another folder with --out")
     empty = path.is_dir() and not any(path.iterdir())
     if not empty and kind(path / manifest) != kind_:
-        raise UserError(f"{path} is no {kind_}, so --overwrite leaves it alone; name another folder with --out")
+        raise UserError(f"{path} is not a {kind_}, so --overwrite does not replace it; name another folder with --out")
 
 
 def contained(folder: Path, name: str) -> Path:
-    """The path of `name` inside `folder`, which itself may be reached through links.
+    """Return the path of `name` inside `folder`, which itself may be reached through links.
 
     Raises:
-        UserError: `name` is absolute, leaves the folder, or goes through a link, wherever that leads.
+        UserError: `name` is absolute, leaves the folder, or goes through a link, even to a file inside.
     """
     root = folder.resolve()
     path = Path(os.path.normpath(root / name))
@@ -192,12 +192,30 @@ def contained(folder: Path, name: str) -> Path:
     return path
 
 
+def downloaded(folder: Path, name: str) -> Path:
+    """Return the path of a file of a downloaded folder, whether it exists or not.
+
+    The hub's cache keeps a revision as links: `snapshots/REVISION/NAME` leads to a file of `blobs/`, next to
+    `snapshots/`. These links are followed, since they lead to the same download; no other link is.
+
+    Raises:
+        UserError: `name` is absolute, leaves the folder, or goes through another link.
+    """
+    root = folder.resolve()
+    snapshot = next((at for at in (root, root.parent) if at.parent.name == "snapshots"), None)
+    if snapshot and Path(name).name == name and (root / name).is_symlink():
+        blob = Path(os.path.realpath(root / name))
+        if blob.parent == snapshot.parent.parent / "blobs":
+            return blob
+    return contained(folder, name)
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line."""
+    """Append one JSON line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; none where there is no file."""
+    """Return the records of a file of JSON lines, or none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -174,7 +174,7 @@ def test_published_files_are_read_with_what_they_have_more(tmp_path: Path) -> No
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-@pytest.mark.parametrize("missing", [row.stored for row in BERT.rows if row.part not in ("pooler", "head")][::4])
+@pytest.mark.parametrize("missing", [row.stored for row in BERT.rules if row.part not in ("pooler", "head")][::4])
 def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
     theirs(ODD, BertForMaskedLM, tmp_path)
     stored, name = load_file(tmp_path / "model.safetensors"), "bert." + missing.format(layer=1)

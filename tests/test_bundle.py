@@ -129,7 +129,7 @@ def test_a_flipped_byte_is_seen_in_every_file(tmp_path: Path) -> None:
     for name in ("model.onnx", "tokenizer.json", "templates.json"):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
-        with pytest.raises(UserError, match=rf"{name} is not what the manifest beside it sums up"):
+        with pytest.raises(UserError, match=rf"{name} differs from the manifest next to it"):
             Bundle.open(folder)
         (folder / name).write_bytes(kept)
     Bundle.open(folder)

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl.config import parsing, paths, sizes
+from jaxtempl.config import converting, data, evaluation, parsing, paths, scaling, serving, sizes, training
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
@@ -16,7 +16,13 @@ from jaxtempl.prepare import pipeline
 from jaxtempl.specs import architecture
 from jaxtempl.training import initialization, trainer
 
-CLASSES = [kind for name, kind in vars(parsing).items() if name.endswith("Config") and dataclasses.is_dataclass(kind)]
+AREAS = (converting, data, evaluation, scaling, serving, training)
+CLASSES = [
+    kind
+    for area in AREAS
+    for name, kind in vars(area).items()
+    if name.endswith("Config") and dataclasses.is_dataclass(kind)
+]
 SIZES = sorted(path.stem for path in (paths.CONFIGS / "sizes").glob("*.yaml"))
 
 
@@ -49,7 +55,7 @@ def test_the_paper_recipe_is_table_2(size: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--size=nano", "--sede=3"], "nearest: --seed"),
         (["--size=nano", "--steps=many"], "not a whole number"),
@@ -60,13 +66,13 @@ def test_the_paper_recipe_is_table_2(size: str) -> None:
         (["--size=nano", "--seed=-1"], "0 or more is allowed"),
         (["--size=nano", "--resume=perhaps"], "allowed: auto, must, never"),
         (["--size=4o0m"], "allowed: "),
-        ([], "--size=SIZE or --from=RUN"),
+        ([], "--size=SIZE, --weights=DIR|HUB or --from=RUN"),
     ],
 )
-def test_a_wrong_flag_is_one_line_that_says_what_to_do(argv: list[str], said: str) -> None:
+def test_a_wrong_flag_is_one_line_that_says_what_to_do(argv: list[str], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse(*argv)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -119,7 +125,7 @@ def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
 READERS = {  # the packages that are handed each command's config
     "PrepareConfig": ["prepare"],
     "TrainConfig": ["training", "parallel"],
-    "AdaptConfig": ["training", "parallel", "planning"],
+    "AdaptConfig": ["training", "parallel", "planning", "commands"],
     "FinetuneConfig": ["training", "parallel"],
     "EvaluateConfig": ["evaluation"],
     "SuggestConfig": ["commands"],
@@ -145,7 +151,7 @@ def test_no_config_field_is_read_by_nothing(kind: type) -> None:
     folders = (paths.PACKAGE / name for name in READERS[kind.__name__])
     read = {name for folder in folders for file in folder.rglob("*.py") for name in fields_read(file)}
     read |= set(pipeline.INPUTS)  # prepare looks these up by name
-    read |= {"recipe"}  # start.layers looks this up in what was given, before there is a dataclass
+    read |= {"recipe"}  # config_layers reads it from the flags, before the dataclass exists
     assert {field.name for field in dataclasses.fields(kind)} <= read
 
 

@@ -62,23 +62,23 @@ def test_a_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
     assert files.contained(tmp_path / "link", "a/./b") == tmp_path / "in" / "a" / "b"
 
 
-def test_a_file_is_held_to_its_size_and_its_sum(tmp_path: Path) -> None:
+def test_a_file_is_compared_with_its_size_and_its_sum(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    known = {"bytes": 3, "sha256": files.sha256(path)}
-    files.check_sum(path, known)
+    entry = {"bytes": 3, "sha256": files.sha256(path)}
+    files.check_sum(path, entry)
     for wrong, message in {
-        (3, "0" * 64): "sums up",
-        (4, known["sha256"]): "has 3 bytes, not 4",
-        ("3", known["sha256"]): "no size and sha256 of file",
+        (3, "0" * 64): "differs from the manifest",
+        (4, entry["sha256"]): "has 3 bytes, not 4",
+        ("3", entry["sha256"]): "no size and sha256 of file",
         (3, None): "no size and sha256 of file",
     }.items():
         with pytest.raises(UserError, match=message):
-            files.check_sum(path, dict(zip(known, wrong, strict=True)))
+            files.check_sum(path, dict(zip(entry, wrong, strict=True)))
     with pytest.raises(UserError, match="no size and sha256 of file"):
         files.check_sum(path, None)
     with pytest.raises(UserError, match="is missing"):
-        files.check_sum(tmp_path / "none", known)
+        files.check_sum(tmp_path / "none", entry)
 
 
 def test_json_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None:

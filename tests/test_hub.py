@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import SMALL, assert_same, saved
+from folders import assert_same, saved
 
+from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
 from jaxtempl.huggingface import hub, load
-from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.training import initialization
+from jaxtempl.text.pretrained import folder_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORIES = {
@@ -32,7 +32,7 @@ REPOSITORIES = {
 }
 SCRIPT = """
 import sys
-from jaxtempl import hub
+from jaxtempl.huggingface import hub
 from jaxtempl.errors import UserError
 try:
     print(hub.fetch(sys.argv[1], sys.argv[2] or None))
@@ -102,7 +102,7 @@ def endpoint() -> Iterator[str]:
 def fetch(endpoint: str, home: Path, name: str, revision: str = "") -> str:
     """In a process of its own: huggingface_hub reads its environment when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    root = str(Path(hub.__file__).parent.parent)
+    root = str(ROOT)
     environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": root}
     command = [sys.executable, "-c", SCRIPT, name, revision]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
@@ -125,8 +125,7 @@ def test_weights_are_read_out_of_the_hubs_cache(endpoint: str, tmp_path: Path) -
     folder = Path(fetch(endpoint, tmp_path, "owner/small"))
     assert all(path.is_symlink() for path in folder.iterdir())
     assert_same(load.read(folder).params, load.read(tmp_path / "made").params)
-    begun = initialization._from_weights(str(folder), None, SMALL, tmp_path / "another")
-    assert Tokenizer(begun.tokenizer).end_of_text == 0
+    assert folder_tokenizer(folder).end_of_text == 0
 
 
 def test_what_was_fetched_is_used_without_a_network(endpoint: str, tmp_path: Path) -> None:

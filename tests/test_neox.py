@@ -186,7 +186,7 @@ def logits_of(graphdef: Any, params: Any, tokens: jax.Array) -> jax.Array:
 
 
 def leaf_paths() -> list[str]:
-    return [row.path for row in mapping.NEOX.rows if row.stored != "score.weight"]
+    return [row.path for row in mapping.NEOX.rules if row.stored != "score.weight"]
 
 
 @pytest.mark.parametrize("path", leaf_paths())

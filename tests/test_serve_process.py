@@ -105,7 +105,7 @@ def test_what_cannot_be_served_is_one_line(folder: Path, tmp_path: Path) -> None
         for code, words, flags in [
             (2, "what is to be served? pass --bundle=DIR", []),
             (1, "is not a bundle", [f"--bundle={tmp_path}", "--port=0"]),
-            (1, "is not what the manifest beside it sums up", [f"--bundle={bad}", "--port=0"]),
+            (1, "differs from the manifest next to it", [f"--bundle={bad}", "--port=0"]),
             (1, "cannot be listened on: Address already in use", [f"--bundle={folder}", f"--port={port}"]),
             (1, "holds no token", [f"--bundle={folder}", "--port=0", "--tokens=/dev/null"]),
         ]:
@@ -151,7 +151,11 @@ def test_a_bad_bundle_leaves_the_old_one_serving_and_says_why(folder: Path, toke
     with (bad / "model.onnx").open("ab") as file:
         file.write(b"\0")
     with served(folder, tmp_path / "e.sqlite", tokens) as server:
-        for path, why in [(bad, "bytes, not"), (tmp_path, "is not a bundle"), (tmp_path / "nowhere", "is no bundle")]:
+        for path, why in [
+            (bad, "bytes, not"),
+            (tmp_path, "is not a bundle"),
+            (tmp_path / "nowhere", "is not a bundle"),
+        ]:
             got = admin(server, "reload", bundle=str(path))
             assert (got.status, why in got.json["error"]) == (422, True), got
             assert server.suggest().json["model_version"] == version(folder)

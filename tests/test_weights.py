@@ -34,7 +34,7 @@ def test_round_trip_is_bit_for_bit(tmp_path: Path, head: config.Head) -> None:
 
 
 def test_every_row_and_every_leaf_is_used_once() -> None:
-    rows = [row for row in mapping.NEOX.rows if row.stored != "score.weight"]
+    rows = [row for row in mapping.NEOX.rules if row.stored != "score.weight"]
     leaves = jax.tree_util.tree_flatten_with_path(random_params(17))[0]
     assert sorted(row.path for row in rows) == sorted("/".join(k.key for k in path) for path, _ in leaves)
 
@@ -216,10 +216,10 @@ def test_embedded_model_is_read() -> None:
 
 def test_tensors_are_read_into_their_shards(tmp_path: Path) -> None:
     params = saved(tmp_path, shard_bytes=2000)
-    places = rules.shardings(mesh.make_mesh(MeshShape(2, 2, 1)), params)
-    read = load.read(tmp_path, SMALL, places).params
+    shardings = rules.shardings(mesh.make_mesh(MeshShape(2, 2, 1)), params)
+    read = load.read(tmp_path, SMALL, shardings).params
     assert_same(read, params)
-    jax.tree.map(check_placed, read, places)
+    jax.tree.map(check_placed, read, shardings)
 
 
 def check_placed(leaf: Any, place: Any) -> None:
@@ -229,7 +229,7 @@ def check_placed(leaf: Any, place: Any) -> None:
 
 def test_parts_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
     params = saved(tmp_path)
-    places = rules.shardings(mesh.make_mesh(MeshShape(1, 1, 1)), params)
-    read = load.read(tmp_path, SMALL, {"embed": places["embed"], "norm": places["norm"]}).params
+    shardings = rules.shardings(mesh.make_mesh(MeshShape(1, 1, 1)), params)
+    read = load.read(tmp_path, SMALL, {"embed": shardings["embed"], "norm": shardings["norm"]}).params
     assert_same(read, {"embed": params["embed"], "norm": params["norm"]})
     assert checks.check(tmp_path, SMALL)[:2] == (SMALL, "lm")

@@ -175,7 +175,10 @@ def _is_left(begun: Mapping[str, Any]) -> bool:
 
 def _base_model(first: Run) -> str | None:
     """The weights on the hub that a run began with, if they are those published for its size."""
-    published, begun = sizes.read_size(first.manifest["size"])["weights"], first.manifest["start"]
+    size, begun = first.manifest["size"], first.manifest["start"]
+    if size not in sizes.size_names():
+        return None
+    published = sizes.read_size(size)["weights"]
     return published if begun.get("weights") == published and not published.startswith("assets/") else None
 
 

@@ -1,1 +1,1 @@
-"""The settings of every command: one frozen dataclass a command, and how flags and YAML files fill it."""
+"""The configuration of every command: one frozen dataclass a command, filled by flags and YAML files."""

@@ -1,4 +1,4 @@
-"""The settings of `bin/prepare`."""
+"""The configuration of `bin/prepare`."""
 
 import dataclasses
 from pathlib import Path
@@ -8,21 +8,25 @@ from jaxtempl.config.fields import option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Transcripts -> a dataset: cases, labels and packed language-model rows."""
+    """Prepare transcripts: write a dataset of cases, labels and packed language-model rows."""
 
-    transcripts: tuple[str, ...] = option((), "files, folders or URLs of cases, split by a hash of case_id")
-    train: tuple[str, ...] = option((), "cases of the training side, when the split is given")
-    validation: tuple[str, ...] = option((), "cases held out from training (default: 2 % of --train)")
-    test: tuple[str, ...] = option((), "cases of the test side, when the split is given")
-    documents: tuple[str, ...] = option((), 'other text ({"id", "text"} a line) for packed rows alone')
-    templates: str = option("", 'JSON file of [{"id", "text", "active"}]; others are taken from the transcripts')
-    label: str = option("template", "the key of a message that names its template")
-    size: str = option("", "pack rows with this size's tokenizer (default: Pythia's)")
-    tokenizer: str = option("", "pack rows with this tokenizer.json instead")
-    fractions: tuple[float, ...] = option((0.49, 0.01, 0.5), "train, validation and test shares of --transcripts")
-    min_count: int = option(1, "training examples a template needs to be a class", least=1)
-    max_bad: float = option(0.01, "share of bad records above which nothing is written", least=0)
-    length: int = option(2048, "tokens of a packed row", least=2)
-    seed: int = option(0, "order of the documents in the packed rows", least=0)
-    overwrite: bool = option(False, "replace --out when it exists")
-    out: Path = option(Path("data"), "folder of the dataset")
+    transcripts: tuple[str, ...] = option((), "Files, folders or URLs of cases, split by a hash of case_id.")
+    train: tuple[str, ...] = option((), "Training cases, if the split is given.")
+    validation: tuple[str, ...] = option((), "Validation cases (default: 2 % of --train).")
+    test: tuple[str, ...] = option((), "Test cases, if the split is given.")
+    documents: tuple[str, ...] = option((), 'Other text ({"id", "text"} a line), for packed rows only.')
+    templates: str = option(
+        "", 'JSON file of [{"id", "text", "active"}]; other templates are collected from the transcripts.'
+    )
+    label: str = option("template", "Key of a message that names its template.")
+    size: str = option("", "Size whose tokenizer packs the rows (default: Pythia's tokenizer).")
+    tokenizer: str = option(
+        "", "Tokenizer that packs the rows: a tokenizer.json, a vocab.txt, or a folder of weights that has one."
+    )
+    fractions: tuple[float, ...] = option((0.49, 0.01, 0.5), "Train, validation and test shares of --transcripts.")
+    min_count: int = option(1, "Minimum training examples of a template that becomes a class.", minimum=1)
+    max_bad: float = option(0.01, "Maximum share of bad records; above it nothing is written.", minimum=0)
+    length: int = option(2048, "Tokens of a packed row.", minimum=2)
+    seed: int = option(0, "Seed of the order of documents in the packed rows.", minimum=0)
+    overwrite: bool = option(False, "Replace --out if it is a dataset.")
+    out: Path = option(Path("data"), "Folder of the dataset.")

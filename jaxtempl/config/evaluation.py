@@ -1,4 +1,4 @@
-"""The settings of `bin/evaluate`, `bin/suggest` and `bin/demo`."""
+"""The configuration of `bin/evaluate`, `bin/suggest` and `bin/demo`."""
 
 import dataclasses
 from pathlib import Path
@@ -9,34 +9,39 @@ from jaxtempl.config.fields import argument, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """A run on a split: report.json, predictions.jsonl and a page."""
+    """Evaluate a run on a split: write report.json, predictions.jsonl and a page."""
 
-    run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best")
-    data: Path = option(Path("data"), "dataset")
-    split: Literal["train", "validation", "test"] = option("test", "side of the dataset")
-    out: str = option("", "folder of the report (default: RUN/evaluate-SPLIT)")
-    baselines: bool = option(True, "fit and score majority, previous template and linear n-grams beside the run")
-    zero_shot: int = option(
-        0, "of an adapt run: contexts whose template is predicted by the likelihood of its text", least=0, was="exam"
+    run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best.")
+    data: Path = option(Path("data"), "Folder of the dataset.")
+    split: Literal["train", "validation", "test"] = option("test", "Split of the dataset.")
+    out: str = option("", "Folder of the report (default: RUN/evaluate-SPLIT).")
+    baselines: bool = option(
+        True, "Also fit and score three baselines: majority, previous template, and linear n-grams."
     )
-    batch_size: int = option(64, "rows at a time", least=1, was="batch")
-    seed: int = option(0, "of the bootstrap, the baselines and the exam's contexts", least=0)
+    zero_shot: int = option(
+        0,
+        "Number of contexts whose template an adapt run predicts by the likelihood of its text.",
+        minimum=0,
+        was="exam",
+    )
+    batch_size: int = option(64, "Rows of a batch.", minimum=1, was="batch")
+    seed: int = option(0, "Seed of the bootstrap, the baselines and the zero-shot contexts.", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuggestConfig:
-    """A case in, the templates an advocate most likely wants next out."""
+    """Suggest the templates that an advocate most likely wants next in a case."""
 
-    case: Path = argument('JSON file of {"messages": [{"role", "text"}, ...]}; - reads standard input')
-    bundle: str = option("", "a bundle that bin/convert onnx made; needs no JAX")
-    run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best of a finetune, in place of a bundle")
-    k: int = option(5, "how many templates", least=1)
-    json: bool = option(False, "print JSON instead of a table")
+    case: Path = argument('JSON file of {"messages": [{"role", "text"}, ...]}; - reads standard input.')
+    bundle: str = option("", "Folder of a bundle that bin/convert onnx wrote; needs no JAX.")
+    run: str = option("", "A finetune RUN, RUN@STEP, RUN@last or RUN@best, instead of a bundle.")
+    k: int = option(5, "Number of templates.", minimum=1)
+    json: bool = option(False, "Print JSON instead of a table.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole path on the embedded model and synthetic cases, ending with the advocate's console."""
+    """Run the whole path on the embedded model and synthetic cases, up to the advocate's console."""
 
-    out: Path = option(Path("demo"), "folder for all that is made")
-    serve: bool = option(False, "leave the server of the console running until Ctrl-C")
+    out: Path = option(Path("demo"), "Folder for everything that is written.")
+    serve: bool = option(False, "Keep the console's server running until Ctrl-C.")

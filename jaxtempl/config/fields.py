@@ -1,4 +1,4 @@
-"""How a field of a command's dataclass states its flag, its help and its bound."""
+"""Declare a field of a command's dataclass: its flag, its help and its lower bound."""
 
 import dataclasses
 from typing import Any, Literal
@@ -6,16 +6,24 @@ from typing import Any, Literal
 DeviceName = Literal["none", "a10", "a100-40", "a100-80", "h100", "h200", "v5e", "v5p"]
 
 
-def option(default: Any, help: str, flag: str = "", least: int | None = None, told: bool = True, was: str = "") -> Any:
-    """A field with a default, the line that `--help` shows for it, its flag if that is not its name, and its bound.
+def option(
+    default: Any, help: str, flag: str = "", minimum: int | None = None, recorded: bool = True, was: str = ""
+) -> Any:
+    """Return a field with a default.
 
-    One that is not `told` says nothing of a run, and `dump` leaves it out.
+    Args:
+        default: Value where neither a flag nor a file gives one.
+        help: Line that `--help` shows.
+        flag: Name of the flag, if it is not the field's.
+        minimum: Lower bound of a number.
+        recorded: Whether the value describes the run; `dump` leaves the others out.
+        was: Name of the flag in an earlier release; using it is an error that states the new name.
     """
-    known = {"help": help, "flag": flag, "least": least, "was": was}
-    metadata = {k: v for k, v in known.items() if v not in ("", None)}
-    return dataclasses.field(default=default, metadata={**metadata, "told": told})
+    given = {"help": help, "flag": flag, "minimum": minimum, "was": was}
+    metadata = {key: value for key, value in given.items() if value not in ("", None)}
+    return dataclasses.field(default=default, metadata={**metadata, "recorded": recorded})
 
 
 def argument(help: str) -> Any:
-    """A field that is given by place, not by name."""
+    """Return a required field that is given by position."""
     return dataclasses.field(metadata={"help": help, "positional": True})

@@ -1,4 +1,4 @@
-"""Several datasets and their weights, as `--data` names them."""
+"""Parse the datasets and weights of `--data`."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from jaxtempl.errors import UsageError
 
 
 def parse_mixture(data: str) -> list[tuple[Path, float | None]]:
-    """`DIR[:WEIGHT],...` as folders and weights; None where no weight is given.
+    """Return the folders and weights of `DIR[:WEIGHT],...`; a weight is None where it is not given.
 
     Raises:
-        UsageError: a weight that is no positive number, or weights on some and not on others.
+        UsageError: A weight is not a positive number, or only some folders have one.
     """
     parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in data.split(",") if part]
     pairs = [(Path(folder), _weight(weight, data) if colon else None) for folder, colon, weight in parts]

@@ -1,7 +1,7 @@
-"""One frozen dataclass a command; YAML under flags; an unknown key is answered with the nearest names.
+"""Fill a command's frozen dataclass from flags and YAML files; an error for an unknown key lists the nearest names.
 
 A value comes from the first of: a flag, the user's `--config` file, the recipe, the size's file, the command's
-file in `configs/`, the dataclass. So what a run did is one resolved dataclass, printed and kept in the run.
+file in `configs/`, the dataclass. The resolved dataclass is printed and kept in the run.
 """
 
 import argparse
@@ -17,21 +17,21 @@ import yaml
 
 from jaxtempl.errors import UsageError, UserError
 
-Config = TypeVar("Config")
+ConfigT = TypeVar("ConfigT")
 
 
 def parse(
-    kind: type[Config], argv: Sequence[str], layers: Callable[[Mapping[str, Any]], Iterable[Any]] = lambda _: ()
-) -> Config:
-    """Flags over the user's `--config` file over `layers` over the dataclass's own defaults.
+    kind: type[ConfigT], argv: Sequence[str], layers: Callable[[Mapping[str, Any]], Iterable[Any]] = lambda _: ()
+) -> ConfigT:
+    """Return the dataclass: flags over the user's `--config` file over `layers` over the dataclass's defaults.
 
     Args:
-        kind: the command's dataclass.
-        argv: the command's arguments.
-        layers: given what flags and file say, the mappings that lie under them, lowest first.
+        kind: Dataclass of the command.
+        argv: Arguments of the command.
+        layers: Function from the values of flags and file to the mappings under them, lowest first.
 
     Raises:
-        UsageError: an unknown flag or key, or a value that is not of its field's type.
+        UsageError: A flag or key is unknown, or a value is not of its field's type.
     """
     flags = _flags(kind, argv)
     path = flags.pop("config", None)
@@ -40,11 +40,11 @@ def parse(
     return build(kind, {**merged, **given})
 
 
-def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """The dataclass from named values, each brought to its field's type.
+def build(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Return the dataclass of named values, each converted to its field's type.
 
     Raises:
-        UsageError: a name that is no field (the nearest ones are listed), or a value of another type.
+        UsageError: A name is not a field (the nearest ones are listed), or a value is of another type.
     """
     fields = {_name(field): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
@@ -54,33 +54,34 @@ def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
     given = {key: value for key, value in values.items() if value is not None}  # YAML's null
     coerced = {fields[k].name: _coerce(k, types_[fields[k].name], v) for k, v in given.items()}
     for key in given:
-        _check_bound(key, coerced[fields[key].name], fields[key].metadata.get("least"))
+        _check_bound(key, coerced[fields[key].name], fields[key].metadata.get("minimum"))
     return kind(**coerced)
 
 
 def current_keys(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values under today's keys, where an earlier release named some of them differently."""
+    """Return the values under current keys; an earlier release may have named some of them differently."""
     renamed = {field.metadata.get("was"): _name(field) for field in dataclasses.fields(kind)}
     return {renamed.get(key, key): value for key, value in values.items()}
 
 
-def _check_bound(key: str, value: Any, least: int | None) -> None:
-    if least is not None and not value >= least:  # a NaN is no number above anything
-        raise UsageError(f"--{key}={value} is too small; {least} or more is allowed")
+def _check_bound(key: str, value: Any, minimum: int | None) -> None:
+    if minimum is not None and not value >= minimum:  # a NaN compares as false
+        raise UsageError(f"--{key}={value} is too small; {minimum} or more is allowed")
 
 
 def dump(config: Any) -> str:
-    """The resolved config as YAML that `--config` reads again."""
-    values = {_name(f): getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("told", True)}
+    """Return the resolved config as YAML that `--config` accepts."""
+    recorded = [field for field in dataclasses.fields(config) if field.metadata.get("recorded", True)]
+    values = {_name(field): getattr(config, field.name) for field in recorded}
     plain = {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in values.items()}
     return yaml.safe_dump(plain, sort_keys=False)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A YAML file of keys.
+    """Return the keys and values of a YAML file.
 
     Raises:
-        UserError: missing, not YAML, or not a mapping.
+        UserError: The file is missing, is not YAML, or is not a mapping.
     """
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -94,7 +95,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `3e-4` as a number, which YAML 1.1 takes for a string."""
+    """A YAML loader that reads `3e-4` as a number; in YAML 1.1 it is a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -113,17 +114,17 @@ def _flags(kind: type, argv: Sequence[str]) -> dict[str, Any]:
     parser = _Parser(
         prog=f"bin/{command}", description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="keys as below; flags go over it")
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file of the keys below; flags override it.")
     for field in fields:
         _add(parser, field)
-    known, unknown = parser.parse_known_args([_switched(flag, fields) for flag in argv])
+    parsed, unknown = parser.parse_known_args([_switched(flag, fields) for flag in argv])
     if unknown:
         raise UsageError(_unknown(unknown[0], {_name(f): f for f in fields}))
-    return vars(known)
+    return vars(parsed)
 
 
 def _switched(flag: str, fields: Iterable[Any]) -> str:
-    """A bare switch as `--switch=true`, so that it does not take what comes after it for its value."""
+    """Return a bare switch as `--switch=true`, so that it does not consume the next argument as its value."""
     switches = {f"--{_name(field)}" for field in fields if field.type in (bool, "bool")}
     return f"{flag}=true" if flag in switches else flag
 
@@ -150,12 +151,12 @@ def _unknown(key: str, fields: Mapping[str, Any]) -> str:
     if renamed:
         return f"{key!r} is now --{renamed}"
     near = difflib.get_close_matches(bare, fields, n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join('--' + n for n in near)}" if near else "see --help for those there are"
+    hint = f"nearest: {', '.join('--' + n for n in near)}" if near else "see --help for the allowed ones"
     return f"{key!r} is unknown; {hint}"
 
 
 def _coerce(key: str, kind: Any, value: Any) -> Any:
-    """Brings a flag's text or a YAML value to a field's type; raises UsageError when it cannot be."""
+    """Convert a flag's text or a YAML value to a field's type; raise UsageError if that fails."""
     origin = typing.get_origin(kind)
     if origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]

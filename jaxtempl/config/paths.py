@@ -1,4 +1,4 @@
-"""Where the package, its configurations and the embedded assets are, in a checkout and once installed."""
+"""Locate the package, its configurations and its embedded assets, in a checkout and once installed."""
 
 from pathlib import Path
 

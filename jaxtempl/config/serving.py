@@ -1,4 +1,4 @@
-"""The settings of `bin/serve` and `bin/loadtest`."""
+"""The configuration of `bin/serve` and `bin/loadtest`."""
 
 import dataclasses
 from pathlib import Path
@@ -9,59 +9,67 @@ from jaxtempl.config.fields import DeviceName, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """A bundle -> suggestions over HTTP, the advocate's console, and what became of the suggestions."""
+    """Serve a bundle: suggestions over HTTP, the advocate's console, and feedback events."""
 
-    bundle: str = option("", "folder of the bundle; bin/convert onnx or tensorrt makes one")
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 is all of this machine")
-    port: int = option(8080, "to listen on; 0 takes a free one, which is printed", least=0)
+    bundle: str = option("", "Folder of the bundle that bin/convert onnx or tensorrt wrote.")
+    host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 accepts connections from other machines.")
+    port: int = option(8080, "Port to listen on; 0 takes a free one and prints it.", minimum=0)
     backend: Literal["onnx", "cuda", "tensorrt", "triton", "fake"] = option(
-        "onnx", "what runs the network: ONNX Runtime (cuda: on a GPU), its engine, a Triton server, or nothing (fake)"
+        "onnx",
+        "Backend that computes the model: ONNX Runtime on the CPU (onnx) or on a GPU (cuda), a TensorRT engine, a "
+        "Triton server, or invented logits (fake).",
     )
-    threads: int = option(0, "of onnx: threads that compute (default: all cores)", least=0)
-    triton: str = option("localhost:8000", "of triton: HOST:PORT of its HTTP service")
-    triton_model: str = option("templates", "of triton: name of the model, which must be of this bundle")
-    fake_ms: float = option(0.0, "of fake: milliseconds that a row takes; its logits are made up", least=0)
-    max_batch_size: int = option(4, "most requests of one length that are computed at once", least=1, was="batch")
-    queue: int = option(64, "most requests that wait; those beyond are answered 429 at once", least=1)
-    timeout_ms: int = option(1000, "longest time to an answer; a request that is older is never computed", least=1)
-    max_body: int = option(1_048_576, "bytes of a request above which it is answered 413", least=1)
-    store: str = option("sqlite:///events.sqlite", "database of suggestions and events; postgresql+psycopg://...")
-    tokens: str = option("", "file of bearer tokens, one a line, of which a request must carry one (default: none)")
-    admin_tokens: str = option("", "file of the tokens of /admin/, which is closed without")
-    cases: str = option("", "cases that /console replays, a file of JSON Lines (default: made-up ones)")
-    drain_seconds: int = option(30, "after SIGTERM, longest wait for the requests in hand", least=0)
+    threads: int = option(0, "Compute threads of --backend=onnx (default: all cores).", minimum=0)
+    triton: str = option("localhost:8000", "HOST:PORT of the Triton server's HTTP service.")
+    triton_model: str = option("templates", "Name of the Triton model, which must be made from this bundle.")
+    fake_ms: float = option(0.0, "Milliseconds that --backend=fake takes for a row.", minimum=0)
+    max_batch_size: int = option(4, "Maximum requests of one length that are computed at once.", minimum=1, was="batch")
+    queue: int = option(64, "Maximum waiting requests; further ones are rejected immediately (429).", minimum=1)
+    timeout_ms: int = option(1000, "Deadline of a response; a request past it is never computed.", minimum=1)
+    max_body: int = option(1_048_576, "Maximum bytes of a request; larger ones are rejected (413).", minimum=1)
+    store: str = option(
+        "sqlite:///events.sqlite", "Database of suggestions and events: sqlite:///... or postgresql+psycopg://...."
+    )
+    tokens: str = option(
+        "", "File of bearer tokens, one a line; a request must carry one of them (default: no token is needed)."
+    )
+    admin_tokens: str = option("", "File of bearer tokens for /admin/, which is closed without it.")
+    cases: str = option("", "Cases that /console replays, in JSON Lines (default: synthetic cases).")
+    drain_seconds: int = option(30, "Maximum seconds to finish accepted requests after SIGTERM.", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeEventsExportConfig:
-    """Suggestions and what became of them -> Parquet, a row an event; a suggestion without any has one row."""
+    """Export suggestions and their events to Parquet: one row an event; a suggestion without events has one row."""
 
-    store: str = option("sqlite:///events.sqlite", "database that bin/serve writes; postgresql+psycopg://...")
-    since: str = option("", "first day, as 2026-01-31 (default: all)")
-    until: str = option("", "the day after the last, likewise")
-    out: Path = option(Path("events.parquet"), "file to write")
-    overwrite: bool = option(False, "replace --out when it exists")
+    store: str = option("sqlite:///events.sqlite", "Database that bin/serve writes.")
+    since: str = option("", "First day, as 2026-01-31 (default: the first recorded one).")
+    until: str = option("", "Day after the last one, as 2026-02-28 (default: no limit).")
+    out: Path = option(Path("events.parquet"), "File to write.")
+    overwrite: bool = option(False, "Replace --out if it exists.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadtestConfig:
-    """Requests at given rates to a running server -> latencies in the form of the paper's Table 4."""
+    """Send requests to a running server at given rates and report latencies in the form of the paper's Table 4."""
 
-    url: str = option("http://127.0.0.1:8080", "of the server")
-    cases: str = option("", "file of cases, as bin/prepare reads them; contexts are drawn from it")
-    contexts: int = option(10_000, "contexts drawn from the cases (the paper's number)", least=1)
-    rates: tuple[float, ...] = option((1.0, 2.0, 5.0, 10.0, 20.0), "requests a second, one after another")
-    minutes: float = option(5.0, "of each rate; the paper's number")
-    warmup: float = option(10.0, "seconds before each rate that are not counted", least=0)
+    url: str = option("http://127.0.0.1:8080", "URL of the server.")
+    cases: str = option("", "File of cases, as bin/prepare reads them; contexts are sampled from it.")
+    contexts: int = option(10_000, "Number of sampled contexts (default: the paper's).", minimum=1)
+    rates: tuple[float, ...] = option((1.0, 2.0, 5.0, 10.0, 20.0), "Request rates to test in turn, per second.")
+    minutes: float = option(5.0, "Minutes of each rate (default: the paper's).")
+    warmup: float = option(10.0, "Seconds before each rate that are not measured.", minimum=0)
     arrivals: Literal["poisson", "constant", "bursty"] = option(
-        "poisson", "when requests are sent: Poisson as the paper's figures suggest, evenly, or in bursts (Gamma)"
+        "poisson", "Arrival process: poisson as in the paper's figures, constant, or bursty (Gamma gaps)."
     )
-    burstiness: float = option(4.0, "of bursty: variance of the gaps, a Poisson process having 1", least=0)
-    timeout: float = option(10.0, "seconds after which an unanswered request counts as an error", least=0)
-    budget_ms: float = option(100.0, "what an answer may take (paper section 5: 100 ms)", least=0)
-    seed: int = option(0, "of contexts and arrivals", least=0)
-    token: str = option("", "file whose first line is the server's bearer token")
-    device: DeviceName = option("none", "that the server computes on, for the least time that it can take")
-    flops: float = option(0.0, "in place of --device: operations a second that it does", least=0)
-    out: Path = option(Path("loadtest"), "folder of the report")
-    overwrite: bool = option(False, "replace --out when it is a load test")
+    burstiness: float = option(
+        4.0, "Variance of the gaps of --arrivals=bursty, relative to a Poisson process.", minimum=0
+    )
+    timeout: float = option(10.0, "Seconds after which an unanswered request counts as an error.", minimum=0)
+    budget_ms: float = option(100.0, "Latency budget in milliseconds (paper section 5: 100 ms).", minimum=0)
+    seed: int = option(0, "Seed of contexts and arrivals.", minimum=0)
+    token: str = option("", "File whose first line is the server's bearer token.")
+    device: DeviceName = option("none", "Device of the server, for the roofline of the report.")
+    flops: float = option(0.0, "FLOP/s of the server's device, instead of --device.", minimum=0)
+    out: Path = option(Path("loadtest"), "Folder of the report.")
+    overwrite: bool = option(False, "Replace --out if it is a load test.")

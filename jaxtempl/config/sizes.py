@@ -1,4 +1,4 @@
-"""The named sizes of `configs/sizes/` and the settings that they bring to a training."""
+"""The named sizes of `configs/sizes/` and the defaults that each brings to a training."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -8,25 +8,29 @@ from jaxtempl.config.paths import ASSETS, CONFIGS
 from jaxtempl.errors import UsageError
 
 
+def size_names() -> list[str]:
+    """Return the names of all sizes, short ones first."""
+    return sorted((path.stem for path in (CONFIGS / "sizes").glob("*.yaml")), key=lambda name: (len(name), name))
+
+
 def read_size(name: str) -> dict[str, Any]:
-    """`configs/sizes/NAME.yaml`: architecture, weights, tokenizer and this size's settings of each phase.
+    """Return `configs/sizes/NAME.yaml`: architecture, weights, tokenizer and the defaults of each phase.
 
     Raises:
-        UsageError: no such size.
+        UsageError: There is no such size.
     """
-    names = sorted((p.stem for p in (CONFIGS / "sizes").glob("*.yaml")), key=lambda n: (len(n), n))
-    if name not in names:
-        raise UsageError(f"--size={name!r} is unknown; allowed: {', '.join(names)}")
+    if name not in size_names():
+        raise UsageError(f"--size={name!r} is unknown; allowed: {', '.join(size_names())}")
     return load(CONFIGS / "sizes" / f"{name}.yaml")
 
 
 def tokenizer_path(name: str) -> Path:
-    """The tokenizer.json of a size, Pythia's when `name` is empty."""
-    which = read_size(name)["tokenizer"] if name else "pythia"
-    return ASSETS / "nano" / "tokenizer.json" if which == "nano" else ASSETS / "tokenizers" / f"{which}.json"
+    """Return the tokenizer.json of a size, or Pythia's if `name` is empty."""
+    tokenizer = read_size(name)["tokenizer"] if name else "pythia"
+    return ASSETS / "nano" / "tokenizer.json" if tokenizer == "nano" else ASSETS / "tokenizers" / f"{tokenizer}.json"
 
 
-def training_layers(phase: Literal["adapt", "finetune"], size_name: str, recipe: str) -> list[dict[str, Any]]:
-    """The layers under a training's flags, lowest first: the phase's file, the size's section, the paper's table."""
-    layers = [load(CONFIGS / f"{phase}.yaml"), read_size(size_name).get(phase, {})]
+def training_layers(phase: Literal["adapt", "finetune"], size: str, recipe: str) -> list[dict[str, Any]]:
+    """Return the layers under a training's flags, lowest first: the phase's file, the size's, the paper's table."""
+    layers = [load(CONFIGS / f"{phase}.yaml"), read_size(size).get(phase, {})]
     return [*layers, load(CONFIGS / f"{phase}-paper.yaml")] if recipe == "paper" else layers

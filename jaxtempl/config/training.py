@@ -1,4 +1,4 @@
-"""The settings of `bin/adapt` and `bin/finetune`."""
+"""The configuration of `bin/adapt` and `bin/finetune`."""
 
 import dataclasses
 from pathlib import Path
@@ -9,90 +9,117 @@ from jaxtempl.config.fields import DeviceName, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What both trainings share."""
+    """The fields that both trainings share."""
 
-    out: str = option("", "folder of the run (default: runs/COMMAND-SIZE)")
-    weights: str = option("", "a Hugging Face folder or hub id, or `random` (default: the size's published ones)")
-    revision: str = option("", "branch, tag or commit of the hub id")
-    size: str = option("", "one of configs/sizes/")
-    recipe: Literal["default", "paper"] = option("default", "paper: Table 1 or 2 to the letter, float16 included")
-    steps: int = option(0, "updates (default: as many as --epochs gives)", least=0)
-    epochs: float = option(1.0, "passes over the data", least=0)
-    batch_size: int = option(0, "rows an update", least=1, was="batch")
+    out: str = option("", "Folder of the run (default: runs/COMMAND-SIZE).")
+    weights: str = option(
+        "", "Initial weights: a Hugging Face folder, a hub id, or random (default: those published for --size)."
+    )
+    revision: str = option("", "Branch, tag or commit of the hub id.")
+    size: str = option("", "One of configs/sizes/ (default: the model of --weights or --from).")
+    recipe: Literal["default", "paper"] = option(
+        "default", "Hyper-parameters; paper is Table 1 or 2 exactly, float16 included."
+    )
+    steps: int = option(0, "Number of updates (default: as many as --epochs needs).", minimum=0)
+    epochs: float = option(1.0, "Passes over the data.", minimum=0)
+    batch_size: int = option(0, "Rows of an update.", minimum=1, was="batch")
     gradient_accumulation_steps: int = option(
-        0, "pieces that an update's rows are computed in (default: of 8,192 tokens)", least=0, was="accumulate"
+        0, "Microbatches of an update (default: of at most 8,192 tokens a device).", minimum=0, was="accumulate"
     )
-    learning_rate: float = option(0.0, "peak learning rate", least=0, was="rate")
-    schedule: Literal["cosine", "linear"] = option("cosine", "decay of the rate to zero after warm-up")
-    warmup_ratio: float = option(0.0, "share of the updates over which the rate rises", least=0, was="warmup")
-    beta1: float = option(0.9, "AdamW", least=0)
-    beta2: float = option(0.95, "AdamW", least=0)
-    weight_decay: float = option(0.0, "AdamW's weight decay; never on biases or LayerNorm scales", least=0, was="decay")
-    mesh_data: int = option(0, "devices that rows alone are cut over (default: what is left)", "mesh.data", least=0)
+    learning_rate: float = option(0.0, "Learning rate at the peak of the schedule.", minimum=0, was="rate")
+    schedule: Literal["cosine", "linear"] = option("cosine", "Decay of the learning rate to zero after warm-up.")
+    warmup_ratio: float = option(
+        0.0, "Share of the updates over which the learning rate rises to its peak.", minimum=0, was="warmup"
+    )
+    beta1: float = option(0.9, "Decay of AdamW's first moment.", minimum=0)
+    beta2: float = option(0.95, "Decay of AdamW's second moment.", minimum=0)
+    weight_decay: float = option(
+        0.0, "Weight decay of AdamW; biases and LayerNorm scales have none.", minimum=0, was="decay"
+    )
+    mesh_data: int = option(
+        0, "Devices of the mesh axis that shards rows only (default: the remaining devices).", "mesh.data", minimum=0
+    )
     mesh_fsdp: int = option(
-        0, "devices that rows and weights are cut over (default: as many as fit)", "mesh.fsdp", least=0
+        0, "Devices of the mesh axis that shards rows and weights (default: as many as fit).", "mesh.fsdp", minimum=0
     )
-    mesh_tensor: int = option(1, "devices that heads, feed-forward and vocabulary are cut over", "mesh.tensor", least=1)
+    mesh_tensor: int = option(
+        1, "Devices of the mesh axis that shards heads, feed-forward and vocabulary.", "mesh.tensor", minimum=1
+    )
     remat: Literal["none", "dots", "full"] = option(
-        "none", "what the backward pass computes again: nothing, all but matrix products, or whole layers"
+        "none",
+        "Rematerialization in the backward pass: nothing, everything except matrix products (dots), or whole layers "
+        "(full).",
     )
     max_grad_norm: float = option(
-        1.0, "greatest global gradient norm (ours: the paper states none)", least=0, was="clip"
+        1.0, "Maximum global norm of the gradient (the paper states none).", minimum=0, was="clip"
     )
-    seed: int = option(0, "of initial weights and of the order of the data", least=0)
+    seed: int = option(0, "Seed of initial weights and of the order of the data.", minimum=0)
     save_every: int = option(
-        0, "updates between study checkpoints, which are kept (adapt: a tenth of them; finetune: all)", least=0
+        0,
+        "Updates between study checkpoints, which are kept (default: a tenth of the updates for adapt, an epoch for "
+        "finetune).",
+        minimum=0,
     )
-    recover_minutes: float = option(10.0, "minutes between recovery checkpoints")
-    keep: int = option(2, "recovery checkpoints that are kept, the newest", least=1)
-    resume: Literal["auto", "must", "never"] = option("auto", "go on from the run's newest whole checkpoint")
-    tracker: Literal["tensorboard", "mlflow"] = option("tensorboard", "where metrics go beside metrics.jsonl")
+    recover_minutes: float = option(10.0, "Minutes between recovery checkpoints.")
+    keep: int = option(2, "Number of newest recovery checkpoints to keep.", minimum=1)
+    resume: Literal["auto", "must", "never"] = option(
+        "auto",
+        "Resume from the newest complete checkpoint if there is one; must requires a run, never a new folder.",
+    )
+    tracker: Literal["tensorboard", "mlflow"] = option(
+        "tensorboard", "Where metrics are logged, in addition to metrics.jsonl."
+    )
     allow_change: tuple[str, ...] = option(
-        (), "what may differ from the run that is gone on with: a flag, dataset, start, jax, ..."
+        (), "What may change when a run resumes: names of flags, dataset, start, jax, ...."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "auto: bf16 on accelerators, fp32 on the CPU")
-    coordinator: str = option("", "HOST:PORT of the first of several processes (default: as the launcher says)")
-    num_processes: int = option(0, "processes of this training, with --coordinator", least=0)
-    process_id: int = option(-1, "this one's place among them, from 0, with --coordinator", least=-1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Type of the computation; auto is bf16 on accelerators and fp32 on the CPU."
+    )
+    coordinator: str = option("", "HOST:PORT of the first of several processes (default: from the launcher).")
+    num_processes: int = option(0, "Number of processes of this training, with --coordinator.", minimum=0)
+    process_id: int = option(-1, "Index of this process, from 0, with --coordinator.", minimum=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptConfig(TrainConfig):
-    """Phase 1: further language modelling on transcripts (paper section 4.2)."""
+    """Adapt a language model to transcripts, phase 1 (paper section 4.2)."""
 
-    data: str = option("data", "datasets as DIR[:WEIGHT],...; a weight is a share of the rows drawn")
-    max_steps: int = option(14_500, "most updates when --steps is not given (Table 1)", least=1)
-    start: str = option("", "go on from this adapt RUN[@STEP]", "from")
-    mask_documents: bool = option(False, "hide the documents of a packed row from each other (the paper does not)")
+    data: str = option("data", "Datasets as DIR[:WEIGHT],...; a weight is a share of the sampled rows.")
+    max_steps: int = option(14_500, "Maximum updates if --steps is not given (default: Table 1).", minimum=1)
+    start: str = option("", "Adapt RUN[@STEP] to continue.", "from")
+    mask_documents: bool = option(False, "Mask attention between the documents of a packed row (the paper does not).")
     task_adaptive: bool = option(
-        False, "read the labelled contexts of --data, as a classifier reads them, in place of its packed rows"
+        False, "Train on the labelled contexts of --data, formatted as for a classifier, instead of its packed rows."
     )
-    plan: bool = option(False, "run nothing; say what this training needs on --devices of --device", told=False)
-    device: DeviceName = option("none", "of --plan: of which kind", told=False)
-    devices: int = option(1, "of --plan: how many", least=1, told=False)
-    mfu: float = option(0.0, "of --plan: share of the peak (default: as measured, else 0.4)", least=0, told=False)
+    plan: bool = option(False, "Run nothing; print what this training needs on --devices of --device.", recorded=False)
+    device: DeviceName = option("none", "Kind of device for --plan.", recorded=False)
+    devices: int = option(1, "Number of devices for --plan.", minimum=1, recorded=False)
+    mfu: float = option(
+        0.0, "Share of peak FLOP/s for --plan (default: as measured, else 0.4).", minimum=0, recorded=False
+    )
     price: float = option(
-        0.0, "of --plan: dollars for an hour of a device (default: an assumed one)", least=0, told=False
+        0.0, "Dollars for one device hour, for --plan (default: an assumed price).", minimum=0, recorded=False
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Phase 2: a template head on the right-most token, all weights tuned (paper section 4.3)."""
+    """Fine-tune a template head on the right-most token together with all weights, phase 2 (paper section 4.3)."""
 
-    data: Path = option(Path("data"), "dataset")
-    start: str = option("", "the adapt RUN[@STEP] to tune", "from")
-    length: int = option(512, "tokens of the window", least=1)
-    labels: int = option(0, "use the first N labels of one seeded permutation, so subsets nest (default: all)", least=0)
+    data: Path = option(Path("data"), "Folder of the dataset.")
+    start: str = option("", "Adapt RUN[@STEP] to fine-tune.", "from")
+    length: int = option(512, "Tokens of the window.", minimum=1)
+    labels: int = option(
+        0, "Number of labels, the first of one seeded permutation, so that subsets nest (default: all).", minimum=0
+    )
     select: Literal["validation", "test"] = option(
-        "validation", "what the checkpoint of least loss is chosen on; test, as the paper's BERT, marks each report"
+        "validation",
+        "Split whose loss selects the best checkpoint; test, as for the paper's BERT, is noted in every report.",
     )
-    role_tags: bool = option(
-        False, "keep <CUSTOMER>, <SYSTEM> and <ADVOCATE> in the context (the paper leaves them out)"
-    )
+    role_tags: bool = option(False, "Keep <CUSTOMER>, <SYSTEM> and <ADVOCATE> in the context (the paper removes them).")
     attention: Literal["auto", "causal", "full"] = option(
-        "auto", "what positions of a Pythia's window see: those before them, or all, which is not exported"
+        "auto", "Attention of a GPT-NeoX classifier: causal, or full, which cannot be exported."
     )
     pooling: Literal["auto", "last", "mean", "first"] = option(
-        "auto", "the positions that a Pythia's head reads: the last (as the paper), or others, which is not exported"
+        "auto", "Positions that a GPT-NeoX head reads: last as in the paper; mean and first cannot be exported."
     )

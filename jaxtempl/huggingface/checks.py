@@ -1,12 +1,11 @@
-"""A Hugging Face folder is untrusted: it is checked before any tensor is read.
+"""Check a Hugging Face folder, which is untrusted, before any of its tensors is read.
 
-Each file is opened through `own_file`, a `manifest.json` of ours is verified, and no array is allocated that the files
-are too small to fill.
+Each file is opened through `files.downloaded`, a `manifest.json` of this project is verified, and no array is
+allocated that the files are too small to fill.
 """
 
 import contextlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -24,7 +23,7 @@ from jaxtempl.specs import flops
 from jaxtempl.specs.architecture import Architecture, to_dict
 
 FLOATS = ("F16", "BF16", "F32")
-MOST_FAULTS = 20  # that are told
+MAX_FAULTS = 20  # listed in one error
 PICKLE = (
     "which could run code and is never loaded; convert it with transformers: "
     "AutoModelForCausalLM (a BERT: AutoModelForMaskedLM).from_pretrained(...).save_pretrained(...)"
@@ -32,22 +31,22 @@ PICKLE = (
 
 
 class TensorSource(NamedTuple):
-    """One stored tensor, not read yet."""
+    """One stored tensor that is not read yet."""
 
     name: str  # without prefix or alias
-    stored: str  # as the file has it
+    stored: str  # its name in the file
     file: Any
     shape: tuple[int, ...]
     dtype: str
 
 
-class Found(NamedTuple):
-    """What a folder holds, by its tensors' names and shapes.
+class FolderContents(NamedTuple):
+    """The contents of a folder, judged by the names and shapes of its tensors.
 
     Attributes:
-        architecture: from its config.json.
-        head: that it has.
-        parts: of the parameter tree that it has.
+        architecture: Shape of the model, from config.json.
+        head: Head of the model, if any.
+        parts: Stored parts of the parameter tree.
     """
 
     architecture: Architecture
@@ -55,8 +54,8 @@ class Found(NamedTuple):
     parts: frozenset[str]
 
 
-class Opened(NamedTuple):
-    """A folder whose tensors are all in order, none of them read yet."""
+class OpenFolder(NamedTuple):
+    """A folder whose tensors are all valid, none of them read yet."""
 
     architecture: Architecture
     head: Head | None
@@ -64,16 +63,25 @@ class Opened(NamedTuple):
     slots: dict[str, StoredTensor]
 
 
-def check(folder: Path, architecture: Architecture | None = None) -> Found:
-    """What `read` would find, without making a tensor; raises what it would raise."""
+def read_architecture(folder: Path) -> Architecture:
+    """Return the architecture that config.json describes; no weights need be there.
+
+    Raises:
+        UserError: There is no config.json, or its model is not supported.
+    """
+    return architecture_from(files.read_json(files.downloaded(folder, "config.json")))
+
+
+def check(folder: Path, architecture: Architecture | None = None) -> FolderContents:
+    """Return what `read` would find and raise what it would raise, without reading a tensor."""
     with open_folder(folder, architecture) as (found, head, _, slots):
-        return Found(found, head, frozenset(slot.row.part for slot in slots.values()))
+        return FolderContents(found, head, frozenset(slot.rule.part for slot in slots.values()))
 
 
 @contextlib.contextmanager
-def open_folder(folder: Path, architecture: Architecture | None) -> Generator["Opened"]:
+def open_folder(folder: Path, architecture: Architecture | None) -> Generator[OpenFolder]:
     """Open a folder and check all of its tensors before any is read."""
-    found = architecture_from(files.read_json(own_file(folder, "config.json")))
+    found = read_architecture(folder)
     if architecture is not None:
         _check_agreement(folder, found, architecture)
     shards = _shards(folder)
@@ -89,105 +97,90 @@ def open_folder(folder: Path, architecture: Architecture | None) -> Generator["O
         faults = _faults(sources, slots)
         if faults:
             raise _unreadable(folder, table, faults)
-        yield Opened(found, head, sources, slots)
-
-
-def own_file(folder: Path, name: str) -> Path:
-    """The path of a file of a Hugging Face folder, there or not.
-
-    The hub's cache keeps a revision as links, `snapshots/REVISION/NAME` to a file of `blobs/` beside `snapshots`. Those
-    are followed, since what they lead to is part of the same download; no other link is.
-
-    Raises:
-        UserError: `name` is absolute, leaves the folder, or goes through another link.
-    """
-    root = folder.resolve()
-    if root.parent.name == "snapshots" and Path(name).name == name and (root / name).is_symlink():
-        blob = Path(os.path.realpath(root / name))
-        if blob.parent == root.parent.parent / "blobs":
-            return blob
-    return files.contained(folder, name)
+        yield OpenFolder(found, head, sources, slots)
 
 
 def _check_sums(folder: Path, shards: Mapping[str, set[str]]) -> None:
-    """Raises UserError where a manifest of ours says otherwise of a file that is read."""
-    path = own_file(folder, MANIFEST)
+    """Raise UserError if a file that is read differs from a manifest of this project."""
+    path = files.downloaded(folder, MANIFEST)
     manifest = files.read_json(path) if path.exists() else None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         return
     listed = manifest["files"] if isinstance(manifest.get("files"), dict) else {}
     index = [INDEX] if SINGLE not in shards else []
-    tokenizer = [TOKENIZER] if own_file(folder, TOKENIZER).exists() else []
+    tokenizer = [TOKENIZER] if files.downloaded(folder, TOKENIZER).exists() else []
     for name in ("config.json", *index, *tokenizer, *shards):
-        files.check_sum(own_file(folder, name), listed.get(name))
+        files.check_sum(files.downloaded(folder, name), listed.get(name))
 
 
 def _unreadable(folder: Path, table: TensorTable, faults: list[str]) -> UserError:
-    more = [f"and {len(faults) - MOST_FAULTS:,} more faults"] if len(faults) > MOST_FAULTS else []
-    told = "; ".join(faults[:MOST_FAULTS] + more)
-    return UserError(f"{folder} cannot be read as {table.name} weights: {told}. Fetch the folder again")
+    more = [f"and {len(faults) - MAX_FAULTS:,} more faults"] if len(faults) > MAX_FAULTS else []
+    listed = "; ".join(faults[:MAX_FAULTS] + more)
+    return UserError(f"{folder} cannot be read as {table.name} weights: {listed}. Fetch the folder again")
 
 
 def _oversized(a: Architecture, sources: list[TensorSource]) -> list[str]:
-    """Where config.json tells of a model that the files hold less than half of, before anything of its size is made."""
-    layered = sum("{layer}" in row.stored for row in TABLES[a.family].rows)
+    """Return a fault if config.json describes a model more than twice the size of the files, before it is allocated."""
+    layered = sum("{layer}" in rule.stored for rule in TABLES[a.family].rules)
     held = sum(math.prod(source.shape) for source in sources)
-    asked = {
+    counts = {
         "tensors": (a.layers * layered, len(sources)),
         "numbers": (flops.parameter_count(a, embeddings=False) + a.vocabulary * a.hidden, held),
     }
     return [
-        f"config.json tells of {wanted:,} {what} and more, the files have {there:,}"
-        for what, (wanted, there) in asked.items()
-        if wanted > 2 * there
+        f"config.json describes at least {described:,} {unit}, the files have {stored:,}"
+        for unit, (described, stored) in counts.items()
+        if described > 2 * stored
     ]
 
 
-def _check_agreement(folder: Path, found: Architecture, wanted: Architecture) -> None:
-    got, want = to_dict(found), to_dict(wanted)
-    differ = [f"{name} is {got.get(name)}, not {value}" for name, value in want.items() if got.get(name) != value]
-    if differ:
-        raise UserError(f"{folder} is of another size: {', '.join(differ)}; name the size of the weights, or others")
+def _check_agreement(folder: Path, found: Architecture, expected: Architecture) -> None:
+    got, want = to_dict(found), to_dict(expected)
+    differences = [f"{name} is {got.get(name)}, not {value}" for name, value in want.items() if got.get(name) != value]
+    if differences:
+        raise UserError(
+            f"{folder} is of another size: {', '.join(differences)}; leave --size out, or name other weights"
+        )
 
 
 def _stored_slots(a: Architecture, head: Head | None, sources: list[TensorSource]) -> dict[str, StoredTensor]:
-    """What a folder with that head is to hold: of the optional part, only what it does hold."""
-    table, there = TABLES[a.family], {source.name for source in sources}
+    """Return the tensors that a folder with this head must hold; those of the optional part only if it holds any."""
+    table, names = TABLES[a.family], {source.name for source in sources}
     columns = next((s.shape[0] for s in sources if s.name == table.classifier and s.shape), None)
-    found = stored_tensors(a, head, columns if head == "template" else None)
+    required = stored_tensors(a, head, columns if head == "template" else None)
     optional = {
-        name: slot for name, slot in stored_tensors(a, "template", 1).items() if slot.row.part == table.optional
+        name: slot for name, slot in stored_tensors(a, "template", 1).items() if slot.rule.part == table.optional
     }
-    kept = optional if there & set(optional) else {}
-    return {name: slot for name, slot in found.items() if name not in optional} | kept
+    present = optional if names & set(optional) else {}
+    return {name: slot for name, slot in required.items() if name not in optional} | present
 
 
 def _sources(
     folder: Path, shards: Mapping[str, set[str]], table: TensorTable, stack: contextlib.ExitStack
 ) -> tuple[list[TensorSource], list[str]]:
-    """Every stored tensor but the dropped ones, and what is wrong with the files themselves.
+    """Return every stored tensor except the dropped ones, and the faults of the files themselves.
 
-    safetensors holds a file's header to the file's length and every tensor's shape to its bytes when it opens one.
+    On opening a file, safetensors checks the header against the length and each tensor's shape against its bytes.
     """
     sources: list[TensorSource] = []
     faults: list[str] = []
-    for name, promised in shards.items():
+    for name, listed in shards.items():
         try:
-            file = stack.enter_context(safe_open(own_file(folder, name), framework="numpy"))
+            file = stack.enter_context(safe_open(files.downloaded(folder, name), framework="numpy"))
         except (SafetensorError, OSError) as error:
             faults.append(f"{name} is missing or damaged ({error})")
             continue
         stored = list(file.keys())
-        faults += [f"{tensor} is not in {name}, where the index has it" for tensor in sorted(promised - set(stored))]
+        faults += [f"{tensor} is not in {name}, where the index has it" for tensor in sorted(listed - set(stored))]
         sources += [_source(file, tensor, table) for tensor in stored]
     return [source for source in sources if not _is_dropped(source.name, table)], faults
 
 
 def _shards(folder: Path) -> dict[str, set[str]]:
-    """Names of the safetensors files of a folder, each with the tensors that the index promises in it."""
-    if own_file(folder, SINGLE).exists():
+    """Return the names of a folder's safetensors files, each with the tensors that the index lists for it."""
+    if files.downloaded(folder, SINGLE).exists():
         return {SINGLE: set()}
-    if own_file(folder, INDEX).exists():
+    if files.downloaded(folder, INDEX).exists():
         return _indexed(folder)
     if any(folder.glob("pytorch_model*.bin*")):
         raise UserError(f"{folder} has its weights as a pickle (pytorch_model.bin), {PICKLE}")
@@ -195,15 +188,15 @@ def _shards(folder: Path) -> dict[str, set[str]]:
 
 
 def _indexed(folder: Path) -> dict[str, set[str]]:
-    index = files.read_json(own_file(folder, INDEX))
-    placed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+    index = files.read_json(files.downloaded(folder, INDEX))
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{folder / INDEX} has no weight_map of names and files; fetch the folder again")
-    shards: dict[str, set[str]] = {file: set() for file in sorted(set(placed.values()))}
-    for tensor, file in placed.items():
+    shards: dict[str, set[str]] = {file: set() for file in sorted(set(weight_map.values()))}
+    for tensor, file in weight_map.items():
         shards[file].add(tensor)
     for file in shards:
-        own_file(folder, file)
+        files.downloaded(folder, file)
         if not file.endswith(".safetensors"):
             raise UserError(f"{folder / INDEX} names {file}, which is no safetensors and may be a pickle, {PICKLE}")
     return shards
@@ -221,7 +214,7 @@ def _is_dropped(name: str, table: TensorTable) -> bool:
 
 
 def _faults(sources: list[TensorSource], slots: dict[str, StoredTensor]) -> list[str]:
-    """Missing, unknown, repeated and misshapen tensors, and those of a type that is not a float's."""
+    """Return the missing, unknown, repeated and misshapen tensors, and those that are not of a float type."""
     times = Counter(source.name for source in sources)
     missing = [f"{name} is missing" for name in slots if name not in times]
     unknown = [f"{s.stored} has no place in the model" for s in sources if s.name not in slots]

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json and our Architecture, both ways, for GPT-NeoX and BERT."""
+"""Convert between Hugging Face's config.json and an `Architecture`, for GPT-NeoX and BERT."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from jaxtempl.errors import UserError
 from jaxtempl.huggingface.mapping import Head
 from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
 
-MOST = 1e12  # that a real number of config.json is believed to be
+MAXIMUM = 1e12  # of a real number in config.json
 
-Integers = Mapping[str, tuple[str, int | None]]  # our field: Hugging Face's key, and its default where it has one
-Fixed = Mapping[str, tuple[Any, str]]  # key: the one value that the model has, and what another would need
+Integers = Mapping[str, tuple[str, int | None]]  # field: Hugging Face's key and its default, if any
+Fixed = Mapping[str, tuple[Any, str]]  # key: the only supported value, and the meaning of others
 
 INTEGERS: Integers = {
     "layers": ("num_hidden_layers", None),
@@ -35,7 +35,7 @@ NEOX_FIXED: Fixed = {
 BERT_FIXED: Fixed = {
     "model_type": ("bert", "another model"),
     "hidden_act": ("gelu", "another activation (gelu is the exact one)"),
-    "tie_word_embeddings": (True, "an output with a table of its own"),
+    "tie_word_embeddings": (True, "an output with its own table"),
     "position_embedding_type": ("absolute", "relative positions"),
     "is_decoder": (False, "causal attention"),
     "add_cross_attention": (False, "attention to another model"),
@@ -50,19 +50,19 @@ CLASSES: dict[tuple[str, Head], str] = {
 
 
 def architecture_from(config: Any) -> Architecture:
-    """The architecture that a Hugging Face config.json describes, by its older or its newer keys.
+    """Return the architecture that a Hugging Face config.json describes, by its older or its newer keys.
 
-    Absent keys take transformers' defaults, as it would.
+    Absent keys take transformers' defaults.
 
     Args:
-        config: what the file holds, whatever that is.
+        config: Content of the file, which may be anything.
 
     Raises:
-        UserError: the model is neither GPT-NeoX as Pythia has it nor BERT; every reason is named.
+        UserError: The model is neither a GPT-NeoX nor a BERT that is supported; every reason is listed.
     """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {} if isinstance(config, dict) else None
     if not isinstance(rope, dict):
-        raise UserError("config.json is no object of a model's keys with another of its rope; fetch the folder again")
+        raise UserError("config.json is not an object whose rope_parameters are an object; fetch the folder again")
     return _bert(config) if config.get("model_type") == "bert" else _neox(config, rope)
 
 
@@ -74,7 +74,7 @@ def _neox(config: Mapping[str, Any], rope: Mapping[str, Any]) -> NeoXArchitectur
     faults += [f"rope_type is {kind!r}; only 'default' is"] if kind != "default" else []
     faults += _mistyped(config, NEOX_INTEGERS)
     faults += [] if type(parallel) is bool else [f"use_parallel_residual is {parallel!r}, not true or false"]
-    _refuse(faults + _not_positive(numbers), "a Pythia model")
+    _refuse(faults + _not_positive(numbers), "a GPT-NeoX model such as Pythia")
     return NeoXArchitecture(
         **_integers(config, NEOX_INTEGERS),
         rotary_fraction=float(numbers["rotary_pct"]),
@@ -91,13 +91,13 @@ def _bert(config: Mapping[str, Any]) -> BertArchitecture:
     return BertArchitecture(**_integers(config, BERT_INTEGERS), norm_eps=float(numbers["layer_norm_eps"]))
 
 
-def _refuse(faults: list[str], instead: str) -> None:
+def _refuse(faults: list[str], supported: str) -> None:
     if faults:
-        raise UserError(f"config.json is of a model that is not supported: {'; '.join(faults)}. Use {instead}")
+        raise UserError(f"config.json describes a model that is not supported: {'; '.join(faults)}. Use {supported}")
 
 
 def hugging_face_config(architecture: Architecture, head: Head) -> dict[str, Any]:
-    """The config.json of a model: transformers of both key styles read it."""
+    """Return the config.json of a model, with the keys of transformers before and since version 5."""
     keys: dict[str, Callable[[Any], dict[str, Any]]] = {"gpt_neox": _neox_keys, "bert": _bert_keys}
     return {
         "architectures": [CLASSES[architecture.family, head]],
@@ -149,7 +149,7 @@ def _mistyped(config: Mapping[str, Any], integers: Integers) -> list[str]:
 
 
 def _numbers(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Its real numbers, by their older names."""
+    """Return the real numbers of a GPT-NeoX, by their older names."""
     return {
         "rotary_pct": rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25)),
         "rotary_emb_base": rope.get("rope_theta", config.get("rotary_emb_base", 10_000)),
@@ -158,9 +158,9 @@ def _numbers(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, An
 
 
 def _not_positive(numbers: Mapping[str, Any]) -> list[str]:
-    most = {"rotary_pct": 1.0}  # a share
+    maximum = {"rotary_pct": 1.0}  # a share
     return [
-        f"{key} is {value!r}, not a number above 0 and up to {most.get(key, MOST):g}"
+        f"{key} is {value!r}, not a number above 0 and up to {maximum.get(key, MAXIMUM):g}"
         for key, value in numbers.items()
-        if type(value) not in (int, float) or not 0 < value <= most.get(key, MOST)
+        if type(value) not in (int, float) or not 0 < value <= maximum.get(key, MAXIMUM)
     ]

@@ -1,4 +1,4 @@
-"""What Hugging Face calls each tensor of a model, and what it is here: one table a family, read both ways.
+"""Hugging Face's name of each tensor and the leaf that it belongs to: one table a family, used both ways.
 
 Dims: D hidden, H heads, K head_dim.
 """
@@ -12,7 +12,10 @@ Head = Literal["lm", "template"]
 
 
 class Transform(NamedTuple):
-    """A stored array to ours and back, given H; methods alone are used, so that shapes can be traced through it."""
+    """A conversion between a stored array and a leaf, given H.
+
+    Only methods of the arrays are used, so that shapes can be traced through it.
+    """
 
     name: str
     read: Callable[[Any, int], Any]
@@ -35,7 +38,7 @@ MERGE_HEADS = Transform(  # [D (H K)] <-> [H K D]
 
 
 class TensorRule(NamedTuple):
-    """One kind of tensor; `{layer}` in the stored name makes N of them, stacked along our first axis."""
+    """One kind of tensor; `{layer}` in the stored name stands for N tensors, stacked along the leaf's first axis."""
 
     stored: str
     path: str
@@ -43,27 +46,27 @@ class TensorRule(NamedTuple):
 
     @property
     def part(self) -> str:
-        """Of the parameter tree that it belongs to."""
+        """Part of the parameter tree."""
         return self.path.partition("/")[0]
 
 
 class TensorTable(NamedTuple):
-    """One family's.
+    """The mapping of one family.
 
     Attributes:
-        name: as people say it.
-        prefix: of all stored names but the heads'; absent in a folder that was saved from the base model alone.
-        rows: the whole mapping.
-        heads: which head a stored tensor is of, where it is of one; these names have no prefix.
-        classifier: the tensor whose first axis is the slots.
-        renamed: pieces of other names that tensors have had, and what they are now.
-        optional: a part of the tree that folders may lack, and models of one head do without.
-        dropped: what others store and the model computes, has twice, or never needs.
+        name: Name of the family in messages.
+        prefix: Prefix of all stored names except the heads'; absent in a folder of the base model alone.
+        rules: The whole mapping.
+        heads: Head that a stored tensor belongs to; these names have no prefix.
+        classifier: Tensor whose first axis is the slots.
+        renamed: Parts of older or newer tensor names, and the names used here.
+        optional: Part of the tree that folders may lack and models of one head do not have.
+        dropped: Tensors that the model computes, has elsewhere, or does not need.
     """
 
     name: str
     prefix: str
-    rows: tuple[TensorRule, ...]
+    rules: tuple[TensorRule, ...]
     heads: Mapping[str, Head]
     classifier: str
     renamed: Mapping[str, str]
@@ -74,7 +77,7 @@ class TensorTable(NamedTuple):
 NEOX = TensorTable(
     name="GPT-NeoX",
     prefix="gpt_neox.",
-    rows=(
+    rules=(
         TensorRule("embed_in.weight", "embed/embedding", SAME),
         TensorRule("layers.{layer}.input_layernorm.weight", "blocks/attention_norm/scale", SAME),
         TensorRule("layers.{layer}.input_layernorm.bias", "blocks/attention_norm/bias", SAME),
@@ -109,7 +112,7 @@ _LAYER = "encoder.layer.{layer}."
 BERT = TensorTable(
     name="BERT",
     prefix="bert.",
-    rows=(
+    rules=(
         TensorRule("embeddings.word_embeddings.weight", "embed/embedding", SAME),
         TensorRule("embeddings.position_embeddings.weight", "embed/positions", SAME),
         TensorRule("embeddings.token_type_embeddings.weight", "embed/types", SAME),
@@ -151,13 +154,16 @@ BERT = TensorTable(
         "classifier.bias": "template",
     },
     classifier="classifier.weight",
-    renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},  # of the first published files
+    renamed={
+        "LayerNorm.gamma": "LayerNorm.weight",
+        "LayerNorm.beta": "LayerNorm.bias",
+    },  # names of the first files
     optional="pooler",
     dropped=(
         "embeddings.position_ids",
-        "cls.predictions.decoder.weight",  # the embedding's table again
+        "cls.predictions.decoder.weight",  # the embedding again
         "cls.predictions.decoder.bias",
-        "cls.seq_relationship.weight",  # of next-sentence prediction
+        "cls.seq_relationship.weight",  # next-sentence prediction
         "cls.seq_relationship.bias",
     ),
 )

@@ -1,4 +1,4 @@
-"""Our parameters to a Hugging Face folder: config.json, float32 safetensors, and a manifest."""
+"""Write parameters as a Hugging Face folder: config.json, float32 safetensors, and a manifest."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from jaxtempl.huggingface.layout import INDEX, KIND, MANIFEST, SINGLE, StoredTen
 from jaxtempl.huggingface.mapping import TABLES, Head, TensorTable
 from jaxtempl.specs.architecture import Architecture
 
-SHARD_BYTES = 5 * 10**9  # Hugging Face's own greatest file before it shards
+SHARD_BYTES = 5 * 10**9  # size above which Hugging Face shards
 
 
 def write(
@@ -27,15 +27,15 @@ def write(
     config: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and float32 safetensors into `folder`, which the caller holds by `files.atomic_folder`.
+    """Write config.json and float32 safetensors into `folder`, which the caller makes with `files.atomic_folder`.
 
     Args:
-        folder: exists.
-        architecture: of `params`.
-        params: the model's parameter tree, "head" included.
-        head: which head that is.
-        config: further keys of config.json.
-        shard_bytes: greatest size of one file; beyond it there are shards and an index.
+        folder: Existing folder.
+        architecture: Shape of the model.
+        params: Parameter tree, "head" included.
+        head: Kind of the head.
+        config: Further keys of config.json.
+        shard_bytes: Maximum bytes of one file; a larger model is written as shards and an index.
     """
     slots = stored_tensors(architecture, head, params["head"]["kernel"].shape[1] if head == "template" else None)
     shards, stored = _plan(slots, shard_bytes), functools.partial(_stored_name, TABLES[architecture.family])
@@ -48,11 +48,11 @@ def write(
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Sums up every file of a folder of ours, to which `read` holds those that it reads; nothing is added after it.
+    """Write the sha256 of every file of a complete folder; `read` compares the files that it opens with it.
 
     Args:
-        folder: complete but for its manifest.json.
-        facts: what else is told there.
+        folder: Folder that is complete except for manifest.json.
+        facts: Further keys of the manifest.
     """
     files.write_json(folder / MANIFEST, {"kind": KIND, **facts, "files": files.list_files(folder)})
 
@@ -62,13 +62,13 @@ def _stored_name(table: TensorTable, name: str) -> str:
 
 
 def _stored_array(params: Mapping[str, Any], slot: StoredTensor, heads: int) -> np.ndarray:
-    ours = leaf_at(params, slot.row.path)
-    array = np.asarray(ours if slot.layer is None else ours[slot.layer])
-    return np.ascontiguousarray(slot.row.transform.write(array, heads), np.float32)
+    leaf = leaf_at(params, slot.rule.path)
+    array = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
+    return np.ascontiguousarray(slot.rule.transform.write(array, heads), np.float32)
 
 
 def _plan(slots: dict[str, StoredTensor], shard_bytes: int) -> dict[str, list[str]]:
-    """File names and the stored names in each, filled in order."""
+    """Return the file names and the stored names in each, filled in order."""
     shards: list[list[str]] = [[]]
     used = 0
     for name, slot in slots.items():
@@ -87,10 +87,10 @@ def _index(
     slots: dict[str, StoredTensor], shards: dict[str, list[str]], stored: Callable[[str], str]
 ) -> dict[str, Any]:
     total = sum(4 * math.prod(slot.shape) for slot in slots.values())
-    placed = {stored(name): file for file, names in shards.items() for name in names}
-    return {"metadata": {"total_size": total}, "weight_map": placed}
+    weight_map = {stored(name): file for file, names in shards.items() for name in names}
+    return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Plain JSON: these files are Hugging Face's, so no format number of ours goes in."""
+    """Write plain JSON: the format is Hugging Face's, so it carries no format number of this project."""
     path.write_text(json.dumps(value, indent=2) + "\n")

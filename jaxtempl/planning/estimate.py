@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtempl.config import mixture, sizes
+from jaxtempl.config import mixture
 from jaxtempl.config.training import AdaptConfig
 from jaxtempl.data import loader
 from jaxtempl.data.dataset import Dataset
@@ -22,11 +22,10 @@ from jaxtempl.models.scan import REMAT
 from jaxtempl.parallel import mesh, rules
 from jaxtempl.planning import memory
 from jaxtempl.planning.memory import DeviceMemory, MicrobatchShape
-from jaxtempl.specs import architecture, flops
+from jaxtempl.specs import flops
 from jaxtempl.specs.accelerators import ACCELERATORS, Accelerator
 from jaxtempl.specs.architecture import NeoXArchitecture
-from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.training import adapt, trainer
+from jaxtempl.training import adapt, initialization, trainer
 
 MFU = 0.4  # assumed where none is measured and none is given
 MORE = (2, 4, 8, 16, 32, 64)  # times the devices that are tried where a training does not fit on those there are
@@ -67,7 +66,7 @@ def print_plan(asked: AdaptConfig) -> None:
 def format_plan(asked: AdaptConfig) -> str:
     """The plan as text."""
     device = _device(asked)
-    a = architecture.architecture_from(sizes.read_size(asked.size)["architecture"])
+    a = initialization.identify_model(asked.size, asked.weights, asked.start, asked.revision).architecture
     if not isinstance(a, NeoXArchitecture):
         raise UsageError(f"--plan knows what GPT-NeoX takes, and {asked.size} is of another family; name a Pythia size")
     work = _work(asked, a)
@@ -100,7 +99,7 @@ def _work(asked: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
 
 def _of_data(asked: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
     datasets = [Dataset(folder) for folder, _ in mixture.parse_mixture(asked.data)]
-    tokenizer = Tokenizer(sizes.tokenizer_path(asked.size))
+    tokenizer = initialization.identify_tokenizer(asked)
     total = sum(len(dataset.rows(tokenizer, "train")) for dataset in datasets)
     steps = min(loader.steps_for_epochs(asked.epochs, total, asked.batch_size), asked.max_steps)
     return TrainingSize(

@@ -30,6 +30,7 @@ from jaxtempl.prepare.split import SPLITS, Digests, OtherDigests, prove
 from jaxtempl.prepare.spool import SpoolFolder
 from jaxtempl.text.cases import Template
 from jaxtempl.text.ingest import CaseReader, Quarantine
+from jaxtempl.text.pretrained import read_tokenizer
 from jaxtempl.text.records import find_files
 from jaxtempl.text.tokenizer import Tokenizer
 
@@ -88,7 +89,7 @@ def _check(config: PrepareConfig) -> None:
 
 
 def _tokenizer(config: PrepareConfig) -> Tokenizer:
-    tokenizer = Tokenizer(Path(config.tokenizer) if config.tokenizer else tokenizer_path(config.size))
+    tokenizer = read_tokenizer(Path(config.tokenizer) if config.tokenizer else tokenizer_path(config.size))
     if tokenizer.vocabulary > 1 << 16:
         raise UserError(f"the tokenizer has {tokenizer.vocabulary} ids; rows are 16-bit, at most 65536 are allowed")
     return tokenizer

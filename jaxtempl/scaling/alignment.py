@@ -6,6 +6,7 @@ each dataset as its share says, always of one size, so that a larger corpus is n
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from jaxtempl.config.scaling import ScalingAlignConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UserError
+from jaxtempl.text.pretrained import read_tokenizer
 from jaxtempl.text.tokenizer import Tokenizer
 
 WORDS = 3  # of an n-gram
@@ -27,7 +29,7 @@ Gram = tuple[str, ...]
 def main(argv: Sequence[str]) -> None:
     """`bin/scaling align`."""
     asked = parsing.parse(ScalingAlignConfig, argv)
-    tokenizer = Tokenizer(sizes.tokenizer_path(asked.size))
+    tokenizer = read_tokenizer(Path(asked.tokenizer) if asked.tokenizer else sizes.tokenizer_path(asked.size))
     parts = [(Dataset(folder), weight) for folder, weight in mixture.parse_mixture(asked.data)]
     total = sum(weight or 1.0 for _, weight in parts)
     corpus = {gram for dataset, weight in parts for gram in _sampled(dataset, tokenizer, (weight or 1.0) / total)}

@@ -31,11 +31,16 @@ class Tokenizer:
         vocabulary: number of ids, the added ones included.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises UserError when `path` is missing, too large, or no tokenizer.json with an end-of-text token."""
+    def __init__(self, path: Path, json: str | None = None) -> None:
+        """Raises UserError when `path` is missing, too large, or no tokenizer.json with an end-of-text token.
+
+        Args:
+            path: The file.
+            json: Text of a tokenizer.json that was built from the file, where the file itself is none.
+        """
         try:
             files.refuse_large(path)
-            self.json = path.read_text(encoding="utf-8")
+            self.json = path.read_text(encoding="utf-8") if json is None else json
             self._tokenizer = _Tokenizer.from_str(self.json)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; name a tokenizer.json") from None

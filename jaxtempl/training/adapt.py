@@ -43,7 +43,7 @@ def adapt(asked: AdaptConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -> run.
     dtype = compute_dtype(asked.precision)
     datasets = [(Dataset(folder), weight) for folder, weight in mixture.parse_mixture(asked.data)]
     begin = initialization.resolve_init(asked)
-    tokenizer = Tokenizer(begin.tokenizer)
+    tokenizer = begin.tokenizer
     length = row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
     if asked.recipe == "paper" and length != PAPER_LENGTH:
         raise UserError(

@@ -20,7 +20,6 @@ from jaxtempl.parallel import process_group, rules
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs import run
 from jaxtempl.specs.architecture import Architecture, NeoXArchitecture
-from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 from jaxtempl.training import initialization, objectives, trainer
 from jaxtempl.training.precision import compute_dtype
@@ -43,7 +42,7 @@ def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -
         raise UserError(
             f"--length={asked.length} is more than the model's {begin.architecture.positions} positions; use fewer"
         )
-    window = Window(Tokenizer(begin.tokenizer), asked.length, asked.role_tags, CACHED_MESSAGES)
+    window = Window(begin.tokenizer, asked.length, asked.role_tags, CACHED_MESSAGES)
     training = LabelledContexts.read(dataset, "train", window)
     if not len(training):
         raise UserError(

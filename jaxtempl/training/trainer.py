@@ -243,5 +243,4 @@ def _create(folder: Path, settings: TrainConfig, begin: Initialization, work: Tr
         "start": begin.origin,
         **work.facts,
     }
-    tokenizer = begin.tokenizer.read_text(encoding="utf-8")
-    run.create(folder, parsing.dump(settings), begin.architecture, tokenizer, work.templates, facts)
+    run.create(folder, parsing.dump(settings), begin.architecture, begin.tokenizer.json, work.templates, facts)
