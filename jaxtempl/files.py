@@ -25,7 +25,7 @@ def sha256(path: Path) -> str:
 
 
 def list_files(folder: Path, included: Callable[[str], bool] = lambda _: True) -> dict[str, dict[str, Any]]:
-    """Return `{"sha256", "bytes"}` of every included file below `folder` except its manifest, by relative POSIX path."""
+    """Return `{"sha256", "bytes"}` of every included file below `folder` except its manifest, by path."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     named = ((p.relative_to(folder).as_posix(), p) for p in paths)
     return {

@@ -32,8 +32,8 @@ class ConvertOnnxConfig:
     wide_residual: bool = option(False, "Keep the residual stream in float32 with --dtype=fp16.")
     form: Literal["auto", "fused", "chunked", "plain"] = option(
         "auto",
-        "Attention as one operator (fused), as one operator for each of four chunks of queries (chunked, faster on CPUs "
-        "and the choice of auto with fp32), or as matrix products (plain, opset 20).",
+        "Attention as one operator (fused), as one operator for each of four chunks of queries (chunked, faster on "
+        "CPUs and the choice of auto with fp32), or as matrix products (plain, opset 20).",
     )
     slots: int = option(
         0, "Columns of the template head, including spare ones for new templates (default: as trained).", minimum=0

@@ -19,5 +19,5 @@ def size_architecture(size: str) -> Architecture:
 def nearest_size(a: Architecture) -> str:
     """Return the size of the same family whose number of parameters is nearest to the model's, as a ratio."""
     shapes = {name: size_architecture(name) for name in sizes.size_names()}
-    same = {name: flops.parameters(shape) for name, shape in shapes.items() if shape.family == a.family}
-    return min(same, key=lambda name: abs(math.log(same[name] / flops.parameters(a))))
+    same = {name: flops.parameter_count(shape) for name, shape in shapes.items() if shape.family == a.family}
+    return min(same, key=lambda name: abs(math.log(same[name] / flops.parameter_count(a))))

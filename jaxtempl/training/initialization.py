@@ -76,9 +76,9 @@ def _defaults_of(model: NamedModel) -> str:
     if model.size in sizes.size_names():
         return model.size
     nearest = published.nearest_size(model.architecture)
-    theirs = flops.parameters(published.size_architecture(nearest))
+    theirs = flops.parameter_count(published.size_architecture(nearest))
     print(
-        f"# {model.size} has {flops.parameters(model.architecture):,} parameters; its defaults are those of {nearest} "
+        f"# {model.size} has {flops.parameter_count(model.architecture):,} parameters; its defaults are those of {nearest} "
         f"({theirs:,}), the nearest of configs/sizes/ in its family",
         flush=True,
     )
