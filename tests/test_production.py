@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from test_triton import PB2, TEMPLATES, convert, make, network
+from triton_models import PB2, TEMPLATES, convert, make_bundle, save_network
 
 from converters.__main__ import CONVERTERS
 from converters.triton import config
@@ -24,7 +24,10 @@ PAGE = (ROOT / "docs" / "production.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 KINDS = {name: kind for name, (_, kind) in CONVERTERS.items()}
 
-__all__ = ["network"]  # a fixture
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_network(tmp_path_factory.mktemp("network"))
 
 
 def commands() -> list[list[str]]:
@@ -62,7 +65,7 @@ def test_the_links_lead_somewhere() -> None:
 
 def test_the_request_of_the_page_is_answered(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = convert(make(tmp_path / "bundle", network, TEMPLATES, buckets=[64]), tmp_path / "models")
+    asked = convert(make_bundle(tmp_path / "bundle", network, TEMPLATES, buckets=[64]), tmp_path / "models")
     (tmp_path / "ask.py").write_text(PYTHON[0])
     runpy.run_path("ask.py")
     request = json.loads(Path("request.json").read_text())

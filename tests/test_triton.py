@@ -1,8 +1,5 @@
 """`convert triton`: Triton's own protobuf reads the config; ONNX Runtime answers the requests that it declares."""
 
-import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import shutil
 import signal
@@ -12,92 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import imports
-import jax
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 import pytest
-from google.protobuf import text_format
-from tiny import ARCHITECTURE, template
+from tiny import template
+from triton_models import BUCKETS, PB2, TEMPLATES, WIDTH, convert, engine, make_bundle, save_network
 
-from converters.onnx import graph, layers
 from converters.triton.convert import main
-from jaxtempl import files
 from jaxtempl.bundle import bundle
 from jaxtempl.config.converting import ConvertTritonConfig
-from jaxtempl.config.paths import ASSETS, ROOT
+from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.models import factory
-from jaxtempl.text.cases import Template
-
-BUCKETS = [16, 32, 64]
-SLOTS = 6
-TEMPLATES = [template(0, "greet"), template(1, "old\nreply", active=False), template(2, "card"), template(3, "bye")]
-FACTS: dict[str, Any] = {
-    "head": "template",
-    "dtype": "fp32",
-    "window": 64,
-    "role_tags": False,
-    "special_tokens": 0,
-    "temperature": 1.0,
-    "slots": SLOTS,
-    "buckets": BUCKETS,
-    "run": {"name": "tiny"},
-    "verify": {},
-}
-
-
-def model_config_pb2() -> Any:
-    """Triton's messages, without the client around them, which needs gRPC."""
-    path = importlib.metadata.distribution("tritonclient").locate_file("tritonclient/grpc/model_config_pb2.py")
-    spec: Any = importlib.util.spec_from_file_location("model_config_pb2", str(path))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def engine(batch: int, lengths: list[int] = BUCKETS) -> dict[str, Any]:
-    """What `bin/convert tensorrt` tells of a plan."""
-    return {"gpu": "NVIDIA A10", "profiles": [{"length": length, "batch": batch} for length in lengths]}
-
-
-PB2 = model_config_pb2()
-WIDTH = {PB2.TYPE_INT32: 4, PB2.TYPE_FP32: 4}
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model.onnx and its data beside it."""
-    folder = tmp_path_factory.mktemp("network")
-    params = jax.tree.map(np.asarray, factory.random_params(ARCHITECTURE, len(TEMPLATES), 0))
-    model = graph.build(params, ARCHITECTURE, layers.GraphOptions("template", slots=SLOTS))
-    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
-    return folder
-
-
-def make(folder: Path, network: Path | None, templates: list[Template] = TEMPLATES, **facts: Any) -> Path:
-    """A bundle of that network, or one of an engine."""
-    folder.mkdir(parents=True)
-    if network:
-        for path in network.iterdir():
-            shutil.copyfile(path, folder / path.name)
-    else:
-        (folder / "model.plan").write_bytes(b"an engine")
-    (folder / "tokenizer.json").write_text((ASSETS / "nano" / "tokenizer.json").read_text())
-    files.write_json(folder / "templates.json", [dataclasses.asdict(t) for t in templates])
-    kind = {"model": "model.onnx"} if network else {"model": "model.plan", "engine": engine(8)}
-    bundle.write_manifest(folder, FACTS | kind | facts)
-    return folder
-
-
-def convert(given: Path, out: Path, **flags: Any) -> Any:
-    """The parsed config of the model after the bundle was added."""
-    main(ConvertTritonConfig(bundle=str(given), out=out, **flags))
-    return parsed(out / flags.get("name", "templates"))
-
-
-def parsed(model: Path) -> Any:
-    return text_format.Parse((model / "config.pbtxt").read_text(), PB2.ModelConfig())
+    return save_network(tmp_path_factory.mktemp("network"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -124,7 +51,7 @@ def input_of(warmup: Any, name: str, model: Path) -> np.ndarray:
 
 
 def test_an_onnx_model_answers_each_warmup_request(network: Path, tmp_path: Path) -> None:
-    config = convert(make(tmp_path / "bundle", network), tmp_path / "models")
+    config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models")
     model = tmp_path / "models" / "templates"
     session = onnxruntime.InferenceSession(model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     declared = {i.name: (i.data_type, [-1, *i.dims]) for i in config.input}
@@ -145,7 +72,7 @@ def test_an_onnx_model_answers_each_warmup_request(network: Path, tmp_path: Path
 
 
 def test_a_version_is_the_whole_bundle(network: Path, tmp_path: Path) -> None:
-    given = make(tmp_path / "bundle", network)
+    given = make_bundle(tmp_path / "bundle", network)
     convert(given, tmp_path / "models")
     version = tmp_path / "models" / "templates" / "1"
     assert contents(version) == contents(given)
@@ -154,7 +81,7 @@ def test_a_version_is_the_whole_bundle(network: Path, tmp_path: Path) -> None:
 
 
 def test_the_queue_ends_within_the_budget(network: Path, tmp_path: Path) -> None:
-    config = convert(make(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=3, timeout_ms=50)
+    config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=3, timeout_ms=50)
     batching, policy = config.dynamic_batching, config.dynamic_batching.default_queue_policy
     assert (config.name, config.max_batch_size) == ("templates", 3)
     assert list(batching.preferred_batch_size) == [2, 3]
@@ -166,13 +93,13 @@ def test_the_queue_ends_within_the_budget(network: Path, tmp_path: Path) -> None
 
 
 def test_one_at_a_time_prefers_no_size(network: Path, tmp_path: Path) -> None:
-    config = convert(make(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=1)
+    config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=1)
     assert not config.dynamic_batching.preferred_batch_size
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
 
 
 def test_where_a_model_runs(network: Path, tmp_path: Path) -> None:
-    onnx, plan, out = make(tmp_path / "onnx", network), make(tmp_path / "plan", None), tmp_path / "models"
+    onnx, plan, out = make_bundle(tmp_path / "onnx", network), make_bundle(tmp_path / "plan", None), tmp_path / "models"
     gpu, cpu, engine = convert(onnx, out), convert(onnx, out, name="cpu", device="cpu"), convert(plan, out, name="trt")
     kinds = PB2.ModelInstanceGroup
     assert [c.platform for c in (gpu, cpu, engine)] == ["onnxruntime_onnx", "onnxruntime_onnx", "tensorrt_plan"]
@@ -189,7 +116,7 @@ def test_where_a_model_runs(network: Path, tmp_path: Path) -> None:
 
 
 def test_labels_are_one_line_a_slot(network: Path, tmp_path: Path) -> None:
-    config = convert(make(tmp_path / "bundle", network), tmp_path / "models")
+    config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models")
     lines = (tmp_path / "models" / "templates" / config.output[0].label_filename).read_text().splitlines()
     assert lines == ["greet", "old reply (retired)", "card", "bye", "(padding 4)", "(padding 5)"]
     assert len(lines) == config.output[0].dims[0]
@@ -200,11 +127,11 @@ def test_labels_are_one_line_a_slot(network: Path, tmp_path: Path) -> None:
 
 def test_a_later_bundle_is_the_next_version(network: Path, tmp_path: Path) -> None:
     out, model = tmp_path / "models", tmp_path / "models" / "templates"
-    convert(make(tmp_path / "a", network), out)
+    convert(make_bundle(tmp_path / "a", network), out)
     tuned = (model / "config.pbtxt").read_text().replace("max_batch_size: 4", "max_batch_size: 2")
     (model / "config.pbtxt").write_text(tuned)
     before = contents(model)
-    later = make(tmp_path / "b", network, [*TEMPLATES[:3], template(4, "new")])
+    later = make_bundle(tmp_path / "b", network, [*TEMPLATES[:3], template(4, "new")])
     assert convert(later, out).max_batch_size == 2, "the config is its owner's"
     after = contents(model)
     assert {name for name in after if before.get(name) != after[name]} == {
@@ -213,45 +140,45 @@ def test_a_later_bundle_is_the_next_version(network: Path, tmp_path: Path) -> No
     }
     assert after["labels.txt"].decode().splitlines()[2:] == ["card", "bye", "new", "(padding 5)"]
     shutil.rmtree(model / "1")
-    convert(make(tmp_path / "c", network, TEMPLATES[:3]), out)
+    convert(make_bundle(tmp_path / "c", network, TEMPLATES[:3]), out)
     assert {path.name for path in model.iterdir()} >= {"2", "3"}, "a number is not given twice"
 
 
 def test_an_engine_of_other_profiles_is_no_version(tmp_path: Path) -> None:
-    convert(make(tmp_path / "a", None), tmp_path / "models")
+    convert(make_bundle(tmp_path / "a", None), tmp_path / "models")
     with pytest.raises(UserError, match=r"has profiles .* pass another --name"):
-        convert(make(tmp_path / "b", None, engine=engine(4)), tmp_path / "models")
+        convert(make_bundle(tmp_path / "b", None, engine=engine(4)), tmp_path / "models")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"slots": 7}, "slots 7 and version 1"),
         ({"buckets": [16, 32]}, "buckets [16, 32]"),
         ({"dtype": "fp16"}, "dtype fp16"),
         ({"role_tags": True}, "role_tags True"),
         ({"templates": [template(0, "hello")]}, "slot 0 is 'greet'"),
-        ({"run": {"name": "another"}}, "is version 1"),
+        ({"run": {"name": "another"}}, "is already version 1"),
         ({"network": None}, "model model.plan"),
     ],
 )
 def test_a_bundle_that_clients_would_have_to_ask_otherwise_is_refused(
-    changes: dict[str, Any], said: str, network: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, network: Path, tmp_path: Path
 ) -> None:
-    convert(make(tmp_path / "a", network), tmp_path / "models")
+    convert(make_bundle(tmp_path / "a", network), tmp_path / "models")
     before = contents(tmp_path / "models")
-    other = make(tmp_path / "b", **{"network": network, **changes})
+    other = make_bundle(tmp_path / "b", **{"network": network, **changes})
     with pytest.raises(UserError, match=r"nothing was added|pass another --name") as raised:
         convert(other, tmp_path / "models")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert contents(tmp_path / "models") == before
 
 
 STOP = """
 import os, signal, sys
 from pathlib import Path
-from converters import triton
-from jaxtempl.config.parsing import ConvertTritonConfig
+from converters.triton import convert as triton
+from jaxtempl.config.converting import ConvertTritonConfig
 
 def stop(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -275,7 +202,10 @@ def killed(where: str, given: Path, out: Path) -> int:
 @pytest.mark.parametrize("where", ["copied", "named"])
 def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_path: Path) -> None:
     out = tmp_path / "models"
-    first, second = make(tmp_path / "a", network), make(tmp_path / "b", network, [*TEMPLATES, template(4, "new")])
+    first, second = (
+        make_bundle(tmp_path / "a", network),
+        make_bundle(tmp_path / "b", network, [*TEMPLATES, template(4, "new")]),
+    )
     assert killed(where, first, out) == -signal.SIGKILL
     assert contents(out) == {}
     assert killed("not", first, out) == 0
@@ -293,12 +223,12 @@ def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("facts", "flags", "said"),
+    ("facts", "flags", "message"),
     [
         ({"head": "lm"}, {}, "is a language model"),
         ({"dtype": "int8"}, {}, "int8 for ONNX Runtime on CPUs; pass --device=cpu"),
         ({"network": None}, {"device": "cpu"}, "is an engine, which needs a GPU"),
-        ({"network": None, "engine": engine(2)}, {}, "at most 2 requests at once; --max_batch_size=2 or less"),
+        ({"network": None, "engine": engine(2)}, {}, "at most 2 requests at once; pass --max_batch_size=2 or less"),
         ({"network": None, "engine": engine(8, [64])}, {}, "one for each of [16, 32, 64] is needed"),
         ({"network": None, "engine": {}}, {}, "one for each of [16, 32, 64] is needed"),
         ({"buckets": []}, {}, "all must be above 0"),
@@ -307,29 +237,29 @@ def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_
     ],
 )
 def test_a_bundle_that_triton_could_not_serve_so_is_refused(
-    facts: dict[str, Any], flags: dict[str, Any], said: str, network: Path, tmp_path: Path
+    facts: dict[str, Any], flags: dict[str, Any], message: str, network: Path, tmp_path: Path
 ) -> None:
-    given = make(tmp_path / "bundle", **{"network": network, **facts})
+    given = make_bundle(tmp_path / "bundle", **{"network": network, **facts})
     with pytest.raises(UserError) as raised:
         convert(given, tmp_path / "models", **flags)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "models").exists()
 
 
 def test_int8_runs_on_the_cpu(network: Path, tmp_path: Path) -> None:
-    convert(make(tmp_path / "bundle", network, dtype="int8"), tmp_path / "models", device="cpu")
+    convert(make_bundle(tmp_path / "bundle", network, dtype="int8"), tmp_path / "models", device="cpu")
 
 
 @pytest.mark.parametrize("flags", [{"bundle": ""}, {"name": "../x"}, {"name": ".hidden"}, {"max_batch_size": 65}])
 def test_wrong_flags_are_refused(flags: dict[str, Any], network: Path, tmp_path: Path) -> None:
-    given = {"bundle": str(make(tmp_path / "bundle", network)), "out": tmp_path / "models"}
+    given = {"bundle": str(make_bundle(tmp_path / "bundle", network)), "out": tmp_path / "models"}
     with pytest.raises(UsageError):
         main(ConvertTritonConfig(**{**given, **flags}))
 
 
 def test_a_changed_bundle_is_refused(network: Path, tmp_path: Path) -> None:
-    given = make(tmp_path / "bundle", network)
+    given = make_bundle(tmp_path / "bundle", network)
     with (given / "model.onnx.data").open("r+b") as file:
         file.write(b"\0\1\2\3")
     with pytest.raises(UserError, match="sha256"):
@@ -339,11 +269,11 @@ def test_a_changed_bundle_is_refused(network: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_left_alone(network: Path, tmp_path: Path) -> None:
-    given = make(tmp_path / "bundle", network)
-    with pytest.raises(UserError, match=r"has bundle.json, which is no model of Triton's"):
+    given = make_bundle(tmp_path / "bundle", network)
+    with pytest.raises(UserError, match=r"has bundle.json, which is not a Triton model"):
         convert(given, given)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         convert(given, tmp_path / "file")
     theirs = tmp_path / "models" / "templates"
     (theirs / "1").mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""An ONNX bundle to a TensorRT engine. No JAX."""
+"""An ONNX bundle -> a TensorRT engine. No JAX."""

@@ -1,8 +1,8 @@
-"""What TensorRT makes of a graph, found out without a GPU: is every operator supported, and which of them are fused?
+"""A check of TensorRT's support for a graph, without a GPU: is every operator supported, and which are fused?
 
-`tensorrt_rtx` builds for a named compute capability, and its plan holds, as text, the program of each profile: a step a
-kernel, with the nodes of the graph that it runs. That text is not documented, so another version may write it
-otherwise; 1.7 writes what is read here. A plan of `tensorrt` itself can only be asked on a GPU.
+`tensorrt_rtx` builds for a named compute capability. Its plan holds the program of each profile as text: one step per
+kernel, with the nodes of the graph that it runs. The text is undocumented and read as version 1.7 writes it; another
+version may differ. A plan of `tensorrt` itself can be inspected on a GPU only.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ NATIVE_LAYERS = {"attention": "ATTENTION_INPUT", "rotary": "ROTARY_EMBEDDING", "
 ATTENTION_OPERATORS = (
     "Attention",
     "Softmax",
-)  # the operator that a block attends with, in the fused and the plain form
+)  # the attention operator of a block, in the fused and the plain form
 
 
 class PlanKernel(NamedTuple):
     """One step of a plan's program.
 
     Attributes:
-        name: of what it runs; `_gemm_mha_v2` and `_gemv_mha_v1` are whole attentions.
-        nodes: of the graph, those that it runs a part of.
+        name: Name of the kernel; `_gemm_mha_v2` and `_gemv_mha_v1` are whole attentions.
+        nodes: Nodes of the graph that it runs, wholly or in part.
     """
 
     name: str
@@ -42,14 +42,14 @@ class PlanKernel(NamedTuple):
 
 
 class NodeCounts(NamedTuple):
-    """What became of an operator's nodes.
+    """Counts of an operator's nodes by how they run.
 
     Attributes:
-        nodes: in the graph.
-        fused: run in one kernel together with other nodes.
-        alone: run in one kernel of their own.
-        several: run by more than one kernel.
-        none: in no kernel: shapes and constants, and what another layout of the data made needless.
+        nodes: All nodes in the graph.
+        fused: Nodes that share one kernel with other nodes.
+        alone: Nodes that have one kernel to themselves.
+        several: Nodes that more than one kernel runs.
+        none: Nodes without a kernel: shapes, constants, and nodes that another data layout makes unnecessary.
     """
 
     nodes: int
@@ -61,19 +61,19 @@ class NodeCounts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SupportReport:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        version: of tensorrt_rtx.
-        compute_capability: that was built for.
-        native: layers of TensorRT's own for attention, rotary positions and LayerNorm.
-        kernels: of the program of the longest rows.
-        operators: what became of each operator's nodes there.
-        attention: by kernel, how many of the graph's attentions it runs whole.
-        unfused: the other attentions.
-        bytes: of the plan.
-        parse_seconds: for reading the graph.
-        build_seconds: for building.
+        version: Version of tensorrt_rtx.
+        compute_capability: Compute capability of the build.
+        native: Counts of TensorRT's native layers for attention, rotary positions and LayerNorm.
+        kernels: Kernels of the program for the longest rows.
+        operators: Counts of that program's nodes by operator.
+        attention: Number of the graph's attentions that each kernel runs whole.
+        unfused: Names of the other attentions.
+        bytes: Size of the plan.
+        parse_seconds: Seconds of reading the graph.
+        build_seconds: Seconds of the build.
     """
 
     version: str
@@ -89,7 +89,7 @@ class SupportReport:
 
 
 def import_tensorrt_rtx() -> Any:
-    """The module tensorrt_rtx, by either of the names that it is packaged under; raises UserError without it."""
+    """Import tensorrt_rtx under either of its package names; raises UserError if it is missing."""
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         try:
             return importlib.import_module(name)
@@ -102,26 +102,26 @@ def import_tensorrt_rtx() -> Any:
     )
 
 
-def check(trt: Any, model: Path, wanted: BuildConfig) -> SupportReport:
-    """Builds the model and looks at what became of it.
+def check(trt: Any, model: Path, config: BuildConfig) -> SupportReport:
+    """Build the model and report how its nodes run.
 
     Args:
-        trt: the module tensorrt_rtx.
-        model: an ONNX file.
-        wanted: with a compute capability.
+        trt: The module tensorrt_rtx.
+        model: ONNX file.
+        config: Configuration with a compute capability.
 
     Raises:
-        UserError: an operator is not supported, the model cannot be built, or this version's plan cannot be read.
+        UserError: An operator is not supported, the model cannot be built, or this version's plan cannot be read.
     """
-    built = engine.build(trt, model, wanted)
+    built = engine.build(trt, model, config)
     programs = list(read_programs(memoryview(built.plan)))
-    if len(programs) != len(wanted.buckets):
-        raise UserError(f"the plan of {trt.__name__} {trt.__version__} is not written as that of 1.7; install 1.7")
+    if len(programs) != len(config.buckets):
+        raise UserError(f"the plan of {trt.__name__} {trt.__version__} cannot be read, only that of 1.7; install 1.7")
     kinds = {node.name: node.op_type for node in onnx_check.load_graph(model).graph.node}
     whole, unfused = fused_attentions(kinds, programs)
     return SupportReport(
         version=trt.__version__,
-        compute_capability=wanted.compute_capability,
+        compute_capability=config.compute_capability,
         native={name: built.layers[layer] for name, layer in NATIVE_LAYERS.items()},
         kernels=programs[-1],
         operators=count_nodes(kinds, programs[-1]),
@@ -134,9 +134,9 @@ def check(trt: Any, model: Path, wanted: BuildConfig) -> SupportReport:
 
 
 def read_programs(plan: "memoryview | bytes") -> Iterator[list[PlanKernel]]:
-    """The kernels of each profile's program, in order; the inside of a kernel made at run time is none of its own."""
-    for found in _PROGRAM.finditer(plan):
-        text = found[1].decode(errors="replace")
+    """Yield the kernels of each profile's program, in order; a kernel generated at run time counts as one."""
+    for program in _PROGRAM.finditer(plan):
+        text = program[1].decode(errors="replace")
         if "shape_call=" in text or "function=" in text:
             steps = list(_STEP.finditer(text))
             ends = [step.start() for step in steps[1:]] + [len(text)]
@@ -150,47 +150,49 @@ def read_programs(plan: "memoryview | bytes") -> Iterator[list[PlanKernel]]:
 def fused_attentions(
     kinds: Mapping[str, str], programs: Sequence[Sequence[PlanKernel]]
 ) -> tuple[Counter[str], list[str]]:
-    """How many attentions each kernel runs whole in the last program, and those that some program runs otherwise."""
-    mixes = [name for name, kind in kinds.items() if kind in ATTENTION_OPERATORS]
-    by = [
+    """Count the attentions that each kernel of the last program runs whole; list those that some program splits."""
+    attention_nodes = [name for name, kind in kinds.items() if kind in ATTENTION_OPERATORS]
+    kernel_of = [
         {node: kernel.name for kernel in program if "mha" in kernel.name for node in kernel.nodes}
         for program in programs
     ]
-    unfused = [node for node in mixes if not all(node in whole for whole in by)]
-    return Counter(by[-1][node] for node in mixes if node not in unfused), unfused
+    unfused = [node for node in attention_nodes if not all(node in whole for whole in kernel_of)]
+    return Counter(kernel_of[-1][node] for node in attention_nodes if node not in unfused), unfused
 
 
 def count_nodes(kinds: Mapping[str, str], kernels: Sequence[PlanKernel]) -> dict[str, NodeCounts]:
-    """What became of the nodes of each operator, most nodes first."""
-    by: dict[str, list[PlanKernel]] = {name: [] for name in kinds}
+    """Count the nodes of each operator by how they run, most nodes first."""
+    kernels_of: dict[str, list[PlanKernel]] = {name: [] for name in kinds}
     for kernel in kernels:
-        for node in set(kernel.nodes) & by.keys():
-            by[node].append(kernel)
-    counted = {kind: Counter(_use(by[name]) for name in kinds if kinds[name] == kind) for kind in set(kinds.values())}
-    found = {
-        kind: NodeCounts(count.total(), *(count[use] for use in NodeCounts._fields[1:]))
-        for kind, count in counted.items()
+        for node in set(kernel.nodes) & kernels_of.keys():
+            kernels_of[node].append(kernel)
+    usages = {
+        kind: Counter(_usage(kernels_of[name]) for name in kinds if kinds[name] == kind) for kind in set(kinds.values())
     }
-    return dict(sorted(found.items(), key=lambda entry: (-entry[1].nodes, entry[0])))
+    counts = {
+        kind: NodeCounts(count.total(), *(count[use] for use in NodeCounts._fields[1:]))
+        for kind, count in usages.items()
+    }
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1].nodes, entry[0])))
 
 
-def _use(kernels: Sequence[PlanKernel]) -> str:
+def _usage(kernels: Sequence[PlanKernel]) -> str:
     if len(kernels) != 1:
         return "several" if kernels else "none"
     return "fused" if len(set(kernels[0].nodes)) > 1 else "alone"
 
 
 def format_report(report: SupportReport) -> str:
-    """The report as text."""
+    """Format the report as text."""
     rows = [f"{kind:22} {' '.join(f'{count:7}' for count in use)}" for kind, use in report.operators.items()]
     native = ", ".join(f"{count} {name}" for name, count in report.native.items())
     return "\n".join(
         [
-            f"tensorrt_rtx {report.version} builds it for compute capability {report.compute_capability}: "
+            f"tensorrt_rtx {report.version} builds the graph for compute capability {report.compute_capability}: "
             f"{report.bytes / 1e6:,.1f} MB in {report.parse_seconds + report.build_seconds:.1f} s",
             f"native layers: {native}",
             format_attention(report),
-            f"{len(report.kernels)} kernels for the longest rows; what became of the graph's nodes:",
+            f"{len(report.kernels)} kernels for the longest rows; the graph's nodes run as follows:",
             f"{'operator':22} {' '.join(f'{name:>7}' for name in NodeCounts._fields)}",
             *rows,
         ]
@@ -198,7 +200,7 @@ def format_report(report: SupportReport) -> str:
 
 
 def format_attention(report: SupportReport) -> str:
-    """Which attentions are one kernel, on one line."""
+    """Format on one line which attentions are one kernel."""
     whole = sum(report.attention.values())
     by = ", ".join(f"{count} by {name}" for name, count in report.attention.items())
     rest = f"; not fused: {', '.join(report.unfused)}" if report.unfused else ""

@@ -1,1 +1,1 @@
-"""A bundle to a Triton model repository. No JAX."""
+"""A bundle -> a Triton model repository. No JAX."""

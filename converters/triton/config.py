@@ -1,6 +1,6 @@
-"""config.pbtxt: how Triton serves a bundle, for answers within 100 ms at up to 20 requests a second on one A10.
+"""config.pbtxt: Triton's configuration of a bundle, for answers within 100 ms at up to 20 requests/s on one A10.
 
-Each field is one of Triton's model_config.proto; the comments beside them go into the file, for who tunes it there.
+Each field is one of Triton's model_config.proto. The comments go into the file, for the people who tune it.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ QUEUE_DELAY_MICROSECONDS = 1000
 MAX_QUEUE_SIZE = 64  # requests
 
 TEMPLATE = """\
-# How Triton serves this model. bin/convert triton wrote it with the first version and leaves it alone since: it is
-# yours to tune. docs/production.md has the arithmetic.
+# Triton's configuration of this model. bin/convert triton writes it with the first version and never changes it again:
+# it is yours to tune. docs/production.md has the arithmetic.
 name: "{name}"
 platform: "{platform}"
 max_batch_size: {max_batch_size}
 
-# The newest version. To go back to another: version_policy {{ specific {{ versions: [ 1 ] }} }}; then load the model.
+# The newest version. To roll back: version_policy {{ specific {{ versions: [ 1 ] }} }}; then load the model.
 version_policy {{ latest {{ num_versions: 1 }} }}
 
-# A window's ids, padded on the right (with any id) to {buckets}: only requests of one shape are computed together.
+# A window's ids, padded on the right (with any id) to {buckets}: only requests of one shape share a batch.
 input [
   {{ name: "input_ids" data_type: TYPE_INT32 dims: [ -1 ] }},
   {{ name: "lengths" data_type: TYPE_INT32 dims: [ 1 ] }}
@@ -33,43 +33,43 @@ output [
 ]
 
 dynamic_batching {{
-  # Whoever is not alone goes at once, with all who are there.
+  # Two or more waiting requests are computed immediately, together.
   preferred_batch_size: [ {preferred} ]
-  # A hundredth of the 100 ms: for requests sent at once. At 20 a second another comes within it once in fifty times.
+  # A hundredth of the 100 ms, for simultaneous requests. At 20 requests/s, one in fifty is followed by another in it.
   max_queue_delay_microseconds: {delay}
   default_queue_policy {{
-    # Who has waited this long is answered too late: refused, so that those behind are not late too.
+    # An answer to a request that waited this long is too late: it is rejected, so that later ones are in time.
     timeout_action: REJECT
     default_timeout_microseconds: {timeout}
-    # A client may give less.
+    # A client may set a shorter timeout.
     allow_timeout_override: true
-    # In 100 ms two requests come at 20 a second. Thirty times that is no burst but another load: refused at once.
-    max_queue_size: {waiting}
+    # At 20 requests/s two arrive in 100 ms. Thirty times as many are overload, not a burst: rejected immediately.
+    max_queue_size: {max_queue_size}
   }}
 }}
 
 {device}
-# One request a length, with its real length: ready means that every shape has run. Ids are zeros, which every
-# vocabulary has; random ones need not be in it.
+# One request per length, with its real length: ready means that every shape has run. Ids are zeros, because every
+# vocabulary has the id 0.
 model_warmup [
 {warmup}
 ]
 """
 
 ENGINE = """\
-# One instance, as two would share the GPU and slow each other down. It has all profiles of the engine, one a length,
-# and takes the nearest for each batch.
+# One instance: two would share the GPU and slow each other down. It has all profiles of the engine, one per length,
+# and uses the nearest for each batch.
 instance_group [
   {{ count: 1 kind: KIND_GPU profile: [ {profiles} ] }}
 ]
 """
 
 ONNX_GPU = """\
-# One instance, as two would share the GPU and slow each other down.
+# One instance: two would share the GPU and slow each other down.
 instance_group [
   { count: 1 kind: KIND_GPU }
 ]
-# ONNX Runtime's CUDA provider. Without TensorFloat-32: what is float32 in the graph was verified as float32.
+# ONNX Runtime's CUDA provider, without TensorFloat-32: the float32 parts of the graph were verified as float32.
 optimization {
   execution_accelerators {
     gpu_execution_accelerator: [ { name: "cuda" parameters { key: "use_tf32" value: "0" } } ]
@@ -78,7 +78,7 @@ optimization {
 """
 
 ONNX_CPU = """\
-# One instance with all cores (0), as the time of one request is what counts.
+# One instance with all cores (0), because the latency of a single request counts.
 instance_group [
   { count: 1 kind: KIND_CPU }
 ]
@@ -96,13 +96,13 @@ WARMUP = """\
 
 @dataclasses.dataclass(frozen=True)
 class ServingOptions:
-    """What the user decides about one model.
+    """The user's options for one model.
 
     Attributes:
-        name: of the model, and of its folder.
-        device: where an ONNX model runs.
-        max_batch_size: most requests that are computed at once.
-        timeout_ms: longest wait in the queue.
+        name: Name of the model and of its folder.
+        device: Device of an ONNX model.
+        max_batch_size: Maximum number of requests in a batch.
+        timeout_ms: Maximum wait in the queue, in milliseconds.
     """
 
     name: str
@@ -111,34 +111,34 @@ class ServingOptions:
     timeout_ms: int
 
 
-def render(manifest: Mapping[str, Any], serving: ServingOptions) -> str:
-    """The text of config.pbtxt for bundles with that manifest."""
+def render(manifest: Mapping[str, Any], options: ServingOptions) -> str:
+    """Render config.pbtxt for bundles with that manifest."""
     buckets = manifest["buckets"]
     return TEMPLATE.format(
-        name=serving.name,
+        name=options.name,
         platform="tensorrt_plan" if manifest["model"] == bundle.PLAN else "onnxruntime_onnx",
-        max_batch_size=serving.max_batch_size,
+        max_batch_size=options.max_batch_size,
         buckets=_joined(buckets),
         slots=manifest["slots"],
         labels=LABELS,
-        preferred=_joined(range(2, serving.max_batch_size + 1)),
+        preferred=_joined(range(2, options.max_batch_size + 1)),
         delay=QUEUE_DELAY_MICROSECONDS,
-        timeout=serving.timeout_ms * 1000,
-        waiting=MAX_QUEUE_SIZE,
-        device=_device(manifest, serving),
+        timeout=options.timeout_ms * 1000,
+        max_queue_size=MAX_QUEUE_SIZE,
+        device=_device(manifest, options),
         warmup=",\n".join(WARMUP.format(length=length, file=warmup_file(length)) for length in buckets),
     )
 
 
 def warmup_file(length: int) -> str:
-    """Name of the file in `warmup/` that holds the `lengths` of a request of that length."""
+    """Return the name of the file in `warmup/` with the `lengths` of a request of that length."""
     return f"lengths-{length}"
 
 
-def _device(manifest: Mapping[str, Any], serving: ServingOptions) -> str:
+def _device(manifest: Mapping[str, Any], options: ServingOptions) -> str:
     if manifest["model"] == bundle.PLAN:
         return ENGINE.format(profiles=_joined(f'"{index}"' for index in range(len(manifest["buckets"]))))
-    return ONNX_GPU if serving.device == "gpu" else ONNX_CPU
+    return ONNX_GPU if options.device == "gpu" else ONNX_CPU
 
 
 def _joined(values: Iterable[object]) -> str:
