@@ -174,7 +174,7 @@ def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
 def test_tokenizer_without_padding_pads_with_end_of_text() -> None:
     tokenizer = json.loads(NANO.read_text())
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != special_tokens.PADDING]
-    assert special_tokens.read_special_tokens(json.dumps(tokenizer)).in_config == {
+    assert special_tokens.read_special_tokens(json.dumps(tokenizer)).config_entries == {
         f"{role}_token_id": 0 for role in ("bos", "eos", "pad")
     }
 

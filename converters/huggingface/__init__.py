@@ -1,1 +1,1 @@
-"""A run to a folder that transformers loads."""
+"""A run -> a folder that transformers loads."""

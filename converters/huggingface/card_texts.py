@@ -1,4 +1,4 @@
-"""What a model card says that depends on the model's family: code that runs, padding, and what the model is for."""
+"""The texts of a model card that depend on the model's family: code to run, padding, and purpose."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ model = AutoModelForSequenceClassification.from_pretrained(folder)
 texts = {texts}  # oldest first
 
 # The newest whole messages that fit in {length} tokens; a longer newest message keeps its last tokens.
-pieces = tokenizer([texts[0], *(" " + text for text in texts[1:])]{plain})["input_ids"]
-ids = pieces.pop()[-{length}:]
-while pieces and len(ids) + len(pieces[-1]) <= {length}:
-    ids = pieces.pop() + ids
+messages = tokenizer([texts[0], *(" " + text for text in texts[1:])]{plain})["input_ids"]
+ids = messages.pop()[-{length}:]
+while messages and len(ids) + len(messages[-1]) <= {length}:
+    ids = messages.pop() + ids
 {enclosed}
 with torch.no_grad():
     logits = model(torch.tensor([ids])).logits[0]
@@ -33,9 +33,9 @@ GENERATION = """from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "THIS_FOLDER"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-asked = tokenizer("<CUSTOMER>: Where is my card?\\n<ADVOCATE>:", return_tensors="pt")
-said = model.generate(**asked, max_new_tokens=40, do_sample=False)
-print(tokenizer.decode(said[0]))
+prompt = tokenizer("<CUSTOMER>: Where is my card?\\n<ADVOCATE>:", return_tensors="pt")
+generated = model.generate(**prompt, max_new_tokens=40, do_sample=False)
+print(tokenizer.decode(generated[0]))
 """
 
 FILL_MASK = """from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -43,33 +43,33 @@ FILL_MASK = """from transformers import AutoModelForMaskedLM, AutoTokenizer
 folder = "THIS_FOLDER"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForMaskedLM.from_pretrained(folder)
-asked = tokenizer(f"<CUSTOMER>: Where is my {tokenizer.mask_token}?", return_tensors="pt")
-hidden = asked["input_ids"][0] == tokenizer.mask_token_id
-print(tokenizer.decode(model(**asked).logits[0, hidden].argmax(dim=-1)))
+prompt = tokenizer(f"<CUSTOMER>: Where is my {tokenizer.mask_token}?", return_tensors="pt")
+masked = prompt["input_ids"][0] == tokenizer.mask_token_id
+print(tokenizer.decode(model(**prompt).logits[0, masked].argmax(dim=-1)))
 """
 
-NEOX_BATCHES = """Rows of a batch may be padded on either side (`tokenizer.padding_side`, right unless it is set): with
-`{token}`, id {id}. Pass `attention_mask` beside `input_ids`; `position_ids` are not needed, since only
-distances between tokens count. {own} The tokenizer makes no special token of a text: `<|endoftext|>` that
-somebody typed is read as its characters."""
+NEOX_BATCHES = """Rows of a batch may be padded on either side (`tokenizer.padding_side`, by default right) with
+`{token}`, id {id}. Pass `attention_mask` with `input_ids`; `position_ids` are not needed, because only
+distances between tokens count. {phase} The tokenizer creates no special token from text: a typed
+`<|endoftext|>` is read as its characters."""
 
-BERT_BATCHES = """Rows of a batch are padded on the right, with `{token}`, id {id}: positions are counted from a
-row's first token, `[CLS]`, and its last is `[SEP]`. Pass `attention_mask` beside `input_ids`; `token_type_ids` are not
-needed. {own}"""
+BERT_BATCHES = """Rows of a batch are padded on the right with `{token}`, id {id}: positions count from a row's
+first token, `[CLS]`, and its last token is `[SEP]`. Pass `attention_mask` with `input_ids`; `token_type_ids` are not
+needed. {phase}"""
 
 
 class CardTexts(NamedTuple):
-    """Of one family.
+    """The texts of one family.
 
     Attributes:
-        name: of the family.
-        task: of its language model, as the hub names that.
-        language_model: code that uses one.
-        plain: argument that keeps the tokenizer from adding special tokens.
-        enclosed: code that adds them.
-        batches: how rows are padded.
-        own: what follows that, by phase.
-        limit: of its language model.
+        name: Name of the family.
+        task: The hub's name for the task of its language model.
+        language_model: Code that uses a language model.
+        plain: Argument that keeps the tokenizer from adding special tokens.
+        enclosed: Code that adds special tokens.
+        batches: Text on padding.
+        phases: Text after it, by phase.
+        limit: Limit of its language model.
     """
 
     name: str
@@ -78,7 +78,7 @@ class CardTexts(NamedTuple):
     plain: str
     enclosed: str
     batches: str
-    own: dict[str, str]
+    phases: dict[str, str]
     limit: str
 
 
@@ -90,13 +90,13 @@ TEXTS: dict[Family, CardTexts] = {
         plain="",
         enclosed="",
         batches=NEOX_BATCHES,
-        own={
-            "finetune": "The classifier answers at a row's right-most id that is not {id}: no row may end in one of "
-            "its own.",
+        phases={
+            "finetune": "The classifier answers at a row's right-most id other than {id}, so no row's text may end in "
+            "that id.",
             "adapt": "For `generate`, pad on the left.",
         },
-        limit="It writes what such transcripts look like. It follows no instructions, and what it writes may be "
-        "untrue.",
+        limit="It generates text in the style of such transcripts. It follows no instructions, and its output may "
+        "be untrue.",
     ),
     "bert": CardTexts(
         name="BERT",
@@ -105,11 +105,10 @@ TEXTS: dict[Family, CardTexts] = {
         plain=", add_special_tokens=False",
         enclosed="ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]\n",
         batches=BERT_BATCHES,
-        own={
-            "finetune": "The tokenizer makes no special token of a text: `[MASK]` that somebody typed is read as its "
-            "characters.",
-            "adapt": "A special token in a text is read as one, so that `[MASK]` can be asked for.",
+        phases={
+            "finetune": "The tokenizer creates no special token from text: a typed `[MASK]` is read as its characters.",
+            "adapt": "A special token in a text is read as such, so that a text may contain `[MASK]`.",
         },
-        limit="It tells which word is hidden in such transcripts. It writes no text.",
+        limit="It predicts masked words of such transcripts. It generates no text.",
     ),
 }

@@ -1,4 +1,4 @@
-"""A run as a folder that transformers loads: weights, config, tokenizer, a model card, and a manifest of their sums."""
+"""A run -> a folder that transformers loads: weights, config, tokenizer, model card, and a manifest of checksums."""
 
 import json
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ from jaxtempl.text.cases import Template
 
 
 def main(config: ConvertHuggingfaceConfig) -> None:
-    """Converts the run that `config` names; raises UserError where it cannot."""
+    """Convert the run that `config` names; raises UserError if it cannot be converted."""
     if not config.run:
         raise UserError("no run is named; pass --run=RUN, RUN@STEP, RUN@last or RUN@best")
-    found, step = run.resolve(config.run)
-    convert(found, step, config.out)
+    source, step = run.resolve(config.run)
+    convert(source, step, config.out)
 
 
 def convert(source: Run, step: int, out: Path, shard_bytes: int = save.SHARD_BYTES) -> None:
-    """Writes the folder, whole or not at all.
+    """Write the folder atomically.
 
     An adapt run becomes a GPTNeoXForCausalLM or a BertForMaskedLM, a finetune run their ForSequenceClassification.
 
     Args:
-        source: the run.
-        step: its checkpoint.
-        out: does not exist yet.
-        shard_bytes: greatest size of one file of weights; beyond it there are shards and an index.
+        source: The run.
+        step: Step of its checkpoint.
+        out: Folder to write; it must not exist.
+        shard_bytes: Maximum size of one file of weights; larger weights become shards with an index.
 
     Raises:
         UserError: `out` exists, the run is an ablation, or the tokenizer lacks a special token.
     """
     exportable.check(source)
     special = special_tokens.read_special_tokens(source.tokenizer.json)
-    config = special.in_config | labels(source.templates)
+    config = special.config_entries | labels(source.templates)
     with files.atomic_folder(out) as folder:
         save.write(folder, source.architecture, source.params(step), source.head, config, shard_bytes)
         (folder / layout.TOKENIZER).write_text(source.tokenizer.json, encoding="utf-8")
@@ -52,7 +52,7 @@ def convert(source: Run, step: int, out: Path, shard_bytes: int = save.SHARD_BYT
 
 
 def labels(templates: Sequence[Template]) -> dict[str, Any]:
-    """Slot and template id, both ways, as config.json has them."""
+    """Return the entries of config.json that map slots to template ids and back."""
     if not templates:
         return {}
     return {
@@ -62,17 +62,17 @@ def labels(templates: Sequence[Template]) -> dict[str, Any]:
 
 
 def tokenizer_config(source: Run, special: SpecialTokens) -> dict[str, Any]:
-    """tokenizer_config.json: tokenizer.json as it is, padding on the right, no special id out of text.
+    """Return tokenizer_config.json: right padding, and no special token from text.
 
-    But for a masked language model's: who asks one what a text hides writes [MASK] into it.
+    A masked language model is the exception: its users write [MASK] into a text.
     """
-    asked = source.phase == "adapt" and "mask_token" in special.names
+    reads_special_tokens = source.phase == "adapt" and "mask_token" in special.names
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special.names,
         "padding_side": "right",
         "truncation_side": "left",  # the newest text is what matters
-        "split_special_tokens": not asked,
+        "split_special_tokens": not reads_special_tokens,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": source.manifest["length"] if source.phase == "finetune" else source.architecture.positions,
@@ -80,5 +80,5 @@ def tokenizer_config(source: Run, special: SpecialTokens) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Plain JSON: these files are Hugging Face's, so no format number of ours goes in."""
+    """Write plain JSON: Hugging Face defines these files, so they carry no format number of this project."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

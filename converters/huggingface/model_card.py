@@ -1,7 +1,7 @@
-"""README.md of a converted run, as the Hugging Face hub shows one: its use, its data, its figures and its limits.
+"""The model card of a converted run, for the Hugging Face hub: use, data, figures and limits.
 
-All of it is read from the run's files, and from the manifests of its datasets where those still lie where they did.
-Folders are named by their last part alone, and no text of a case or of a template goes in.
+Its sources are the run's files, and the manifests of its datasets if they still exist. Folders are named by their last
+part only, and no text of a case or a template is included.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +20,7 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
 from jaxtempl.models import factory
 from jaxtempl.runs.run import Run, read_config
+from jaxtempl.specs.interval import Interval
 from jaxtempl.text import formats
 
 CARD = """---
@@ -61,7 +62,7 @@ METRICS = {
     "cross_entropy": ("cross-entropy, nats", "cross-entropy"),
     "loss": ("nats a token", "cross-entropy"),
     "bits_a_byte": ("bits a byte", "bits a byte"),
-}  # name in a report: heading of its column, and what the hub is told it is
+}  # name in a report: heading of its column, and the hub's metric type
 PHASES = {"adapt": "language modelling (adapt)", "finetune": "template classification (finetune)"}
 ROW_TITLES = {
     "run": "this model",
@@ -72,7 +73,7 @@ ROW_TITLES = {
 
 
 def render_card(source: Run, step: int, special: SpecialTokens) -> str:
-    """The README.md of a run's checkpoint."""
+    """Render the README.md of a run's checkpoint."""
     a, texts, reports = source.architecture, _texts(source), _reports(source, step)
     padding = {"token": special.names["pad_token"], "id": special.ids["pad_token"]}
     return CARD.format(
@@ -85,7 +86,7 @@ def render_card(source: Run, step: int, special: SpecialTokens) -> str:
         heads=a.heads,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_params(a, source.slots))),
         code=_code(source, step),
-        batches=texts.batches.format(**padding, own=texts.own[source.phase].format(**padding)),
+        batches=texts.batches.format(**padding, phase=texts.phases[source.phase].format(**padding)),
         data="\n".join(_data(source, step)),
         figures="\n\n".join([_trained(source, step), *_measured(reports)]),
         limits="\n".join(f"- {line}" for line in _limits(source, step)),
@@ -103,12 +104,12 @@ def _name(source: Run, step: int) -> str:
 def _summary(source: Run) -> str:
     if source.phase == "finetune":
         return (
-            f"Reads a support conversation up to now and scores the {len(source.templates):,} reply templates that "
-            "`config.json` names by how likely an advocate sends each next."
+            f"Reads a support conversation and scores each of the {len(source.templates):,} reply templates in "
+            "`config.json` by the probability that an advocate sends it next."
         )
     return (
-        "A language model of support transcripts: cases of one message a line, `<CUSTOMER>: text`, `<SYSTEM>: text` or "
-        "`<ADVOCATE>: text`."
+        "A language model of support transcripts: cases with one message per line, `<CUSTOMER>: text`, "
+        "`<SYSTEM>: text` or `<ADVOCATE>: text`."
     )
 
 
@@ -116,7 +117,7 @@ def _code(source: Run, step: int) -> str:
     if source.phase == "adapt":
         return _texts(source).language_model
     tags = formats.TAGS if source.manifest["role_tags"] else {}
-    texts = ", ".join(f'"{tags.get(role, "")}{said}"' for role, said in EXAMPLE_MESSAGES)
+    texts = ", ".join(f'"{tags.get(role, "")}{text}"' for role, text in EXAMPLE_MESSAGES)
     retired = [template.slot for template in source.templates if not template.active]
     return card_texts.CLASSIFIER.format(
         texts=f"[{texts}]",
@@ -130,7 +131,7 @@ def _code(source: Run, step: int) -> str:
 
 
 def _front(source: Run, step: int, reports: list[dict[str, Any]]) -> str:
-    """The metadata, in the hub's own keys."""
+    """Return the metadata in the hub's keys."""
     task = _texts(source).task if source.phase == "adapt" else "text-classification"
     tags = [source.architecture.family, "jaxtempl"]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
@@ -144,73 +145,74 @@ def _front(source: Run, step: int, reports: list[dict[str, Any]]) -> str:
 
 
 def _result(report: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """A report as the hub has it."""
-    measured = [(METRICS[name], entry["value"]) for name, entry in report["metrics"].items() if name in METRICS]
-    about = report["dataset"]
+    """Return a report in the hub's format."""
+    metrics = [(METRICS[name], entry["value"]) for name, entry in report["metrics"].items() if name in METRICS]
+    dataset = report["dataset"]
     return {
         "task": {"type": task},
         "dataset": {
-            "name": Path(about["folder"]).name,
+            "name": Path(dataset["folder"]).name,
             "type": "transcripts",
             "split": report["split"],
-            "revision": about["fingerprint"],
+            "revision": dataset["fingerprint"],
         },
-        "metrics": [{"type": kind, "name": name, "value": v} for (name, kind), v in measured if v is not None],
+        "metrics": [{"type": kind, "name": name, "value": v} for (name, kind), v in metrics if v is not None],
     }
 
 
 def _lineage(source: Run, step: int) -> list[tuple[Run, int]]:
-    """The trainings that led to a checkpoint and the last step of each, oldest first, as far as their runs are left."""
-    begun = source.manifest["start"]
-    if "run" in begun and _is_left(begun):
-        return [*_lineage(Run(Path(begun["run"])), begun["step"]), (source, step)]
+    """Return the runs that led to a checkpoint with the last step of each, oldest first, as far as they exist."""
+    init = source.manifest["start"]
+    if "run" in init and _exists(init):
+        return [*_lineage(Run(Path(init["run"])), init["step"]), (source, step)]
     return [(source, step)]
 
 
-def _is_left(begun: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint that a run began with is still there, and no other in its place."""
-    path = Path(begun["run"]) / "checkpoints" / str(begun["step"]) / "manifest.json"
-    return path.is_file() and begun["weights_sha256"] == {path.name: files.sha256(path)}
+def _exists(init: Mapping[str, Any]) -> bool:
+    """Return whether the checkpoint that initialized a run still exists, unchanged."""
+    path = Path(init["run"]) / "checkpoints" / str(init["step"]) / "manifest.json"
+    return path.is_file() and init["weights_sha256"] == {path.name: files.sha256(path)}
 
 
 def _base_model(first: Run) -> str | None:
-    """The weights on the hub that a run began with, if they are those published for its size."""
-    size, begun = first.manifest["size"], first.manifest["start"]
+    """Return the published weights on the hub that initialized a run; None for other weights."""
+    size, init = first.manifest["size"], first.manifest["start"]
     if size not in sizes.size_names():
         return None
     published = sizes.read_size(size)["weights"]
-    return published if begun.get("weights") == published and not published.startswith("assets/") else None
+    return published if init.get("weights") == published and not published.startswith("assets/") else None
 
 
 def _data(source: Run, step: int) -> Iterator[str]:
-    """What each training read, and what the first began with."""
+    """Yield the initialization of the first run and the data of each."""
     stages = _lineage(source, step)
-    yield f"It began with {_origin(stages[0][0])} and was trained on:\n"
+    yield f"It was initialized with {_origin(stages[0][0])} and trained on:\n"
     for trained, last in stages:
         for folder, fingerprint in trained.manifest["datasets"].items():
-            named = f"`{Path(folder).name}` (fingerprint `{fingerprint[:12]}`)"
-            yield f"- {PHASES[trained.phase]}, {last:,} steps on {named}: {_counts(Path(folder), fingerprint, trained)}"
-    yield "\nNo text of its cases and templates is in this folder."
+            dataset = f"`{Path(folder).name}` (fingerprint `{fingerprint[:12]}`)"
+            counts = _counts(Path(folder), fingerprint, trained)
+            yield f"- {PHASES[trained.phase]}, {last:,} steps on {dataset}: {counts}"
+    yield "\nThis folder contains no text of its cases and templates."
 
 
 def _origin(first: Run) -> str:
-    begun, published = first.manifest["start"], _base_model(first)
-    if "run" in begun:
-        return f"step {begun['step']} of a run `{Path(begun['run']).name}` that is no longer where it was"
-    if begun["weights"] == "random":
+    init, published = first.manifest["start"], _base_model(first)
+    if "run" in init:
+        return f"step {init['step']} of the run `{Path(init['run']).name}`, which no longer exists"
+    if init["weights"] == "random":
         return "random weights"
-    revision = f" at revision {begun['revision']}" if begun["revision"] else ""
-    return f"the weights `{published or Path(begun['weights']).name}`{revision}"
+    revision = f" at revision {init['revision']}" if init["revision"] else ""
+    return f"the weights `{published or Path(init['weights']).name}`{revision}"
 
 
 def _counts(folder: Path, fingerprint: str, trained: Run) -> str:
-    """What a training had of a dataset."""
+    """Return the counts of a dataset that a training used."""
     try:
         dataset = Dataset(folder)
     except UserError:
-        return "its counts are not known, for it is no longer where it was"
+        return "its counts are unknown, because it no longer exists"
     if dataset.fingerprint != fingerprint:
-        return "its counts are not known, for another dataset is where it was"
+        return "its counts are unknown, because another dataset has replaced it"
     counts = dataset.manifest["counts"]
     cases = f"{counts['cases']['train']:,} training cases"
     if trained.phase == "adapt":
@@ -220,80 +222,76 @@ def _counts(folder: Path, fingerprint: str, trained: Run) -> str:
 
 
 def _trained(source: Run, step: int) -> str:
-    """How far it was trained, and the losses of that."""
-    settings, lines = read_config(source.folder), list(source.metrics())
-    batch, length = settings["batch_size"], source.manifest["length"]
-    read = f"{batch:,} labelled contexts"
+    """Return the length of the last training and its losses."""
+    config, lines = read_config(source.folder), list(source.metrics())
+    batch, length = config["batch_size"], source.manifest["length"]
+    batches = f"{batch:,} labelled contexts"
     if source.phase == "adapt":
-        read = f"{batch:,} rows of {length:,} tokens ({step * batch * length:,} tokens in all)"
+        batches = f"{batch:,} rows of {length:,} tokens ({step * batch * length:,} tokens in all)"
     last = {name: value for line in lines if line["step"] == step for name, value in line.items()}
     names = {"loss": "training", "validation_loss": "validation"}
-    told = [f"{title} loss at the last {last[name]:.3f} nats" for name, title in names.items() if name in last]
-    return f"The last training took {step:,} steps of {read}" + "".join(f"; {loss}" for loss in told) + "."
+    losses = [f"{title} loss at the last step {last[name]:.3f} nats" for name, title in names.items() if name in last]
+    return f"The last training took {step:,} steps of {batches}" + "".join(f"; {loss}" for loss in losses) + "."
 
 
 def _reports(source: Run, step: int) -> list[dict[str, Any]]:
-    """What bin/evaluate left in the run for this checkpoint."""
-    found = [files.read_json(path) for path in sorted(source.folder.glob("evaluate-*/report.json"))]
-    return [report for report in found if report.get("kind") == "evaluation" and report["step"] == step]
+    """Return the reports of bin/evaluate on this checkpoint."""
+    reports = [files.read_json(path) for path in sorted(source.folder.glob("evaluate-*/report.json"))]
+    return [report for report in reports if report.get("kind") == "evaluation" and report["step"] == step]
 
 
 def _measured(reports: list[dict[str, Any]]) -> list[str]:
     if not reports:
-        return ["It was not measured on a test split: no report of `bin/evaluate` for this checkpoint is in its run."]
+        return ["It was not evaluated on a test split: its run has no report of `bin/evaluate` for this checkpoint."]
     return ["\n".join(_table(report)) for report in reports]
 
 
 def _table(report: Mapping[str, Any]) -> Iterator[str]:
-    """A report's metrics beside those of the baselines."""
+    """Yield the lines of a table of a report's metrics and the baselines'."""
     names = [name for name in METRICS if name in report["metrics"]]
-    counts, about = report["counts"], report["dataset"]
-    some = f"{counts['contexts']:,} contexts of " if "contexts" in counts else ""
-    apart = "" if about["trained_on"] else ", a dataset that it was not trained on"
-    yield f"On {some}{counts['cases']:,} {report['split']} cases of `{Path(about['folder']).name}`{apart}:\n"
+    counts, dataset = report["counts"], report["dataset"]
+    contexts = f"{counts['contexts']:,} contexts of " if "contexts" in counts else ""
+    unseen = "" if dataset["trained_on"] else ", a dataset that it was not trained on"
+    yield f"On {contexts}{counts['cases']:,} {report['split']} cases of `{Path(dataset['folder']).name}`{unseen}:\n"
     yield f"| | {' | '.join(METRICS[name][0] for name in names)} |"
     yield "|---" * (len(names) + 1) + "|"
     for row, title in ROW_TITLES.items():
-        found = report if row == "run" else report.get("baselines", {}).get(row)
-        if found:
-            yield f"| {title} | {' | '.join(_interval(found['metrics'][name]) for name in names)} |"
-    others = " The other rows are baselines, fitted on the same labels." if report.get("baselines") else ""
-    yield f"\n95 % intervals in brackets, of a bootstrap over whole cases.{others}"
+        entry = report if row == "run" else report.get("baselines", {}).get(row)
+        if entry:
+            cells = [f"{Interval.from_json(entry['metrics'][name]):.3f}" for name in names]
+            yield f"| {title} | {' | '.join(cells)} |"
+    others = " The other rows are baselines, fitted to the same labels." if report.get("baselines") else ""
+    yield f"\n95 % confidence intervals in brackets, by a bootstrap over whole cases.{others}"
     if counts.get("no_class"):
-        yield f"The template of some contexts ({counts['no_class']:,}) is no class: wrong, without a cross-entropy."
-
-
-def _interval(value: Mapping[str, float | None]) -> str:
-    shown = ["-" if number is None else f"{number:.3f}" for number in (value["value"], value["low"], value["high"])]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+        yield f"The template of {counts['no_class']:,} contexts is no class: they are wrong, without a cross-entropy."
 
 
 def _limits(source: Run, step: int) -> list[str]:
-    own = _classifier_limits(source, step) if source.phase == "finetune" else _model_limits(source)
+    limits = _classifier_limits(source, step) if source.phase == "finetune" else _model_limits(source)
     return [
-        *own,
-        "What it was trained on is what it knows. Other companies, languages and times were not tested, nor whether it "
-        "treats groups of customers alike, nor text that was written to mislead it.",
-        "Its weights may have kept parts of the text they were trained on: give them to nobody who may not read that.",
+        *limits,
+        "It knows its training data only. Other companies, languages and periods were not tested, nor equal treatment "
+        "of groups of customers, nor adversarial text.",
+        "Its weights may memorize training text: share them only with people who may read that text.",
     ]
 
 
 def _classifier_limits(source: Run, step: int) -> Iterator[str]:
     length, value = source.manifest["length"], source.temperature(step)
-    yield f"It reads the newest whole messages that fit in {length:,} tokens, and nothing of what came before them."
+    yield f"It reads the newest whole messages that fit in {length:,} tokens, and no earlier ones."
     if source.manifest["role_tags"]:
-        yield "It reads who said what as a tag before each message, as above; it was not trained on texts without."
+        yield "It reads each message's role as a tag before its text, as above; it was not trained without tags."
     else:
-        yield "It reads no roles: who said what it is not told."
-    yield "It knows no other templates than these; a new one needs another training."
+        yield "It reads no roles: messages carry no mark of their author."
+    yield "It suggests these templates only; a new template needs another training."
     retired = [template.slot for template in source.templates if not template.active]
     if retired:
-        yield f"Retired templates still have a class ({len(retired):,}); the code above leaves their slots out."
+        yield f"Retired templates still have a class ({len(retired):,}); the code above excludes their slots."
     if value == 1:
-        yield "No temperature was fitted for this checkpoint: it may be too sure of what it says, or not sure enough."
+        yield "No temperature was fitted for this checkpoint: its probabilities may be too high or too low."
     else:
-        yield f"Its logits, divided by {value:.4f} (fitted on validation contexts), give probabilities by a softmax."
-    yield "It suggests replies to a person who chooses; it was not tested to answer customers by itself."
+        yield f"A softmax of its logits divided by {value:.4f} (fitted on validation contexts) gives probabilities."
+    yield "It suggests replies to a person who chooses; it was not tested for answering customers without one."
 
 
 def _model_limits(source: Run) -> Iterator[str]:

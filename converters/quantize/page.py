@@ -12,6 +12,7 @@ from converters.quantize.gate import GateVerdict
 from converters.quantize.report import NetworkFigures
 from jaxtempl.reports import html
 from jaxtempl.reports.html import Page, TableCell
+from jaxtempl.specs.interval import Interval
 
 
 def write(
@@ -88,11 +89,12 @@ def _table(page: Page, verdict: GateVerdict, networks: Sequence[NetworkFigures])
         ]
         for network in networks
     ]
-    low, high = (f"{_change(share):+.2f}" for share in (verdict.fall.high, verdict.fall.low))
+    fall = verdict.fall
+    change = Interval(_change(fall.value), _change(fall.high), _change(fall.low))
     page.table(
         ["", "MB", "top-1", *(f"ms, {length} tokens" for length in lengths)],
         cells,
-        f"The change of top-1 is {_change(verdict.fall.value):+.2f} points, 95 % confidence interval [{low}, {high}] "
+        f"The change of top-1 is {change.value:+.2f} points, 95 % confidence interval {change.bounds('+.2f')} "
         f"by a bootstrap over cases; a drop of {-_change(gate.MOST_FALL):.1f} is allowed.",
         strong={len(networks) - 1},
     )
