@@ -96,7 +96,7 @@ def _architecture(size: str) -> NeoXArchitecture:
 
 def table(size: str) -> list[str]:
     """A size on all machines, as lines of Markdown."""
-    head = ["| machine | mesh | rows a piece | `--gradient_accumulation_steps` | `--remat` | state | all | days |"]
+    head = ["| machine | mesh | rows a microbatch | `--gradient_accumulation_steps` | `--remat` | state | all | days |"]
     return [*head, "|---|---|---|---|---|---|---|---|", *(_row(size, machine) for machine in MACHINES)]
 
 

@@ -1,4 +1,4 @@
-"""docs/serving.md: what of it can be run here is run on one server, and its tables are held to the code."""
+"""docs/serving.md and docs/serving-operations.md: their commands run on one server, and their tables equal the code."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ from jaxtempl.serve.http import openapi
 
 __all__ = ["server"]  # a fixture
 
-PAGE = (ROOT / "docs" / "serving.md").read_text()
+PAGE = "\n".join((ROOT / "docs" / name).read_text() for name in ("serving.md", "serving-operations.md"))
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 [PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
@@ -46,19 +46,19 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
-def ours() -> list[tuple[Any, list[str]]]:
+def project_commands() -> list[tuple[Any, list[str]]]:
     """The config's class and the flags of each command of this project."""
-    found = []
+    parsed = []
     for words in commands():
         if words[0].startswith("bin/"):
             assert (ROOT / words[0]).exists()
             name = " ".join([words[0].removeprefix("bin/"), *(word for word in words[1:] if word[0] != "-")])
-            found.append((KINDS[name], [word for word in words if word.startswith("--")]))
-    return found
+            parsed.append((KINDS[name], [word for word in words if word.startswith("--")]))
+    return parsed
 
 
 def tables(head: str) -> list[list[list[str]]]:
-    """The cells of all tables whose head begins so."""
+    """The cells of all tables whose header row starts with `head`."""
     parts = [part.partition("\n\n")[0].splitlines()[2:] for part in PAGE.split(f"\n| {head} |")[1:]]
     return [[[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows] for rows in parts]
 
@@ -67,82 +67,84 @@ def names(rows: list[list[str]], column: int = 0) -> list[str]:
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row[column])]
 
 
-class Place(NamedTuple):
+class Site(NamedTuple):
     folder: Path
     server: Server
 
     def sh(self, script: str) -> str:
-        """Runs a script of the page in the folder, with this server in the place of the page's."""
+        """Run a script of the page in the folder, with this server's address instead of the page's."""
         script = script.replace("localhost:8080", f"localhost:{self.server.port}").replace("python3", sys.executable)
         script = script.replace('"bundle-2"', f'"{self.folder / "bundle-2"}"')
         run = ["sh", "-eu", "-c", script]
-        done = subprocess.run(run, cwd=self.folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
+        completed = subprocess.run(run, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert completed.returncode == 0, completed.stderr + completed.stdout
+        return completed.stdout
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A server as the page starts it, with the tokens that the page makes."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server as the page starts it, with the tokens that the page generates."""
     if not shutil.which("curl"):
         missing("curl")
     folder = tmp_path_factory.mktemp("page")
-    [made] = [line for line in "".join(SHELL).splitlines() if line.endswith("> admin_tokens")][:1]
+    [tokens] = [line for line in "".join(SHELL).splitlines() if line.endswith("> admin_tokens")][:1]
     write(folder / "bundle-2", graph(domain="ai.onnx"), window=512, buckets=[512])  # other bytes, another version
-    subprocess.run(["sh", "-c", made.replace("python3", sys.executable)], cwd=folder, check=True)
-    tokens = f"--admin_tokens={folder / 'admin_tokens'}"
-    with served(bundle(folder / "bundle"), folder / "events.sqlite", tokens) as running:
-        yield Place(folder, running)
+    subprocess.run(["sh", "-c", tokens.replace("python3", sys.executable)], cwd=folder, check=True)
+    flag = f"--admin_tokens={folder / 'admin_tokens'}"
+    with served(bundle(folder / "bundle"), folder / "events.sqlite", flag) as running:
+        yield Site(folder, running)
 
 
 def test_every_command_takes_its_flags() -> None:
-    assert {kind for kind, _ in ours()} == set(KINDS.values())
-    for kind, flags in ours():
+    assert {kind for kind, _ in project_commands()} == set(KINDS.values())
+    for kind, flags in project_commands():
         parsing.parse(kind, flags)
 
 
-def test_every_flag_of_the_page_is_one() -> None:
-    known = {field.metadata.get("flag", field.name) for kind in KINDS.values() for field in dataclasses.fields(kind)}
+def test_every_flag_of_the_page_exists() -> None:
+    fields = {field.metadata.get("flag", field.name) for kind in KINDS.values() for field in dataclasses.fields(kind)}
     others = {"help", "config", "gpus", "build-arg"}
-    told = set(re.findall(r"`--([\w-]+)", PROSE))
-    assert told <= known | others
-    assert {field.name for field in dataclasses.fields(ServeConfig)} - told - {"bundle", "port"} == set()
+    mentioned = set(re.findall(r"`--([\w-]+)", PROSE))
+    assert mentioned <= fields | others
+    assert {field.name for field in dataclasses.fields(ServeConfig)} - mentioned - {"bundle", "port"} == set()
 
 
-def test_the_links_lead_somewhere() -> None:
+def test_the_links_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", PAGE)
     assert links
     assert all((ROOT / "docs" / link).exists() for link in links)
 
 
-def test_what_is_asked_with_curl_is_answered(place: Place) -> None:
+def test_requests_of_curl_are_answered(site: Site) -> None:
     [suggest], [reload] = ([part for part in SHELL if name in part] for name in ("/v1/suggest", "/admin/reload"))
-    answer = msgspec.json.decode(place.sh(suggest), type=schema.SuggestAnswer)
+    answer = msgspec.json.decode(site.sh(suggest), type=schema.SuggestAnswer)
     assert answer.suggestions
-    told = [line["model_version"] for line in map(msgspec.json.decode, place.sh(reload).replace("}{", "}\n{").split())]
-    assert told[1] == answer.model_version != told[0]
+    versions = [
+        line["model_version"] for line in map(msgspec.json.decode, site.sh(reload).replace("}{", "}\n{").split())
+    ]
+    assert versions[1] == answer.model_version != versions[0]
 
 
-def test_what_python_sends_is_exported(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    script = place.folder / "ask.py"
-    script.write_text(PYTHON.replace("http://localhost:8080", place.server.url))
+def test_events_of_python_are_exported(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    script = site.folder / "client.py"
+    script.write_text(PYTHON.replace("http://localhost:8080", site.server.url))
     runpy.run_path(str(script))
     assert re.match(r"\d+% \w", capsys.readouterr().out)
     [export] = [part for part in SHELL if "events export" in part]
     call = f"{sys.executable} -m jaxtempl serve events export --store=sqlite:///events.sqlite"
-    place.sh(f"export PYTHONPATH={ROOT}; {export.replace('bin/serve events export', call)}")
-    rows = pyarrow.parquet.read_table(place.folder / "events.parquet").to_pylist()
-    done = {row["event"]: row["suggested_position"] for row in rows if row["advocate_id"] == "a-7"}
-    assert done == {"shown": None, "picked": 1}
+    site.sh(f"export PYTHONPATH={ROOT}; {export.replace('bin/serve events export', call)}")
+    rows = pyarrow.parquet.read_table(site.folder / "events.parquet").to_pylist()
+    positions = {row["event"]: row["suggested_position"] for row in rows if row["advocate_id"] == "a-7"}
+    assert positions == {"shown": None, "picked": 1}
     assert list(rows[0]) == SCHEMA.names
 
 
-def test_the_tables_say_what_the_code_does() -> None:
+def test_the_tables_equal_the_code() -> None:
     request, answer = tables("field")
     assert {row[0] for row in request} == {f"`{name}`" for name in schema.SuggestRequest.__struct_fields__}
     assert {row[0] for row in answer} == {f"`{name}`" for name in schema.SuggestAnswer.__struct_fields__}
-    [occurred], [columns], [backends], [statuses] = map(tables, ("event", "column", "`--backend`", "status"))
-    assert names(occurred) == list(get_args(schema.EventName))
+    [events], [columns], [backends], [statuses] = map(tables, ("event", "column", "`--backend`", "status"))
+    assert names(events) == list(get_args(schema.EventName))
     assert sorted(names(columns)) == sorted(SCHEMA.names)
     assert names(backends) == list(get_args(get_type_hints(ServeConfig)["backend"]))
     assert {int(status) for row in statuses for status in row[0].split(", ")} == set(openapi.ERRORS)
@@ -150,19 +152,21 @@ def test_the_tables_say_what_the_code_does() -> None:
 
 def test_the_metrics_are_those_of_the_server(server: Server) -> None:
     [rows] = tables("metric")
-    told = {name: set(names([row], 1)) for row in rows for name in names([row])}
-    known = exported(server)
-    assert told == {re.sub("_(bucket|sum|count)$", "", name): set(labels) - {"le"} for name, labels in known.items()}
+    documented = {name: set(names([row], 1)) for row in rows for name in names([row])}
+    measured = exported(server)
+    assert documented == {
+        re.sub("_(bucket|sum|count)$", "", name): set(labels) - {"le"} for name, labels in measured.items()
+    }
 
 
-def test_the_page_tells_the_settings() -> None:
+def test_the_page_states_the_settings() -> None:
     assert f"up to {store.MOST:,} of them" in PAGE
     assert f"about every {1000 * store.GATHER:.0f} ms" in PAGE
-    wanted: Any = ServeConfig()
-    assert f"{wanted.drain_seconds} s for requests and {store.CLOSE + store.PATIENCE:.0f} for the store" in PAGE
+    config: Any = ServeConfig()
+    assert f"{config.drain_seconds} s for requests and {store.CLOSE + store.PATIENCE:.0f} for the store" in PAGE
 
 
-def test_the_secret_is_that_of_the_manifest() -> None:
+def test_the_secret_equals_the_manifest() -> None:
     [words] = [words for words in commands() if words[:3] == ["kubectl", "create", "secret"]]
     secrets = [volume["secret"]["secretName"] for volume in POD["volumes"] if "secret" in volume]
     assert secrets == [words[4]]

@@ -1,0 +1,188 @@
+"""The README and docs/: their commands run in order in one folder, and every command, flag and link exists.
+
+Commands run in this process, except where a process is the point: the server, its clients, hosts, a bundle without JAX.
+Trainings are short and use small models. The pages about serving, meshes and Triton also have their own tests.
+"""
+
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scaled import made, write
+from serving import free_port
+
+from converters.__main__ import CONVERTERS
+from converters.__main__ import main as convert
+from jaxtempl import __main__ as program
+from jaxtempl.commands import scaling
+from jaxtempl.config import parsing
+from jaxtempl.config.data import PrepareConfig
+from jaxtempl.config.evaluation import DemoConfig, EvaluateConfig, SuggestConfig
+from jaxtempl.config.paths import ROOT
+from jaxtempl.config.serving import LoadtestConfig, ServeConfig, ServeEventsExportConfig
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
+from jaxtempl.errors import UserError
+from jaxtempl.synthetic import generator
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PATH = [README, *(ROOT / "docs" / f"{name}.md" for name in ("data", "training", "evaluation", "converting"))]
+CONFIGS: dict[str, Any] = {
+    **{"prepare": PrepareConfig, "adapt": AdaptConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig},
+    **{"suggest": SuggestConfig, "demo": DemoConfig, "serve": ServeConfig, "loadtest": LoadtestConfig},
+    "serve events export": ServeEventsExportConfig,
+    **{f"scaling {name}": kind for name, (_, kind) in scaling.COMMANDS.items()},
+    **{f"convert {name}": kind for name, (_, kind) in CONVERTERS.items()},
+}
+SMALLER = {"410m": "nano-0.6m", "bert-base": "bert-tiny", ", 600)": ", 40)"}
+EXTRA = {  # what the start of a line is completed with
+    "bin/prepare --transcripts=transcripts.jsonl.gz": ["--size=nano-0.6m", "--length=128"],
+    "bin/adapt": ["--steps=2", "--batch_size=4", "--weights=random"],
+    "bin/finetune": ["--steps=2"],
+    "bin/evaluate": ["--baselines=false"],
+    "bin/convert onnx": ["--verify_contexts=20"],
+}
+SCRIPTS = ("bin/suggest --bundle",)  # also run through the shell script
+PLACES = re.compile(r"\]\(([^)#:]*)(?:#([^)]+))?\)")
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text().replace("\\\n", ""), re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def project_commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command of this project on a page."""
+    for line in commands(page):
+        if line.startswith("bin/"):
+            yield shlex.split(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_exists_and_takes_its_flags(page: Path) -> None:
+    for script, *words in project_commands(page):
+        assert os.access(ROOT / script, os.X_OK)
+        if script == "bin/test":
+            continue
+        names = [" ".join([script.removeprefix("bin/"), *words[:count]]) for count in (2, 1, 0)]
+        name = next(name for name in names if name in CONFIGS)
+        parsing.parse(CONFIGS[name], [word.replace("$i", "0") for word in words[name.count(" ") :]])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_anchors_exist(page: Path) -> None:
+    for name, anchor in PLACES.findall(page.read_text()):
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name} links to {name}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_are_short(page: Path) -> None:
+    assert len(page.read_text().splitlines()) <= (120 if page == README else 200)
+
+
+def test_every_page_and_command_is_reachable_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert {page.name for page in PAGES} - {"index.md", "README.md"} <= set(re.findall(r"\]\(([\w-]+\.md)", index))
+    scripts = {path.name for path in (ROOT / "bin").iterdir()} - {"environment.sh", "setup"}
+    assert scripts <= {name for page in (README, ROOT / "docs" / "index.md") for name in named(page)}
+
+
+def named(page: Path) -> list[str]:
+    return re.findall(r"\bbin/(\w+)", page.read_text())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory as a checkout looks, with transcripts."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    generator.write(tmp_path, 40)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def completed(line: str) -> list[str]:
+    """The words of a line, made small enough for a test."""
+    words = shlex.split(functools.reduce(lambda text, pair: text.replace(*pair), SMALLER.items(), line))
+    if words[0] == "bin/adapt" and "--plan" in words:
+        return words
+    extra = next((flags for start, flags in EXTRA.items() if line.startswith(start)), [])
+    return [*words, *(flag for flag in extra if flag.split("=")[0] not in {word.split("=")[0] for word in words})]
+
+
+def run(words: list[str]) -> None:
+    """One command in this process."""
+    name = words[0].removeprefix("bin/")
+    main = convert if name == "convert" else program.command(name)
+    main(words[1:])
+
+
+def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """One command as a process, by its script; one device each."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    words = [str(ROOT / words[0]) if words[0].startswith("bin/") else words[0], *words[1:]]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=folder, env=environment, **pipes)
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    errors = process.communicate()[1]
+    assert process.returncode == 0, f"{process.args}\n{errors}"
+
+
+def serve(line: str, folder: Path) -> tuple["subprocess.Popen[str]", int]:
+    port = free_port()
+    server = start([*shlex.split(line), f"--port={port}"], folder)
+    assert any("is served at" in printed for printed in server.stdout or ())
+    return server, port
+
+
+def test_the_path_runs_as_written(folder: Path) -> None:
+    server, port, hosts = None, 0, list["subprocess.Popen[str]"]()
+    lines = dict.fromkeys(line for page in PATH for line in commands(page))  # a line of several pages runs once
+    assert list(lines)[:2] == ["bin/demo", "bin/test"]
+    for line in list(lines)[2:]:
+        if line.startswith("bin/serve"):
+            server, port = serve(line, folder)
+        elif "$i" in line:
+            hosts = [start(completed(line.replace("$i", i)), folder) for i in ("0", "1")]
+        elif line.startswith("bin/") and not line.startswith(SCRIPTS):
+            run(completed(line))
+        else:
+            words = completed(line.replace(":8080", f":{port}").replace(".venv/bin/python", sys.executable))
+            finish(start(words, folder))
+    for host in hosts:
+        finish(host)
+    assert server
+    server.terminate()
+    assert server.wait(30) == 0
+    server.communicate()
+    assert (folder / "converted" / "model.safetensors").is_file()
+    assert (folder / "runs" / "finetune-nano-0.6m" / "evaluate-test" / "index.html").is_file()
+    assert (folder / "zero-shot" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in commands(README) if line.startswith("bin/adapt --size=410m")])
+def test_a_large_size_without_a_dataset_names_prepare(line: str, folder: Path) -> None:
+    with pytest.raises(UserError, match="data is no dataset; make one: bin/prepare --transcripts=PATH --out=data"):
+        run(shlex.split(line))
+
+
+def test_the_commands_of_scaling_run(folder: Path) -> None:
+    """docs/scaling.md, on results that stand in for hours of training."""
+    write(folder / "runs" / "scaling" / "laptop", made()[:66])
+    for line in commands(ROOT / "docs" / "scaling.md"):
+        if line.startswith(("bin/scaling report", "bin/scaling advise")):
+            run(shlex.split(line))
+    assert (folder / "runs" / "scaling" / "laptop" / "report" / "index.html").is_file()
