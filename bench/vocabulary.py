@@ -28,7 +28,7 @@ LOSSES = {"cpu": "chunked, as on a CPU", "accelerator": "chunked, as on an accel
 
 
 def plain_cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, platform: str
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, platform: str, bias: None = None
 ) -> jax.Array:
     """The loss with all logits at once, on any platform."""
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)

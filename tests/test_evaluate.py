@@ -15,6 +15,7 @@ from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.errors import UserError
 from jaxtempl.evaluation import classifier, evaluate
 from jaxtempl.evaluation.predict import Predictor
+from jaxtempl.evaluation.token_losses import TokenLosses
 from jaxtempl.runs.run import Run
 from jaxtempl.text import formats, window
 from jaxtempl.text.cases import Case, Message
@@ -211,6 +212,27 @@ def test_an_adapt_runs_loss_is_that_of_a_direct_computation(data: Dataset, tmp_p
     bits = np.mean(losses) / np.log(2) * len(stream) / size
     assert found["metrics"]["bits_a_byte"]["value"] == pytest.approx(bits, rel=1e-4)
     assert "Held-out loss" in (made.folder / "evaluate-test" / "index.html").read_text()
+
+
+def test_an_adapt_run_is_evaluated_on_the_mesh_that_it_was_trained_on(data: Dataset, tmp_path: Path) -> None:
+    reports = []
+    for name, mesh in (("one", {"data": 1, "fsdp": 1, "tensor": 1}), ("eight", {"data": 2, "fsdp": 2, "tensor": 2})):
+        made = tiny.make_run(tmp_path / name, [], mesh=mesh)
+        losses = TokenLosses(made, 3)
+        assert losses.mesh.size == np.prod(list(mesh.values()))
+        reports.append(evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder, zero_shot=4)))
+    one, eight = reports
+    assert one["counts"] == eight["counts"]
+    for key in ("value", "low", "high"):
+        assert eight["metrics"]["loss"][key] == pytest.approx(one["metrics"]["loss"][key], rel=1e-5)
+        for scores in ("likeliest", "gained"):
+            pair = [report["zero_shot"][scores]["cross_entropy"][key] for report in reports]
+            assert pair[1] == pytest.approx(pair[0], rel=1e-4)
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_replaced(tmp_path: Path) -> None:
+    made = tiny.make_run(tmp_path / "run", [], mesh={"data": 64, "fsdp": 1, "tensor": 1})
+    assert TokenLosses(made, 3).mesh.size == 8
 
 
 def row_losses(logits: np.ndarray, row: list[int]) -> np.ndarray:

@@ -60,7 +60,7 @@ def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
 def _chosen_here(subject: Subject) -> bool:
     """Whether the checkpoint was chosen on the very labels that it is measured on, as the paper's BERT was."""
     several = len(subject.run.checkpoints.steps()) > 1
-    return subject.of_training and several and subject.run.manifest.get("select") == subject.config.split
+    return subject.is_trained_on and several and subject.run.manifest.get("select") == subject.config.split
 
 
 def _contexts(subject: Subject, split: str) -> LabelledContexts:
@@ -81,7 +81,7 @@ def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
 
 def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dict[str, SplitLogits]:
     """Scores of baselines that were fitted on the labels that the run was trained on."""
-    if not subject.of_training:
+    if not subject.is_trained_on:
         note(f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this")
     stored = LabelledContexts.read(subject.dataset, "train", subject.run.window).take(_trained_on(subject))
     training = stored.relabel(slots_by_id(subject.run.templates)).known()
@@ -101,7 +101,7 @@ def _keep_temperature(subject: Subject, temperature: float, validation: Labelled
     count = int((validation.slot >= 0).sum())
     if not count:
         note(f"{subject.dataset.folder} has no labelled validation contexts, so the temperature stays 1")
-    elif not subject.of_training:
+    elif not subject.is_trained_on:
         note(f"{subject.run.folder} was trained on another dataset, so the temperature fitted here is not kept in it")
     else:
         path = subject.run.folder / "calibration.json"

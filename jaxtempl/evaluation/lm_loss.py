@@ -1,44 +1,39 @@
-"""The language-model loss of an adapt run on whole cases, or packed rows of other text, that it never read, one by one.
+"""The language-model loss of an adapt run on held-out cases, or on held-out packed rows of other text.
 
-Of BERT it is that of masked tokens, the same ones whichever checkpoint is asked.
+A causal model predicts every token but the first of a row. BERT predicts masked tokens; the generator that masks a row
+is seeded by the row's number, so every checkpoint predicts the same tokens.
 
-Dims: L length of a row, D hidden, V vocabulary, C cases (or rows), P places of a row with a loss.
+Dims: C cases (or rows), L length of a row, B rows of a microbatch, P positions of a row with a target.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, PyTree
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from jaxtempl.data.dataset import PackedRow
+from jaxtempl.data.loader import Microbatch
 from jaxtempl.data.mlm import Masker
-from jaxtempl.data.packing import Packer, Row
-from jaxtempl.models import bert
-from jaxtempl.runs.run import Run
+from jaxtempl.data.packing import Packer
+from jaxtempl.evaluation.token_losses import TokenLosses
 from jaxtempl.text import formats
 from jaxtempl.text.cases import Case
 from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.training.precision import compute_dtype
 
 CASES = 256  # read and tokenized at a time
-CHUNK = 128  # positions whose logits exist at a time
-ROWS = 4096  # packed rows that are enough
-
-
-Score = Callable[[PyTree, Row, int], tuple[np.ndarray, np.ndarray]]  # parameters, a row, its number: places, losses
+MAX_ROWS = 4096  # packed rows that suffice
 
 
 class LossSums(NamedTuple):
     """Sums of each case or row.
 
     Attributes:
-        loss: nats over the predicted tokens.
-        predicted: tokens with a loss: all but the first of each row; of BERT, those that were masked.
-        tokens: all, the end-of-text included.
+        loss: loss of the predicted tokens, in nats.
+        predicted: number of predicted tokens: all but the first of each row; of BERT, the masked ones.
+        tokens: number of tokens, end-of-text included.
         size: bytes of the text.
     """
 
@@ -48,46 +43,53 @@ class LossSums(NamedTuple):
     size: Float[np.ndarray, " C"]
 
 
-def measure_cases(run: Run, params: PyTree, cases: Sequence[Case], progress: bool = False) -> LossSums:
-    """Sums of each case, packed in order as prepare packs them, in rows as long as the run was trained on.
+class NumberedRow(NamedTuple):
+    """A packed row with the case, or the row of the sums, that each of its tokens belongs to."""
 
-    A token's loss belongs to the case it is in, also where the row's case before is part of what it is read after.
+    row: PackedRow
+    owner: Int[np.ndarray, " L"]
+
+
+def measure_cases(losses: TokenLosses, cases: Sequence[Case], progress: bool = False) -> LossSums:
+    """Return the sums of each case, packed in order as prepare packs them, in rows as long as those of training.
+
+    A token's loss belongs to the token's case, also where the model reads the case before it in the same row.
     """
-    sums = LossSums(*(np.zeros(len(cases)) for _ in LossSums._fields))
-    score = _scored(run)
-    first = 0  # case that the next row begins in
+    run = losses.run
+    sums = _zeros(len(cases))
+    rows = _with_cases(_pack(cases, run.tokenizer, run.manifest["length"], sums), run.tokenizer.end_of_text)
     with tqdm(total=len(cases), desc="cases", unit="", disable=not progress) as bar:
-        for number, row in enumerate(_rows(cases, run.tokenizer, run.manifest["length"], sums)):
-            ends = np.cumsum((row["tokens"] == run.tokenizer.end_of_text) & (row["segments"] > 0))
-            case = first + np.concatenate([[0], ends[:-1]])
-            places, losses = score(params, row, number)
-            np.add.at(sums.loss, case[places], losses)
-            np.add.at(sums.predicted, case[places], 1)
-            bar.update(int(ends[-1]))
-            first += int(ends[-1])
+        for owners in _add_losses(losses, rows, sums):
+            bar.update(min(int(owners.max()) + 1, len(cases)) - bar.n)
     return sums
 
 
 def measure_rows(
-    run: Run, params: PyTree, rows: Sequence[Row], bytes_a_token: float, progress: bool = False
+    losses: TokenLosses, rows: Sequence[PackedRow], bytes_per_token: float, progress: bool = False
 ) -> LossSums:
-    """Sums of the first packed rows, which prepare has put in a random order; of text that is in no case."""
-    sums = LossSums(*(np.zeros(min(len(rows), ROWS)) for _ in LossSums._fields))
-    score = _scored(run)
-    for number in tqdm(range(len(sums.loss)), desc="rows", unit="", disable=not progress):
-        row = rows[number]
-        places, losses = score(params, row, number)
-        sums.loss[number], sums.predicted[number] = losses.sum(), len(places)
-        sums.tokens[number] = np.count_nonzero(row["segments"])
-    return sums._replace(size=sums.tokens * bytes_a_token)
+    """Return the sums of the first packed rows, which prepare has written in random order.
+
+    Args:
+        losses: the checkpoint.
+        rows: packed rows of text that is in no case.
+        bytes_per_token: bytes of the text per token.
+        progress: show a bar.
+    """
+    sums = _zeros(min(len(rows), MAX_ROWS))
+    numbered = (NumberedRow(rows[i], np.full(len(rows[i]["tokens"]), i)) for i in range(len(sums.loss)))
+    with tqdm(total=len(sums.loss), desc="rows", unit="", disable=not progress) as bar:
+        for owners in _add_losses(losses, numbered, sums):
+            bar.update(len(owners))
+    sums.tokens[:] = [np.count_nonzero(rows[i]["segments"]) for i in range(len(sums.loss))]
+    return sums._replace(size=sums.tokens * bytes_per_token)
 
 
-def _scored(run: Run) -> Score:
-    return (_masked if run.architecture.family == "bert" else _causal)(run)
+def _zeros(count: int) -> LossSums:
+    return LossSums(*(np.zeros(count) for _ in LossSums._fields))
 
 
-def _rows(cases: Sequence[Case], tokenizer: Tokenizer, length: int, sums: LossSums) -> Iterator[Row]:
-    """Packed rows; tokens and bytes of each case are noted in `sums` on the way."""
+def _pack(cases: Sequence[Case], tokenizer: Tokenizer, length: int, sums: LossSums) -> Iterator[PackedRow]:
+    """Yield packed rows, and note the tokens and bytes of each case in `sums`."""
     packer = Packer(length)
     for start in range(0, len(cases), CASES):
         texts = [formats.document(cases[i].messages) for i in range(start, min(start + CASES, len(cases)))]
@@ -99,48 +101,54 @@ def _rows(cases: Sequence[Case], tokenizer: Tokenizer, length: int, sums: LossSu
     yield from packer.finish()
 
 
-def _causal(run: Run) -> Score:
-    """Of every token but the first; no row's logits ever exist whole."""
-    graphdef = run.graphdef(compute_dtype("auto"))
-
-    @jax.jit
-    def losses(params: PyTree, tokens: Int[Array, " L"], segments: Int[Array, " L"]) -> Float32[Array, " L-1"]:
-        model: Any = nnx.merge(graphdef, params)
-        hidden = model.hidden(tokens[None], segments[None] if run.manifest["mask_documents"] else None)[0]
-        kernel = params["head"]["kernel"].astype(hidden.dtype)
-
-        def one(position: tuple[Array, Array]) -> Array:
-            values = jnp.matmul(position[0], kernel, preferred_element_type=jnp.float32)
-            return jax.nn.logsumexp(values) - values[position[1]]
-
-        return jax.lax.map(one, (hidden[:-1], tokens[1:]), batch_size=CHUNK)
-
-    def score(params: PyTree, row: Row, _: int) -> tuple[Int[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
-        tokens, segments = (jnp.asarray(row[name], jnp.int32) for name in ("tokens", "segments"))
-        places = 1 + np.flatnonzero(row["segments"][1:] > 0)
-        return places, np.asarray(losses(params, tokens, segments))[places - 1]
-
-    return score
+def _with_cases(rows: Iterable[PackedRow], end_of_text: int) -> Iterator[NumberedRow]:
+    """Number the case of each token: a case ends with an end-of-text."""
+    first = 0  # case that the row begins in
+    for row in rows:
+        ended = np.cumsum((row["tokens"] == end_of_text) & (row["segments"] > 0))
+        yield NumberedRow(row, first + np.concatenate([[0], ended[:-1]]))
+        first += int(ended[-1])
 
 
-def _masked(run: Run) -> Score:
-    """Of the tokens that a generator seeded by the row's number hides."""
-    graphdef, masker = run.graphdef(compute_dtype("auto")), Masker(run.tokenizer)
+def _add_losses(
+    losses: TokenLosses, rows: Iterable[NumberedRow], sums: LossSums
+) -> Iterator[Int[np.ndarray, "rows L"]]:
+    """Add each token's loss to its case; yield the owners of the tokens of each microbatch that is done."""
+    masker = Masker(losses.run.tokenizer) if losses.run.architecture.family == "bert" else None
+    count = losses.rows(losses.run.manifest["length"])
+    numbers = itertools.count()
+    numbered = iter(rows)
+    while batch := list(itertools.islice(numbered, count)):
+        inputs = [_inputs(row.row, masker, next(numbers)) for row in batch]
+        values = losses(_stack(inputs, count))[: len(batch)]
+        owners = np.stack([row.owner for row in batch])
+        positions, is_predicted = _targets(inputs)
+        owner = np.take_along_axis(owners, positions, axis=1)[is_predicted]
+        np.add.at(sums.loss, owner, values[is_predicted])
+        np.add.at(sums.predicted, owner, 1)
+        yield owners
 
-    @jax.jit
-    def losses(params: PyTree, row: dict[str, Array]) -> Float32[Array, " M"]:
-        model: Any = nnx.merge(graphdef, params)
-        allowed = bert.attention_mask(row["segments"][None], run.manifest["mask_documents"])
-        told = model.head(model.hidden(row["tokens"][None], allowed)[0, row["places"]])
-        table = params["embed"]["embedding"].astype(told.dtype)
-        logits = jnp.matmul(told, table.T, preferred_element_type=jnp.float32) + params["head"]["bias"][None]
-        true = jnp.take_along_axis(logits, row["targets"][:, None], axis=1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=1) - true
 
-    def score(params: PyTree, row: Row, number: int) -> tuple[Int[np.ndarray, " P"], Float32[np.ndarray, " P"]]:
-        made = masker(row, np.random.default_rng(number))
-        real = made["weights"] > 0
-        found = np.asarray(losses(params, {name: jnp.asarray(part) for name, part in made.items()}))
-        return made["places"][real] - 1, found[real]  # behind [CLS] all is one place further
+def _inputs(row: PackedRow, masker: Masker | None, number: int) -> Microbatch:
+    """Return what the objective reads of a row."""
+    return row if masker is None else masker(row, np.random.default_rng(number))
 
-    return score
+
+def _stack(inputs: Sequence[Microbatch], count: int) -> Microbatch:
+    """Stack rows to a microbatch of `count`; the rows that are missing are zero, and predict nothing."""
+    stacked = {name: np.stack([row[name] for row in inputs]).astype(np.int32) for name in inputs[0]}
+    missing = count - len(inputs)
+    return {name: np.pad(a, [(0, missing), *[(0, 0)] * (a.ndim - 1)]) for name, a in stacked.items()}
+
+
+def _targets(inputs: Sequence[Microbatch]) -> tuple[Int[np.ndarray, "rows P"], np.ndarray]:
+    """Return the position in the packed row of each target, and whether there is one."""
+    if "places" in inputs[0]:
+        places = np.stack([row["places"] for row in inputs])  # behind [CLS], one position later than in the packed row
+        is_predicted = np.stack([row["weights"] for row in inputs]) > 0
+        return np.where(is_predicted, places - 1, 0), is_predicted
+    segments = np.stack([row["segments"] for row in inputs])
+    following = np.roll(segments, -1, axis=1)
+    following[:, -1] = 0
+    positions = np.broadcast_to(np.roll(np.arange(segments.shape[1]), -1)[None], segments.shape)
+    return positions, following > 0

@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     seconds: dict[str, float]
 
     @property
-    def of_training(self) -> bool:
+    def is_trained_on(self) -> bool:
         """Whether the dataset is one that the run was trained on."""
         return self.dataset.fingerprint in self.run.manifest["datasets"].values()
 

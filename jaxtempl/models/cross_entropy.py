@@ -46,12 +46,24 @@ def summed_cross_entropy(
         platform: what it is to run on; it decides the size of a chunk.
         bias: the head's, where it has one.
     """
+    return (weights * token_cross_entropy(hidden, kernel, targets, platform, bias)).sum()
+
+
+def token_cross_entropy(
+    hidden: Float[Array, "B L D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B L"],
+    platform: str,
+    bias: Bias = None,
+) -> Float[Array, "B L"]:
+    """Return -log softmax(hidden @ kernel + bias)[target] of each position, in float32 nats."""
 
     def chunk(part: tuple[Array, ...]) -> Array:
-        hidden, targets, weights = part
-        return (weights * _losses(_logits(hidden, kernel, bias, platform), targets)[0]).sum()
+        hidden, targets = part
+        return _losses(_logits(hidden, kernel, bias, platform), targets)[0]
 
-    return jax.lax.map(chunk, _chunks(kernel.shape[1], platform, hidden, targets, weights)).sum()
+    by_chunk = jax.lax.map(chunk, _chunks(kernel.shape[1], platform, hidden, targets))
+    return jnp.moveaxis(by_chunk.reshape(len(by_chunk), len(targets), -1), 0, 1).reshape(targets.shape)
 
 
 def _chunks(vocabulary: int, platform: str, *arrays: Array) -> tuple[Array, ...]:

@@ -8,7 +8,7 @@ row-parallel layer, gradients before a column-parallel one. Outside `on_mesh`, a
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,23 @@ from jaxtyping import Array, PyTree, Shaped
 from jaxtempl.parallel.rules import AXIS_RULES, BATCH_AXES, LEAF_AXES, leaf_path, partition_specs
 
 
-def shard_over_mesh(function: Callable[..., Any], mesh: Mesh, params: PyTree, gradient: bool) -> Callable[..., Any]:
-    """`function(params, microbatch, scalar)` run by each device on its own rows and its own part of every leaf.
+def shard_over_mesh(
+    function: Callable[..., Any], mesh: Mesh, params: PyTree, outputs: Literal["gradient", "sums", "rows"]
+) -> Callable[..., Any]:
+    """Return `function(params, microbatch, scalar)` as each device runs it on its rows and its shard of every leaf.
 
     Args:
-        function: gives scalars summed by `total`, or with `gradient` a pair of gradients and scalars, likewise.
-        mesh: where the parameters lie.
-        params: their shapes.
-        gradient: whether it does.
+        function: returns what `outputs` names.
+        mesh: devices that hold the parameters.
+        params: parameters, or their shapes.
+        outputs: "sums" are scalars that `reduce_gradients` has summed, "gradient" a pair of gradients and such sums,
+            and "rows" an array with a row for each row of the microbatch.
     """
     if mesh.size == 1:
         return function
     parts = partition_specs(mesh, params)
-    specs: Any = {"in_specs": (parts, P(BATCH_AXES), P()), "out_specs": (parts, P()) if gradient else P()}
+    out_specs = {"gradient": (parts, P()), "sums": P(), "rows": P(BATCH_AXES)}
+    specs: Any = {"in_specs": (parts, P(BATCH_AXES), P()), "out_specs": out_specs[outputs]}
     return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)
 
 

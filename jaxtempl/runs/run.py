@@ -15,6 +15,7 @@ import filelock
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxtempl import files
@@ -23,6 +24,7 @@ from jaxtempl.config.training import TrainConfig
 from jaxtempl.errors import UserError
 from jaxtempl.huggingface.mapping import Head
 from jaxtempl.models import factory
+from jaxtempl.parallel import rules
 from jaxtempl.runs.checkpoint import Checkpoints
 from jaxtempl.runs.provenance import provenance
 from jaxtempl.specs.architecture import Architecture, architecture_from, to_dict
@@ -89,12 +91,15 @@ class Run:
         """The model's static half."""
         return factory.make_graphdef(self.architecture, self.slots, dtype)
 
-    def params(self, step: int) -> PyTree:
-        """Parameters of a checkpoint on this process's first device, float32."""
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    def params(self, step: int, mesh: Mesh | None = None) -> PyTree:
+        """Return the parameters of a checkpoint in float32, sharded over `mesh` or on this process's first device."""
         shapes = factory.abstract_params(self.architecture, self.slots)
-        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
-        return self.checkpoints.params(step, placed)
+        if mesh is None:
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda _: device, shapes)
+        else:
+            shardings = rules.shardings(mesh, shapes)
+        return self.checkpoints.params(step, rules.with_shardings(shapes, shardings))
 
     def temperature(self, step: int) -> float:
         """That bin/evaluate fitted for this very checkpoint; 1 without one."""

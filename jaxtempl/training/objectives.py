@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from jaxtempl.models import bert
 from jaxtempl.models.bert import Bert
-from jaxtempl.models.cross_entropy import summed_cross_entropy
+from jaxtempl.models.cross_entropy import summed_cross_entropy, token_cross_entropy
 from jaxtempl.models.neox import NeoX
 from jaxtempl.parallel import collectives
 from jaxtempl.specs import flops
+from jaxtempl.specs.architecture import Architecture
 
 Sums = dict[str, Float[Array, ""]]
 DeviceMicrobatch = Mapping[str, Array]
@@ -33,42 +34,87 @@ class Objective(NamedTuple):
         graphdef: the model's static half; `nnx.merge(graphdef, params)` is the model.
         loss: (params, microbatch) -> (summed loss, sums to be reported, `weight` among them).
         metrics: summed sums of a batch -> named means.
+        token_losses: (params, microbatch) -> loss of each position with a target, in nats, for evaluation; the caller
+            leaves out positions of weight 0. None for a classifier.
     """
 
     graphdef: nnx.GraphDef[Any]
     loss: Callable[[PyTree, DeviceMicrobatch], tuple[Float[Array, ""], Sums]]
     metrics: Callable[[Sums], Sums]
+    token_losses: Callable[[PyTree, DeviceMicrobatch], Float[Array, "B P"]] | None = None
+
+
+class HeadInputs(NamedTuple):
+    """The arguments of a cross-entropy: what the head reads at each position with a target, and the head itself."""
+
+    hidden: Float[Array, "B P D"]
+    kernel: Float[Array, "D V"]
+    targets: Int[Array, "B P"]
+    weights: Float[Array, "B P"]
+    bias: Float[Array, " V"] | None = None
+
+
+def _language_model(
+    graphdef: nnx.GraphDef[Any],
+    read: Callable[[Any, PyTree, DeviceMicrobatch], HeadInputs],
+    operations: Callable[[Architecture, int, int], int],
+) -> Objective:
+    """Return the objective of a language model.
+
+    Args:
+        graphdef: the model's static half.
+        read: (model, params, microbatch) -> what the head reads.
+        operations: (architecture, length, targets) -> operations that a trained row takes.
+    """
+
+    def read_microbatch(params: PyTree, batch: DeviceMicrobatch) -> tuple[Any, HeadInputs]:
+        params = _outside_blocks(params)
+        model: Any = nnx.merge(graphdef, params)
+        return model, read(model, params, batch)
+
+    def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
+        model, (hidden, kernel, targets, weights, bias) = read_microbatch(params, batch)
+        total: Any = summed_cross_entropy(hidden, kernel, targets, weights, model.platform, bias)
+        rows, length = batch["tokens"].shape
+        work = _work(batch["tokens"], rows * operations(model.architecture, length, targets.shape[1]))
+        return total, {"loss": total, "weight": weights.sum(), **work}
+
+    def token_losses(params: PyTree, batch: DeviceMicrobatch) -> Float[Array, "B P"]:
+        model, (hidden, kernel, targets, _, bias) = read_microbatch(params, batch)
+        return token_cross_entropy(hidden, kernel, targets, model.platform, bias)
+
+    return Objective(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)}, token_losses)
 
 
 def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Objective:
-    """Next-token prediction over packed rows, as the paper has it: across documents, no mask between them.
+    """Return next-token prediction over packed rows, as in the paper: across documents, without a mask between them.
 
-    A microbatch holds `tokens` [B L] and `segments` [B L], 0 where a row is padded; loss in nats.
+    A microbatch holds `tokens` [B L] and `segments` [B L], 0 where a row is padded; loss in nats. With `positions`,
+    `targets` and `weights` [B P] it predicts those targets alone, each from the token at its position.
 
     Args:
         graphdef: the model's static half.
         mask_documents: no position attends to another document of its row.
     """
 
-    def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
+    def read(model: Any, params: PyTree, batch: DeviceMicrobatch) -> HeadInputs:
         tokens = batch["tokens"].astype(jnp.int32)
-        # The last position predicts nothing; rolling keeps every shape, and chunks of L, even.
-        targets, weights = jnp.roll(tokens, -1, axis=1), _predicted(batch["segments"])
-        params = _outside_blocks(params)
-        model = nnx.merge(graphdef, params)
-        documents = batch["segments"] if mask_documents else None
-        hidden = collectives.copy_to_tensor_parallel(model.hidden(tokens, documents))
-        total: Any = summed_cross_entropy(hidden, params["head"]["kernel"], targets, weights, model.platform)
-        operations = tokens.size * flops.per_token(model.architecture, tokens.shape[1])
-        return total, {"loss": total, "weight": weights.sum(), **_work(tokens, operations)}
+        hidden = model.hidden(tokens, batch["segments"] if mask_documents else None)
+        if "positions" in batch:
+            hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+            targets, weights = batch["targets"], batch["weights"].astype(jnp.float32)
+        else:  # The last position predicts nothing; rolling keeps every shape, and chunks of L, even.
+            targets, weights = jnp.roll(tokens, -1, axis=1), _predicted(batch["segments"])
+        hidden = collectives.copy_to_tensor_parallel(hidden)
+        return HeadInputs(hidden, params["head"]["kernel"], targets, weights)
 
-    return Objective(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
+    return _language_model(graphdef, read, lambda a, length, _: length * flops.per_token(a, length))
 
 
 def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Objective:
-    """Telling the hidden tokens of packed rows (Devlin et al., 2018); loss in nats.
+    """Return prediction of the masked tokens of packed rows (Devlin et al., 2018); loss in nats.
 
-    A microbatch holds what `masking.Masker` makes of rows: `tokens` [B L], `segments` [B L], and `places`, `targets`
+    A microbatch holds what `mlm.Masker` makes of rows: `tokens` [B L], `segments` [B L], and `places`, `targets`
     and `weights` [B M].
 
     Args:
@@ -76,24 +122,15 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
         mask_documents: no position attends to another document of its row.
     """
 
-    def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
-        params = _outside_blocks(params)
-        model, tokens = nnx.merge(graphdef, params), batch["tokens"]
-        hidden = model.hidden(tokens, bert.attention_mask(batch["segments"], mask_documents))
-        told = model.head(jnp.take_along_axis(hidden, batch["places"][..., None], axis=1))
+    def read(model: Any, params: PyTree, batch: DeviceMicrobatch) -> HeadInputs:
+        hidden = model.hidden(batch["tokens"], bert.attention_mask(batch["segments"], mask_documents))
+        masked = model.head(jnp.take_along_axis(hidden, batch["places"][..., None], axis=1))
+        embedding = params["embed"]["embedding"]
+        bias = collectives.local_columns(params["head"]["bias"], len(embedding))
         weights = batch["weights"].astype(jnp.float32)
-        total: Any = summed_cross_entropy(
-            collectives.copy_to_tensor_parallel(told),
-            params["embed"]["embedding"].T,
-            batch["targets"],
-            weights,
-            model.platform,
-            collectives.local_columns(params["head"]["bias"], params["embed"]["embedding"].shape[0]),
-        )
-        work = _work(tokens, len(tokens) * flops.per_masked_row(model.architecture, tokens.shape[1], told.shape[1]))
-        return total, {"loss": total, "weight": weights.sum(), **work}
+        return HeadInputs(collectives.copy_to_tensor_parallel(masked), embedding.T, batch["targets"], weights, bias)
 
-    return Objective(graphdef, loss, lambda sums: {"loss": sums["loss"] / _count(sums)})
+    return _language_model(graphdef, read, flops.per_masked_row)
 
 
 def _count(sums: Sums) -> Float[Array, ""]:

@@ -67,13 +67,13 @@ def compile_step(task: Objective, optimizer: optax.GradientTransformation, place
             (_, sums), gradients = jax.value_and_grad(scaled, has_aux=True)(params)
             return collectives.reduce_gradients(gradients, sums)
 
-        return GradientSum(*collectives.shard_over_mesh(of_rows, mesh, params, gradient=True)(params, batch, scale))
+        return GradientSum(*collectives.shard_over_mesh(of_rows, mesh, params, "gradient")(params, batch, scale))
 
     def measure(params: PyTree, batch: DeviceMicrobatch) -> Sums:
         def of_rows(params: PyTree, batch: DeviceMicrobatch, _: None) -> Sums:
             return collectives.reduce_gradients({}, task.loss(params, batch)[1])[1]
 
-        return collectives.shard_over_mesh(of_rows, mesh, params, gradient=False)(params, batch, None)
+        return collectives.shard_over_mesh(of_rows, mesh, params, "sums")(params, batch, None)
 
     def add(total: GradientSum, new: GradientSum) -> GradientSum:
         return jax.tree.map(jnp.add, total, new)
@@ -89,6 +89,25 @@ def compile_step(task: Objective, optimizer: optax.GradientTransformation, place
 
     updates = jax.jit(update, donate_argnums=0, out_shardings=(places, None))
     return CompiledStep(jax.jit(gradient), jax.jit(add, donate_argnums=0), updates, jax.jit(measure))
+
+
+def compile_token_losses(objective: Objective, mesh: Mesh) -> Callable[[PyTree, DeviceMicrobatch], Float[Array, "B P"]]:
+    """Return the loss of each position of a microbatch as one function on the mesh, without a gradient.
+
+    Args:
+        objective: that of a language model.
+        mesh: devices that hold the parameters and that the rows are cut over.
+    """
+    assert objective.token_losses is not None
+    losses = objective.token_losses
+
+    def evaluate(params: PyTree, batch: DeviceMicrobatch) -> Float[Array, "B P"]:
+        def of_rows(params: PyTree, batch: DeviceMicrobatch, _: None) -> Float[Array, "b P"]:
+            return losses(params, batch)
+
+        return collectives.shard_over_mesh(of_rows, mesh, params, "rows")(params, batch, None)
+
+    return jax.jit(evaluate)
 
 
 def _unless_overflown(old: TrainState, scale: LossScale, new: TrainState, metrics: Sums) -> tuple[TrainState, Sums]:
