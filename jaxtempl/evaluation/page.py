@@ -1,4 +1,4 @@
-"""The page of an evaluation: what report.json says, drawn."""
+"""The HTML page of an evaluation: the content of report.json as tables and figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from jaxtempl.evaluation import metrics
 from jaxtempl.reports import html
-from jaxtempl.reports.html import Measured, Page, TableCell
+from jaxtempl.reports.html import Page, TableCell
+from jaxtempl.specs.interval import Interval
 
 BASELINE_NAMES = {
     "run": "this run",
@@ -32,11 +33,11 @@ CHOSEN_HERE = "The checkpoint was chosen on these same labels (--select)"
 
 
 def write(report: EvaluationReport, trained: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes the page of a report; `trained` are the lines of the run's metrics.jsonl."""
+    """Write the page of a report; `trained` are the lines of the run's metrics.jsonl."""
     page = _classifier(report) if report["phase"] == "finetune" else _language_model(report)
     if any("loss" in line for line in trained):
         page.heading("Training").figure(
-            _curve(trained), "Loss of each update, and on the validation part at checkpoints."
+            _curve(trained), "Loss of each update, and on the validation split at checkpoints."
         )
     page.facts(_facts(report)).write(path)
 
@@ -46,7 +47,7 @@ def _facts(report: EvaluationReport) -> dict[str, str]:
     return {
         "run": f"{report['run']}@{report['step']}, {report['phase']}",
         "dataset": f"{report['dataset']['folder']}, {report['split']}, {report['dataset']['fingerprint'][:12]}",
-        "bootstrap": f"95 % intervals of {metrics.RESAMPLES:,} resamples of whole cases, seed {report['seed']}",
+        "bootstrap": f"95 % confidence intervals, {metrics.RESAMPLES:,} resamples of whole cases, seed {report['seed']}",
         "seconds": ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "commit": provenance["commit"] or "none",
@@ -54,23 +55,23 @@ def _facts(report: EvaluationReport) -> dict[str, str]:
 
 
 def _classifier(report: EvaluationReport) -> Page:
-    found, counts = report["metrics"], report["counts"]
-    first, five = found["top1"]["value"], found["top5"]["value"]
+    values, counts = report["metrics"], report["counts"]
+    top1, top5 = values["top1"]["value"], values["top5"]["value"]
     page = Page(
         f"Template suggestions of {Path(report['run']).name}@{report['step']}",
         f"On {counts['contexts']:,} contexts of {counts['cases']:,} {report['split']} cases, the template sent "
-        f"is suggested first in {first:.1%} and among the first five in {five:.1%}."
-        + (f" {CHOSEN_HERE}, so these figures are too good." if report["chosen_here"] else ""),
+        f"is suggested first in {top1:.1%} and among the first five in {top5:.1%}."
+        + (f" {CHOSEN_HERE}, so these figures are optimistic." if report["chosen_here"] else ""),
     )
     _table(page, report)
-    page.heading("Can its probabilities be believed?").figure(
+    page.heading("Calibration").figure(
         _reliability(report["reliability"]),
-        "Share of right first suggestions against their mean probability; a point's area grows with its contexts.",
+        "Accuracy of the first suggestion against its mean probability; the area of a point grows with its contexts.",
     )
     page.figure(
         _by_template(report["templates"]),
-        "Top-1 accuracy of each template against its training examples; a point's area grows with its contexts, "
-        "the line is the mean of neighbouring templates.",
+        "Top-1 accuracy of each template against its training examples; the area of a point grows with its contexts, "
+        "and the line is the mean of neighbouring templates.",
     )
     _confusions(page, report)
     return page
@@ -80,30 +81,23 @@ def _table(page: Page, report: EvaluationReport) -> None:
     rows = {"run": report} | report["baselines"]
     counts = report["counts"]
     cells = [
-        [BASELINE_NAMES[name], *(_measured(rows[name]["metrics"][c]) for c in COLUMNS)]
+        [BASELINE_NAMES[name], *(Interval.from_json(rows[name]["metrics"][c]) for c in COLUMNS)]
         for name in BASELINE_NAMES
         if name in rows
     ]
     page.table(
         ["", *COLUMNS.values()],
         cells,
-        "95 % intervals in brackets. Cross-entropy in nats. After: divided by the temperature that fits "
-        f"{counts['validation']:,} validation contexts best"
-        + (
-            f" ({report['temperature']:.2f} for this run)." if counts["validation"] else "; there are none, so it is 1."
-        ),
+        "95 % confidence intervals in brackets. Cross-entropy in nats. After: logits divided by the temperature fitted "
+        f"on {counts['validation']:,} validation contexts"
+        + (f" ({report['temperature']:.2f} for this run)." if counts["validation"] else ", and 1 without any."),
         strong={0},
     )
     if counts["no_class"]:
         page.text(
-            f"The template of {counts['no_class']:,} contexts is no class of this run: they count as wrong everywhere "
-            "and are left out of the cross-entropy."
+            f"The template of {counts['no_class']:,} contexts is not a class of this run. They count as wrong, and the "
+            "cross-entropy leaves them out."
         )
-
-
-def _measured(value: Mapping[str, float | None]) -> Measured:
-    shown = {key: "–" if number is None else f"{number:.3f}" for key, number in value.items()}  # noqa: RUF001
-    return Measured(shown["value"], f"[{shown['low']}, {shown['high']}]")
 
 
 def _reliability(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
@@ -116,9 +110,9 @@ def _reliability(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             area = 12 + 150 * count[some] / count.max()
             axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
             axes.scatter(
-                x, y, area, color=colour, alpha=0.75, marker=marker, linewidths=0, label=f"{name} the temperature"
+                x, y, area, color=colour, alpha=0.75, marker=marker, linewidths=0, label=f"{name} temperature scaling"
             )
-        axes.set(xlabel="probability of the first suggestion", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlabel="probability of the first suggestion", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         axes.legend(loc="upper left")
     return figure
 
@@ -156,23 +150,23 @@ def _confusions(page: Page, report: EvaluationReport) -> None:
 
 
 def _language_model(report: EvaluationReport) -> Page:
-    found, counts = report["metrics"], report["counts"]
-    masked = "bits_a_byte" not in found
-    bits = "" if masked else f": {found['bits_a_byte']['value']:.3f} bits a byte"
+    values, counts = report["metrics"], report["counts"]
+    masked = "bits_a_byte" not in values
+    bits = "" if masked else f": {values['bits_a_byte']['value']:.3f} bits per byte"
     page = Page(
         f"Held-out loss of {Path(report['run']).name}@{report['step']}",
         f"On {_texts(report)}, {counts['tokens']:,} tokens, its loss is "
-        f"{found['loss']['value']:.3f} nats a {'masked ' if masked else ''}token{bits}.",
+        f"{values['loss']['value']:.3f} nats per {'masked ' if masked else ''}token{bits}.",
     )
     rows: list[list[TableCell]] = [
-        ["this run", *(_measured(value) for value in found.values()), counts["tokens"], counts["bytes"]]
+        ["this run", *map(Interval.from_json, values.values()), counts["tokens"], counts["bytes"]]
     ]
     names = (
-        ["", "nats a masked token", "tokens", "bytes"]
+        ["", "nats per masked token", "tokens", "bytes"]
         if masked
-        else ["", "nats a token", "bits a byte", "tokens", "bytes"]
+        else ["", "nats per token", "bits per byte", "tokens", "bytes"]
     )
-    page.table(names, rows, "95 % intervals in brackets.", strong={0})
+    page.table(names, rows, "95 % confidence intervals in brackets.", strong={0})
     return _zero_shot(page, report["zero_shot"]) if "zero_shot" in report else page
 
 
@@ -183,14 +177,16 @@ def _texts(report: EvaluationReport) -> str:
     return f"{counts['rows']:,} packed {report['split']} rows of other text"
 
 
-def _zero_shot(page: Page, found: Mapping[str, Any]) -> Page:
-    names = {"likeliest": "by likelihood", "gained": "by what the context adds to it"}
-    rows: list[list[TableCell]] = [[said, *map(_measured, found[name].values())] for name, said in names.items()]
+def _zero_shot(page: Page, scores: Mapping[str, Any]) -> Page:
+    names = {"likeliest": "by log-likelihood", "gained": "by gain in log-likelihood"}
+    rows: list[list[TableCell]] = [
+        [label, *map(Interval.from_json, scores[name].values())] for name, label in names.items()
+    ]
     return page.heading("Zero-shot").table(
-        ["", *(COLUMNS[name] for name in found["gained"])],
+        ["", *(COLUMNS[name] for name in scores["gained"])],
         rows,
-        f"After {found['contexts']:,} contexts, is the text that was sent likelier to it than the other "
-        f"{found['texts'] - 1:,} templates' texts? Nothing was trained on labels.",
+        f"After {scores['contexts']:,} contexts, the model ranks the text that was sent among the {scores['texts']:,} "
+        "texts of all templates. It was trained on no labels. The gain is over the log-likelihood without the context.",
     )
 
 

@@ -1,36 +1,37 @@
-"""An evaluation report as aligned lines for a terminal."""
+"""An evaluation report as a table for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jaxtempl.evaluation import page
+from jaxtempl.specs.interval import Interval
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The report in a few aligned lines."""
-    rows = {"run": report["metrics"]} | {name: found["metrics"] for name, found in report.get("baselines", {}).items()}
+    """Return the metrics of a report in a few aligned lines."""
+    rows = {"run": report["metrics"]} | {name: each["metrics"] for name, each in report.get("baselines", {}).items()}
     columns = [name for name in report["metrics"] if not name.startswith("calibrated")]
-    lines = [f"{report['run']}@{report['step']} on {report['split']}: " + _said(report["counts"])]
+    lines = [f"{report['run']}@{report['step']} on {report['split']}: {_format_counts(report['counts'])}"]
     lines.append(f"{'':18}" + "".join(f"{name.replace('_', ' '):>22}" for name in columns))
     for name in (n for n in page.BASELINE_NAMES if n in rows):
-        lines.append(
-            f"{page.BASELINE_NAMES[name]:18}" + "".join(f"{_interval(rows[name][column]):>22}" for column in columns)
-        )
+        cells = (format(Interval.from_json(rows[name][column])) for column in columns)
+        lines.append(f"{page.BASELINE_NAMES[name]:18}" + "".join(f"{cell:>22}" for cell in cells))
     if "zero_shot" in report:
-        asked = report["zero_shot"]
-        for name in ("likeliest", "gained"):
-            told = ", ".join(f"{key.replace('_', ' ')} {_interval(value)}" for key, value in asked[name].items())
-            lines.append(f"zero-shot, {asked['contexts']:,} contexts, {asked['texts']:,} texts, {name}: {told}")
+        lines += _format_zero_shot(report["zero_shot"])
     if "temperature" in report:
-        after = report["metrics"]["calibrated_calibration_error"]
-        lines.append(f"temperature {report['temperature']:.3f}: calibration error {_interval(after)}")
+        error = Interval.from_json(report["metrics"]["calibrated_calibration_error"])
+        lines.append(f"temperature {report['temperature']:.3f}: calibration error {error}")
     return "\n".join(lines)
 
 
-def _said(counts: Mapping[str, int]) -> str:
+def _format_zero_shot(scores: Mapping[str, Any]) -> list[str]:
+    head = f"zero-shot, {scores['contexts']:,} contexts, {scores['texts']:,} texts"
+    return [f"{head}, {name}: {_format_metrics(scores[name])}" for name in ("likeliest", "gained")]
+
+
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {Interval.from_json(value)}" for name, value in metrics.items())
+
+
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items())
-
-
-def _interval(value: Mapping[str, float | None]) -> str:
-    numbers = [f"{v:.3f}" if v is not None else "-" for v in (value["value"], value["low"], value["high"])]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
