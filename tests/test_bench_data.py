@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import common, sgd, star
-from jaxtempl.text.cases import case_from
+from jaxtempl.text.cases import parse_case
 
 STAR: dict[str, Any] = {
     "DialogueID": 7,
@@ -61,7 +61,7 @@ def test_star_keeps_the_conversation_and_what_was_picked() -> None:
         ("system", "search(Stars=at most 5) -> Name=Inn [3 items]", None, None),
         ("advocate", "Mine.", None, None),
     ]
-    assert case_from(made).case_id == "star-7"
+    assert parse_case(made).case_id == "star-7"
 
 
 def test_star_templates_have_the_text_of_most_tasks() -> None:
@@ -93,4 +93,4 @@ def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
         for line in gzip.decompress(path.read_bytes()).splitlines():
-            case_from(json.loads(line))
+            parse_case(json.loads(line))

@@ -210,7 +210,7 @@ def masked(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
     targets = generator.integers(1, ODD.vocabulary, places.shape).astype(np.int32)
     segments = (np.arange(tokens.shape[1])[None] < lengths[:, None]).astype(np.int32)
     weights_ = np.array([[1, 1, 0]] * len(tokens), np.int32)
-    return {"tokens": tokens, "segments": segments, "places": places, "targets": targets, "weights": weights_}
+    return {"tokens": tokens, "segments": segments, "positions": places, "targets": targets, "weights": weights_}
 
 
 def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path)
     batch = masked(tokens, lengths)
     logits = model(**asked(tokens, lengths)).logits
     picked = torch.gather(
-        logits, 1, torch.tensor(batch["places"], dtype=torch.long)[..., None].expand(-1, -1, logits.shape[2])
+        logits, 1, torch.tensor(batch["positions"], dtype=torch.long)[..., None].expand(-1, -1, logits.shape[2])
     )
     each = torch.nn.functional.cross_entropy(
         picked.flatten(0, 1), torch.tensor(batch["targets"].reshape(-1), dtype=torch.long), reduction="none"

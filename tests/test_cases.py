@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from jaxtempl.errors import UserError
 from jaxtempl.text import records as text_records
-from jaxtempl.text.cases import Case, Message, case_from
+from jaxtempl.text.cases import Case, Message, parse_case
 from jaxtempl.text.decoding import CaseDecoder
 from jaxtempl.text.ingest import CaseReader, DigestSet, Quarantine, digest_of
 from jaxtempl.text.records import _name, find_files
@@ -60,7 +60,7 @@ def read_lines(tmp_path: Path, *lines: bytes) -> tuple[list[Case], list[dict[str
 
 
 def test_case_from_keeps_what_counts() -> None:
-    assert case_from(GOOD) == Case(
+    assert parse_case(GOOD) == Case(
         "a-1",
         (
             Message("customer", "Where is my card?"),
@@ -72,12 +72,12 @@ def test_case_from_keeps_what_counts() -> None:
 
 def test_case_from_takes_the_label_from_the_named_key() -> None:
     record = {"case_id": "x", "messages": [{"role": "advocate", "text": "hi", "template": "a", "template2": "b"}]}
-    assert case_from(record, "template2").messages[0].template == "b"
-    assert case_from(record, "absent").messages[0].template is None
+    assert parse_case(record, "template2").messages[0].template == "b"
+    assert parse_case(record, "absent").messages[0].template is None
 
 
 def test_a_template_on_another_role_is_no_label() -> None:
-    assert case_from({"case_id": "x", **message(template="a")}).messages[0].template is None
+    assert parse_case({"case_id": "x", **message(template="a")}).messages[0].template is None
 
 
 BAD = {
@@ -202,7 +202,7 @@ def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     parquet(path, GOOD, {**GOOD, "case_id": "b"}, {**GOOD, "messages": None, "case_id": "c"}, GOOD)
     good, bad, _ = read(tmp_path, str(path))
-    assert good == [case_from(GOOD), case_from({**GOOD, "case_id": "b"})]
+    assert good == [parse_case(GOOD), parse_case({**GOOD, "case_id": "b"})]
     assert [(record["line"], record["reason"]) for record in bad] == [(3, "wrong type"), (4, "duplicate case_id")]
 
 
@@ -349,7 +349,7 @@ def test_decoding_at_once_comes_to_what_the_long_way_comes_to(
     at_once = decoder._at_once(line)
     if at_once is not None:
         value = json.loads(line.decode())
-        assert at_once[0] == case_from(value, label)
+        assert at_once[0] == parse_case(value, label)
         assert at_once[1] == len(value["messages"]) - len(at_once[0].messages)
 
 
@@ -360,4 +360,4 @@ def test_a_line_in_order_is_decoded_at_once() -> None:
 @pytest.mark.parametrize("key", ["case_id", "messages"])
 def test_case_from_names_the_field(key: str) -> None:
     with pytest.raises(UserError, match=key):
-        case_from({name: value for name, value in GOOD.items() if name != key})
+        parse_case({name: value for name, value in GOOD.items() if name != key})

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from jaxtempl.config.paths import PACKAGE
 from jaxtempl.errors import UserError
 from jaxtempl.serve import schema
-from jaxtempl.serve.console.page import cases, routes
+from jaxtempl.serve.console.page import replay_cases, routes
 
 FOLDER = PACKAGE / "serve" / "console"
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".js", ".css", ".html"))
@@ -25,7 +25,7 @@ def written(path: Path, *records: object) -> str:
 
 
 def test_made_up_cases_are_requests_of_the_api() -> None:
-    made = cases("")
+    made = replay_cases("")
     assert len(made) == 12
     for case in made:
         assert schema.decode(schema.SuggestRequest, json.dumps(case).encode()).messages
@@ -35,12 +35,12 @@ def test_made_up_cases_are_requests_of_the_api() -> None:
 def test_cases_of_a_file_keep_what_the_page_shows(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE)
     messages = [{"role": "customer", "text": "Hi 😩"}, {"role": "system", "text": "x"}]
-    assert cases(path) == [{"case_id": "a", "messages": messages}]
+    assert replay_cases(path) == [{"case_id": "a", "messages": messages}]
 
 
 def test_the_first_fifty_cases_of_a_file_are_taken_and_no_more_is_read(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", *[CASE] * 50, "no case")
-    assert len(cases(path)) == 50
+    assert len(replay_cases(path)) == 50
 
 
 def test_a_record_that_is_no_case_is_named_without_its_text(tmp_path: Path) -> None:
@@ -48,13 +48,13 @@ def test_a_record_that_is_no_case_is_named_without_its_text(tmp_path: Path) -> N
     with pytest.raises(
         UserError, match=r"cases.jsonl line 2 is not a case: missing field: messages\[0\] has no 'role'"
     ) as error:
-        cases(path)
+        replay_cases(path)
     assert "canary" not in str(error.value)
 
 
 def test_a_file_without_cases_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no case"):
-        cases(written(tmp_path / "cases.jsonl"))
+        replay_cases(written(tmp_path / "cases.jsonl"))
 
 
 def test_the_page_comes_with_all_that_it_names() -> None:

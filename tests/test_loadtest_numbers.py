@@ -84,27 +84,27 @@ def write(path: Path, cases: int) -> str:
 def test_contexts_are_drawn_from_all_of_a_file_with_the_same_chance(tmp_path: Path) -> None:
     """Each of 60 contexts is in a draw of 30 half of the time."""
     path = write(tmp_path / "cases.jsonl", 30)
-    drawn = [requests.draw(path, 30, seed).messages for seed in range(200)]
+    drawn = [requests.draw_contexts(path, 30, seed).messages for seed in range(200)]
     assert all(len(set(messages)) == 30 for messages in drawn)
     counts = Counter(message for messages in drawn for message in messages)
     assert len(counts) == 60
     assert stats.chisquare(list(counts.values())).pvalue > 0.01
-    assert drawn[3] == requests.draw(path, 30, 3).messages != drawn[4]
+    assert drawn[3] == requests.draw_contexts(path, 30, 3).messages != drawn[4]
 
 
 def test_a_context_ends_before_an_advocate_answers(tmp_path: Path) -> None:
-    found = requests.draw(write(tmp_path / "cases.jsonl", 1), 10, 0)
+    found = requests.draw_contexts(write(tmp_path / "cases.jsonl", 1), 10, 0)
     assert {len(json.loads(m)["messages"]) for m in found.messages} == {2, 4}
     assert (found.cases, found.bad) == (1, {})
 
 
 def test_a_context_is_asked_about_twice_only_when_there_are_too_few() -> None:
-    assert sorted(requests.order(10, 10, rng())) == list(range(10))
-    assert len(set(requests.order(10, 7, rng()).tolist())) == 7
-    more = requests.order(10, 1000, rng())
+    assert sorted(requests.draw_order(10, 10, rng())) == list(range(10))
+    assert len(set(requests.draw_order(10, 7, rng()).tolist())) == 7
+    more = requests.draw_order(10, 1000, rng())
     assert set(more.tolist()) == set(range(10))
     body = json.loads(
-        next(requests.bodies(RequestContexts([b'{"messages":[]}'], 1, {}), np.array([0]), "loadtest-0-1"))
+        next(requests.request_bodies(RequestContexts([b'{"messages":[]}'], 1, {}), np.array([0]), "loadtest-0-1"))
     )
     assert body == {"case_id": "loadtest-0-1-0", "messages": []}
 

@@ -32,7 +32,7 @@ def test_only_ordinary_tokens_are_told_and_all_else_stays(length: int, data: st.
     given_row = row(length, data.draw(st.integers(0, length - 1)), seed)
     made = MASKER(given_row, np.random.default_rng(seed))
     behind = np.concatenate([[CLS], given_row["tokens"][:-1]])
-    told = made["places"][made["weights"] > 0]
+    told = made["positions"][made["weights"] > 0]
     assert len(set(told.tolist())) == len(told)
     assert not np.isin(behind[told], [0, CLS, SEP]).any()
     assert (made["segments"][told] > 0).all()
@@ -40,7 +40,7 @@ def test_only_ordinary_tokens_are_told_and_all_else_stays(length: int, data: st.
     others = np.setdiff1d(np.arange(length), told)
     np.testing.assert_array_equal(made["tokens"][others], behind[others])
     ordinary = int(((made["segments"] > 0) & ~np.isin(behind, [0, CLS, SEP])).sum())
-    assert len(told) == min(max(round(0.15 * ordinary), 1), ordinary, mlm.count(length))
+    assert len(told) == min(max(round(0.15 * ordinary), 1), ordinary, mlm.masked_count(length))
 
 
 def test_eight_in_ten_are_masked_and_one_is_another_token() -> None:
@@ -48,7 +48,7 @@ def test_eight_in_ten_are_masked_and_one_is_another_token() -> None:
     for seed in range(200):
         made = MASKER(row(512, 0, seed), np.random.default_rng(seed))
         real = made["weights"] > 0
-        read = made["tokens"][made["places"][real]]
+        read = made["tokens"][made["positions"][real]]
         masked, same = read == MASK, read == made["targets"][real]
         kinds += [masked.sum(), (~masked & ~same).sum(), same.sum()]
         assert not np.isin(read, [0, CLS, SEP]).any()
@@ -69,6 +69,6 @@ def test_masks_are_a_function_of_the_step_and_new_in_each_pass() -> None:
         np.testing.assert_array_equal(made[step][0]["tokens"], again[step][0]["tokens"])
     later = next(loader.batches_from(again, 5, 6))[0]
     np.testing.assert_array_equal(made[5][0]["tokens"], later["tokens"])
-    first = {tuple(places) for step in (0, 1) for places in made[step][0]["places"].tolist()}
-    second = {tuple(places) for step in (2, 3) for places in made[step][0]["places"].tolist()}
+    first = {tuple(places) for step in (0, 1) for places in made[step][0]["positions"].tolist()}
+    second = {tuple(places) for step in (2, 3) for places in made[step][0]["positions"].tolist()}
     assert first.isdisjoint(second)

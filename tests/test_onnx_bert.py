@@ -16,7 +16,7 @@ from converters.onnx import export, graph
 from converters.onnx.layers import UNUSED_LOGIT, GraphOptions
 from converters.verify import localize
 from converters.verify.flax_network import FlaxNetwork
-from converters.verify.verify import places
+from converters.verify.verify import real_positions
 from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UsageError
 from jaxtempl.models import factory
@@ -41,7 +41,7 @@ def flax_model(head: str) -> Callable[..., jax.Array]:
 
 
 def flax_logits(params: dict[str, Any], head: str) -> np.ndarray:
-    return places(np.asarray(flax_model(head)(params, IDS, LENGTHS)), LENGTHS)
+    return real_positions(np.asarray(flax_model(head)(params, IDS, LENGTHS)), LENGTHS)
 
 
 def bert_runtime(params: dict[str, Any], options: GraphOptions, path: Path) -> OnnxRuntime:
@@ -56,9 +56,9 @@ def test_logits_are_flaxs_batched_and_alone(tmp_path: Path, head: Any, form: Any
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
         network = bert_runtime(params, GraphOptions(head, dtype, wide, form), tmp_path / "model.onnx")
         bound = share * np.abs(expected).max()
-        together = places(network(IDS, LENGTHS), LENGTHS)
+        together = real_positions(network(IDS, LENGTHS), LENGTHS)
         rows = ((row[None, :length], np.array([length], np.int32)) for row, length in zip(IDS, LENGTHS, strict=True))
-        alone = np.concatenate([places(network(*row), row[1]) for row in rows])
+        alone = np.concatenate([real_positions(network(*row), row[1]) for row in rows])
         assert together.dtype == np.float32
         assert np.abs(together - expected).max() <= bound
         assert np.abs(alone - expected).max() <= bound
@@ -93,16 +93,16 @@ def test_the_first_diverging_layer_is_named(tmp_path: Path, broken: int) -> None
     network = FlaxNetwork(bert_params("template"), BERT, "template")
     ids = IDS[1:2]
     export.save(graph.build(params, BERT, GraphOptions("template")), tmp_path)
-    first = localize.first_layer(
-        tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place
+    first = localize.first_diverging_layer(
+        tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.head_position
     )
     assert first == "the head"
     scales = np.array(params["blocks"]["mlp_norm"]["scale"])
     scales[broken] *= 1.5
     params["blocks"]["mlp_norm"]["scale"] = scales
     export.save(graph.build(params, BERT, GraphOptions("template")), tmp_path)
-    found = localize.first_layer(
-        tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.place
+    found = localize.first_diverging_layer(
+        tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), "fp32", network.head_position
     )
     assert found.startswith(f"block_{broken} ")
 

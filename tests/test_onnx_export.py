@@ -183,8 +183,8 @@ def test_the_first_diverging_layer_is_named(tmp_path: Path, layer: int | None, m
         (weight,) = (t for t in model.graph.initializer if t.name == name)
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, name))
         onnx.save(model, tmp_path / "model.onnx")
-        found = localize.first_layer(
-            tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), kind, network.place
+        found = localize.first_diverging_layer(
+            tmp_path / "model.onnx", ids[0].tolist(), network.residuals(ids), kind, network.head_position
         )
         assert found.startswith(message)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

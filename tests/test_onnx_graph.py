@@ -16,7 +16,7 @@ from onnx_models import IDS, LENGTHS, NEOX, SLOTS, noisy_params, onnx_runtime
 
 from converters.onnx import export, graph
 from converters.onnx.layers import GraphOptions
-from converters.verify.verify import places
+from converters.verify.verify import real_positions
 from jaxtempl.bundle import onnx_check
 from jaxtempl.config import sizes
 from jaxtempl.models import factory
@@ -43,7 +43,7 @@ def flax_model(a: NeoXArchitecture, outputs: int, head: str) -> Callable[..., ja
 
 def flax_logits(params: dict[str, Any], a: NeoXArchitecture, options: GraphOptions, lengths: np.ndarray) -> np.ndarray:
     call = flax_model(a, params["head"]["kernel"].shape[1], options.head)
-    return places(np.asarray(call(params, IDS, lengths)), lengths)
+    return real_positions(np.asarray(call(params, IDS, lengths)), lengths)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, share: float) -> None:
@@ -61,7 +61,7 @@ def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) 
         options = GraphOptions(head, dtype, wide, form)
         expected = flax_logits(params, a, options, LENGTHS)
         network = onnx_runtime(params, a, options, tmp_path / "model.onnx")
-        assert_close(places(network(IDS, LENGTHS), LENGTHS), expected, share)
+        assert_close(real_positions(network(IDS, LENGTHS), LENGTHS), expected, share)
         for row, length in zip(IDS, LENGTHS, strict=True):
             alone = network(row[None, :length], np.array([length], np.int32))
             assert alone.dtype == np.float32

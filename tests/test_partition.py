@@ -81,7 +81,7 @@ def masked(rows: int = 8, length: int = 16, told: int = 3) -> dict[str, np.ndarr
     random = np.random.default_rng(2)
     return {
         **batch(rows, length),
-        "places": np.sort(random.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :told], axis=1),
+        "positions": np.sort(random.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :told], axis=1),
         "targets": random.integers(1, BERT.vocabulary, (rows, told)).astype(np.int32),
         "weights": np.array([[1] * told] * (rows - 1) + [[1] + [0] * (told - 1)], np.int32),
     }

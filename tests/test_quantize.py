@@ -24,7 +24,7 @@ from converters.onnx import export
 from converters.onnx import graph as onnx_graph
 from converters.onnx.layers import GraphOptions
 from converters.quantize import calibrate, dynamic_int8, gate, qdq, quantize
-from converters.quantize.gate import Labelled, Scored
+from converters.quantize.gate import GateContexts, ScoredContexts
 from converters.tensorrt.convert import refuse_older
 from converters.verify import verify
 from converters.verify.flax_network import FlaxNetwork
@@ -220,22 +220,22 @@ def test_what_has_no_labels_is_refused(made: Run, dataset: Dataset, monkeypatch:
 
 
 def test_labels_are_the_runs_slots(made: Run, dataset: Dataset) -> None:
-    found = gate.labelled(made, dataset, 25)
+    found = gate.read_gate_contexts(made, dataset, 25)
     assert len(found.rows) == len(found.slots) == len(found.cases) == 25
-    every = gate.labelled(made, dataset, 10**6)
+    every = gate.read_gate_contexts(made, dataset, 10**6)
     assert np.bincount(every.slots).tolist() == [60, 0, 30, 60, 30]
     by_case = {case: set(every.slots[every.cases == case].tolist()) for case in every.cases.tolist()}
     assert all(slots in ({0, 2, 3}, {0, 3, 4}) for slots in by_case.values())
     assert every.rows[:25] == found.rows
 
 
-def scored(hits: Any, not_finite: int = 0) -> Scored:
-    return Scored(np.array(hits, bool), not_finite)
+def scored(hits: Any, not_finite: int = 0) -> ScoredContexts:
+    return ScoredContexts(np.array(hits, bool), not_finite)
 
 
 def verdict_of(before: list[int], after: list[int], slots: list[int] | None = None, not_finite: int = 0) -> Any:
     own = np.array(slots or [0] * len(before), np.int64)
-    found = Labelled([[1]] * len(before), own, np.zeros_like(own))
+    found = GateContexts([[1]] * len(before), own, np.zeros_like(own))
     return gate.judge(scored(before), scored(after, not_finite), found, TEMPLATES)
 
 
@@ -251,7 +251,7 @@ def test_no_template_may_fall_by_more_than_three_points(contexts: int, lost: int
     slots = [2] * contexts + [0] * 200
     before, after = [1] * contexts + [0] * 200, [0] * lost + [1] * (contexts - lost) + [1] * lost + [0] * (200 - lost)
     found = verdict_of(before, after, slots)
-    assert found.overall.fall == 0
+    assert found.overall.drop == 0
     assert (not gate.faults(found)) == passes
     assert passes or "1 of 2 templates" in gate.faults(found)[0]
     assert passes or "worst card: 100.00% -> 96.00% of 50, 4 points" in gate.faults(found)[0]
@@ -260,7 +260,7 @@ def test_no_template_may_fall_by_more_than_three_points(contexts: int, lost: int
 def test_what_is_no_number_never_passes() -> None:
     assert gate.faults(verdict_of([0] * 600, [0] * 600, not_finite=1)) == ["the logits of 1 contexts are no numbers"]
     nan = np.array([[np.nan, 1, 0]], np.float32)
-    found = gate.score({"x": lambda *_: nan}, Labelled([[5]], np.array([0]), np.array([0])))["x"]
+    found = gate.score({"x": lambda *_: nan}, GateContexts([[5]], np.array([0]), np.array([0])))["x"]
     assert (found.hits.tolist(), found.not_finite) == ([False], 1)
 
 
@@ -278,7 +278,7 @@ def test_no_fall_beyond_the_bounds_ever_passes(drawn: list[tuple[int, bool, bool
         within = within and (len(own) < 50 or 100 * own.sum() <= 3 * len(own))
     assert (not gate.faults(verdict)) == within
     doubtful = len(lost) < 500 or max(np.bincount(slots)) < 50
-    assert bool(gate.doubts(verdict)) == doubtful
+    assert bool(gate.caveats(verdict)) == doubtful
 
 
 @functools.cache
@@ -359,7 +359,9 @@ def test_explicit_nodes(tmp_path: Path, form: Any, method: str) -> None:
     check_weights(initializers(path), initializers(out), method)
     assert 0 < share_apart(logits(out), logits(path)) < BOUNDS[method]
     network = OnnxRuntime(out, threads=1)
-    assert not verify.faults(verify.compare(network, network, ROWS, (64,)), method), "an engine would be held to it"
+    assert not verify.find_faults(verify.compare(network, network, ROWS, (64,)), method), (
+        "an engine would be held to it"
+    )
 
 
 def check_placed(graph: Any) -> None:

@@ -17,8 +17,8 @@ from serving import MESSAGES, PATIENT, Server, served, started
 from tiny import template
 
 from jaxtempl.bundle.bundle import Bundle
-from jaxtempl.commands import suggest
 from jaxtempl.serve.inference.suggester import bundle_suggester
+from jaxtempl.text.cases import parse_case
 
 TEXTS = [f"message {i} of a case {'that is longer ' * (i % 40)}" for i in range(60)]
 
@@ -183,7 +183,7 @@ def test_a_real_model_answers_as_bin_suggest_does_alone_and_in_batches(real: Bun
         def ask(i: int) -> Any:
             said = [{"role": "customer", "text": TEXTS[i]}]
             answer = server.suggest(case=f"real-{i}", messages=said).json
-            return answer, suggester.suggest(suggest.case_from({"case_id": "c", "messages": said}).messages, 5)
+            return answer, suggester.suggest(parse_case({"case_id": "c", "messages": said}).messages, 5)
 
         with ThreadPoolExecutor(8) as pool:
             pairs = list(pool.map(ask, range(40)))

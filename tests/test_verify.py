@@ -41,7 +41,7 @@ def test_a_network_is_what_it_is() -> None:
     found = verify.compare(same, same, ROWS, BUCKETS)
     assert found.compared == 2 * len(ROWS)
     assert (found.top1, found.top5, found.ties, found.largest_difference, found.not_finite) == (1, 1, 0, 0, 0)
-    assert not verify.faults(found, "fp32")
+    assert not verify.find_faults(found, "fp32")
 
 
 def test_every_length_single_and_batched_is_run() -> None:
@@ -59,14 +59,14 @@ def test_small_errors_make_ties_and_large_ones_a_refusal() -> None:
     assert near.largest_difference == pytest.approx(1e-3, rel=1e-2)
     assert near.top1_outside_ties == 1
     assert near.ties <= 0.01
-    assert not verify.faults(near, "fp16")
+    assert not verify.find_faults(near, "fp16")
     moved = dataclasses.replace(near, top1=0.995)
-    assert verify.faults(moved, "fp32") == ["top-1 agrees in 99.50% in all, not 99.9%"]
-    assert not verify.faults(moved, "fp16")
+    assert verify.find_faults(moved, "fp32") == ["top-1 agrees in 99.50% in all, not 99.9%"]
+    assert not verify.find_faults(moved, "fp16")
     far = verify.compare(same, shifted(same, lambda x: x[:, ::-1]), ROWS, BUCKETS)
     assert far.ties > 0.9
-    assert any("are ties" in fault for fault in verify.faults(far, "fp16"))
-    assert all(verify.faults(far, dtype) for dtype in ("fp32", "fp16"))
+    assert any("are ties" in fault for fault in verify.find_faults(far, "fp16"))
+    assert all(verify.find_faults(far, dtype) for dtype in ("fp32", "fp16"))
 
 
 def test_a_nan_is_a_fault_and_no_best_slot() -> None:
@@ -80,7 +80,7 @@ def test_a_nan_is_a_fault_and_no_best_slot() -> None:
     found = verify.compare(same, broken, ROWS, BUCKETS)
     assert found.not_finite > 200  # one in every batch, and in every single row
     assert found.top1 < 1
-    assert any("are no numbers" in fault for fault in verify.faults(found, "fp16"))
+    assert any("are no numbers" in fault for fault in verify.find_faults(found, "fp16"))
 
 
 def test_every_token_of_a_language_model_counts_but_padding() -> None:
@@ -104,7 +104,7 @@ def test_a_top1_that_moves_is_a_tie(seed: int, size: float, slots: int) -> None:
     noise = random.uniform(-size, size, reference.shape).astype(np.float32)
     compared = Comparison()
     compared.add(reference, reference + noise)
-    found = compared.figures()
+    found = compared.agreement()
     assert found.top1 >= 1 - found.ties
     assert found.ties == 1 or found.top1_outside_ties == 1
 

@@ -117,7 +117,7 @@ def test_evaluation_reads_it(dataset: Dataset, bert: Run, expected: Windows) -> 
 def test_conversion_is_verified_on_it(dataset: Dataset, bert: Run, expected: Windows) -> None:
     windows = dataset_samples.labelled_windows(dataset, bert.window)
     assert unique([next(windows) for _ in expected]) == unique(expected)
-    assert set(unique(gate.labelled(bert, dataset, 10**6).rows)) <= set(unique(expected))
+    assert set(unique(gate.read_gate_contexts(bert, dataset, 10**6).rows)) <= set(unique(expected))
 
 
 def test_serving_reads_it(bundle: Bundle, contexts: list[tuple[Message, ...]], expected: Windows) -> None:

@@ -16,7 +16,7 @@ from converters.onnx.layers import GraphOptions
 from converters.quantize import quantize
 from converters.verify import dataset_samples, exportable, localize, samples, verify
 from converters.verify.flax_network import FlaxNetwork
-from converters.verify.samples import Chosen
+from converters.verify.samples import VerificationSamples
 from jaxtempl import files
 from jaxtempl.bundle import bundle
 from jaxtempl.config.converting import ConvertOnnxConfig, Dtype
@@ -43,8 +43,8 @@ class ExportedNetwork(NamedTuple):
         quantized: Result of quantization; None for a float bundle.
     """
 
-    figures: verify.Figures
-    chosen: Chosen
+    figures: verify.Agreement
+    chosen: VerificationSamples
     quantized: quantize.QuantizeResult | None
 
 
@@ -64,7 +64,7 @@ def main(config: ConvertOnnxConfig) -> None:
         write_tokenizer_and_templates(folder, source)
         facts = manifest_facts(source, step, config) | (network.quantized.facts if network.quantized else {})
         bundle.write_manifest(folder, facts | {"verify": verification(network.figures, network.chosen)})
-    print(f"{config.out}: {verify.said(network.figures)}")
+    print(f"{config.out}: {verify.summary(network.figures)}")
     if network.quantized:
         print(quantize.write_report(config.out, network.quantized, f"{facts['run']['name']}@{step}"))
 
@@ -122,7 +122,7 @@ def _slots(source: Run, config: ConvertOnnxConfig) -> int:
     return config.slots
 
 
-def verification_samples(source: Run, head: Head, dataset: Dataset, count: int) -> Chosen:
+def verification_samples(source: Run, head: Head, dataset: Dataset, count: int) -> VerificationSamples:
     """Return the contexts that the bundle is verified on.
 
     Raises:
@@ -156,18 +156,20 @@ def save(model: ir.Model, folder: Path) -> None:
     ir.save(model, folder / bundle.ONNX, external_data=DATA if size > INLINE_BYTES else None)
 
 
-def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, source: Run, dtype: str) -> verify.Figures:
+def verify_against_run(
+    model: Path, reference: FlaxNetwork, chosen: VerificationSamples, source: Run, dtype: str
+) -> verify.Agreement:
     """Return the comparison of a graph that matches the run.
 
     Raises:
         UserError: The graph differs; the message states the difference and the first diverging layer.
     """
     figures = compare_with_run(model, reference, chosen, source)
-    faults = verify.faults(figures, dtype)
+    faults = verify.find_faults(figures, dtype)
     if faults:
         row = max(chosen.rows, key=len)
         ids, _ = pad_rows([row], len(row))
-        layer = localize.first_layer(model, row, reference.residuals(ids), dtype, reference.place)
+        layer = localize.first_diverging_layer(model, row, reference.residuals(ids), dtype, reference.head_position)
         raise UserError(
             f"the ONNX graph does not match {source.folder}: {'; '.join(faults)}. Activations first diverge at "
             f"{layer}. Nothing was written; for fp16 try --wide_residual=true or --dtype=fp32"
@@ -175,7 +177,7 @@ def verify_against_run(model: Path, reference: FlaxNetwork, chosen: Chosen, sour
     return figures
 
 
-def compare_with_run(model: Path, reference: FlaxNetwork, chosen: Chosen, source: Run) -> verify.Figures:
+def compare_with_run(model: Path, reference: FlaxNetwork, chosen: VerificationSamples, source: Run) -> verify.Agreement:
     """Compare a graph with the run."""
     return verify.compare(reference, OnnxRuntime(model), chosen.rows, source.window.buckets, sys.stderr.isatty())
 
@@ -212,6 +214,6 @@ def manifest_facts(source: Run, step: int, config: ConvertOnnxConfig) -> dict[st
     }
 
 
-def verification(figures: verify.Figures, chosen: Chosen) -> Mapping[str, Any]:
+def verification(figures: verify.Agreement, chosen: VerificationSamples) -> Mapping[str, Any]:
     """Return the verify figures with their contexts: how many of each length are real, and how many are made."""
-    return {"against": "flax", **samples.told(chosen), **verify.as_json(figures)}
+    return {"against": "flax", **samples.to_dict(chosen), **verify.to_dict(figures)}

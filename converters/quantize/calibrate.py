@@ -8,14 +8,14 @@ import onnx
 from onnx import helper
 from tqdm import tqdm
 
-from converters.verify.verify import Row
+from converters.verify.verify import TokenIds
 from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference.backends import OnnxRuntime
 
 
 def absolute_maxima(
-    model: Path, names: Sequence[str], rows: Sequence[Row], progress: bool = False
+    model: Path, names: Sequence[str], rows: Sequence[TokenIds], progress: bool = False
 ) -> Mapping[str, float]:
     """Return the largest magnitude of each named value over all rows.
 

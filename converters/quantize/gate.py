@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
 
-from converters.verify.verify import Network
+from converters.verify.verify import NetworkFunction
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.examples import LabelledContexts, slots_by_id
 from jaxtempl.errors import UserError
@@ -23,14 +23,14 @@ from jaxtempl.specs.interval import Interval
 from jaxtempl.text.cases import Template
 
 SPLIT = "test"
-MOST_FALL = Fraction(2, 1000)  # of top-1; issue 4
-MOST_TEMPLATE_FALL = Fraction(3, 100)  # of one template's top-1
-LEAST_CONTEXTS = 50  # that a template is judged by itself on
+MAX_DROP = Fraction(2, 1000)  # of top-1; issue 4
+MAX_TEMPLATE_DROP = Fraction(3, 100)  # of one template's top-1
+MIN_CONTEXTS = 50  # that a template is judged by itself on
 ENOUGH = 500  # contexts, so that the most that top-1 may fall by is one of them
 NAMED = 3  # templates in an error; all are in the figures
 
 
-class Labelled(NamedTuple):
+class GateContexts(NamedTuple):
     """Contexts whose template is a class of the run.
 
     Attributes:
@@ -44,7 +44,7 @@ class Labelled(NamedTuple):
     cases: Int[np.ndarray, " N"]
 
 
-def labelled(found: Run, dataset: Dataset, wanted: int) -> Labelled:
+def read_gate_contexts(found: Run, dataset: Dataset, wanted: int) -> GateContexts:
     """Return `wanted` labelled contexts of the test split (or all, where there are fewer) in a fixed random order.
 
     Raises:
@@ -57,10 +57,10 @@ def labelled(found: Run, dataset: Dataset, wanted: int) -> Labelled:
             f"{dataset.folder} has no labelled {SPLIT} contexts of the templates of {found.folder}, on which the "
             "quantised network is compared; pass --data=DIR of a dataset that has some"
         )
-    return Labelled([chosen[i].tokens for i in range(len(chosen))], chosen.slot, chosen.case)
+    return GateContexts([chosen[i].tokens for i in range(len(chosen))], chosen.slot, chosen.case)
 
 
-class Scored(NamedTuple):
+class ScoredContexts(NamedTuple):
     """What a network made of labelled contexts.
 
     Attributes:
@@ -72,24 +72,26 @@ class Scored(NamedTuple):
     not_finite: int
 
 
-def score(networks: Mapping[str, Network], found: Labelled, progress: bool = False) -> dict[str, Scored]:
+def score(
+    networks: Mapping[str, NetworkFunction], found: GateContexts, progress: bool = False
+) -> dict[str, ScoredContexts]:
     """Each network on each context alone: where scales are taken from the activations, others in its batch matter."""
     with tqdm(total=len(networks) * len(found.rows), desc="scoring", unit=" contexts", disable=not progress) as bar:
         return {name: _score(network, found, bar) for name, network in networks.items()}
 
 
-def _score(network: Network, found: Labelled, bar: Any) -> Scored:
+def _score(network: NetworkFunction, found: GateContexts, bar: Any) -> ScoredContexts:
     hits, finite = np.zeros(len(found.rows), bool), np.zeros(len(found.rows), bool)
     for i, row in enumerate(found.rows):
         logits = network(np.array([row], np.int32), np.array([len(row)], np.int32))
         finite[i] = np.isfinite(logits).all()
         hits[i] = finite[i] and metrics.ranks(logits, found.slots[i : i + 1])[0] == 0
         bar.update()
-    return Scored(hits, int((~finite).sum()))
+    return ScoredContexts(hits, int((~finite).sum()))
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class Top1Change:
     """Top-1 hits on the same contexts before and after.
 
     Attributes:
@@ -105,14 +107,14 @@ class Change:
     after: int
 
     @property
-    def fall(self) -> Fraction:
+    def drop(self) -> Fraction:
         """Exact share of the contexts; below 0 where there are more hits than before."""
         return Fraction(self.before - self.after, self.contexts)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The change in words."""
         before, after = (hits / self.contexts for hits in (self.before, self.after))
-        return f"{self.name}: {before:.2%} -> {after:.2%} of {self.contexts:,}, {points(self.fall)}"
+        return f"{self.name}: {before:.2%} -> {after:.2%} of {self.contexts:,}, {points(self.drop)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,34 +123,36 @@ class GateVerdict:
 
     Attributes:
         overall: of all contexts.
-        fall: the same with its 95 % interval from resamples of whole cases, a share.
+        drop: the same with its 95 % interval from resamples of whole cases, a share.
         templates: those with contexts, greatest fall first.
         not_finite: contexts for which the quantised network gives no numbers.
     """
 
-    overall: Change
-    fall: Interval
-    templates: list[Change]
+    overall: Top1Change
+    drop: Interval
+    templates: list[Top1Change]
     not_finite: int
 
     @property
-    def judged(self) -> list[Change]:
+    def judged(self) -> list[Top1Change]:
         """The templates that have contexts enough."""
-        return [change for change in self.templates if change.contexts >= LEAST_CONTEXTS]
+        return [change for change in self.templates if change.contexts >= MIN_CONTEXTS]
 
 
-def judge(before: Scored, after: Scored, found: Labelled, templates: Sequence[Template]) -> GateVerdict:
+def judge(
+    before: ScoredContexts, after: ScoredContexts, found: GateContexts, templates: Sequence[Template]
+) -> GateVerdict:
     """Compares the quantised network with the float one that it stands for."""
     fall = Bootstrap(found.cases, 0).mean(before.hits.astype(float) - after.hits)
     names = {template.slot: template.id for template in templates}
     each = [_change(names[slot], before, after, found.slots == slot) for slot in np.unique(found.slots).tolist()]
-    each.sort(key=lambda change: (-change.fall, -change.contexts, change.name))
+    each.sort(key=lambda change: (-change.drop, -change.contexts, change.name))
     everything = np.ones(len(found.rows), bool)
     return GateVerdict(_change("top-1", before, after, everything), fall, each, after.not_finite)
 
 
-def _change(name: str, before: Scored, after: Scored, of: Bool[np.ndarray, " N"]) -> Change:
-    return Change(name, int(of.sum()), int(before.hits[of].sum()), int(after.hits[of].sum()))
+def _change(name: str, before: ScoredContexts, after: ScoredContexts, of: Bool[np.ndarray, " N"]) -> Top1Change:
+    return Top1Change(name, int(of.sum()), int(before.hits[of].sum()), int(after.hits[of].sum()))
 
 
 def faults(verdict: GateVerdict) -> list[str]:
@@ -156,26 +160,26 @@ def faults(verdict: GateVerdict) -> list[str]:
     found: list[str] = []
     if verdict.not_finite:
         found.append(f"the logits of {verdict.not_finite:,} contexts are no numbers")
-    if verdict.overall.fall > MOST_FALL:
-        found.append(f"{verdict.overall.told()} ({points(MOST_FALL)} allowed)")
-    fallen = [change for change in verdict.judged if change.fall > MOST_TEMPLATE_FALL]
+    if verdict.overall.drop > MAX_DROP:
+        found.append(f"{verdict.overall.summary()} ({points(MAX_DROP)} allowed)")
+    fallen = [change for change in verdict.judged if change.drop > MAX_TEMPLATE_DROP]
     if fallen:
-        worst = "; ".join(change.told() for change in fallen[:NAMED])
+        worst = "; ".join(change.summary() for change in fallen[:NAMED])
         found.append(
-            f"{len(fallen)} of {len(verdict.judged)} templates with {LEAST_CONTEXTS} contexts fall by more than "
-            f"{points(MOST_TEMPLATE_FALL)}, worst {worst}"
+            f"{len(fallen)} of {len(verdict.judged)} templates with {MIN_CONTEXTS} contexts fall by more than "
+            f"{points(MAX_TEMPLATE_DROP)}, worst {worst}"
         )
     return found
 
 
-def doubts(verdict: GateVerdict) -> list[str]:
+def caveats(verdict: GateVerdict) -> list[str]:
     """Why the verdict says little; none if it says what it should."""
     found: list[str] = []
     if verdict.overall.contexts < ENOUGH:
         one = points(Fraction(1, verdict.overall.contexts))
         found.append(f"of {verdict.overall.contexts:,} labelled contexts each one is {one}")
     if not verdict.judged:
-        found.append(f"no template has {LEAST_CONTEXTS} contexts")
+        found.append(f"no template has {MIN_CONTEXTS} contexts")
     return found
 
 
@@ -184,7 +188,7 @@ def points(share: Fraction | float) -> str:
     return f"{float(100 * share):.2g} points"
 
 
-def as_json(verdict: GateVerdict) -> Mapping[str, Any]:
+def to_dict(verdict: GateVerdict) -> Mapping[str, Any]:
     """The verdict as `bundle.json` keeps it; shares, and ids of templates."""
     overall = verdict.overall
     return {
@@ -192,10 +196,10 @@ def as_json(verdict: GateVerdict) -> Mapping[str, Any]:
         "contexts": overall.contexts,
         "hits_before": overall.before,
         "hits_after": overall.after,
-        "fall": verdict.fall._asdict(),
+        "fall": verdict.drop._asdict(),
         "not_finite": verdict.not_finite,
         "templates_judged": len(verdict.judged),
         "worst_templates": [dataclasses.asdict(change) for change in verdict.judged[:NAMED]],
         "faults": faults(verdict),
-        "doubts": doubts(verdict),
+        "doubts": caveats(verdict),
     }

@@ -37,10 +37,10 @@ def write(
     page.figure(
         _templates(verdict),
         "Change of each template's top-1 by its number of labelled contexts. A bundle with a template below the dashed "
-        f"line, which starts at {gate.LEAST_CONTEXTS} contexts, is rejected.",
+        f"line, which starts at {gate.MIN_CONTEXTS} contexts, is rejected.",
     )
     rows: list[list[TableCell]] = [
-        [change.name, change.contexts, change.before, change.after, f"{_change(change.fall):+.2f}"]
+        [change.name, change.contexts, change.before, change.after, f"{_change(change.drop):+.2f}"]
         for change in verdict.templates
     ]
     page.table(
@@ -71,7 +71,7 @@ def _lead(verdict: GateVerdict, networks: Sequence[NetworkFigures]) -> str:
     overall, quantized = verdict.overall, networks[-1]
     before, after = (f"{hits / overall.contexts:.2%}" for hits in (overall.before, overall.after))
     passed = "It passes the gate." if not gate.faults(verdict) else "It fails the gate, and was forced."
-    weak = f" The gate is weak here: {'; '.join(gate.doubts(verdict))}." if gate.doubts(verdict) else ""
+    weak = f" The gate is weak here: {'; '.join(gate.caveats(verdict))}." if gate.caveats(verdict) else ""
     return (
         f"On {overall.contexts:,} labelled {gate.SPLIT} contexts top-1 goes from {before} to {after}, and the file has "
         f"{quantized.bytes / networks[0].bytes:.0%} of the bytes of {networks[0].dtype}. {passed}{weak}"
@@ -89,13 +89,13 @@ def _table(page: Page, verdict: GateVerdict, networks: Sequence[NetworkFigures])
         ]
         for network in networks
     ]
-    fall = verdict.fall
+    fall = verdict.drop
     change = Interval(_change(fall.value), _change(fall.high), _change(fall.low))
     page.table(
         ["", "MB", "top-1", *(f"ms, {length} tokens" for length in lengths)],
         cells,
         f"The change of top-1 is {change.value:+.2f} points, 95 % confidence interval {change.bounds('+.2f')} "
-        f"by a bootstrap over cases; a drop of {-_change(gate.MOST_FALL):.1f} is allowed.",
+        f"by a bootstrap over cases; a drop of {-_change(gate.MAX_DROP):.1f} is allowed.",
         strong={len(networks) - 1},
     )
 
@@ -125,14 +125,14 @@ def _latency(networks: Sequence[NetworkFigures]) -> Figure:
 
 def _templates(verdict: GateVerdict) -> Figure:
     contexts = np.array([change.contexts for change in verdict.templates])
-    changes = np.array([_change(change.fall) for change in verdict.templates])
-    rejected = (contexts >= gate.LEAST_CONTEXTS) & (changes < _change(gate.MOST_TEMPLATE_FALL))
+    changes = np.array([_change(change.drop) for change in verdict.templates])
+    rejected = (contexts >= gate.MIN_CONTEXTS) & (changes < _change(gate.MAX_TEMPLATE_DROP))
     with html.drawing() as (figure, axes):
         axes.scatter(contexts[~rejected], changes[~rejected], 26, color=html.BLUE, alpha=0.6, linewidths=0)
         axes.scatter(contexts[rejected], changes[rejected], 40, color=html.ORANGE, marker="X", linewidths=0)
         html.logarithmic(axes, "x")
-        bound, right = _change(gate.MOST_TEMPLATE_FALL), max(contexts.max(), 2 * gate.LEAST_CONTEXTS)
-        axes.plot([gate.LEAST_CONTEXTS, right], [bound, bound], color="#888888", linewidth=1, linestyle="--")
+        bound, right = _change(gate.MAX_TEMPLATE_DROP), max(contexts.max(), 2 * gate.MIN_CONTEXTS)
+        axes.plot([gate.MIN_CONTEXTS, right], [bound, bound], color="#888888", linewidth=1, linestyle="--")
         limit = max(5.0, 1.1 * float(np.abs(changes).max()))
         axes.set(xlabel="labelled contexts of the template", ylabel="change of top-1, points", ylim=(-limit, limit))
     return figure

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from converters.quantize import calibrate, dynamic_int8, gate, page, qdq
 from converters.quantize import report as quantize_report
-from converters.quantize.gate import GateVerdict, Labelled
+from converters.quantize.gate import GateContexts, GateVerdict
 from converters.quantize.report import NetworkFigures, format_table, measure_latencies, model_bytes
-from converters.verify.verify import Row
+from converters.verify.verify import TokenIds
 from jaxtempl.bundle import bundle
 from jaxtempl.config.converting import ConvertOnnxConfig, Dtype
 from jaxtempl.data.dataset import Dataset
@@ -41,8 +41,8 @@ class QuantizeSamples(NamedTuple):
     """
 
     source: Run
-    labelled: Labelled
-    calibration: Sequence[Row]
+    labelled: GateContexts
+    calibration: Sequence[TokenIds]
     dataset: str
     buckets: Sequence[int]
 
@@ -87,13 +87,13 @@ def collect_samples(source: Run, dataset: Dataset, config: ConvertOnnxConfig) ->
             f"--quantize={config.quantize} is checked on labelled contexts, and {source.folder} is a language model; "
             "name a finetune run"
         )
-    labelled = gate.labelled(source, dataset, config.gate_contexts)
+    labelled = gate.read_gate_contexts(source, dataset, config.gate_contexts)
     has_static_scales = config.quantize in qdq.FORMATS
     rows = _calibration_rows(source, dataset, config.calibrate_contexts) if has_static_scales else []
     return QuantizeSamples(source, labelled, rows, dataset.fingerprint, source.window.buckets)
 
 
-def _calibration_rows(source: Run, dataset: Dataset, count: int) -> Sequence[Row]:
+def _calibration_rows(source: Run, dataset: Dataset, count: int) -> Sequence[TokenIds]:
     contexts = LabelledContexts.read(dataset, CALIBRATION, source.window).sample(None, 0).with_text().take(slice(count))
     if not len(contexts):
         raise UserError(
@@ -137,7 +137,7 @@ def _save_float_models(folder: Path, scratch: Path, build: Build, save: Save, ba
     return {dtype: scratch / dtype for dtype in FLOATS}
 
 
-def _quantize(model: Path, scratch: Path, rows: Sequence[Row], method: str) -> ir.Model:
+def _quantize(model: Path, scratch: Path, rows: Sequence[TokenIds], method: str) -> ir.Model:
     if method == "int8":
         dynamic_int8.quantize(model, scratch / "int8.onnx")
         return _load(scratch / "int8.onnx")
@@ -182,7 +182,7 @@ def _evaluate(folders: Mapping[str, Path], samples: QuantizeSamples, config: Con
 def _reject_worse(verdict: GateVerdict, samples: QuantizeSamples, config: ConvertOnnxConfig) -> None:
     faults = gate.faults(verdict)
     if faults and not config.force:
-        reasons = "; ".join(faults + gate.doubts(verdict))
+        reasons = "; ".join(faults + gate.caveats(verdict))
         raise UserError(
             f"{config.quantize} changes the suggestions of {samples.source.folder}: {reasons}. Nothing was written; "
             "pass --force=true to write it anyway"
@@ -192,7 +192,7 @@ def _reject_worse(verdict: GateVerdict, samples: QuantizeSamples, config: Conver
 def _facts(
     verdict: GateVerdict, measured: Mapping[str, Any], samples: QuantizeSamples, config: ConvertOnnxConfig
 ) -> dict[str, Any]:
-    gate_facts = {**gate.as_json(verdict), "forced": bool(gate.faults(verdict))}
+    gate_facts = {**gate.to_dict(verdict), "forced": bool(gate.faults(verdict))}
     facts = {"dataset": samples.dataset, "gate": gate_facts, **measured}
     if config.quantize not in qdq.FORMATS:
         return {"dtype": config.quantize, "quantize": facts}
@@ -211,8 +211,8 @@ def write_report(out: Path, result: QuantizeResult, name: str) -> str:
     """
     path = out.with_name(f"{out.name}.html")
     page.write(path, name, result.verdict, result.networks, result.facts["quantize"])
-    faults, doubts = gate.faults(result.verdict), gate.doubts(result.verdict)
-    lines = [format_table(result.networks), f"gate: {result.verdict.overall.told()}"]
+    faults, doubts = gate.faults(result.verdict), gate.caveats(result.verdict)
+    lines = [format_table(result.networks), f"gate: {result.verdict.overall.summary()}"]
     lines += [f"the gate is weak here: {'; '.join(doubts)}"] if doubts else []
     lines += [f"forced, despite {'; '.join(faults)}"] if faults else []
     return "\n".join([*lines, f"page: {path}"])

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
-from converters.verify.verify import Network, Row
+from converters.verify.verify import NetworkFunction, TokenIds
 
 ROUNDS = 11  # each calls every network once at every length
 
@@ -42,7 +42,7 @@ def model_bytes(folder: Path) -> int:
 
 
 def measure_latencies(
-    networks: Mapping[str, Network], lengths: Sequence[int], row: Row, progress: bool = False
+    networks: Mapping[str, NetworkFunction], lengths: Sequence[int], row: TokenIds, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Return the median milliseconds of a call with one row, by network and length.
 
@@ -64,7 +64,7 @@ def measure_latencies(
     }
 
 
-def _milliseconds(network: Network, ids: Int32[np.ndarray, "1 L"]) -> float:
+def _milliseconds(network: NetworkFunction, ids: Int32[np.ndarray, "1 L"]) -> float:
     start = time.perf_counter()
     network(ids, np.array([ids.shape[1]], np.int32))
     return 1000 * (time.perf_counter() - start)

@@ -13,7 +13,7 @@ from typing import Any
 from converters.tensorrt import check, engine, refit
 from converters.tensorrt.engine import BuildConfig
 from converters.verify import samples, verify
-from converters.verify.samples import Chosen
+from converters.verify.samples import VerificationSamples
 from jaxtempl import files
 from jaxtempl.bundle import bundle
 from jaxtempl.bundle.bundle import ONNX, PLAN, Bundle
@@ -74,9 +74,9 @@ def convert(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine) -> 
         known = {
             key: value for key, value in opened.manifest.items() if key not in ("format", "kind", "version", "files")
         }
-        verification = {"against": ONNX, **samples.told(chosen), **verify.as_json(figures)}
+        verification = {"against": ONNX, **samples.to_dict(chosen), **verify.to_dict(figures)}
         bundle.write_manifest(folder, {**known, "model": PLAN, "engine": facts, "verify": verification})
-    print(f"{config.out}: {verify.said(figures)}")
+    print(f"{config.out}: {verify.summary(figures)}")
 
 
 def refuse_older(opened: Bundle, compute_capability: str) -> None:
@@ -127,7 +127,7 @@ def _refitted(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, f
     }
 
 
-def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> Chosen:
+def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> VerificationSamples:
     """What the engine is verified on: the windows of the given cases, each read to its end.
 
     Raises:
@@ -137,7 +137,7 @@ def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> Chosen:
     return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts)
 
 
-def verified(opened: Bundle, built: Engine, chosen: Chosen) -> verify.Figures:
+def verified(opened: Bundle, built: Engine, chosen: VerificationSamples) -> verify.Agreement:
     """The figures of an engine that is what the bundle is.
 
     Raises:
@@ -145,7 +145,7 @@ def verified(opened: Bundle, built: Engine, chosen: Chosen) -> verify.Figures:
     """
     reference, buckets = OnnxRuntime(opened.model), opened.manifest["buckets"]
     figures = verify.compare(reference, built, chosen.rows, buckets, sys.stderr.isatty())
-    faults = verify.faults(figures, opened.manifest["dtype"])
+    faults = verify.find_faults(figures, opened.manifest["dtype"])
     if faults:
         raise UserError(f"the engine is not what {opened.folder} is: {'; '.join(faults)}. Nothing was written")
     return figures

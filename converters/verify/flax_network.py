@@ -29,7 +29,7 @@ class FlaxNetwork:
         graphdef = factory.make_graphdef(
             architecture, params["head"]["kernel"].shape[1] if head == "template" else None
         )
-        self._params, self.place = params, 0 if isinstance(architecture, BertArchitecture) else -1
+        self._params, self.head_position = params, 0 if isinstance(architecture, BertArchitecture) else -1
 
         def logits(params: PyTree, ids: jax.Array, lengths: jax.Array) -> jax.Array:
             model: Model = nnx.merge(graphdef, params)

@@ -12,10 +12,10 @@ from jaxtyping import Float, Float32
 from jaxtempl.bundle import onnx_check
 from jaxtempl.serve.inference.backends import OnnxRuntime
 
-APART = {"fp32": 1e-3, "fp16": 3e-2}  # of a layer's largest activation
+TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}  # of a layer's largest activation
 
 
-def first_layer(
+def first_diverging_layer(
     model: Path, row: list[int], residuals: Float32[np.ndarray, "N L D"], dtype: str, place: int = -1
 ) -> str:
     """The name of the first layer that parts, and by how much; the head where none does.
@@ -30,7 +30,7 @@ def first_layer(
     layers = [f"block_{layer}/residual" for layer in range(len(residuals))]
     for name, wanted, got in zip(layers, residuals, _activations(model, layers, row), strict=True):
         apart = _apart(wanted if got.shape[1] > 1 else wanted[[place]], got[0])
-        if not apart <= APART[dtype]:  # a NaN is no number below anything
+        if not apart <= TOLERANCE[dtype]:  # a NaN is no number below anything
             return f"{name.split('/')[0]} (by {apart:.2g} of its largest activation)"
     return "the head"
 

@@ -17,7 +17,7 @@ LEAST = 100  # of each length; issue 4
 SEARCHED = 20  # times as many contexts are looked through for those of rare lengths
 
 
-class Chosen(NamedTuple):
+class VerificationSamples(NamedTuple):
     """Token ids of each context, and of each length how many are real and how many were made by joining."""
 
     rows: list[list[int]]
@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
     made: Mapping[int, int]
 
 
-def choose(found: Iterator[list[int]], buckets: Sequence[int], wanted: int) -> Chosen:
+def choose(found: Iterator[list[int]], buckets: Sequence[int], wanted: int) -> VerificationSamples:
     """So many contexts, an equal share of each length (at least 100, if so many are wanted) before others.
 
     Args:
@@ -47,7 +47,9 @@ def choose(found: Iterator[list[int]], buckets: Sequence[int], wanted: int) -> C
     joined = {bucket: _joined(seen, buckets, bucket, max(least - len(own), 0)) for bucket, own in by_bucket.items()}
     real = collections.Counter(bucket_of(len(row), buckets) for row in rows)
     made = {bucket: len(own) for bucket, own in joined.items() if own}
-    return Chosen([*rows, *(row for own in joined.values() for row in own)], dict(sorted(real.items())), made)
+    return VerificationSamples(
+        [*rows, *(row for own in joined.values() for row in own)], dict(sorted(real.items())), made
+    )
 
 
 def _joined(seen: Sequence[list[int]], buckets: Sequence[int], bucket: int, count: int) -> list[list[int]]:
@@ -58,7 +60,7 @@ def _joined(seen: Sequence[list[int]], buckets: Sequence[int], bucket: int, coun
     return [list(itertools.islice(tokens, int(random.integers(shortest, bucket + 1)))) for _ in range(count)]
 
 
-def told(chosen: Chosen) -> dict[str, Any]:
+def to_dict(chosen: VerificationSamples) -> dict[str, Any]:
     """What `bundle.json` says of them: how many, and of each length how many are real and how many made."""
     counts = {name: {str(k): v for k, v in getattr(chosen, name).items()} for name in ("real", "made")}
     return {"contexts": len(chosen.rows), **counts}

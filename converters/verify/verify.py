@@ -13,22 +13,22 @@ from tqdm import tqdm
 
 from jaxtempl.text.window import bucket_of, pad_rows
 
-Network = Callable[[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]], Float32[np.ndarray, "B *L S"]]
-Row = Sequence[int]
+NetworkFunction = Callable[[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]], Float32[np.ndarray, "B *L S"]]
+TokenIds = Sequence[int]
 
-ROWS = 8  # contexts of a batch
+BATCH_ROWS = 8  # contexts of a batch
 # Agreement outside ties; issue 4. An engine of a quantised graph is held to that graph by the bounds of its own dtype.
-LEAST_TOP1 = {"fp32": 1.0, "fp16": 0.999, "tensorrt-int8": 0.999, "tensorrt-fp8": 0.999}
+MIN_TOP1 = {"fp32": 1.0, "fp16": 0.999, "tensorrt-int8": 0.999, "tensorrt-fp8": 0.999}
 # What moves no logit by more than d moves no top-1 whose margin is over 2 d, so a wrong network makes ties of nearly
 # all places and changes many. A true one had 1.1 % in fp16 (nano, star), and 8 % as a language model: the largest of
 # a thousand million differences is far from a usual one. Eight bits make more of what floats are rounded to: one
 # quantised graph with floats of fp32 and of fp16 had 7 % in int8 and 16 % in fp8.
-MOST_TIES = {"fp32": 0.01, "fp16": 0.1, "tensorrt-int8": 0.2, "tensorrt-fp8": 0.4}
-LEAST_TOP1_WITH_TIES = {"fp32": 0.999, "fp16": 0.99, "tensorrt-int8": 0.99, "tensorrt-fp8": 0.99}
+MAX_TIES = {"fp32": 0.01, "fp16": 0.1, "tensorrt-int8": 0.2, "tensorrt-fp8": 0.4}
+MIN_TOP1_WITH_TIES = {"fp32": 0.999, "fp16": 0.99, "tensorrt-int8": 0.99, "tensorrt-fp8": 0.99}
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class Agreement:
     """What was found; shares are of the places compared: one a context, or every token for a language model.
 
     Attributes:
@@ -75,11 +75,11 @@ class Comparison:
         self._same1.append(reference.argmax(axis=1) == candidate.argmax(axis=1))
         self._same5.append((_top5(reference) == _top5(candidate)).all(axis=1))
 
-    def figures(self) -> Figures:
+    def agreement(self) -> Agreement:
         """All that was added, summed up."""
         margins, same1, same5 = (np.concatenate(parts) for parts in (self._margins, self._same1, self._same5))
         tied = margins < 2 * self._difference
-        return Figures(
+        return Agreement(
             compared=len(same1),
             largest_logit=self._largest,
             largest_difference=self._difference,
@@ -92,8 +92,12 @@ class Comparison:
 
 
 def compare(
-    reference: Network, candidate: Network, rows: Sequence[Row], buckets: Sequence[int], progress: bool = False
-) -> Figures:
+    reference: NetworkFunction,
+    candidate: NetworkFunction,
+    rows: Sequence[TokenIds],
+    buckets: Sequence[int],
+    progress: bool = False,
+) -> Agreement:
     """Runs both networks on every row: the reference batched, the candidate batched and one row at a time.
 
     Slots that the reference does not have, which are padding, are left out.
@@ -107,36 +111,36 @@ def compare(
     """
     found = Comparison()
     with tqdm(total=len(rows), desc="verifying", unit=" contexts", disable=not progress) as bar:
-        for batch in batched(rows, buckets):
+        for batch in batch_by_length(rows, buckets):
             ids, lengths = pad_rows(batch.rows, batch.bucket)
-            wanted = places(reference(ids, lengths), lengths)
-            together = places(candidate(ids, lengths), lengths)
+            wanted = real_positions(reference(ids, lengths), lengths)
+            together = real_positions(candidate(ids, lengths), lengths)
             single = ((ids[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths))
-            alone = np.concatenate([places(candidate(*row), row[1]) for row in single])
+            alone = np.concatenate([real_positions(candidate(*row), row[1]) for row in single])
             for got in (together, alone):
                 found.add(wanted, got[:, : wanted.shape[1]])
             bar.update(len(batch.rows))
-    return found.figures()
+    return found.agreement()
 
 
-def faults(figures: Figures, dtype: str) -> list[str]:
+def find_faults(figures: Agreement, dtype: str) -> list[str]:
     """Why the candidate is not what it was made from; none if it is."""
     found: list[str] = []
     if figures.not_finite:
         found.append(f"{figures.not_finite:,} logits are no numbers")
-    if figures.top1_outside_ties < LEAST_TOP1[dtype]:
-        found.append(f"top-1 agrees in {figures.top1_outside_ties:.2%} outside ties, not {LEAST_TOP1[dtype]:.1%}")
-    if figures.top1 < LEAST_TOP1_WITH_TIES[dtype]:
-        found.append(f"top-1 agrees in {figures.top1:.2%} in all, not {LEAST_TOP1_WITH_TIES[dtype]:.1%}")
-    if figures.ties > MOST_TIES[dtype]:
+    if figures.top1_outside_ties < MIN_TOP1[dtype]:
+        found.append(f"top-1 agrees in {figures.top1_outside_ties:.2%} outside ties, not {MIN_TOP1[dtype]:.1%}")
+    if figures.top1 < MIN_TOP1_WITH_TIES[dtype]:
+        found.append(f"top-1 agrees in {figures.top1:.2%} in all, not {MIN_TOP1_WITH_TIES[dtype]:.1%}")
+    if figures.ties > MAX_TIES[dtype]:
         found.append(
-            f"{figures.ties:.2%} are ties, above {MOST_TIES[dtype]:.0%}: logits differ by up to "
+            f"{figures.ties:.2%} are ties, above {MAX_TIES[dtype]:.0%}: logits differ by up to "
             f"{figures.largest_difference:.3g} (the largest is {figures.largest_logit:.3g})"
         )
     return found
 
 
-def said(figures: Figures) -> str:
+def summary(figures: Agreement) -> str:
     """The figures in one line."""
     return (
         f"largest difference {figures.largest_difference:.2g} of logits up to {figures.largest_logit:.3g}, "
@@ -146,23 +150,25 @@ def said(figures: Figures) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """Rows that are padded to one length."""
 
-    rows: Sequence[Row]
+    rows: Sequence[TokenIds]
     bucket: int
 
 
-def batched(rows: Sequence[Row], buckets: Sequence[int], size: int = ROWS) -> list[Batch]:
+def batch_by_length(rows: Sequence[TokenIds], buckets: Sequence[int], size: int = BATCH_ROWS) -> list[PaddedBatch]:
     """The rows by bucket, `size` at a time."""
-    found: list[Batch] = []
+    found: list[PaddedBatch] = []
     for bucket in buckets:
         own = [row for row in rows if bucket_of(len(row), buckets) == bucket]
-        found += [Batch(own[i : i + size], bucket) for i in range(0, len(own), size)]
+        found += [PaddedBatch(own[i : i + size], bucket) for i in range(0, len(own), size)]
     return found
 
 
-def places(logits: Float32[np.ndarray, "B *L S"], lengths: Int32[np.ndarray, " B"]) -> Float32[np.ndarray, "N S"]:
+def real_positions(
+    logits: Float32[np.ndarray, "B *L S"], lengths: Int32[np.ndarray, " B"]
+) -> Float32[np.ndarray, "N S"]:
     """The logits that count: one a row, or those of every token that is not padding."""
     if logits.ndim == 2:
         return logits
@@ -174,6 +180,6 @@ def _top5(logits: Float32[np.ndarray, "N S"]) -> Int32[np.ndarray, "N K"]:
     return np.sort(np.argpartition(-logits, k - 1, axis=1)[:, :k], axis=1).astype(np.int32)
 
 
-def as_json(figures: Figures) -> Mapping[str, Any]:
+def to_dict(figures: Agreement) -> Mapping[str, Any]:
     """The figures as `bundle.json` keeps them."""
     return dataclasses.asdict(figures)

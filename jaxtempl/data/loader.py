@@ -162,13 +162,13 @@ def _cutter(
     return cut
 
 
-def _part(drawn: Sequence[int], part: "Bucketed", contexts: LabelledContexts, own: LocalRows) -> Microbatch:
+def _part(drawn: Sequence[int], part: "MicrobatchPlan", contexts: LabelledContexts, own: LocalRows) -> Microbatch:
     """This process's rows of a microbatch; only they are read."""
     rows = own(part.rows)
     return _pad([contexts[drawn[row]] for row in rows if row < len(drawn)], len(rows), part.length)
 
 
-class Bucketed(NamedTuple):
+class MicrobatchPlan(NamedTuple):
     """A microbatch: the places of its contexts in the batch, rows with filler, and tokens of a row."""
 
     places: list[int]
@@ -178,19 +178,19 @@ class Bucketed(NamedTuple):
 
 def plan_microbatches(
     sizes: Sequence[int], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
-) -> list[Bucketed]:
+) -> list[MicrobatchPlan]:
     """LabelledContexts of these sizes as fixed shapes [budget / L, L], one for each bucket length L, longest first.
 
     The free rows of a bucket's last microbatch take the longest contexts of the next bucket, which would cost
     rows of their own otherwise; what is left is filled with rows of weight zero.
     """
     waiting = sorted(range(len(sizes)), key=lambda place: -sizes[place])
-    found: list[Bucketed] = []
+    found: list[MicrobatchPlan] = []
     while waiting:
         length = bucket_of(sizes[waiting[0]], lengths)
         rows = min(max(budget // length, 1), most)
         rows += -rows % multiple
-        found.append(Bucketed(waiting[:rows], rows, length))
+        found.append(MicrobatchPlan(waiting[:rows], rows, length))
         waiting = waiting[rows:]
     return found
 

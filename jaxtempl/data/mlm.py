@@ -15,7 +15,7 @@ from jaxtyping import Int32, Integer, Shaped
 from jaxtempl.errors import UserError
 from jaxtempl.text.tokenizer import Tokenizer
 
-TOLD = 0.15
+MASKED_SHARE = 0.15
 MASKED, RANDOM = 0.8, 0.1  # of these; the rest are left as they are
 
 Row = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -51,15 +51,15 @@ class Masker:
         places, weights = self._places(tokens, segments, generator)
         targets = tokens[places]
         tokens[places] = np.where(weights > 0, self._hidden(targets, generator), targets)
-        return {"tokens": tokens, "segments": segments, "places": places, "targets": targets, "weights": weights}
+        return {"tokens": tokens, "segments": segments, "positions": places, "targets": targets, "weights": weights}
 
     def _places(
         self, tokens: Int32[np.ndarray, " L"], segments: Int32[np.ndarray, " L"], generator: np.random.Generator
     ) -> tuple[Int32[np.ndarray, " M"], Int32[np.ndarray, " M"]]:
         """Of every row as many, so that all have one shape; those of a padded one that are too many weigh nothing."""
-        most = count(len(tokens))
+        most = masked_count(len(tokens))
         candidates = np.flatnonzero((segments > 0) & ~np.isin(tokens, self._special))
-        wanted = min(max(round(TOLD * len(candidates)), 1), len(candidates), most)
+        wanted = min(max(round(MASKED_SHARE * len(candidates)), 1), len(candidates), most)
         places = np.zeros(most, np.int32)
         places[:wanted] = np.sort(generator.choice(candidates, wanted, replace=False)) if wanted else 0
         return places, (np.arange(most) < wanted).astype(np.int32)
@@ -71,6 +71,6 @@ class Masker:
         return np.where(drawn < MASKED, self._mask, np.where(drawn < MASKED + RANDOM, other, tokens)).astype(np.int32)
 
 
-def count(length: int) -> int:
+def masked_count(length: int) -> int:
     """M: places of a row of so many tokens."""
-    return max(round(TOLD * length), 1)
+    return max(round(MASKED_SHARE * length), 1)

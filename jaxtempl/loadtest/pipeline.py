@@ -80,7 +80,7 @@ async def _measure(config: LoadtestConfig, token: str) -> dict[str, Any]:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     async with client.open_session(config.timeout, token) as http:
         model = await client.fetch_model(http, config.url.rstrip("/"))
-        inputs = requests.draw(config.cases, config.contexts, config.seed)
+        inputs = requests.draw_contexts(config.cases, config.contexts, config.seed)
         gc.collect()
         gc.freeze()  # a collection that visits the inputs would delay sends
         by_rate = {rate: await _send_rate(http, config, inputs, rate) for rate in dict.fromkeys(config.rates)}
@@ -107,8 +107,8 @@ async def _send_rate(
     rng = np.random.default_rng([config.seed, round(1e6 * rate)])  # independent of the other rates
     seconds = config.warmup + 60 * config.minutes
     due = arrivals.draw_times(config.arrivals, rate, seconds, config.burstiness, rng)
-    chosen = requests.order(len(inputs.messages), len(due), rng)
-    bodies = requests.bodies(inputs, chosen, f"loadtest-{config.seed}-{rate:g}")
+    chosen = requests.draw_order(len(inputs.messages), len(due), rng)
+    bodies = requests.request_bodies(inputs, chosen, f"loadtest-{config.seed}-{rate:g}")
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(due), desc=f"{rate:g} requests/s", unit="request", disable=quiet, dynamic_ncols=True) as bar:
         return await client.send_all(http, config.url.rstrip("/"), due, bodies, bar.update)

@@ -31,7 +31,7 @@ class RequestContexts(NamedTuple):
     bad: Mapping[str, int]
 
 
-def draw(path: str, count: int, seed: int) -> RequestContexts:
+def draw_contexts(path: str, count: int, seed: int) -> RequestContexts:
     """Draws contexts from all of a file, each with the same chance, none of them twice.
 
     Args:
@@ -69,12 +69,12 @@ def _json(case: Case, end: int) -> bytes:
     return msgspec.json.encode({"messages": [{"role": m.role, "text": m.text} for m in case.messages[:end]]})
 
 
-def order(contexts: int, requests: int, rng: np.random.Generator) -> Int[np.ndarray, " N"]:
+def draw_order(contexts: int, requests: int, rng: np.random.Generator) -> Int[np.ndarray, " N"]:
     """Which context each request asks about: none twice while there are enough, else drawn with replacement."""
     return rng.permutation(contexts)[:requests] if requests <= contexts else rng.integers(contexts, size=requests)
 
 
-def bodies(contexts: RequestContexts, chosen: Int[np.ndarray, " N"], name: str) -> Iterator[bytes]:
+def request_bodies(contexts: RequestContexts, chosen: Int[np.ndarray, " N"], name: str) -> Iterator[bytes]:
     """The requests one by one, each of a case of its own: a server drops the older of two requests of one case.
 
     They are joined as they are taken, which costs a microsecond, so that an hour's requests need not be held.

@@ -174,7 +174,7 @@ class Jobs:
         """Of training a language model on one row."""
         a, length = architecture_of(size), self.study.length(size)
         if isinstance(a, BertArchitecture):
-            return float(flops.per_masked_row(a, length, mlm.count(length)))
+            return float(flops.per_masked_row(a, length, mlm.masked_count(length)))
         return float(flops.per_token(a, length) * length)
 
     def adapt_operations(self, size: str, step: int) -> float:

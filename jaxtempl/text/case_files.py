@@ -12,7 +12,7 @@ from typing import Any
 from jaxtempl import files
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding, records
-from jaxtempl.text.cases import Case, RecordError, case_from
+from jaxtempl.text.cases import Case, RecordError, parse_case
 
 STANDARD_INPUT = "-"
 
@@ -26,7 +26,7 @@ def read_case(path: Path) -> Case:
     piped = str(path) == STANDARD_INPUT
     value = _read_standard_input() if piped else files.read_json(path)
     try:
-        return case_from(_with_id(value, "case"))
+        return parse_case(_with_id(value, "case"))
     except UserError as error:
         name = "standard input" if piped else path
         raise UserError(f'{name}: {error}; a case is {{"messages": [{{"role", "text"}}, ...]}}') from None
@@ -49,7 +49,7 @@ def read_cases(path: str) -> Iterator[Case]:
 def _case(record: object, case_id: str) -> Case:
     if isinstance(record, RecordError):
         raise record
-    return case_from(_with_id(decoding.json_value(record), case_id))
+    return parse_case(_with_id(decoding.json_value(record), case_id))
 
 
 def _with_id(value: object, case_id: str) -> object:

@@ -106,7 +106,7 @@ def _messages(values: list[object], label: str) -> Iterator[Message]:
         raise RecordError(error.reason, f"messages[{i}] {error.detail}") from None
 
 
-def case_from(record: object, label: str = "template") -> Case:
+def parse_case(record: object, label: str = "template") -> Case:
     """A case out of one decoded JSON object; messages that are empty after strip are dropped, unknown keys ignored.
 
     Args:
@@ -131,7 +131,7 @@ def case_from(record: object, label: str = "template") -> Case:
     return Case(case_id, messages)
 
 
-def document_from(record: object) -> tuple[str, str]:
+def parse_document(record: object) -> tuple[str, str]:
     """Id and text of one `{"id", "text"}` record.
 
     Raises:

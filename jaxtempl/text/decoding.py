@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from jaxtempl.text.cases import Case, Message, RecordError, Role, case_from, document_from
+from jaxtempl.text.cases import Case, Message, RecordError, Role, parse_case, parse_document
 
 
 def json_value(record: object) -> object:
@@ -55,7 +55,7 @@ class CaseDecoder:
         if at_once is not None:
             return at_once
         value = json_value(record)
-        case = case_from(value, self._label)
+        case = parse_case(value, self._label)
         return case, len(cast(dict[str, list[object]], value)["messages"]) - len(case.messages)
 
     def _at_once(self, line: bytes) -> tuple[Case, int] | None:
@@ -74,10 +74,10 @@ class CaseDecoder:
         return Case(found.case_id, messages), len(found.messages) - len(messages)
 
 
-def document(record: object) -> tuple[str, str]:
+def decode_document(record: object) -> tuple[str, str]:
     """Id and text of a document.
 
     Raises:
         RecordError: saying what is wrong.
     """
-    return document_from(json_value(record))
+    return parse_document(json_value(record))

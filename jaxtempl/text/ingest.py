@@ -128,7 +128,7 @@ class CaseReader:
         return case, dropped
 
     def _document(self, record: object) -> str:
-        name, text = decoding.document(record)
+        name, text = decoding.decode_document(record)
         if not self._seen.add(digest_of(b"document " + name.encode())):
             raise RecordError("duplicate id", f"{name[:80]!r} came before")
         return text

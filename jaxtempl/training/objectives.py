@@ -114,7 +114,7 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Obj
 def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Objective:
     """Return prediction of the masked tokens of packed rows (Devlin et al., 2018); loss in nats.
 
-    A microbatch holds what `mlm.Masker` makes of rows: `tokens` [B L], `segments` [B L], and `places`, `targets`
+    A microbatch holds what `mlm.Masker` makes of rows: `tokens` [B L], `segments` [B L], and `positions`, `targets`
     and `weights` [B M].
 
     Args:
@@ -124,7 +124,7 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
 
     def read(model: Any, params: PyTree, batch: DeviceMicrobatch) -> HeadInputs:
         hidden = model.hidden(batch["tokens"], bert.attention_mask(batch["segments"], mask_documents))
-        masked = model.head(jnp.take_along_axis(hidden, batch["places"][..., None], axis=1))
+        masked = model.head(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1))
         embedding = params["embed"]["embedding"]
         bias = collectives.local_columns(params["head"]["bias"], len(embedding))
         weights = batch["weights"].astype(jnp.float32)

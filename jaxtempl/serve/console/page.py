@@ -12,7 +12,7 @@ from starlette.routing import Route
 from jaxtempl.errors import UserError
 from jaxtempl.synthetic import generator
 from jaxtempl.text.case_files import read_cases
-from jaxtempl.text.cases import Case, case_from
+from jaxtempl.text.cases import Case, parse_case
 
 MOST, MADE_UP = 50, 12  # cases of a file, which all go to the page, and those without one
 SEED = 2405  # of the made-up ones, which are then none of those that bin/demo trains on
@@ -29,7 +29,7 @@ _HEADERS = {
 }
 
 
-def cases(path: str) -> list[dict[str, Any]]:
+def replay_cases(path: str) -> list[dict[str, Any]]:
     """The cases that can be replayed, `{"case_id", "messages": [{"role", "text"}]}` each.
 
     Args:
@@ -39,7 +39,7 @@ def cases(path: str) -> list[dict[str, Any]]:
         UserError: there is no file, no case in it, or a record among the first that is none.
     """
     if not path:
-        return [_told(case_from(record)) for record in generator.cases(MADE_UP, SEED)]
+        return [_told(parse_case(record)) for record in generator.cases(MADE_UP, SEED)]
     told = [_told(case) for case in itertools.islice(read_cases(path), MOST)]
     if not told:
         raise UserError(f"{path} has no case; name a file of cases with --cases, or none for made-up ones")

@@ -50,7 +50,7 @@ class App:
 
     def __init__(self, asked: ServeConfig, ready: Callable[[Exception | None], None]) -> None:
         self._asked, self._ready = asked, ready
-        self._cases = page.cases(asked.cases)
+        self._cases = page.replay_cases(asked.cases)
         self._openapi = document(bool(asked.tokens))
         self._reference = reference.page(self._openapi)
         self._metrics = Metrics()

@@ -45,7 +45,7 @@ class Ranker:
         if not self._active.any():
             raise UserError(f"all templates of {name} are retired; set one active in its templates.json")
         self._slots = {template.id: i for i, template in enumerate(templates)}
-        self._words = [words(template.text) or template.id for template in templates]
+        self._words = [comparable_words(template.text) or template.id for template in templates]
 
     @property
     def active(self) -> int:
@@ -94,7 +94,7 @@ def probabilities(
     return weights / (weights.sum() or 1.0)
 
 
-def words(text: str) -> tuple[str, ...]:
+def comparable_words(text: str) -> tuple[str, ...]:
     """What two near-identical texts have in common: their words without case, punctuation and fillers, in order."""
     spoken = text.casefold()
     for short, long in SPELLINGS.items():
