@@ -47,7 +47,7 @@ def _facts(report: EvaluationReport) -> dict[str, str]:
     return {
         "run": f"{report['run']}@{report['step']}, {report['phase']}",
         "dataset": f"{report['dataset']['folder']}, {report['split']}, {report['dataset']['fingerprint'][:12]}",
-        "bootstrap": f"95 % confidence intervals, {metrics.RESAMPLES:,} resamples of whole cases, seed {report['seed']}",
+        "bootstrap": f"95 % confidence intervals, {metrics.RESAMPLES:,} resamples of cases, seed {report['seed']}",
         "seconds": ", ".join(f"{part} {seconds:.1f}" for part, seconds in report["seconds"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "commit": provenance["commit"] or "none",

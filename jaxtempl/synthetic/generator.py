@@ -1,8 +1,8 @@
 """A seeded generator of support cases for Pennywren, an invented payments company.
 
-The data is synthetic: no customer, advocate, template or merchant in it exists. It lets every command run without
-outside data and is made to be learnable but not trivial: the next template hangs on what the customer says, on what
-the system looked up and on the advocate's habits, and some choices are noise.
+No customer, advocate, template or merchant in it exists. The cases let every command run without outside data. They
+are learnable but not trivial: the next template depends on the customer's message, on the result of a lookup and on the
+advocate's habits, and some choices are random.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from jaxtempl.synthetic.phrases import (
+from jaxtempl.synthetic.tables import (
     ADVOCATES,
     DIGRESSIONS,
     FACTS,
@@ -35,13 +35,13 @@ from jaxtempl.synthetic.phrases import (
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # in any locale
 FIRST_DAY = datetime(2024, 1, 1, tzinfo=UTC)
-RETIREMENT = FIRST_DAY + timedelta(days=90)  # from here on no inactive template is sent
+RETIREMENT = FIRST_DAY + timedelta(days=90)  # no inactive template is sent from here on
 AUTOMATED_REPLY = (
     "Thanks for contacting Pennywren! We got your message and {advocate} will be with you shortly. "
     "For your safety, never share your password or a sign-in code."
 )
 
-# How often each thing happens, tuned so that top-1 is out of reach of a perfect score but top-5 is not.
+# Probabilities, chosen so that a perfect model reaches a perfect top-5 but not a perfect top-1.
 SECOND_ANSWER = 0.25  # a customer answers the next question too
 DIGRESSION = 0.13  # something comes between a question and its answer
 SMALL_TALK = 0.15  # a customer greets the advocate back
@@ -56,12 +56,12 @@ Style = Callable[[Random, str], str]
 
 
 def _likeliest_first(rng: Random, options: Sequence[T]) -> T:
-    """Draws with weights 1, 1/2, 1/3, ...: a long tail."""
+    """Draw an option with weights 1, 1/2, 1/3, ..., which have a long tail."""
     return rng.choices(options, [1 / rank for rank in range(1, len(options) + 1)])[0]
 
 
 def _phrase(rng: Random, grammar: str) -> str:
-    """Resolves `[a|b]` and `[macro]`, innermost first; an empty option leaves no double space behind."""
+    """Resolve `[a|b]` and `[macro]`, innermost first; an empty option leaves no double space."""
     while "[" in grammar:
         grammar = re.sub(r"\[([^][]*)\]", lambda m: rng.choice(MACROS.get(m[1], m[1]).split("|")), grammar, count=1)
     return " ".join(grammar.split())
@@ -76,7 +76,7 @@ def _unpunctuated(_: Random, text: str) -> str:
 
 
 def _misspelt(rng: Random, word: str) -> str:
-    """Drops, doubles or swaps one letter; words with digits or signs carry facts and stay."""
+    """Drop, double or swap one letter; words with digits or signs carry facts and stay unchanged."""
     if len(word) < 4 or not word.isalpha() or rng.random() > 0.15:
         return word
     i = rng.randrange(1, len(word) - 1)
@@ -108,7 +108,7 @@ def _angry(rng: Random, text: str) -> str:
     return text.upper().replace(".", "!!!") if "@" not in text and rng.random() < 0.4 else text.replace("?", "???")
 
 
-# In the order of application: what is added gets misspelt and lower-cased too.
+# In order of application: text that an early style adds is misspelt and lower-cased too.
 STYLES: tuple[Style, ...] = (_terse, _chatty, _polite, _emoji, _angry, _typos, _unpunctuated, _lower)
 
 
@@ -118,7 +118,7 @@ def _day(at: datetime, later: int) -> str:
 
 
 def _facts(rng: Random, at: datetime) -> dict[str, str]:
-    """Draws what a case of that time is about."""
+    """Draw the facts of a case at a point in time."""
     drawn = {key: rng.choice(options) for key, options in FACTS.items()}
     return drawn | {
         "advocate": rng.choice(ADVOCATES),
@@ -135,7 +135,7 @@ def _facts(rng: Random, at: datetime) -> dict[str, str]:
 
 
 class _Case:
-    """One conversation as it unfolds: the messages so far and the agenda of steps to come."""
+    """A conversation in progress: its messages so far, and the agenda of steps that remain."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
@@ -144,12 +144,12 @@ class _Case:
         self.habit = ADVOCATES.index(self.facts["advocate"])
         self.styles = [style for style in STYLES if rng.random() < 0.2]
         self.messages: list[dict[str, object]] = []
-        self.known: set[str] = set()  # questions that the customer has answered, asked or not
+        self.answered: set[str] = set()  # questions that the customer has answered, asked or not
         self.agenda: Script = []
         self.untouched = list(FLOWS)
 
-    def happens(self, share: float) -> bool:
-        return self.rng.random() < share
+    def happens(self, probability: float) -> bool:
+        return self.rng.random() < probability
 
     def add(self, role: str, text: str, **label: str | None) -> None:
         self.messages.append({"role": role, "text": text, **label, "at": self.at.isoformat()})
@@ -163,20 +163,20 @@ class _Case:
             text = style(self.rng, text)
         return " ".join(text.split())
 
-    def says(self, *intents: str) -> None:
-        """The customer says all of `intents`, in one message or in a row of them."""
-        # Styled one by one: a terse customer must not swallow an answer that is then never asked for.
+    def say(self, *intents: str) -> None:
+        """Let the customer express `intents`, in one message or in one each."""
+        # Each intent is styled alone: a terse customer must not drop an answer that is never asked for again.
         texts = [self.styled(self.filled(self.rng.choice(PHRASES[intent]))) for intent in intents]
         for text in [" ".join(texts)] if self.happens(0.6) else texts:
             self.add("customer", text)
 
     def habitual(self, template: str) -> str:
-        """The advocate's own pick among equivalent templates; early cases still use the retired ones."""
-        options = SYNONYMS.get(template, (template,))
+        """Return the advocate's choice among equivalent templates; early cases use the retired ones."""
+        options = SYNONYMS.get(template, [template])
         pick = self.rng.choice(options) if self.happens(OFF_HABIT) else options[self.habit % len(options)]
         return PREDECESSORS.get(pick, pick) if self.at < RETIREMENT else pick
 
-    def replies(self, template: str) -> None:
+    def reply(self, template: str) -> None:
         if self.happens(FREE_TEXT):
             self.add("advocate", self.filled(self.rng.choice(PHRASES["advocate_note"])), template=None)
         pick = self.habitual(template)
@@ -187,86 +187,86 @@ class _Case:
             return text
         return self.rng.choice((f"{PHRASES['edit_before'][0]} {text}", f"{text} {PHRASES['edit_after'][0]}"))
 
-    def looks_up(self, lookup: str) -> None:
+    def look_up(self, lookup: str) -> None:
         if "lookup_" in lookup and self.happens(ANNOUNCED_LOOKUP):
-            self.replies("LOOKING_INTO_IT")
+            self.reply("LOOKING_INTO_IT")
         self.add("system", self.filled(lookup))
 
     def next_question(self) -> str | None:
-        """The question that heads the agenda, if the customer now answers it unasked."""
+        """Return the question that is next on the agenda, if the customer answers it unasked."""
         step = next(iter(self.agenda), None)
         return step if isinstance(step, str) and step in QUESTIONS and self.happens(SECOND_ANSWER) else None
 
-    def answers(self, question: str) -> None:
+    def answer(self, question: str) -> None:
         unasked = self.next_question()
-        answered = [question, unasked] if unasked else [question]
-        self.known.update(answered)
-        self.says(*(QUESTIONS[each] for each in answered))
+        questions = [question, unasked] if unasked else [question]
+        self.answered.update(questions)
+        self.say(*(QUESTIONS[each] for each in questions))
 
-    def asks(self, question: str) -> None:
-        """Asks what is not known yet; the answer may come late, or never if the customer changes the subject."""
-        if question in self.known:
+    def ask(self, question: str) -> None:
+        """Ask an open question; the answer may come late, or never if the customer changes the subject."""
+        if question in self.answered:
             return
-        self.replies(question)
+        self.reply(question)
         if self.happens(DIGRESSION):
             self.agenda[:0] = [*_likeliest_first(self.rng, DIGRESSIONS), f"answer {question}"]
         else:
-            self.answers(question)
+            self.answer(question)
 
-    def opens(self, *before: str) -> None:
-        """The customer turns to a flow, which replaces the agenda."""
+    def open(self, *before: str) -> None:
+        """Let the customer open a flow, which replaces the agenda."""
         opening = _likeliest_first(self.rng, self.untouched)
         self.untouched.remove(opening)
-        self.agenda = [*FLOWS[opening], WRAP_UP]
+        self.agenda = [*FLOWS[opening], {"one_of": WRAP_UP}]
         unasked = self.next_question()
-        self.known.update([unasked] if unasked else [])
-        self.says(*before, opening, *([QUESTIONS[unasked]] if unasked else []))
+        self.answered.update([unasked] if unasked else [])
+        self.say(*before, opening, *([QUESTIONS[unasked]] if unasked else []))
 
-    def greets(self) -> None:
+    def greet(self) -> None:
         self.add("system", self.filled(AUTOMATED_REPLY))
-        self.replies("GREETING")
+        self.reply("GREETING")
         if self.happens(SMALL_TALK):
-            self.says("small_talk")
+            self.say("small_talk")
 
-    def takes(self, step: Step) -> None:
-        """Takes one step of a script; `sample_phrases` explains the notation."""
-        if isinstance(step, tuple):
-            self.agenda[:0] = _likeliest_first(self.rng, step)
+    def take_step(self, step: Step) -> None:
+        """Take one step of a script."""
+        if isinstance(step, dict):
+            self.agenda[:0] = _likeliest_first(self.rng, step["one_of"])
         elif " -> " in step:
-            self.looks_up(step)
+            self.look_up(step)
         elif step in SWITCHES:
-            self.opens(step)
-            self.replies(SWITCHES[step])
+            self.open(step)
+            self.reply(SWITCHES[step])
         elif step in QUESTIONS:
-            self.asks(step)
+            self.ask(step)
         elif step.startswith("answer "):
-            self.answers(step.removeprefix("answer "))
+            self.answer(step.removeprefix("answer "))
         elif step in PHRASES:
-            self.says(step)
+            self.say(step)
         elif not self.happens(SKIPPED_STEP):
-            self.replies(step)
+            self.reply(step)
 
-    def unfolds(self) -> list[dict[str, object]]:
-        self.opens()
-        self.greets()
+    def unfold(self) -> list[dict[str, object]]:
+        self.open()
+        self.greet()
         while self.agenda:
-            self.takes(self.agenda.pop(0))
+            self.take_step(self.agenda.pop(0))
         return self.messages
 
 
 def templates() -> list[dict[str, object]]:
-    """All templates, the retired ones included, as `{"id", "text", "active"}`; texts hold `{placeholders}`."""
+    """Return all templates, retired ones included, as `{"id", "text", "active"}`; texts contain `{placeholders}`."""
     return [{"id": id_, "text": text, "active": id_ not in INACTIVE} for id_, text in TEMPLATES.items()]
 
 
 def cases(count: int, seed: int = 0) -> Iterator[dict[str, object]]:
-    """Yields `count` transcript records; record i hangs on `seed` and i alone, whatever `count` is."""
+    """Yield `count` transcript records; record i depends on `seed` and i alone."""
     for i in range(1, count + 1):
-        yield {"case_id": f"sample-{i:06}", "messages": _Case(Random(f"{seed}-{i}")).unfolds()}
+        yield {"case_id": f"sample-{i:06}", "messages": _Case(Random(f"{seed}-{i}")).unfold()}
 
 
 def write(folder: Path, count: int, seed: int = 0) -> None:
-    """Writes `transcripts.jsonl.gz` and `templates.json` into `folder`; the same arguments give the same bytes."""
+    """Write `transcripts.jsonl.gz` and `templates.json` into `folder`; equal arguments give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "transcripts.jsonl.gz").open("wb") as file, _gzip_text(file) as lines:
         for case in cases(count, seed):
@@ -275,5 +275,5 @@ def write(folder: Path, count: int, seed: int = 0) -> None:
 
 
 def _gzip_text(file: io.BufferedWriter) -> io.TextIOWrapper:
-    """Text into gzip without a name or a time in the header, so that bytes repeat."""
+    """Return a text file over gzip, without a name or a time in the header, so that bytes repeat."""
     return io.TextIOWrapper(gzip.GzipFile("", "wb", fileobj=file, mtime=0), encoding="utf-8")
