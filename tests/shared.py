@@ -14,9 +14,10 @@ def built(name: str, build: Callable[[Path], object]) -> Path:
     """Return the shared folder of this name, built by the first worker that asks for it while the others wait."""
     root = Path(os.environ[FOLDER])
     with filelock.FileLock(root / f"{name}.lock"):
-        if not (root / name).exists():
-            build(root / f"{name}.partial")
-            (root / f"{name}.partial").rename(root / name)
+        if not (root / f"{name}.done").exists():  # built in place: runs name their datasets by absolute paths
+            shutil.rmtree(root / name, ignore_errors=True)
+            build(root / name)
+            (root / f"{name}.done").touch()
     return root / name
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shared
 import tiny
 import torch
 from flax import nnx
@@ -50,30 +51,37 @@ END = 0  # end-of-text
 PHASES = ("adapt", "finetune")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The embedded model adapted and fine-tuned by the real commands, and measured."""
-    folder = tmp_path_factory.mktemp("huggingface")
+def train(folder: Path) -> None:
+    """Adapt, fine-tune and evaluate the embedded model by the real commands, and retire a template."""
     data = tiny.dataset(folder / "made").folder
-    shared: dict[str, Any] = {"size": "nano", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 2}
-    adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/adapted"))
-    begun: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
-    tuned = finetune.finetune(FinetuneConfig(**shared, **begun, out=f"{folder}/tuned"))
+    options: dict[str, Any] = {"size": "nano", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 2}
+    adapted = adapt.adapt(AdaptConfig(**options, data=str(data), out=f"{folder}/adapt"))
+    source: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
+    tuned = finetune.finetune(FinetuneConfig(**options, **source, out=f"{folder}/finetune"))
     evaluate.evaluate(EvaluateConfig(run=str(tuned.folder), data=data, batch_size=4))
     templates = [
         {**entry, "active": entry["id"] != "card"} for entry in files.read_json(tuned.folder / "templates.json")
     ]
     files.write_json(tuned.folder / "templates.json", templates)
-    return {"adapt": adapted, "finetune": Run(tuned.folder)}
+
+
+def convert_all(folder: Path) -> None:
+    """Convert both runs by the command."""
+    trained = shared.built("huggingface-runs", train)
+    for phase in PHASES:
+        main(["huggingface", f"--run={trained / phase}", f"--out={folder / phase}"])
 
 
 @pytest.fixture(scope="module")
-def converted(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both runs, by the command."""
-    folder = tmp_path_factory.mktemp("converted")
-    for phase, made in runs.items():
-        main(["huggingface", f"--run={made.folder}", f"--out={folder / phase}"])
-    return {phase: folder / phase for phase in runs}
+def runs() -> dict[str, Run]:
+    folder = shared.built("huggingface-runs", train)
+    return {phase: Run(folder / phase) for phase in PHASES}
+
+
+@pytest.fixture(scope="module")
+def converted() -> dict[str, Path]:
+    folder = shared.built("huggingface-converted", convert_all)
+    return {phase: folder / phase for phase in PHASES}
 
 
 Rows = tuple[tuple[int, ...], ...]
@@ -82,26 +90,26 @@ Rows = tuple[tuple[int, ...], ...]
 @functools.cache
 def ours(folder: Path, rows: Rows) -> np.ndarray:
     """A run's own logits, of each row's tokens or of its classes."""
-    made, lengths = Run(folder), [len(row) for row in rows]
-    graphdef, params = made.graphdef(), made.params(2)
+    source, lengths = Run(folder), [len(row) for row in rows]
+    graphdef, params = source.graphdef(), source.params(2)
     tokens = jnp.array([[*row, *[END] * (max(lengths) - len(row))] for row in rows])
-    if made.phase == "finetune":
+    if source.phase == "finetune":
         classify = jax.jit(lambda params, at: nnx.merge(graphdef, params).classify(tokens, at))
         return np.asarray(classify(params, jnp.array(lengths)))
     logits = np.asarray(jax.jit(lambda params: nnx.merge(graphdef, params)(tokens))(params))
     return np.concatenate([row[:length] for row, length in zip(logits, lengths, strict=True)])
 
 
-def error(got: Any, wanted: Any) -> float:
-    return float(np.abs(np.asarray(got) - np.asarray(wanted)).max() / np.abs(np.asarray(wanted)).max())
+def error(actual: Any, expected: Any) -> float:
+    return float(np.abs(np.asarray(actual) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max())
 
 
 def rows() -> Rows:
     """Ragged, with an end-of-text within, at the end, at the start, and alone."""
     random = np.random.default_rng(0)
-    made = [random.integers(2, 8192, count).tolist() for count in (300, 7, 23, 12)]
-    made[0][11], made[1][-1], made[2][0] = END, END, END
-    return (*map(tuple, made), (END,))
+    drawn = [random.integers(2, 8192, count).tolist() for count in (300, 7, 23, 12)]
+    drawn[0][11], drawn[1][-1], drawn[2][0] = END, END, END
+    return (*map(tuple, drawn), (END,))
 
 
 def padded(rows: Rows, side: str, id: int, positions: bool) -> dict[str, torch.Tensor]:
@@ -122,23 +130,23 @@ CASES = [("right", False), ("left", False), ("left", True)]
 def test_language_model_gives_the_runs_logits(
     runs: dict[str, Run], converted: dict[str, Path], side: str, positions: bool
 ) -> None:
-    theirs = AutoModelForCausalLM.from_pretrained(converted["adapt"]).eval()
-    assert type(theirs).__name__ == "GPTNeoXForCausalLM"
-    batch = padded(rows(), side, theirs.config.pad_token_id, positions)
+    reference = AutoModelForCausalLM.from_pretrained(converted["adapt"]).eval()
+    assert type(reference).__name__ == "GPTNeoXForCausalLM"
+    batch = padded(rows(), side, reference.config.pad_token_id, positions)
     with torch.no_grad():
-        got = theirs(**batch).logits[batch["attention_mask"] == 1]
-    assert error(got, ours(runs["adapt"].folder, rows())) < TOLERANCE
+        actual = reference(**batch).logits[batch["attention_mask"] == 1]
+    assert error(actual, ours(runs["adapt"].folder, rows())) < TOLERANCE
 
 
 @pytest.mark.parametrize(("side", "positions"), CASES)
 def test_classifier_gives_the_runs_logits(
     runs: dict[str, Run], converted: dict[str, Path], side: str, positions: bool
 ) -> None:
-    theirs = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
-    assert type(theirs).__name__ == "GPTNeoXForSequenceClassification"
+    reference = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
+    assert type(reference).__name__ == "GPTNeoXForSequenceClassification"
     with torch.no_grad():
-        got = theirs(**padded(rows(), side, theirs.config.pad_token_id, positions)).logits
-    assert error(got, ours(runs["finetune"].folder, rows())) < TOLERANCE
+        actual = reference(**padded(rows(), side, reference.config.pad_token_id, positions)).logits
+    assert error(actual, ours(runs["finetune"].folder, rows())) < TOLERANCE
 
 
 def test_classes_are_the_runs(runs: dict[str, Run], converted: dict[str, Path]) -> None:
@@ -153,22 +161,22 @@ def test_texts_in_their_tokenizer_give_the_runs_logits(
 ) -> None:
     """The special tokens that `TEXTS` has in writing are text to both."""
     tokenizer = AutoTokenizer.from_pretrained(converted["finetune"])
-    theirs = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
+    reference = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
     with torch.no_grad():
-        got = theirs(**tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)).logits
+        actual = reference(**tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)).logits
     ids = tuple(map(tuple, runs["finetune"].tokenizer.encode(TEXTS)))
-    assert error(got, ours(runs["finetune"].folder, ids)) < TOLERANCE
+    assert error(actual, ours(runs["finetune"].folder, ids)) < TOLERANCE
 
 
 @pytest.mark.parametrize("tokenizer", [NANO, PYTHIA])
 def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
-    made = run.create(tmp_path / "run", "", tiny.ARCHITECTURE, tokenizer.read_text(), [], {"phase": "adapt"})
-    special = special_tokens.read_special_tokens(made.tokenizer.json)
-    files.write_json(tmp_path / "tokenizer_config.json", export.tokenizer_config(made, special))
+    source = run.create(tmp_path / "run", "", tiny.ARCHITECTURE, tokenizer.read_text(), [], {"phase": "adapt"})
+    special = special_tokens.read_special_tokens(source.tokenizer.json)
+    files.write_json(tmp_path / "tokenizer_config.json", export.tokenizer_config(source, special))
     shutil.copy(tokenizer, tmp_path / "tokenizer.json")
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs(TEXTS)["input_ids"] == Tokenizer(tokenizer).encode(TEXTS)
-    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.padding_side) == (0, 1, "right")
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    assert reference(TEXTS)["input_ids"] == Tokenizer(tokenizer).encode(TEXTS)
+    assert (reference.eos_token_id, reference.pad_token_id, reference.padding_side) == (0, 1, "right")
 
 
 def test_tokenizer_without_padding_pads_with_end_of_text() -> None:
@@ -187,12 +195,12 @@ def test_tokenizer_without_end_of_text_is_refused() -> None:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("shard_bytes", [save.SHARD_BYTES, 10**6])
 def test_there_and_back_is_the_same_bits(runs: dict[str, Run], tmp_path: Path, phase: str, shard_bytes: int) -> None:
-    made = runs[phase]
-    export.convert(made, 2, tmp_path / "out", shard_bytes)
+    source = runs[phase]
+    export.convert(source, 2, tmp_path / "out", shard_bytes)
     assert (tmp_path / "out" / layout.INDEX).exists() == (shard_bytes == 10**6)
-    read = load.read(tmp_path / "out", made.architecture)
+    read = load.read(tmp_path / "out", source.architecture)
     assert read.head == ("template" if phase == "finetune" else "lm")
-    jax.tree.map(np.testing.assert_array_equal, read.params, made.params(2))
+    jax.tree.map(np.testing.assert_array_equal, read.params, source.params(2))
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -209,7 +217,7 @@ def test_transformers_loads_shards(
 
 @pytest.mark.parametrize(("size", "shards"), [("410m", 1), ("1.4b", 2), ("2.8b", 3)])
 def test_what_is_above_five_gigabytes_is_sharded(size: str, shards: int) -> None:
-    """By the plan that the command writes by, of the sizes' own shapes; nothing of that size is made."""
+    """Check the command's plan for the shapes of the sizes, without arrays of that size."""
     architecture = NeoXArchitecture(**sizes.read_size(size)["architecture"])
     slots = layout.stored_tensors(architecture, "lm", None)
     planned = save._plan(slots, save.SHARD_BYTES)
@@ -226,11 +234,11 @@ def test_what_is_above_five_gigabytes_is_sharded(size: str, shards: int) -> None
 
 def code(folder: Path) -> tuple[str, dict[str, Any]]:
     """What the card's own code prints, and its variables."""
-    known: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        exec(block.replace("THIS_FOLDER", str(folder)), known)
-    return said.getvalue(), known
+        exec(block.replace("THIS_FOLDER", str(folder)), variables)
+    return said.getvalue(), variables
 
 
 @pytest.mark.parametrize("role_tags", [False, True])
@@ -241,16 +249,16 @@ def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bo
     messages = [Message(role, said_so, None) for role, said_so in said]
     encoded = Tokenizer(NANO).encode(formats.classifier_texts(messages, role_tags))
     length = sum(map(len, encoded[1:]))
-    made = tiny.make_run(tmp_path / "run", TEMPLATES, length=length, role_tags=role_tags)
-    files.write_json(made.folder / "calibration.json", {"steps": {"3": {"temperature": 2.5}}})
-    export.convert(made, 3, tmp_path / "out")
-    wanted = suggest.run_suggester(made, 3).suggest(messages, 5)
-    assert (wanted.tokens, wanted.dropped_messages) == (length, 1)
-    printed, known = code(tmp_path / "out")
-    assert known["ids"] == [token for ids in encoded[1:] for token in ids]
-    got = [line.split() for line in printed.splitlines()]
-    assert [name for name, _ in got] == [suggestion.template for suggestion in wanted.suggestions]
-    assert [float(p) for _, p in got] == pytest.approx([s.probability for s in wanted.suggestions], abs=1e-4)
+    source = tiny.make_run(tmp_path / "run", TEMPLATES, length=length, role_tags=role_tags)
+    files.write_json(source.folder / "calibration.json", {"steps": {"3": {"temperature": 2.5}}})
+    export.convert(source, 3, tmp_path / "out")
+    expected = suggest.run_suggester(source, 3).suggest(messages, 5)
+    assert (expected.tokens, expected.dropped_messages) == (length, 1)
+    printed, variables = code(tmp_path / "out")
+    assert variables["ids"] == [token for ids in encoded[1:] for token in ids]
+    actual = [line.split() for line in printed.splitlines()]
+    assert [name for name, _ in actual] == [suggestion.template for suggestion in expected.suggestions]
+    assert [float(p) for _, p in actual] == pytest.approx([s.probability for s in expected.suggestions], abs=1e-4)
 
 
 def test_the_cards_code_writes_on(converted: dict[str, Path]) -> None:
@@ -272,11 +280,11 @@ def test_the_card_tells_data_figures_and_limits(runs: dict[str, Run], converted:
     manifest = runs["finetune"].manifest
     (fingerprint,) = manifest["datasets"].values()
     read = f"2 steps on `data` (fingerprint `{fingerprint[:12]}`): 20 training cases, "
-    assert "It began with the weights `nano` and was trained on" in card
+    assert "It was initialized with the weights `nano` and trained on" in card
     assert f"- language modelling (adapt), {read}" in card
     assert f"- template classification (finetune), {read}60 labels, 4 templates" in card
     validation = [line["validation_loss"] for line in runs["finetune"].metrics() if "validation_loss" in line]
-    assert f"validation loss at the last {validation[-1]:.3f}" in card
+    assert f"validation loss at the last step {validation[-1]:.3f}" in card
     report = files.read_json(runs["finetune"].folder / "evaluate-test" / "report.json")
     for row, found in {"this model": report, **report["baselines"]}.items():
         value, low, high = (found["metrics"]["top3"][key] for key in ("value", "low", "high"))
@@ -292,26 +300,26 @@ def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
     """Of a dataset that is gone, and of a run that another has taken the place of."""
     datasets = {f"{tmp_path}/secret/gone": "0" * 64}
     older = tiny.make_run(tmp_path / "secret" / "older", [], steps=(7,)).folder
-    begun = {"run": str(older), "step": 7, "weights_sha256": {"manifest.json": "0" * 64}}
-    made = tiny.make_run(tmp_path / "run", TEMPLATES, datasets=datasets, start=begun)
-    files.write_json(made.folder / "evaluate-test" / "report.json", {"kind": "evaluation", "step": 2})
-    files.write_json(made.folder / "calibration.json", {"steps": {"2": {"temperature": 2.5}}})
-    export.convert(made, 3, tmp_path / "out")
+    init = {"run": str(older), "step": 7, "weights_sha256": {"manifest.json": "0" * 64}}
+    source = tiny.make_run(tmp_path / "run", TEMPLATES, datasets=datasets, start=init)
+    files.write_json(source.folder / "evaluate-test" / "report.json", {"kind": "evaluation", "step": 2})
+    files.write_json(source.folder / "calibration.json", {"steps": {"2": {"temperature": 2.5}}})
+    export.convert(source, 3, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for told in (
-        "step 7 of a run `older` that is no longer where it was",
-        "on `gone` (fingerprint `000000000000`): its counts are not known",
-        "It was not measured on a test split",
+    for fact in (
+        "step 7 of the run `older`, which no longer exists",
+        "on `gone` (fingerprint `000000000000`): its counts are unknown",
+        "It was not evaluated on a test split",
         "No temperature was fitted",
     ):
-        assert told in card
+        assert fact in card
     assert "secret" not in card
 
 
 def test_published_weights_are_the_base_model(tmp_path: Path) -> None:
-    begun = {"weights": "EleutherAI/pythia-410m", "revision": "main"}
-    made = tiny.make_run(tmp_path / "run", [], size="410m", start=begun)
-    export.convert(made, 3, tmp_path / "out")
+    init = {"weights": "EleutherAI/pythia-410m", "revision": "main"}
+    source = tiny.make_run(tmp_path / "run", [], size="410m", start=init)
+    export.convert(source, 3, tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data["base_model"] == "EleutherAI/pythia-410m"
 
 
@@ -325,18 +333,18 @@ def test_no_text_of_the_data_is_in_the_folder(converted: dict[str, Path]) -> Non
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
-    made = tiny.make_run(tmp_path / "run", [])
+    source = tiny.make_run(tmp_path / "run", [])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").touch()
     with pytest.raises(UserError, match="exists already"):
-        export.convert(made, 3, tmp_path / "out")
+        export.convert(source, 3, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
 KILLED = """
 import sys, time
-from jaxtempl.models import weights
+from jaxtempl.huggingface import save as weights
 save = weights.save_file
 def slow(tensors, path, metadata):
     save(tensors, path, metadata=metadata)

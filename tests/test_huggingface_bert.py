@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shared
 import tiny
 import torch
 from flax import nnx
@@ -25,6 +26,7 @@ from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.huggingface import load
 from jaxtempl.prepare import pipeline
 from jaxtempl.runs.run import Run
+from jaxtempl.serve.inference.suggester import bundle_suggester
 from jaxtempl.text.cases import Message
 from jaxtempl.training import adapt, finetune
 
@@ -37,33 +39,43 @@ MESSAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """bert-tiny adapted and fine-tuned by the real commands."""
-    folder = tmp_path_factory.mktemp("bert")
+PHASES = ("adapt", "finetune")
+
+
+def train(folder: Path) -> None:
+    """Adapt and fine-tune bert-tiny by the real commands."""
     tiny.dataset(folder / "made")
-    given = {split: (str(folder / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
-    pipeline.run(PrepareConfig(**given, size="bert-tiny", length=32, out=folder / "data"))
-    shared: dict[str, Any] = {
+    splits = {split: (str(folder / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
+    pipeline.run(PrepareConfig(**splits, size="bert-tiny", length=32, out=folder / "data"))
+    options: dict[str, Any] = {
         "size": "bert-tiny",
         "batch_size": 4,
         "gradient_accumulation_steps": 1,
         "learning_rate": 1e-3,
+        "steps": 2,
+        "save_every": 2,
     }
-    steps: dict[str, Any] = {"steps": 2, "save_every": 2}
-    made: dict[str, Any] = {"data": str(folder / "data"), "weights": "random", "out": f"{folder}/adapted"}
-    adapted = adapt.adapt(AdaptConfig(**shared, **steps, **made))
-    begun: dict[str, Any] = {"start": str(adapted.folder), "length": 24, "data": folder / "data"}
-    tuned = finetune.finetune(FinetuneConfig(**shared, **steps, **begun, out=f"{folder}/tuned"))
-    return {"adapt": adapted, "finetune": tuned}
+    adapted = adapt.adapt(AdaptConfig(**options, data=str(folder / "data"), weights="random", out=f"{folder}/adapt"))
+    source: dict[str, Any] = {"start": str(adapted.folder), "length": 24, "data": folder / "data"}
+    finetune.finetune(FinetuneConfig(**options, **source, out=f"{folder}/finetune"))
+
+
+def convert_all(folder: Path) -> None:
+    trained = shared.built("bert-runs", train)
+    for phase in PHASES:
+        main(["huggingface", f"--run={trained / phase}@2", f"--out={folder / phase}"])
 
 
 @pytest.fixture(scope="module")
-def converted(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("converted")
-    for phase, made in runs.items():
-        main(["huggingface", f"--run={made.folder}@2", f"--out={folder / phase}"])
-    return {phase: folder / phase for phase in runs}
+def runs() -> dict[str, Run]:
+    folder = shared.built("bert-runs", train)
+    return {phase: Run(folder / phase) for phase in PHASES}
+
+
+@pytest.fixture(scope="module")
+def converted() -> dict[str, Path]:
+    folder = shared.built("bert-converted", convert_all)
+    return {phase: folder / phase for phase in PHASES}
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
@@ -73,21 +85,25 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return np.where(np.arange(20) < lengths[:, None], ids, 0), lengths
 
 
-@pytest.mark.parametrize("phase", ["adapt", "finetune"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_transformers_gives_the_runs_logits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
     kind = AutoModelForMaskedLM if phase == "adapt" else AutoModelForSequenceClassification
-    theirs, (ids, lengths) = kind.from_pretrained(converted[phase]).eval(), batch()
+    reference, (ids, lengths) = kind.from_pretrained(converted[phase]).eval(), batch()
     mask = np.arange(20) < lengths[:, None]
     with torch.no_grad():
-        got = theirs(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
-    model: Any = nnx.merge(runs[phase].graphdef(), runs[phase].params(2))
-    call = model if phase == "adapt" else model.classify
-    wanted = np.asarray(call(jnp.asarray(ids), jnp.asarray(lengths)))
-    apart = np.abs(got - wanted)
-    assert (apart[mask] if phase == "adapt" else apart).max() <= TOLERANCE * np.abs(wanted).max()
+        actual = reference(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
+    graphdef = runs[phase].graphdef()
+
+    def logits(params: Any) -> jax.Array:
+        model: Any = nnx.merge(graphdef, params)
+        return (model if phase == "adapt" else model.classify)(jnp.asarray(ids), jnp.asarray(lengths))
+
+    expected = np.asarray(jax.jit(logits)(runs[phase].params(2)))
+    difference = np.abs(actual - expected)
+    assert (difference[mask] if phase == "adapt" else difference).max() <= TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("phase", ["adapt", "finetune"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_there_and_back_is_the_same_bits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
     read = load.read(converted[phase], runs[phase].architecture)
     assert read.head == runs[phase].head
@@ -97,31 +113,31 @@ def test_there_and_back_is_the_same_bits(runs: dict[str, Run], converted: dict[s
 def code(folder: Path) -> tuple[str, dict[str, Any]]:
     """What the card's code prints, and what it knows then."""
     (found,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    said, known = io.StringIO(), dict[str, Any]()
+    said, variables = io.StringIO(), dict[str, Any]()
     with contextlib.redirect_stdout(said):
-        exec(found.replace("THIS_FOLDER", str(folder)), known)
-    return said.getvalue(), known
+        exec(found.replace("THIS_FOLDER", str(folder)), variables)
+    return said.getvalue(), variables
 
 
 def test_the_cards_code_suggests_what_the_run_does(runs: dict[str, Run], converted: dict[str, Path]) -> None:
-    made = runs["finetune"]
+    source = runs["finetune"]
     plain = [Message(message.role, message.text.replace("[MASK]", "card"), None) for message in MESSAGES]
-    wanted = suggest.run_suggester(made, 2).suggest(plain, 4)
-    printed, known = code(converted["finetune"])
-    assert len(known["ids"]) == wanted.tokens <= 24
-    assert (known["ids"][0], known["ids"][-1]) == (101, 102)
-    got = [line.split() for line in printed.splitlines()]
-    assert [name for name, _ in got] == [suggestion.template for suggestion in wanted.suggestions]
-    assert [float(p) for _, p in got] == pytest.approx([s.probability for s in wanted.suggestions], abs=1e-4)
+    expected = suggest.run_suggester(source, 2).suggest(plain, 4)
+    printed, variables = code(converted["finetune"])
+    assert len(variables["ids"]) == expected.tokens <= 24
+    assert (variables["ids"][0], variables["ids"][-1]) == (101, 102)
+    actual = [line.split() for line in printed.splitlines()]
+    assert [name for name, _ in actual] == [suggestion.template for suggestion in expected.suggestions]
+    assert [float(p) for _, p in actual] == pytest.approx([s.probability for s in expected.suggestions], abs=1e-4)
 
 
 def test_the_cards_code_fills_in_a_word(converted: dict[str, Path]) -> None:
-    printed, known = code(converted["adapt"])
-    assert int(known["hidden"].sum()) == 1
+    printed, variables = code(converted["adapt"])
+    assert int(variables["masked"].sum()) == 1
     assert len(printed.split()) == 1
 
 
-def test_the_card_speaks_of_bert(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+def test_the_card_describes_bert(runs: dict[str, Run], converted: dict[str, Path]) -> None:
     for phase, task in (("adapt", "fill-mask"), ("finetune", "text-classification")):
         card = (converted[phase] / "README.md").read_text()
         held = sum(leaf.size for leaf in jax.tree.leaves(runs[phase].params(2)))
@@ -131,27 +147,30 @@ def test_the_card_speaks_of_bert(runs: dict[str, Run], converted: dict[str, Path
 
 
 def test_the_tokenizer_is_ours_and_no_special_token_comes_out_of_text(converted: dict[str, Path]) -> None:
-    theirs = AutoTokenizer.from_pretrained(converted["finetune"])
+    reference = AutoTokenizer.from_pretrained(converted["finetune"])
     texts = ["Hello,  where is my order?\n", "a [MASK] typed by hand, and [SEP]", "naïve café, 你好"]
     from jaxtempl.text.tokenizer import Tokenizer
 
     ours = Tokenizer(tokenizer_path("bert-tiny"))
-    assert theirs(texts, add_special_tokens=False)["input_ids"] == ours.encode(texts)
-    named = (theirs.cls_token_id, theirs.sep_token_id, theirs.pad_token_id, theirs.mask_token_id)
+    assert reference(texts, add_special_tokens=False)["input_ids"] == ours.encode(texts)
+    named = (reference.cls_token_id, reference.sep_token_id, reference.pad_token_id, reference.mask_token_id)
     assert named == (101, 102, 0, 103)
 
 
 @pytest.mark.parametrize("flags", [(), ("--dtype=fp16",), ("--form=plain", "--slots=9")])
 def test_a_bundle_suggests_what_the_run_does(runs: dict[str, Run], tmp_path: Path, flags: tuple[str, ...]) -> None:
-    made = runs["finetune"]
-    main(["onnx", f"--run={made.folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=24", *flags])
+    source = runs["finetune"]
+    main(["onnx", f"--run={source.folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=24", *flags])
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.manifest["special_tokens"] == 2
     assert bundle.manifest["verify"]["top1_outside_ties"] == 1
-    wanted, got = suggest.run_suggester(made, 2).suggest(MESSAGES, 4), suggest.of_bundle(bundle).suggest(MESSAGES, 4)
-    assert (got.tokens, got.dropped_messages) == (wanted.tokens, wanted.dropped_messages)
-    assert {s.template: s.probability for s in got.suggestions} == pytest.approx(
-        {s.template: s.probability for s in wanted.suggestions}, abs=2e-3 if "--dtype=fp16" in flags else 1e-5
+    expected, actual = (
+        suggest.run_suggester(source, 2).suggest(MESSAGES, 4),
+        bundle_suggester(bundle).suggest(MESSAGES, 4),
+    )
+    assert (actual.tokens, actual.dropped_messages) == (expected.tokens, expected.dropped_messages)
+    assert {s.template: s.probability for s in actual.suggestions} == pytest.approx(
+        {s.template: s.probability for s in expected.suggestions}, abs=2e-3 if "--dtype=fp16" in flags else 1e-5
     )
 
 
@@ -161,11 +180,11 @@ def test_a_language_models_bundle_is_verified_too(runs: dict[str, Run], tmp_path
 
 
 def test_a_bundle_is_served(runs: dict[str, Run], tmp_path: Path) -> None:
-    made = runs["finetune"]
-    main(["onnx", f"--run={made.folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=8"])
-    wanted = suggest.run_suggester(made, 2).suggest(MESSAGES, 2)
+    source = runs["finetune"]
+    main(["onnx", f"--run={source.folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=8"])
+    expected = suggest.run_suggester(source, 2).suggest(MESSAGES, 2)
     messages = [{"role": message.role, "text": message.text} for message in MESSAGES]
     with served(tmp_path / "bundle", tmp_path / "store", "--backend=onnx", "--threads=1", PATIENT) as server:
         found = server.suggest(messages=messages, k=2).json
-    assert (found["tokens"], found["dropped_messages"]) == (wanted.tokens, wanted.dropped_messages)
-    assert [s["template"] for s in found["suggestions"]] == [s.template for s in wanted.suggestions]
+    assert (found["tokens"], found["dropped_messages"]) == (expected.tokens, expected.dropped_messages)
+    assert [s["template"] for s in found["suggestions"]] == [s.template for s in expected.suggestions]
