@@ -83,7 +83,7 @@ def kill(data: Path, out: Path, steps: int, wait: float) -> dict[str, Any]:
     said = process.communicate()[0]
     if process.returncode != -signal.SIGKILL:
         sys.exit(f"the training ended by itself with {process.returncode} before it was killed: {said}")
-    loaded = next((line.rpartition("@")[2] for line in said.splitlines() if line.startswith("going on from")), None)
+    loaded = next((line.rpartition("@")[2] for line in said.splitlines() if line.startswith("resuming from")), None)
     return {"newest_whole": whole, "loaded": loaded and int(loaded), **phase(out)}
 
 

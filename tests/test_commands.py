@@ -118,7 +118,7 @@ def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, 
     first.communicate()
     assert not (killed / "checkpoints" / "12" / "manifest.json").exists(), "the kill came too late to test anything"
     outputs = [process(command, *flags, f"--out={out}").communicate() for out in (killed, whole)]
-    assert "going on from" in outputs[0][0]
+    assert "resuming from" in outputs[0][0]
     shapes = factory.abstract_params(run.Run(whole).architecture, run.Run(whole).outputs)
     a, b = (run.Run(out).params(12) for out in (killed, whole))
     import jax
@@ -147,7 +147,7 @@ def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, 
         (["adapt", "--config=DATA"], 1, "Is a directory"),
         (["finetune", "--size=nano", "--data=DATA", "--labels=-5"], 2, "0 or more"),
         (["finetune", "--size=nano", "--data=DATA", "--length=0"], 2, "1 or more"),
-        (["evaluate", "--run=DATA"], 1, "something else than a run"),
+        (["evaluate", "--run=DATA"], 1, "not a run"),
         (["suggest"], 2, "case"),
         (["nonsense"], 2, "allowed: prepare"),
     ],
@@ -189,7 +189,7 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_from_other_weights(
     manifest.write_text(manifest.read_text().replace(data.fingerprint, "0" * 64))
     assert call("adapt", *flags) == 1
     told = capsys.readouterr().err
-    assert "began otherwise (dataset was " in told
+    assert "was started with other settings (dataset was " in told
     assert "--allow_change=dataset" in told
     weights = files.read_json(tmp_path / "run" / "manifest.json")
     weights["start"]["weights_sha256"] = {"model.safetensors": "0" * 64}
@@ -229,7 +229,7 @@ def test_a_change_that_is_allowed_is_written_into_the_run(
     assert call("adapt", *more, "--allow_change=step") == 2
     assert "allowed: " in capsys.readouterr().err
     assert call("adapt", *more, "--allow_change=steps,optax") == 0
-    assert f"going on from {tmp_path}@1" in capsys.readouterr().out
+    assert f"resuming from {tmp_path}@1" in capsys.readouterr().out
     changed = files.read_json(tmp_path / "manifest.json")
     assert changed["changes"][0]["steps"] == {"was": 2, "is": 3}
     assert changed["versions"]["optax"] != "0.0.1"
@@ -261,7 +261,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
     with run.lock(tmp_path / "run"):
         assert call("adapt", *flags) == 1
-    assert "is being trained by another process" in capsys.readouterr().err
+    assert "another process trains into" in capsys.readouterr().err
     assert call("adapt", *flags) == 0
 
 

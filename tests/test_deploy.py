@@ -328,11 +328,11 @@ def test_the_tables_are_what_the_code_comes_to() -> None:
 def test_the_formula_says_what_the_compiler_of_tpus_found(row: dict[str, Any]) -> None:
     """Or a little less, or a tenth more."""
     rows = tpu_compile.ROWS * row["devices"]
-    piece = MicrobatchShape(
-        MeshShape(1, row["devices"], 1), rows, tpu_compile.LENGTH, row["remat"], several=False, flash=True
+    microbatch = MicrobatchShape(
+        MeshShape(1, row["devices"], 1), rows, tpu_compile.LENGTH, row["remat"], accumulates=False, flash=True
     )
     lanes = ACCELERATORS[row["slice"].partition(":")[0]].lanes
-    counted = memory.activation_bytes(architecture(row["size"]), piece, lanes)
+    counted = memory.activation_bytes(architecture(row["size"]), microbatch, lanes)
     assert 0.95 < counted / row["gradient"]["temporary_bytes"] < 1.15
 
 

@@ -191,7 +191,7 @@ with process_group.join(AdaptConfig(coordinator="localhost:1", num_processes=2, 
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].startswith("error: the other processes did not come within 2 s; check")
+    assert done.stderr.splitlines()[-1].startswith("error: the other processes did not join within 2 s; check")
 
 
 def test_several_processes_leave_no_device_out(monkeypatch: pytest.MonkeyPatch) -> None:

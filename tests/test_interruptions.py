@@ -58,7 +58,7 @@ def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) 
         assert hosts.codes(30) == [75], hosts.said(0)
     done = Run(out).checkpoints.newest_resumable()
     assert done == max(told(out))
-    assert hosts.said(0).splitlines()[-1] == f"stopped after step {done}, as asked; the same command goes on from there"
+    assert hosts.said(0).splitlines()[-1] == f"stopped after step {done}; run the same command again to resume"
 
 
 def test_a_second_sigterm_ends_at_once() -> None:
@@ -90,12 +90,12 @@ sys.exit(cli.run(main, []))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (75, "")
-    assert done.stderr == "stopped before the first step, as asked; the same command starts again\n"
+    assert done.stderr == "stopped before the first step; run the same command to start again\n"
 
 
 def test_a_wish_to_stop_is_granted_where_all_is_saved(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    with pytest.raises(Interrupted, match="stopped after step 2, as asked"):
+    with pytest.raises(Interrupted, match="stopped after step 2"):
         rig.fit(rig.fresh(), stopping=lambda: len(rig.lines()) >= 1 if (tmp_path / "metrics.jsonl").exists() else False)
     assert rig.checkpoints.newest_resumable() == 2
     whole = Rig(tmp_path / "whole")
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     assert again.checkpoints.newest_resumable() == 4
     told = capsys.readouterr().err
     assert f"5 is damaged: optimizer/{victim.relative_to(tmp_path / 'checkpoints' / '5' / 'optimizer')} differ" in told
-    assert "going back to the one before" in told
+    assert "resuming from the one before" in told
     assert again.checkpoints.steps() == [4, 6]
     assert (tmp_path / "checkpoints" / "5.damaged" / "manifest.json").exists()
     (tmp_path / "checkpoints" / "4" / "manifest.json").write_text("{")
@@ -141,7 +141,7 @@ def test_no_room_is_one_line_and_older_checkpoints_are_whole(data: Dataset, tmp_
     with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1, prefix={0: NO_ROOM}) as hosts:
         assert hosts.codes(60) == [1]
     (said,) = [line for line in hosts.said(0).splitlines() if line.startswith("error: ")]
-    assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are whole" in said
+    assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are complete" in said
     assert Run(out).checkpoints.steps() == steps
     assert Run(out).checkpoints.newest_resumable() == steps[-1]
 

@@ -66,10 +66,10 @@ def architecture(size: str) -> NeoXArchitecture:
     return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
-def piece(
+def microbatch(
     shape: MeshShape = ONE, rows: int = 8, length: int = 128, remat: Remat = "none", **changes: Any
 ) -> MicrobatchShape:
-    return MicrobatchShape(shape, rows, length, remat, **{"several": False, "flash": True, **changes})
+    return MicrobatchShape(shape, rows, length, remat, **{"accumulates": False, "flash": True, **changes})
 
 
 def test_there_is_a_device_for_every_name() -> None:
@@ -106,10 +106,10 @@ def test_the_state_is_that_of_the_shardings(shape: MeshShape) -> None:
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     share = whole / (shape.fsdp * shape.tensor)
-    for several in (False, True):
-        held = memory.formula_memory(SMALL, piece(shape, several=several))
-        assert held[:3] == (share, share * (1 + several), 2 * share)
-    total = memory.formula_memory(SMALL, piece(shape)).total
+    for accumulates in (False, True):
+        held = memory.formula_memory(SMALL, microbatch(shape, accumulates=accumulates))
+        assert held[:3] == (share, share * (1 + accumulates), 2 * share)
+    total = memory.formula_memory(SMALL, microbatch(shape)).total
     assert total == held.activations + compiled_step.state_bytes(SMALL, shape)
 
 
@@ -128,18 +128,18 @@ def test_a_layer_keeps_what_autodiff_keeps(remat: Remat) -> None:
     tokens = {rows, rows * length}  # an activation has the rows, or rows and length together, after its layer
     stacked = [leaf for leaf in kept if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
     size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in stacked)
-    assert memory.layer_activation_bytes(SMALL, piece(rows=rows, length=length, flash=False), remat) == size
+    assert memory.layer_activation_bytes(SMALL, microbatch(rows=rows, length=length, flash=False), remat) == size
 
 
 def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor() -> None:
     a = architecture("410m")
-    base = memory.activation_bytes(a, piece(length=2048))
-    assert memory.activation_bytes(a, piece(length=2048, rows=16)) > 1.7 * base
-    assert memory.activation_bytes(dataclasses.replace(a, layers=48), piece(length=2048)) > 1.7 * base
-    by_remat = [memory.activation_bytes(a, piece(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
+    base = memory.activation_bytes(a, microbatch(length=2048))
+    assert memory.activation_bytes(a, microbatch(length=2048, rows=16)) > 1.7 * base
+    assert memory.activation_bytes(dataclasses.replace(a, layers=48), microbatch(length=2048)) > 1.7 * base
+    by_remat = [memory.activation_bytes(a, microbatch(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
     assert by_remat == sorted(by_remat, reverse=True)
-    assert memory.activation_bytes(a, piece(MeshShape(1, 1, 8), length=2048)) < base
-    assert memory.activation_bytes(a, piece(length=2048, flash=False)) > 3 * base
+    assert memory.activation_bytes(a, microbatch(MeshShape(1, 1, 8), length=2048)) < base
+    assert memory.activation_bytes(a, microbatch(length=2048, flash=False)) > 3 * base
 
 
 def test_a_training_that_does_not_fit_is_told_what_would() -> None:
@@ -169,7 +169,7 @@ def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPa
 
 def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(*argv: str) -> str:
-        return named(lines(*argv), "pieces")[0][2].rpartition("; ")[2]
+        return named(lines(*argv), "microbatches")[0][2].rpartition("; ")[2]
 
     assert attention("--size=1b", "--device=h100") == "flash attention"
     assert attention("--size=1b", "--device=a100-80") == "XLA attention"  # heads of 256
@@ -204,8 +204,8 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Callable[..., None]) -> None:
-    a, known = architecture("410m"), piece(rows=4, length=measured.LENGTH, remat="none")
-    plain = memory.formula_memory(a, known._replace(several=True))
+    a, known = architecture("410m"), microbatch(rows=4, length=measured.LENGTH, remat="none")
+    plain = memory.formula_memory(a, known._replace(accumulates=True))
     ours = Setting("jaxtempl", "410m", 4, "none")
     for other in (
         ours._replace(side="torch"),
@@ -230,8 +230,8 @@ def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Calla
 
 def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler here is the CPU's, behind the same call; it finds other sizes, for its bfloat16 is float32."""
-    small, device = piece(MeshShape(1, 8, 1), rows=16, length=64, remat="full", flash=False), ACCELERATORS["v5e"]
-    assert memory.compiler_memory(SMALL, small, device).source == "formula, for libtpu is not installed"
+    small, device = microbatch(MeshShape(1, 8, 1), rows=16, length=64, remat="full", flash=False), ACCELERATORS["v5e"]
+    assert memory.compiler_memory(SMALL, small, device).source == "formula, because libtpu is not installed"
     slices = []
 
     def described(slice_: str, platform: str) -> Any:
@@ -248,7 +248,7 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     held = memory.compiler_memory(SMALL, small, device)
     assert [held.activations] == [program.temporary for program in made]
     assert 0.5 < held.activations / memory.activation_bytes(SMALL, small) < 2
-    assert (held.source, slices) == ("the TPU's own compiler", [("v5e:2x4", "tpu")])
+    assert (held.source, slices) == ("the TPU's compiler", [("v5e:2x4", "tpu")])
     assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
     said = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.56G) exceeds available HBM (15.75G)."
     for message, bytes_ in ((said, 21.56 * 2**30), ("INTERNAL: it broke", None)):
@@ -259,7 +259,7 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
         else:
             with pytest.raises(UserError, match="it broke"):
                 memory.compiler_memory(SMALL, small, device)
-    assert "no slice of 3 chips" in memory.compiler_memory(SMALL, piece(MeshShape(3, 1, 1), rows=3), device).source
+    assert "no slice of 3 chips" in memory.compiler_memory(SMALL, microbatch(MeshShape(3, 1, 1), rows=3), device).source
 
 
 def test_a_tpu_s_compiler_is_given_the_training_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,10 +315,10 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         (["--plan", "--size=410m", "--device=h100", "--mesh.fsdp=2"], 1, "the nearest that fits"),
         (["--plan", "--size=410m", "--device=h100", "--mfu=40"], 2, "from 0 to 1"),
-        (["--size=410m", "--device=h100"], 2, "are of --plan; a training takes"),
-        (["--size=410m", "--devices=2"], 2, "are of --plan; a training takes"),
-        (["--size=410m", "--mfu=0.5"], 2, "are of --plan; a training takes"),
-        (["--size=410m", "--price=2"], 2, "are of --plan; a training takes"),
+        (["--size=410m", "--device=h100"], 2, "need --plan; a training uses"),
+        (["--size=410m", "--devices=2"], 2, "need --plan; a training uses"),
+        (["--size=410m", "--mfu=0.5"], 2, "need --plan; a training uses"),
+        (["--size=410m", "--price=2"], 2, "need --plan; a training uses"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )

@@ -133,8 +133,8 @@ def test_a_wrong_run_or_flag_is_one_line(made: Run, case: Path, tmp_path: Path, 
     for run, code, said in [
         (adapted.folder, 1, "is an adapt run"),
         (retired.folder, 1, "are retired"),
-        (tmp_path / "none", 1, "is no run"),
-        (f"{made.folder}@4", 1, "is no checkpoint"),
+        (tmp_path / "none", 1, "is not a run"),
+        (f"{made.folder}@4", 1, "is not a checkpoint"),
     ]:
         assert cli.run(suggest.main, [f"--run={run}", str(case)]) == code
         assert said in capsys.readouterr().err

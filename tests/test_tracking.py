@@ -103,7 +103,7 @@ def test_a_server_that_cannot_be_reached_is_told_once_and_training_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setattr(mlflow_logger, "SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_logger, "SEND_SECONDS", 0.0)
     with Tracker(loggers.open_loggers(ASKED, tmp_path, 0), lambda _: 0.1) as tracker:
         for number in range(1, 4):
             tracker.log_step(number, step(number))
@@ -128,7 +128,7 @@ def test_what_a_server_did_not_take_is_sent_again(
     board = MlflowLogger(tmp_path, {"size": "nano"})
     board._sending.result()
     board.write(1, {"loss": 3.0})
-    monkeypatch.setattr(mlflow_logger, "SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_logger, "SEND_SECONDS", 0.0)
     board.write(2, {"loss": 2.0})
     board._sending.result()
     board.close(True)

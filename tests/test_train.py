@@ -112,7 +112,7 @@ def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
     rig.checkpoints.wait()
     (rig.checkpoints.folder / "2" / "manifest.json").unlink()
     assert rig.checkpoints.steps() == [1]
-    with pytest.raises(UserError, match="no whole checkpoint 2"):
+    with pytest.raises(UserError, match="no complete checkpoint 2"):
         rig.checkpoints.params(2, params)
     victim = next(
         p for p in (rig.checkpoints.folder / "1" / "params").rglob("*") if p.is_file() and p.stat().st_size > 1000

@@ -78,6 +78,9 @@ class TrainConfig:
     coordinator: str = option("", "HOST:PORT of the first of several processes (default: from the launcher).")
     num_processes: int = option(0, "Number of processes of this training, with --coordinator.", minimum=0)
     process_id: int = option(-1, "Index of this process, from 0, with --coordinator.", minimum=-1)
+    heartbeat_seconds: float = option(
+        20.0, "Seconds without a heartbeat after which a process counts as dead.", minimum=1, recorded=False
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

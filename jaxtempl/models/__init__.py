@@ -1,1 +1,1 @@
-"""The model families, and the weights that fill them."""
+"""The model families in Flax NNX: GPT-NeoX and BERT."""

@@ -1,4 +1,4 @@
-"""Rotary positions, and attention: causal, or to all that is real.
+"""Rotary position embeddings, and softmax attention: causal, or to all real positions.
 
 Dims: B batch, L length, Q queries, H heads, K head_dim, R rotated dims of a head.
 """
@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-QUERY_CHUNK = 64  # queries at a time: a chunk reads no key after its own end, which spares most of the masked half
+QUERY_CHUNK = 64  # a chunk of queries reads no key after its end, which skips most of the masked half
 
 
 class RotaryAngles(NamedTuple):
-    """Rotary tables, float32: bfloat16 would round position 257 to 256."""
+    """Rotary tables in float32: bfloat16 would round position 257 to 256."""
 
     cos: Float[Array, "L 1 R"]
     sin: Float[Array, "L 1 R"]
 
 
 def rotary_angles(rotary: int, base: float, length: int) -> RotaryAngles:
-    """Angles of the first `length` positions; dim i and dim i + R/2 are a pair (GPT-NeoX's half-split layout)."""
+    """Return the angles of the first `length` positions; dims i and i + R/2 are a pair, as in GPT-NeoX."""
     frequencies = base ** -(jnp.arange(0, rotary, 2, dtype=jnp.float32) / max(rotary, 1))
     turns = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequencies)
     both = jnp.concatenate([turns, turns], axis=-1)[:, None]
@@ -28,7 +28,7 @@ def rotary_angles(rotary: int, base: float, length: int) -> RotaryAngles:
 
 
 def apply_rotary(x: Float[Array, "B L H K"], angles: RotaryAngles) -> Float[Array, "B L H K"]:
-    """Turns the first R dims of each head by its position; the rest pass."""
+    """Rotate the first R dims of each head by its position; leave the rest."""
     rotary = angles.cos.shape[-1]
     turned, rest = x[..., :rotary].astype(jnp.float32), x[..., rotary:]
     first, second = jnp.split(turned, 2, axis=-1)
@@ -43,13 +43,13 @@ def causal(
     v: Float[Array, "B L H K"],
     documents: Integer[Array, "B L"] | None = None,
 ) -> Float[Array, "B L H K"]:
-    """Softmax attention of each position to itself and those before it; scores and softmax in float32.
+    """Compute causal softmax attention; scores and softmax are float32.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
-        documents: the document of each position, where it is to see none but its own.
+        q: Queries.
+        k: Keys.
+        v: Values.
+        documents: Document of each position, if positions see only their own document.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     length = q.shape[2]
@@ -66,7 +66,7 @@ def causal(
 def single_query(
     q: Float[Array, "B 1 H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"], at: Int[Array, " B"]
 ) -> Float[Array, "B 1 H K"]:
-    """Attention of the one position `at` of each row to itself and those before it."""
+    """Compute causal attention of the one position `at` of each row."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     allowed = jnp.arange(k.shape[2])[None] <= at[:, None]
     return jnp.swapaxes(_attend(q, k, v, allowed[:, None, None]), 1, 2)
@@ -75,13 +75,13 @@ def single_query(
 def full(
     q: Float[Array, "B Q H K"], k: Float[Array, "B L H K"], v: Float[Array, "B L H K"], allowed: Bool[Array, "#B #Q L"]
 ) -> Float[Array, "B Q H K"]:
-    """Softmax attention of each query to the keys that it is allowed; scores and softmax in float32."""
+    """Compute softmax attention of each query to its allowed keys; scores and softmax are float32."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     return jnp.swapaxes(_attend(q, k, v, allowed[:, None]), 1, 2)
 
 
 def padding_mask(length: int, lengths: Int[Array, " B"]) -> Bool[Array, "B 1 L"]:
-    """The real positions of rows of one length, padded on the right."""
+    """Return which positions of right-padded rows are real."""
     return jnp.arange(length)[None, None] < lengths[:, None, None]
 
 
@@ -91,7 +91,7 @@ def _attend(
     v: Float[Array, "B H L K"],
     allowed: Bool[Array, "#B 1 #Q L"],
 ) -> Float[Array, "B H Q K"]:
-    """Attention with the division last, on K columns instead of L."""
+    """Compute attention with the division last, on K columns instead of L."""
     scores = jnp.einsum("bhqk,bhlk->bhql", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))

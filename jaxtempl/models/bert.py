@@ -1,10 +1,10 @@
-"""BERT (Devlin et al., 2018) in Flax NNX, with a head that fills in masked tokens or a template head.
+"""BERT (Devlin et al., 2018) in Flax NNX, with a masked-language-model head or a template head.
 
 Dims: B batch, L length, Q queries (L, or 1), D hidden, H heads, K head_dim (D = H K), F feed-forward, N layers,
-V vocabulary, S slots, M masked places of a row.
+V vocabulary, S slots.
 
-Every position sees every real one. Layers are normalised after their sums, not before. There is no dropout: GPT-NeoX
-has none here either, so that what is compared is the two models.
+Every position attends to every real one. LayerNorm follows each sum (post-LN). There is no dropout, as in our GPT-NeoX,
+so that a comparison is of the two models alone.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ from jaxtempl.models.scan import Remat
 from jaxtempl.parallel import collectives
 from jaxtempl.specs.architecture import BertArchitecture
 
-INIT = nnx.initializers.normal(0.02)  # BERT's own initializer_range
+INIT = nnx.initializers.normal(0.02)  # BERT's initializer_range
 
 
 class BertEmbedding(nnx.Module):
-    """Token, position and the first token type, added and normalised."""
+    """The normalised sum of token, position and first token-type embedding."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
         self.embedding = nnx.Param(INIT(rngs.params(), (a.vocabulary, a.hidden), jnp.float32))
@@ -34,10 +34,10 @@ class BertEmbedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """What enters the first block."""
-        found = collectives.embedding_lookup(self.embedding[...], tokens)
-        found += (self.positions[: tokens.shape[1]] + self.types[:1])[None]
-        return self.norm(found.astype(self.dtype))
+        """Return the input of the first block."""
+        embedded = collectives.embedding_lookup(self.embedding[...], tokens)
+        embedded += (self.positions[: tokens.shape[1]] + self.types[:1])[None]
+        return self.norm(embedded.astype(self.dtype))
 
 
 class BertAttention(nnx.Module):
@@ -51,13 +51,13 @@ class BertAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], allowed: Bool[Array, "#B #L L"], queries: int
     ) -> Float[Array, "B Q D"]:
-        """Output at the first so many positions."""
+        """Return the output at the first `queries` positions."""
         q, k, v = self.query(x[:, :queries]), self.key(x), self.value(x)
         return self.out(attention.full(q, k, v, allowed[:, :queries]))
 
 
 class BertBlock(nnx.Module):
-    """One layer: attention and MLP, each added to what it read and normalised."""
+    """One layer: attention and MLP, each followed by the residual sum and LayerNorm."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
         self.attention = BertAttention(a, dtype, rngs)
@@ -68,13 +68,13 @@ class BertBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], allowed: Bool[Array, "#B #L L"], queries: int
     ) -> Float[Array, "B Q D"]:
-        """What leaves this layer, at the first so many positions."""
+        """Return the layer's output at the first `queries` positions."""
         x = self.attention_norm(x[:, :queries] + self.attention(x, allowed, queries))
         return self.mlp_norm(x + self.mlp(x))
 
 
 class MaskedLMHead(nnx.Module):
-    """What masked tokens are told by: a layer of its own, then the table of the embedding, with a bias."""
+    """The head that predicts masked tokens: a dense layer and LayerNorm before the tied embedding, and its bias."""
 
     def __init__(self, a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> None:
         self.transform = nnx.Linear(a.hidden, a.hidden, kernel_init=INIT, dtype=dtype, rngs=rngs)
@@ -82,7 +82,7 @@ class MaskedLMHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(a.vocabulary))
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """What the embedding's table is multiplied by."""
+        """Return what the embedding table is multiplied by."""
         return self.norm(jax.nn.gelu(self.transform(x), approximate=False))
 
 
@@ -90,12 +90,12 @@ class Bert(nnx.Module):
     """Embedding, stacked blocks, and one head.
 
     Args:
-        a: the architecture.
-        slots: of a template head, behind the pooler; None makes the head of a masked language model.
-        dtype: of the computation; parameters are always float32.
-        remat: what the backward pass computes again.
-        platform: what it is to run on, as JAX names that.
-        rngs: source of the initial weights.
+        a: Architecture.
+        slots: Columns of a template head behind the pooler; None makes a masked-language-model head.
+        dtype: Type of the computation; parameters are always float32.
+        remat: What the backward pass recomputes.
+        platform: JAX's name of the platform that the model runs on.
+        rngs: Source of the initial weights.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class Bert(nnx.Module):
     def residual(
         self, tokens: Int[Array, "B L"], allowed: Bool[Array, "#B #L L"]
     ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
-        """What leaves the last block, and what leaves every block.
+        """Return the output of the last block, and of every block.
 
         Args:
-            tokens: rows that begin with [CLS].
-            allowed: the positions that each position sees, or that all of a row see.
+            tokens: Rows that begin with [CLS].
+            allowed: Positions that each position attends to, or that all of a row attend to.
         """
         return self._scan(*scan.split_stack(self.blocks), tokens, allowed)
 
@@ -139,21 +139,21 @@ class Bert(nnx.Module):
         return scan.scan_blocks(graphdef, stacked, self.embed(tokens), apply, self.dtype, self.remat)
 
     def hidden(self, tokens: Int[Array, "B L"], allowed: Bool[Array, "#B #L L"]) -> Float[Array, "B L D"]:
-        """What leaves the last block."""
+        """Return the output of the last block."""
         return self.residual(tokens, allowed)[0]
 
     def __call__(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B L V"]:
-        """Logits of the token at every position, float32; rows are padded on the right."""
-        told = self.head(self.hidden(tokens, attention.padding_mask(tokens.shape[1], lengths)))
-        table = self.embed.embedding[...].astype(told.dtype)
-        own = jnp.matmul(collectives.copy_to_tensor_parallel(told), table.T, preferred_element_type=jnp.float32)
-        whole = own if table.shape[0] == self.architecture.vocabulary else collectives.all_gather_columns(own)
-        return whole + self.head.bias[None, None]
+        """Return the logits of the token at every position, float32; rows are padded on the right."""
+        hidden = self.head(self.hidden(tokens, attention.padding_mask(tokens.shape[1], lengths)))
+        table = self.embed.embedding[...].astype(hidden.dtype)
+        local = jnp.matmul(collectives.copy_to_tensor_parallel(hidden), table.T, preferred_element_type=jnp.float32)
+        logits = local if table.shape[0] == self.architecture.vocabulary else collectives.all_gather_columns(local)
+        return logits + self.head.bias[None, None]
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
-        """Logits of the templates, float32, from [CLS] through the pooler, as BertForSequenceClassification has it.
+        """Return template logits, float32, from [CLS] through the pooler, as BertForSequenceClassification does.
 
-        The last block needs keys and values of all positions but everything else of that one alone.
+        The last block computes keys and values of all positions, and everything else of [CLS] alone.
         """
         graphdef, stacked = scan.split_stack(self.blocks)
         allowed = attention.padding_mask(tokens.shape[1], lengths)
@@ -164,12 +164,15 @@ class Bert(nnx.Module):
         return logits + self.head.bias[None]
 
 
-def attention_mask(segments: Integer[Array, "B L"], apart: bool) -> Bool[Array, "#B #L L"]:
-    """What positions of packed rows see: all that is real (segment 0 is padding), or `apart` their own document."""
+def attention_mask(segments: Integer[Array, "B L"], mask_documents: bool) -> Bool[Array, "#B #L L"]:
+    """Return which positions of packed rows attend to which: to all real ones, or to their own document.
+
+    Segment 0 is padding.
+    """
     real = (segments > 0)[:, None]
-    return real & (segments[:, :, None] == segments[:, None]) if apart else real
+    return real & (segments[:, :, None] == segments[:, None]) if mask_documents else real
 
 
 def layer_norm(a: BertArchitecture, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with scale and bias; flax takes its statistics in float32 whatever `dtype` is."""
+    """Return a LayerNorm with scale and bias; flax computes its statistics in float32 whatever `dtype` is."""
     return nnx.LayerNorm(a.hidden, epsilon=a.norm_eps, dtype=dtype, rngs=rngs)

@@ -1,10 +1,10 @@
-"""Cross-entropy over a vocabulary whose logits never exist whole.
+"""Chunked cross-entropy over a large vocabulary, which never stores all logits.
 
-Nothing but the kernel and its gradient grows with the vocabulary: logits are made for some tokens at a time, and the
-kernel's gradient is added up for some of its rows at a time. So is the kernel brought to the computation's precision on
-a CPU; an accelerator holds it whole in that.
+Only the kernel and its gradient grow with the vocabulary: logits are computed for a chunk of tokens at a time, and the
+kernel's gradient is accumulated by chunks of its rows. On a CPU the kernel is converted to the computation's precision
+by chunks too; an accelerator converts it whole.
 
-Dims: B batch, L length, T tokens of a chunk, D hidden, V vocabulary, C parts that an axis is cut into.
+Dims: B batch, L length, T tokens of a chunk, D hidden, V vocabulary, C chunks of an axis.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtempl.parallel import collectives
 
-# Numbers of one array on a device, in float32: on a CPU 32 MB, for with less the products are slower; elsewhere 0.5 GB.
+# Elements of one float32 array on a device: 32 MB on a CPU, where products of less are slower; 0.5 GB elsewhere.
 CHUNK_LOGITS = {"cpu": 2**23}
 DEFAULT_CHUNK_LOGITS = 2**27
 
@@ -33,18 +33,18 @@ def summed_cross_entropy(
     platform: str,
     bias: Bias = None,
 ) -> Float[Array, ""]:
-    """Sum over positions of weight times -log softmax(hidden @ kernel + bias)[target], in float32 nats.
+    """Return the sum over positions of weight times -log softmax(hidden @ kernel + bias)[target], in float32 nats.
 
-    The gradients come out of the same pass over the chunks as the loss, so no chunk's logits are made twice
-    and none are kept. On a mesh a device may hold some of V alone; `hidden` has been `entered` then.
+    Loss and gradients come from one pass over the chunks, so that no logits are computed twice or stored. On a mesh, V
+    may be sharded over `tensor`; `hidden` has then passed `copy_to_tensor_parallel`.
 
     Args:
-        hidden: what the head reads.
-        kernel: the head's.
-        targets: the token that each position is to predict.
-        weights: of the positions.
-        platform: what it is to run on; it decides the size of a chunk.
-        bias: the head's, where it has one.
+        hidden: Input of the head.
+        kernel: Kernel of the head.
+        targets: Token to predict at each position.
+        weights: Weights of the positions.
+        platform: JAX's name of the platform, which determines the size of a chunk.
+        bias: Bias of the head, if it has one.
     """
     return (weights * token_cross_entropy(hidden, kernel, targets, platform, bias)).sum()
 
@@ -58,8 +58,8 @@ def token_cross_entropy(
 ) -> Float[Array, "B L"]:
     """Return -log softmax(hidden @ kernel + bias)[target] of each position, in float32 nats."""
 
-    def chunk(part: tuple[Array, ...]) -> Array:
-        hidden, targets = part
+    def chunk(arrays: tuple[Array, ...]) -> Array:
+        hidden, targets = arrays
         return _losses(_logits(hidden, kernel, bias, platform), targets)[0]
 
     by_chunk = jax.lax.map(chunk, _chunks(kernel.shape[1], platform, hidden, targets))
@@ -67,56 +67,56 @@ def token_cross_entropy(
 
 
 def _chunks(vocabulary: int, platform: str, *arrays: Array) -> tuple[Array, ...]:
-    """Each [B L ...] array as [C T ...], a chunk being some positions of every row."""
+    """Split each [B L ...] array into [C T ...] chunks, each of some positions of every row."""
     batch, length = arrays[0].shape[:2]
-    parts = chunk_count(length, batch * vocabulary, platform)
-    cut = (jnp.moveaxis(a.reshape(batch, parts, -1, *a.shape[2:]), 1, 0) for a in arrays)
-    return tuple(part.reshape(parts, -1, *part.shape[3:]) for part in cut)
+    chunks = chunk_count(length, batch * vocabulary, platform)
+    split = (jnp.moveaxis(a.reshape(batch, chunks, -1, *a.shape[2:]), 1, 0) for a in arrays)
+    return tuple(array.reshape(chunks, -1, *array.shape[3:]) for array in split)
 
 
 def chunk_count(length: int, size: int, platform: str) -> int:
-    """Into how many equal parts to cut an axis, each place of which holds `size` numbers."""
-    most = CHUNK_LOGITS.get(platform, DEFAULT_CHUNK_LOGITS)
-    enough = (c for c in range(1, length + 1) if length % c == 0 and length // c * size <= most)
-    return next(enough, length)
+    """Return the number of equal chunks of an axis with `size` elements at each position."""
+    limit = CHUNK_LOGITS.get(platform, DEFAULT_CHUNK_LOGITS)
+    fitting = (c for c in range(1, length + 1) if length % c == 0 and length // c * size <= limit)
+    return next(fitting, length)
 
 
-def _converted(kernel: Float[Array, "D V"], dtype: Any, platform: str) -> int:
-    """Into how many parts to cut the rows of a kernel that products convert to `dtype`.
+def _conversion_chunks(kernel: Float[Array, "D V"], dtype: Any, platform: str) -> int:
+    """Return the number of chunks of a kernel's rows that products convert to `dtype`.
 
-    Where it is more than one (6.9b and 12b, on an accelerator) each chunk converts them anew; a copy of the whole
-    would grow with the vocabulary.
+    If it is more than one (6.9b and 12b on an accelerator), each chunk of tokens converts them again; a converted copy
+    of the whole would grow with the vocabulary.
     """
     return 1 if kernel.dtype == dtype else chunk_count(kernel.shape[0], kernel.shape[1], platform)
 
 
-def _part(x: Array, index: Array, parts: int, axis: int = 0) -> Array:
-    """One of the equal parts of an axis."""
-    size = x.shape[axis] // parts
+def _slice(x: Array, index: Array, chunks: int, axis: int = 0) -> Array:
+    """Return one of the equal chunks of an axis."""
+    size = x.shape[axis] // chunks
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
 def _product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M N"]:
-    """Multiplied in the precision of `a`, summed in float32."""
+    """Multiply in the precision of `a` and sum in float32."""
     return jnp.matmul(a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
 def _logits(hidden: Float[Array, "T D"], kernel: Float[Array, "D V"], bias: Bias, platform: str) -> Float[Array, "T V"]:
-    """In float32; by rows of the kernel where these are converted for a chunk alone."""
-    parts = _converted(kernel, hidden.dtype, platform)
+    """Return float32 logits, by chunks of the kernel's rows if these are converted by chunks."""
+    chunks = _conversion_chunks(kernel, hidden.dtype, platform)
 
     def add(logits: Array, index: Array) -> tuple[Array, None]:
-        return logits + _product(_part(hidden, index, parts, 1), _part(kernel, index, parts)), None
+        return logits + _product(_slice(hidden, index, chunks, 1), _slice(kernel, index, chunks)), None
 
     zeros = jnp.zeros((len(hidden), kernel.shape[1]), jnp.float32)
     start = zeros if bias is None else zeros + bias[None]
-    return jax.lax.scan(add, start, jnp.arange(parts), unroll=parts == 1)[0]
+    return jax.lax.scan(add, start, jnp.arange(chunks), unroll=chunks == 1)[0]
 
 
 def _losses(
     logits: Float[Array, "T V"], targets: Int[Array, " T"]
 ) -> tuple[Float[Array, " T"], Float[Array, "T V"], Float[Array, " T"]]:
-    """-log softmax at the target, exp(logit - the greatest), and the sum of these over V."""
+    """Return -log softmax at the target, exp(logit - max logit), and the sum of the latter over V."""
     highest = collectives.all_reduce_max(logits.max(axis=1))
     powers = jnp.exp(logits - highest[:, None])
     total = collectives.all_reduce(powers.sum(axis=1))
@@ -127,14 +127,14 @@ def _losses(
 def _forward(
     hidden: Array, kernel: Array, targets: Array, weights: Array, platform: str, bias: Bias
 ) -> tuple[Array, Gradients]:
-    def chunk(carry: tuple[Any, ...], part: tuple[Array, ...]) -> tuple[tuple[Any, ...], Array]:
-        (loss, d_kernel, d_bias), (hidden, targets, weights) = carry, part
+    def chunk(carry: tuple[Any, ...], arrays: tuple[Array, ...]) -> tuple[tuple[Any, ...], Array]:
+        (loss, d_kernel, d_bias), (hidden, targets, weights) = carry, arrays
         losses, powers, total = _losses(_logits(hidden, kernel, bias, platform), targets)
         at = jnp.arange(kernel.shape[1])[None] == collectives.local_ids(targets, kernel.shape[1])[:, None]
         d_logits = powers * (weights / total)[:, None] - jnp.where(at, weights[:, None], 0)
         d_bias = None if d_bias is None else d_bias + d_logits.sum(axis=0)
         d_logits = d_logits.astype(hidden.dtype)
-        d_kernel = _added(d_kernel, hidden, d_logits, platform)
+        d_kernel = _accumulate(d_kernel, hidden, d_logits, platform)
         return (loss + (weights * losses).sum(), d_kernel, d_bias), _d_hidden(d_logits, kernel, hidden, platform)
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros_like(kernel), None if bias is None else jnp.zeros_like(bias))
@@ -148,33 +148,33 @@ def _forward(
 def _d_hidden(
     d_logits: Float[Array, "T V"], kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], platform: str
 ) -> Float[Array, "T D"]:
-    """By rows of the kernel where these are converted for a chunk alone."""
-    parts = _converted(kernel, hidden.dtype, platform)
+    """Return the gradient of `hidden`, by chunks of the kernel's rows if these are converted by chunks."""
+    chunks = _conversion_chunks(kernel, hidden.dtype, platform)
 
     def multiply(_: None, index: Array) -> tuple[None, Array]:
-        return None, _product(d_logits, _part(kernel, index, parts).T).astype(hidden.dtype)
+        return None, _product(d_logits, _slice(kernel, index, chunks).T).astype(hidden.dtype)
 
-    columns = jax.lax.scan(multiply, None, jnp.arange(parts), unroll=parts == 1)[1]
+    columns = jax.lax.scan(multiply, None, jnp.arange(chunks), unroll=chunks == 1)[1]
     return jnp.moveaxis(columns, 0, 1).reshape(hidden.shape)
 
 
-def _added(
+def _accumulate(
     d_kernel: Float[Array, "D V"], hidden: Float[Array, "T D"], d_logits: Float[Array, "T V"], platform: str
 ) -> Float[Array, "D V"]:
-    """With a chunk's, in place, by rows."""
-    parts = chunk_count(d_kernel.shape[0], d_kernel.shape[1], platform)
+    """Add a chunk's gradient of the kernel in place, by chunks of rows."""
+    chunks = chunk_count(d_kernel.shape[0], d_kernel.shape[1], platform)
 
     def add(d_kernel: Array, index: Array) -> tuple[Array, None]:
-        new = _part(d_kernel, index, parts) + _product(_part(hidden, index, parts, 1).T, d_logits)
+        new = _slice(d_kernel, index, chunks) + _product(_slice(hidden, index, chunks, 1).T, d_logits)
         return jax.lax.dynamic_update_slice_in_dim(d_kernel, new, index * len(new), 0), None
 
-    return jax.lax.scan(add, d_kernel, jnp.arange(parts), unroll=parts == 1)[0]
+    return jax.lax.scan(add, d_kernel, jnp.arange(chunks), unroll=chunks == 1)[0]
 
 
 def _backward(platform: str, gradients: Gradients, cotangent: Array) -> tuple[Array, Array, None, None, Bias]:
     d_hidden, d_kernel, d_bias = gradients
-    of_bias = None if d_bias is None else d_bias * cotangent
-    return d_hidden * cotangent.astype(d_hidden.dtype), d_kernel * cotangent, None, None, of_bias
+    bias_gradient = None if d_bias is None else d_bias * cotangent
+    return d_hidden * cotangent.astype(d_hidden.dtype), d_kernel * cotangent, None, None, bias_gradient
 
 
 summed_cross_entropy.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Making a model: its static half, without any array, and its parameters, as shapes or drawn."""
+"""Models by architecture: the model, its graphdef without arrays, and its parameters as shapes or random."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def make_model(
     *,
     rngs: nnx.Rngs,
 ) -> Model:
-    """The model of an architecture: with a template head of `slots` columns, or with its language model's."""
+    """Return the model of an architecture, with a template head of `slots` columns or a language-model head."""
     if isinstance(architecture, BertArchitecture):
         return Bert(architecture, slots, dtype, remat, platform, rngs=rngs)
     assert isinstance(architecture, NeoXArchitecture)
@@ -38,28 +38,30 @@ def make_graphdef(
     remat: Remat = "none",
     platform: str = "",
 ) -> nnx.GraphDef[Any]:
-    """The static half of a model, made without any array, for this process's platform unless another is named."""
-    kind = platform or jax.default_backend()
-    return nnx.split(nnx.eval_shape(lambda: make_model(architecture, slots, dtype, remat, kind, rngs=nnx.Rngs(0))))[0]
+    """Return a model's graphdef, built without arrays, for this process's platform unless another is named."""
+    platform = platform or jax.default_backend()
+    return nnx.split(nnx.eval_shape(lambda: make_model(architecture, slots, dtype, remat, platform, rngs=nnx.Rngs(0))))[
+        0
+    ]
 
 
 def abstract_params(architecture: Architecture, slots: int | None = None) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes of a model's parameters as plain nested dicts."""
+    """Return the shapes of a model's parameters as plain nested dicts."""
     return nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: make_model(architecture, slots, rngs=nnx.Rngs(0))))[1])
 
 
-def random_params(architecture: Architecture, slots: int | None, seed: int, places: PyTree | None = None) -> PyTree:
-    """Fresh parameters as plain nested dicts; the same ones wherever they lie.
+def random_params(architecture: Architecture, slots: int | None, seed: int, shardings: PyTree | None = None) -> PyTree:
+    """Return random parameters as plain nested dicts; the values do not depend on the shardings.
 
     Args:
-        architecture: of the model.
-        slots: of a template head; None makes a language model's.
-        seed: of the draw.
-        places: a sharding for each leaf of the parts wanted, where each is made; without it, all on one device.
+        architecture: Architecture of the model.
+        slots: Columns of a template head; None makes a language-model head.
+        seed: Seed of the initializers.
+        shardings: Sharding of each leaf of the parts to return; without it, all parts on one device.
     """
 
     def init(key: jax.Array) -> PyTree:
         params = nnx.to_pure_dict(nnx.split(make_model(architecture, slots, rngs=nnx.Rngs(key)))[1])
-        return params if places is None else {part: params[part] for part in places}
+        return params if shardings is None else {part: params[part] for part in shardings}
 
-    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

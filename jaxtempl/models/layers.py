@@ -1,6 +1,6 @@
-"""The linear layers of a block: into it from the residual stream and back; and a head's columns.
+"""Column-parallel and row-parallel linear layers, and a head's columns.
 
-On a mesh a device has some columns of the first and some rows of the second, so one sum over `tensor` a pair suffices.
+A device holds some columns of the first and some rows of the second, so that a pair needs one all-reduce over `tensor`.
 
 Dims: D hidden, O outputs.
 """
@@ -17,7 +17,7 @@ from jaxtempl.parallel import collectives
 
 
 class ColumnParallel(nnx.Module):
-    """[*B D] -> [*B *shape]; the bias is one vector, which any number of devices can hold parts of."""
+    """A linear layer [*B D] -> [*B *shape], sharded by outputs; its bias is a flat vector, which any mesh can shard."""
 
     def __init__(self, hidden: int, shape: tuple[int, ...], init: nnx.Initializer, dtype: Any, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(init(rngs.params(), (hidden, *shape), jnp.float32))
@@ -25,7 +25,7 @@ class ColumnParallel(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "..."]:
-        """Each position by itself."""
+        """Apply the layer to each position."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         return jnp.tensordot(collectives.copy_to_tensor_parallel(x), kernel, 1) + bias.reshape(
             *[1] * (x.ndim - 1), *kernel.shape[1:]
@@ -33,7 +33,7 @@ class ColumnParallel(nnx.Module):
 
 
 class RowParallel(nnx.Module):
-    """[*B *shape] -> [*B D]."""
+    """A linear layer [*B *shape] -> [*B D], sharded by inputs."""
 
     def __init__(self, shape: tuple[int, ...], hidden: int, init: nnx.Initializer, dtype: Any, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(init(rngs.params(), (*shape, hidden), jnp.float32))
@@ -41,14 +41,14 @@ class RowParallel(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "*B D"]:
-        """Each position by itself."""
+        """Apply the layer to each position."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         y = collectives.reduce_from_tensor_parallel(jnp.tensordot(x, kernel, kernel.ndim - 1))
         return y + bias.reshape(*[1] * (y.ndim - 1), -1)
 
 
 class MLP(nnx.Module):
-    """Two linear layers with an exact GELU between."""
+    """Two linear layers with an exact GELU between them."""
 
     def __init__(
         self,
@@ -63,20 +63,20 @@ class MLP(nnx.Module):
         self.down = RowParallel((feed_forward,), hidden, down_init, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Each position by itself."""
+        """Apply the layer to each position."""
         tokens = x.reshape(-1, x.shape[-1])  # XLA's CPU matmul is several times faster on two dims
         return self.down(jax.nn.gelu(self.up(tokens), approximate=False)).reshape(x.shape)
 
 
 def head_columns(
-    hidden: Float[Array, "*rest D"], kernel: Float[Array, "D own"], outputs: int
+    hidden: Float[Array, "*rest D"], kernel: Float[Array, "D local"], outputs: int
 ) -> Float[Array, "*rest O"]:
-    """A head of `outputs` columns, of which each device of `tensor` may hold some.
+    """Multiply by a head of `outputs` columns, which may be sharded over `tensor`.
 
-    Summed in float32: bfloat16 would round logits into ties.
+    The products are summed in float32: bfloat16 would round logits into ties.
     """
     kernel = kernel.astype(hidden.dtype)
     if kernel.shape[1] == outputs:
         return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-    own = jnp.matmul(collectives.copy_to_tensor_parallel(hidden), kernel, preferred_element_type=jnp.float32)
-    return collectives.all_gather_columns(own)
+    local = jnp.matmul(collectives.copy_to_tensor_parallel(hidden), kernel, preferred_element_type=jnp.float32)
+    return collectives.all_gather_columns(local)

@@ -23,7 +23,7 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 
 
 class NeoXAttention(nnx.Module):
-    """Self-attention with rotary positions."""
+    """Self-attention with rotary position embeddings."""
 
     def __init__(self, a: NeoXArchitecture, dtype: Any, kernel: Kernel, rngs: nnx.Rngs) -> None:
         self.query_key_value = ColumnParallel(a.hidden, (a.heads, 3, a.head_dim), small_init(a), dtype, rngs)
@@ -38,9 +38,9 @@ class NeoXAttention(nnx.Module):
         documents: Integer[Array, "B L"] | None = None,
         seen: Bool[Array, "B 1 L"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Output at every position (Q = L), each within its document if they are told, or at `at` alone (Q = 1).
+        """Return the output at every position (Q = L), or at position `at` alone (Q = 1).
 
-        It is causal, unless what all positions of a row have `seen` is told.
+        Attention is causal, and within `documents` if they are given; with `seen`, every position attends to those.
         """
         q, k, v = jnp.moveaxis(self.query_key_value(x), -2, 0)  # each [B L H K]
         q, k = attention.apply_rotary(q, angles), attention.apply_rotary(k, angles)
@@ -69,7 +69,7 @@ class NeoXBlock(nnx.Module):
         documents: Integer[Array, "B L"] | None = None,
         seen: Bool[Array, "B 1 L"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """The residual stream after this layer, at every position (Q = L) or at `at` alone (Q = 1)."""
+        """Return the residual stream after this layer, at every position (Q = L) or at `at` alone (Q = 1)."""
         attended = self.attention(self.attention_norm(x), angles, at, documents, seen)
         x = x if at is None else take_position(x, at)
         if self.parallel_residual:
@@ -82,12 +82,12 @@ class NeoX(nnx.Module):
     """Embedding, stacked blocks, final LayerNorm and one head without bias.
 
     Args:
-        a: the architecture.
-        slots: columns of a template head; None makes a language model's, of V.
-        dtype: of the computation; parameters are always float32.
-        remat: what the backward pass computes again, a key of `stack.REMAT`.
-        platform: what it is to run on, as JAX names that; it decides the attention, not the parameters.
-        rngs: source of the initial weights.
+        a: Architecture.
+        slots: Columns of a template head; None makes a language-model head of V columns.
+        dtype: Type of the computation; parameters are always float32.
+        remat: What the backward pass recomputes, a key of `scan.REMAT`.
+        platform: JAX's name of the platform that the model runs on; it selects the attention kernel.
+        rngs: Source of the initial weights.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class NeoX(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         outputs = a.vocabulary if slots is None else slots
-        # In float32, for its gradient adds up what every place of a token says.
+        # float32, because the gradient sums over all occurrences of a token.
         self.embed = nnx.Embed(a.vocabulary, a.hidden, embedding_init=small_init(a), dtype=jnp.float32, rngs=rngs)
         kernel = flash_attention.choose_kernel(platform, a.head_dim, dtype)
         blocks = nnx.vmap(lambda key: NeoXBlock(a, dtype, kernel, nnx.Rngs(key)))
@@ -115,7 +115,7 @@ class NeoX(nnx.Module):
     def residual(
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
-        """The residual stream after the last block, and after every block."""
+        """Return the residual stream after the last block, and after every block."""
         return self._scan(*scan.split_stack(self.blocks), tokens, documents)
 
     def _scan(
@@ -140,29 +140,29 @@ class NeoX(nnx.Module):
     def hidden(
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """What the head reads: the last residual stream, normalised; no position sees another of `documents`."""
+        """Return the head's input: the final residual stream, normalised; `documents` do not attend to each other."""
         return self.norm(self.residual(tokens, documents)[0])
 
     def __call__(
         self, tokens: Int[Array, "B L"], documents: Integer[Array, "B L"] | None = None
     ) -> Float[Array, "B L O"]:
-        """Logits at every position, float32."""
+        """Return the logits at every position, float32."""
         return self._logits(self.hidden(tokens, documents))
 
     def _logits(self, hidden: Float[Array, "*rest D"]) -> Float[Array, "*rest O"]:
         return layers.head_columns(hidden, self.head.kernel[...], self.outputs)
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B O"]:
-        """Logits at each row's right-most real token (paper section 4.3), float32; or as `pooling` says.
+        """Return the logits at each row's right-most real token (paper section 4.3) or as `pooling` says, float32.
 
-        Rows are padded on the right; causality keeps padding out of every real position. The last block needs
-        keys and values of all positions but everything else of that one alone, which is exact and spares most of it.
+        Rows are padded on the right; causality keeps padding out of every real position. The last block computes keys
+        and values of all positions, and everything else of that one alone: exact, and a fraction of the work.
         """
-        within = attention.padding_mask(tokens.shape[1], lengths)
-        seen = within if self.architecture.attention == "full" else None
+        real = attention.padding_mask(tokens.shape[1], lengths)
+        seen = real if self.architecture.attention == "full" else None
         graphdef, stacked = scan.split_stack(self.blocks)
         if self.architecture.pooling == "mean":
-            return self._logits(_mean(self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0]), within[:, 0]))
+            return self._logits(_mean(self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0]), real[:, 0]))
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, seen=seen)
         last = scan.merge_block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         at = jnp.maximum(lengths - 1, 0) if self.architecture.pooling == "last" else jnp.zeros_like(lengths)
@@ -170,31 +170,31 @@ class NeoX(nnx.Module):
 
 
 def _mean(x: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """The mean of a row's real positions, taken in float32."""
+    """Return the mean over a row's real positions, computed in float32."""
     total = jnp.sum(x.astype(jnp.float32) * real[..., None], axis=1)
     return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x.dtype)
 
 
 def take_position(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:
-    """Position `at` of each row."""
+    """Return position `at` of each row."""
     return jnp.take_along_axis(x, at.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 def layer_norm(a: NeoXArchitecture, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with scale and bias; flax takes its statistics in float32 whatever `dtype` is."""
+    """Return a LayerNorm with scale and bias; flax computes its statistics in float32 whatever `dtype` is."""
     return nnx.LayerNorm(a.hidden, epsilon=a.norm_eps, dtype=dtype, rngs=rngs)
 
 
 def small_init(a: NeoXArchitecture) -> nnx.Initializer:
-    """GPT-NeoX's `small_init`, as Pythia's configurations name it: normal with variance 2 / (5 D)."""
+    """Return GPT-NeoX's `small_init`, which Pythia's configurations name: normal with variance 2 / (5 D)."""
     return nnx.initializers.normal((2 / (5 * a.hidden)) ** 0.5)
 
 
 def output_init(a: NeoXArchitecture) -> nnx.Initializer:
-    """GPT-NeoX's `wang_init` for layers that write to the residual stream: normal of deviation 2 / (N sqrt D)."""
+    """Return GPT-NeoX's `wang_init`, for layers that write to the residual stream: deviation 2 / (N sqrt D)."""
     return nnx.initializers.normal(2 / (a.layers * a.hidden**0.5))
 
 
 def parameter_count(params: Mapping[str, Any]) -> int:
-    """Number of scalars in a tree of arrays or of their shapes."""
+    """Return the number of scalars in a tree of arrays or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,4 +1,4 @@
-"""A stack of equal blocks, run by `jax.lax.scan`, so that compile time does not grow with their number.
+"""A stack of equal blocks, run by `jax.lax.scan`, so that compile time does not grow with depth.
 
 Dims: B batch, L length, D hidden, N layers.
 """
@@ -13,16 +13,16 @@ from jaxtyping import Array, Float, PyTree
 from jaxtempl.parallel import collectives
 
 Remat = Literal["none", "dots", "full"]
-REMAT: dict[Remat, Any] = {  # what of a layer is kept for the backward pass; gathered weights never are
+REMAT: dict[Remat, Any] = {  # what a layer saves for the backward pass; never gathered weights
     "none": collectives.save_anything_except_gathered,
-    # Attention's products have batch dims, and flash attention shows none: both are computed again.
+    # Attention's products have batch dims, and flash attention shows none, so both are recomputed.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 def split_stack(blocks: nnx.Module) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
-    """The blocks as one block's static half and all their weights [N ...]."""
+    """Split the blocks into one block's graphdef and all their weights [N ...]."""
     graphdef, state = nnx.split(blocks)
     return graphdef, nnx.to_pure_dict(state)
 
@@ -35,17 +35,17 @@ def scan_blocks(
     dtype: Any,
     remat: Remat,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
-    """What leaves the last block, and what leaves every block.
+    """Return the output of the last block, and of every block.
 
-    The second is what parity tests and converters look at; a caller that drops it pays nothing for it under jit.
+    Parity tests and converters read the second; under jit, an unused one costs nothing.
 
     Args:
-        graphdef: one block's static half.
-        stacked: the weights of the blocks to run.
-        x: what enters the first.
-        apply: runs a block.
-        dtype: of the computation.
-        remat: what the backward pass computes again, a key of `REMAT`.
+        graphdef: Graphdef of one block.
+        stacked: Weights of the blocks to run.
+        x: Input of the first block.
+        apply: Function that runs one block.
+        dtype: Type of the computation.
+        remat: What the backward pass recomputes, a key of `REMAT`.
     """
 
     def layer(x: Array, weights: PyTree) -> tuple[Array, Array]:
@@ -58,5 +58,5 @@ def scan_blocks(
 
 
 def merge_block(graphdef: nnx.GraphDef[Any], weights: PyTree, dtype: Any) -> Any:
-    """One block, its weights brought together from the devices that hold their parts."""
+    """Return one block with its weights gathered from all devices."""
     return nnx.merge(graphdef, collectives.gather_params(weights, "blocks/", dtype))

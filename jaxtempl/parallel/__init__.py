@@ -1,1 +1,1 @@
-"""Meshes, sharding rules, collectives, and the processes that train together."""
+"""Meshes, sharding rules, collectives, and groups of training processes."""

@@ -1,4 +1,4 @@
-"""A vote of all processes of a training, once a step."""
+"""A logical OR of flags over all training processes, once a step."""
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,24 @@ from jaxtempl.parallel import rules
 
 
 class AnyReduce:
-    """Whether any process wishes something; with several processes told one call late, so that none waits."""
+    """Reduces boolean flags over all processes; with several processes the result lags one call, so none waits."""
 
     def __init__(self, mesh: Mesh) -> None:
-        self._place = NamedSharding(mesh, P(rules.AXES))
+        self._sharding = NamedSharding(mesh, P(rules.AXES))
         self._devices = mesh.size
-        self._any = jax.jit(lambda wishes: jnp.any(wishes, axis=0), out_shardings=rules.replicated(mesh))
-        self._last: jax.Array | None = None
+        self._any = jax.jit(lambda flags: jnp.any(flags, axis=0), out_shardings=rules.replicated(mesh))
+        self._pending: jax.Array | None = None
 
-    def __call__(self, *wishes: bool) -> tuple[bool, ...]:
-        """All processes call it equally often, with as many wishes."""
+    def __call__(self, *flags: bool) -> tuple[bool, ...]:
+        """Return the previous call's flags, reduced. All processes call it equally often with as many flags."""
         if jax.process_count() == 1:
-            return wishes
-        shape = (self._devices, len(wishes))
+            return flags
+        shape = (self._devices, len(flags))
         with jax.transfer_guard("allow"):
-            votes = jax.make_array_from_callback(shape, self._place, lambda _: np.array([wishes]))
-        last, self._last = self._last, self._any(votes)
-        return (False,) * len(wishes) if last is None else tuple(map(bool, jax.device_get(last)))
+            local = jax.make_array_from_callback(shape, self._sharding, lambda _: np.array([flags]))
+        reduced, self._pending = self._pending, self._any(local)
+        return (False,) * len(flags) if reduced is None else tuple(map(bool, jax.device_get(reduced)))
 
-    def forget(self) -> None:
-        """Leaves out the wishes of the last call, which have been granted."""
-        self._last = None
+    def reset(self) -> None:
+        """Discard the flags of the last call, which have been acted on."""
+        self._pending = None

@@ -1,9 +1,10 @@
-"""Every collective of a training step, written out.
+"""The collectives of a training step.
 
-The mesh is `data x fsdp x tensor`. Rows of a batch are sharded over the first two, weights over `fsdp`, and heads,
-feed-forward and vocabulary over `tensor`. Inside `on_mesh` each device computes with its own shards. Weights travel by
-all-gather over `fsdp` and their gradients by reduce-scatter; over `tensor`, activations are reduced after a
-row-parallel layer, gradients before a column-parallel one. Outside `on_mesh`, and on one device, they do nothing.
+The mesh is `data x fsdp x tensor`. The rows of a batch are sharded over `data` and `fsdp`, weights over `fsdp`, and
+heads, feed-forward and vocabulary over `tensor`. Inside `shard_over_mesh`, each device computes with its own shards:
+weights are all-gathered over `fsdp` and their gradients reduce-scattered. Over `tensor`, activations are all-reduced
+after a row-parallel layer and gradients before a column-parallel one (Megatron-LM, Shoeybi et al., 2019). Outside
+`shard_over_mesh`, and on one device, these functions are identities.
 """
 
 import functools
@@ -25,95 +26,95 @@ def shard_over_mesh(
     """Return `function(params, microbatch, scalar)` as each device runs it on its rows and its shard of every leaf.
 
     Args:
-        function: returns what `outputs` names.
-        mesh: devices that hold the parameters.
-        params: parameters, or their shapes.
+        function: Returns what `outputs` names.
+        mesh: Mesh of the parameters.
+        params: Parameters, or their shapes.
         outputs: "sums" are scalars that `reduce_gradients` has summed, "gradient" a pair of gradients and such sums,
             and "rows" an array with a row for each row of the microbatch.
     """
     if mesh.size == 1:
         return function
-    parts = partition_specs(mesh, params)
-    out_specs = {"gradient": (parts, P()), "sums": P(), "rows": P(BATCH_AXES)}
-    specs: Any = {"in_specs": (parts, P(BATCH_AXES), P()), "out_specs": out_specs[outputs]}
-    return jax.shard_map(function, mesh=mesh, check_vma=False, **specs)
+    specs = partition_specs(mesh, params)
+    out_specs: dict[str, Any] = {"gradient": (specs, P()), "sums": P(), "rows": P(BATCH_AXES)}
+    in_specs = (specs, P(BATCH_AXES), P())
+    return jax.shard_map(function, mesh=mesh, check_vma=False, in_specs=in_specs, out_specs=out_specs[outputs])
 
 
 def axis_size(axis: str) -> int:
-    """Devices along an axis of the mesh inside `on_mesh`; 0 elsewhere."""
+    """Return the number of devices along a mesh axis inside `shard_over_mesh`, and 0 elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[axis] if axis in mesh.manual_axes else 0
 
 
 def gather_params(params: PyTree, prefix: str = "", dtype: Any = None) -> PyTree:
-    """Weights brought together over `fsdp`, and vectors over `tensor` too.
+    """All-gather weights over `fsdp`, and vectors over `tensor` too.
 
     Args:
-        params: a tree of this device's parts of leaves, or with `prefix` of one layer's part of stacked ones.
-        prefix: of the tree's paths, ending in "/".
-        dtype: to convert matrices to before, so that half the bytes travel; None leaves them.
+        params: Tree of this device's shards; with `prefix`, of one layer of the stacked blocks.
+        prefix: Prefix of the tree's paths, ending in "/".
+        dtype: Type that matrices are converted to first, which halves the traffic; None keeps theirs.
     """
     if not axis_size("fsdp"):
         return params
 
-    def bring(keys: tuple[Any, ...], part: Array) -> Array:
+    def gather(keys: tuple[Any, ...], shard: Array) -> Array:
         axes = LEAF_AXES[prefix + leaf_path(keys)][1 if prefix else 0 :]
-        along = next((i for i, axis in enumerate(axes) if "fsdp" in AXIS_RULES[axis]), None)
-        if along is None:
-            return _shared(part)
-        kind = part.dtype if dtype is None or part.ndim == 1 else dtype
-        return _together(part, along, kind, "vector" in axes)
+        axis = next((i for i, name in enumerate(axes) if "fsdp" in AXIS_RULES[name]), None)
+        if axis is None:
+            return _replicated(shard)
+        gathered_dtype = shard.dtype if dtype is None or shard.ndim == 1 else dtype
+        return _gather(shard, axis, gathered_dtype, "vector" in axes)
 
-    return jax.tree_util.tree_map_with_path(bring, params)
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _together(part: Array, along: int, dtype: Any, vector: bool) -> Array:
-    """All parts, in `dtype`; the gradients of all rows are added up in float32, and each device keeps its part."""
-    whole = jax.lax.all_gather(part.astype(dtype), "fsdp", axis=along, tiled=True)
-    return jax.lax.all_gather(whole, "tensor", axis=along, tiled=True) if vector else whole
+def _gather(shard: Array, axis: int, dtype: Any, vector: bool) -> Array:
+    """All-gather a leaf in `dtype`; the backward pass reduce-scatters its gradient in float32."""
+    whole = jax.lax.all_gather(shard.astype(dtype), "fsdp", axis=axis, tiled=True)
+    return jax.lax.all_gather(whole, "tensor", axis=axis, tiled=True) if vector else whole
 
 
-def _together_forward(part: Array, along: int, dtype: Any, vector: bool) -> tuple[Array, None]:
-    return _together(part, along, dtype, vector), None
+def _gather_forward(shard: Array, axis: int, dtype: Any, vector: bool) -> tuple[Array, None]:
+    return _gather(shard, axis, dtype, vector), None
 
 
-def _together_backward(along: int, dtype: Any, vector: bool, _: None, gradient: Array) -> tuple[Array]:
+def _gather_backward(axis: int, dtype: Any, vector: bool, _: None, gradient: Array) -> tuple[Array]:
     gradient = gradient.astype(jnp.float32)
-    gradient = _own(gradient, along) if vector else gradient  # it is the same on all devices of `tensor`
-    return (jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=along, tiled=True),)
+    gradient = _tensor_shard(gradient, axis) if vector else gradient  # equal on all devices of `tensor`
+    return (jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=axis, tiled=True),)
 
 
-_together.defvjp(_together_forward, _together_backward)
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 @jax.custom_vjp
-def _shared(part: Array) -> Array:
-    """What every device holds whole; the gradients of all rows are added up."""
-    return part
+def _replicated(leaf: Array) -> Array:
+    """Identity forward on a replicated leaf; all-reduce over `fsdp` backward."""
+    return leaf
 
 
-_shared.defvjp(lambda part: (part, None), lambda _, gradient: (jax.lax.psum(gradient, "fsdp"),))
+_replicated.defvjp(lambda leaf: (leaf, None), lambda _, gradient: (jax.lax.psum(gradient, "fsdp"),))
 
 
 def save_anything_except_gathered(_: Any, *__: Any, **parameters: Any) -> bool:
-    """A policy of rematerialisation: weights lie sharded anyway, and are brought together again in the backward pass.
+    """Rematerialisation policy: save everything except gathered weights, which the backward pass gathers again.
 
-    JAX's own `save_anything_except_these_names` keeps what is named too, for it keeps everything.
+    JAX's `save_anything_except_these_names` would still save the unnamed copies of a named value.
     """
-    call = parameters.get("call_jaxpr")  # `_together` is one call to it
+    call = parameters.get("call_jaxpr")  # `_gather` is one call to it
     return call is None or not any(equation.primitive is jax.lax.all_gather_p for equation in call.eqns)
 
 
-def _own(x: Array, along: int) -> Array:
-    """This device's part of what all devices of `tensor` hold whole."""
-    length = x.shape[along] // axis_size("tensor")
-    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * length, length, along)
+def _tensor_shard(x: Array, axis: int) -> Array:
+    """Return this device's shard over `tensor` of a replicated array."""
+    length = x.shape[axis] // axis_size("tensor")
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("tensor") * length, length, axis)
 
 
 @jax.custom_vjp
 def copy_to_tensor_parallel(x: Array) -> Array:
-    """What every device of `tensor` is to multiply by its own columns; their gradients are added up."""
+    """Identity forward; all-reduce over `tensor` backward. Goes before a column-parallel product."""
     return x
 
 
@@ -122,7 +123,7 @@ copy_to_tensor_parallel.defvjp(lambda x: (x, None), lambda _, gradient: (all_red
 
 @jax.custom_vjp
 def reduce_from_tensor_parallel(x: Array) -> Array:
-    """The sum of what the devices of `tensor` found with their own rows; each takes its gradient as it is."""
+    """All-reduce over `tensor` forward; identity backward. Goes after a row-parallel product."""
     return all_reduce(x)
 
 
@@ -130,69 +131,72 @@ reduce_from_tensor_parallel.defvjp(lambda x: (all_reduce(x), None), lambda _, gr
 
 
 def all_reduce(x: Array) -> Array:
-    """The sum over the devices of `tensor`."""
+    """Return the sum over the devices of `tensor`."""
     return jax.lax.psum(x, "tensor") if axis_size("tensor") > 1 else x
 
 
 @jax.custom_vjp
 def all_gather_columns(x: Array) -> Array:
-    """The columns of all devices of `tensor`, side by side."""
+    """Concatenate the columns of all devices of `tensor`."""
     return jax.lax.all_gather(x, "tensor", axis=x.ndim - 1, tiled=True)
 
 
 all_gather_columns.defvjp(
-    lambda x: (all_gather_columns(x), None), lambda _, gradient: (_own(gradient, gradient.ndim - 1),)
+    lambda x: (all_gather_columns(x), None), lambda _, gradient: (_tensor_shard(gradient, gradient.ndim - 1),)
 )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def local_columns(vector: Shaped[Array, " O"], count: int) -> Shaped[Array, " own"]:
-    """Of a vector that every device holds whole, the part of this device's `count` columns."""
-    return vector if len(vector) == count else _own(vector, 0)
+def local_columns(vector: Shaped[Array, " O"], count: int) -> Shaped[Array, " local"]:
+    """Return this device's `count` entries of a replicated vector; the backward pass all-gathers the gradient."""
+    return vector if len(vector) == count else _tensor_shard(vector, 0)
 
 
-def _own_columns_backward(count: int, length: int, gradient: Array) -> tuple[Array]:
+def _local_columns_backward(count: int, length: int, gradient: Array) -> tuple[Array]:
     whole = gradient if length == count else jax.lax.all_gather(gradient, "tensor", axis=0, tiled=True)
     return (whole,)
 
 
-local_columns.defvjp(lambda vector, count: (local_columns(vector, count), len(vector)), _own_columns_backward)
+local_columns.defvjp(lambda vector, count: (local_columns(vector, count), len(vector)), _local_columns_backward)
 
 
 def embedding_lookup(table: Shaped[Array, "V D"], ids: Shaped[Array, "..."]) -> Shaped[Array, "... D"]:
-    """Rows of a table of which each device of `tensor` holds some."""
-    return reduce_from_tensor_parallel(_where_own(table.shape[0], ids, lambda own: table[own]))
+    """Look ids up in a table whose rows are sharded over `tensor`."""
+    return reduce_from_tensor_parallel(_take_local(table.shape[0], ids, lambda local: table[local]))
 
 
 def take_columns(columns: Shaped[Array, "T V"], ids: Shaped[Array, " T"]) -> Shaped[Array, " T"]:
-    """One column of each row, where each device of `tensor` holds some columns."""
-    own = lambda at: jnp.take_along_axis(columns, at[:, None], axis=1)[:, 0]  # noqa: E731
-    return reduce_from_tensor_parallel(_where_own(columns.shape[1], ids, own))
+    """Return one column of each row of an array whose columns are sharded over `tensor`."""
+    take = lambda local: jnp.take_along_axis(columns, local[:, None], axis=1)[:, 0]  # noqa: E731
+    return reduce_from_tensor_parallel(_take_local(columns.shape[1], ids, take))
 
 
-def _where_own(count: int, ids: Array, take: Callable[[Array], Array]) -> Array:
-    """What `take` finds for the ids of this device's range, and zero for others."""
+def _take_local(count: int, ids: Array, take: Callable[[Array], Array]) -> Array:
+    """Return `take` of the ids in this device's range, and zero for the others."""
     if axis_size("tensor") <= 1:
         return take(ids)
-    own = local_ids(ids, count)
-    found = take(jnp.clip(own, 0, count - 1))
-    mine = (own >= 0) & (own < count)
-    return jnp.where(mine.reshape(*mine.shape, *[1] * (found.ndim - mine.ndim)), found, 0)
+    local = local_ids(ids, count)
+    values = take(jnp.clip(local, 0, count - 1))
+    is_local = (local >= 0) & (local < count)
+    return jnp.where(is_local.reshape(*is_local.shape, *[1] * (values.ndim - is_local.ndim)), values, 0)
 
 
 def local_ids(ids: Shaped[Array, "..."], count: int) -> Shaped[Array, "..."]:
-    """Ids counted from the first of this device's range of `count`; those of other devices fall outside of it."""
+    """Return ids relative to this device's range of `count`; those of other devices fall outside 0..count-1."""
     return ids if axis_size("tensor") <= 1 else ids - jax.lax.axis_index("tensor") * count
 
 
 def all_reduce_max(x: Array) -> Array:
-    """The maximum over the devices of `tensor`; no gradient passes."""
+    """Return the maximum over the devices of `tensor`; no gradient flows through it."""
     x = jax.lax.stop_gradient(x)
     return jax.lax.pmax(x, "tensor") if axis_size("tensor") > 1 else x
 
 
 def reduce_gradients(gradients: PyTree, sums: PyTree) -> tuple[PyTree, PyTree]:
-    """What the rows of all devices come to; gradients were summed over `fsdp` where their weights were gathered."""
+    """All-reduce gradients over `data` and sums over the batch axes.
+
+    `gather_params` has reduced the gradients over `fsdp` already.
+    """
     if not axis_size("fsdp"):
         return gradients, sums
     gradients = jax.lax.psum(gradients, "data") if axis_size("data") > 1 else gradients

@@ -1,4 +1,4 @@
-"""The mesh of devices: its shape, and the choice of one that fits the model and the batch."""
+"""The device mesh: its shape, and the choice of one that fits the model and the batch."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from jaxtempl.parallel.rules import AXES, LEAF_AXES, axes_size, leaf_axes, leaf_
 
 
 class MeshShape(NamedTuple):
-    """Devices along each axis of the mesh."""
+    """Number of devices along each axis of the mesh."""
 
     data: int
     fsdp: int
@@ -22,47 +22,47 @@ class MeshShape(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """In all."""
+        """Total number of devices."""
         return math.prod(self)
 
     @property
     def row_shards(self) -> int:
-        """Parts that the rows of a batch are cut into."""
+        """Number of shards of a batch's rows."""
         return self.data * self.fsdp
 
     def __str__(self) -> str:
-        """As it is told to people."""
+        """Format the shape as `data 1 x fsdp 8 x tensor 1`."""
         return " x ".join(f"{axis} {size}" for axis, size in zip(AXES, self, strict=True))
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over the first of `devices`: those of all processes unless others are named."""
+    """Return a mesh over the first of `devices`, by default those of all processes."""
     devices = (jax.devices() if devices is None else devices)[: shape.devices]
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def choose_mesh(asked: MeshShape, params: PyTree, batch: int, devices: int) -> MeshShape:
-    """The mesh that was asked for, or where an axis is 0, the one that uses most devices, cut over `fsdp` first.
+def choose_mesh(requested: MeshShape, params: PyTree, batch: int, devices: int) -> MeshShape:
+    """Return the requested mesh; where an axis is 0, the one that uses most devices, on `fsdp` first.
 
     Args:
-        asked: sizes; 0 leaves the choice.
-        params: the model's shapes.
-        batch: rows computed at a time, which must be a multiple of data x fsdp; 0 where rows are filled up.
-        devices: how many there are.
+        requested: Sizes of the axes; 0 leaves the choice.
+        params: Shapes of the model's parameters.
+        batch: Rows of a microbatch, which must be a multiple of data x fsdp; 0 if rows are padded to one.
+        devices: Number of available devices.
 
     Raises:
-        UserError: no such mesh; with the reason and the nearest that fits.
+        UserError: No such mesh fits; the message states the reason and the nearest that fits.
     """
-    possible = [shape for shape in _all_shapes(devices) if not _misfits(shape, params, batch)]
-    wanted = [s for s in possible if all(a in (0, size) for a, size in zip(asked, s, strict=True))]
-    if wanted:
-        return max(wanted, key=lambda shape: (shape.devices, -shape.tensor, shape.fsdp))
-    least = MeshShape(*(size or 1 for size in asked))
-    reasons = [f"needs {least.devices} devices of {devices}"] if least.devices > devices else []
-    nearest = min(possible, key=lambda shape: _distance(shape, least))
+    fitting = [shape for shape in _all_shapes(devices) if not _misfits(shape, params, batch)]
+    matching = [s for s in fitting if all(a in (0, size) for a, size in zip(requested, s, strict=True))]
+    if matching:
+        return max(matching, key=lambda shape: (shape.devices, -shape.tensor, shape.fsdp))
+    smallest = MeshShape(*(size or 1 for size in requested))
+    reasons = [f"needs {smallest.devices} devices of {devices}"] if smallest.devices > devices else []
+    nearest = min(fitting, key=lambda shape: _distance(shape, smallest))
     flags = " ".join(f"--mesh.{axis}={size}" for axis, size in zip(AXES, nearest, strict=True))
     raise UserError(
-        f"mesh {least} {'; '.join(reasons + _misfits(least, params, batch))}; the nearest that fits: {flags}"
+        f"mesh {smallest} {'; '.join(reasons + _misfits(smallest, params, batch))}; the nearest that fits: {flags}"
     )
 
 
@@ -72,16 +72,16 @@ def _all_shapes(devices: int) -> Iterator[MeshShape]:
 
 
 def _misfits(shape: MeshShape, params: PyTree, batch: int) -> list[str]:
-    """Why a model and a batch cannot be cut so; one reason an axis."""
-    found = {f"does not divide the {batch} rows of a microbatch": None} if batch % shape.row_shards else {}
+    """Return why a model and a batch cannot be sharded over a mesh, each reason once."""
+    reasons = {f"does not divide the {batch} rows of a microbatch": None} if batch % shape.row_shards else {}
     sizes = shape._asdict()
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         path = leaf_path(keys)
         for axis, size, over in zip(LEAF_AXES[path], leaf.shape, leaf_axes(path, leaf.shape, sizes), strict=True):
             if size % axes_size(over, sizes):
-                found[f"does not divide {axis}={size} by {axes_size(over, sizes)}"] = None
-    return list(found)
+                reasons[f"does not divide {axis}={size} by {axes_size(over, sizes)}"] = None
+    return list(reasons)
 
 
-def _distance(shape: MeshShape, wanted: MeshShape) -> float:
-    return sum(abs(math.log(size / want)) for size, want in zip(shape, wanted, strict=True))
+def _distance(shape: MeshShape, target: MeshShape) -> float:
+    return sum(abs(math.log(size / other)) for size, other in zip(shape, target, strict=True))

@@ -1,14 +1,15 @@
-"""The processes of one training on several hosts: how they find each other, speak with one voice, and end together.
+"""The process group of a multi-host training: initialization, agreement, and a common end.
 
-`joined` is entered once, by `main`, before anything touches a device. Under SLURM, Open MPI, GKE and on TPU pods JAX
-finds the others by itself; elsewhere `--coordinator --num_processes --process_id` name them. The first process is the
-main one: it alone prints, tracks and writes what is not its part of a checkpoint.
+`join` is entered once, before anything touches a device. Under SLURM, Open MPI, GKE and on TPU pods JAX discovers the
+other processes; elsewhere `--coordinator --num_processes --process_id` name them. The first process is the main one: it
+alone prints, logs, and writes what belongs to no single process.
 """
 
 import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -24,82 +25,91 @@ from jaxtyping import Integer
 
 from jaxtempl.config.training import TrainConfig
 from jaxtempl.errors import Interrupted, InterruptedEarly, UsageError, UserError, first_line
-from jaxtempl.parallel.watchdog import SILENT_SECONDS, Watchdog, exit_process, on_abort
+from jaxtempl.parallel.watchdog import Watchdog, exit_process, on_abort
 
-START_SECONDS = 300  # for all processes to come
-BARRIER_SECONDS = 1800  # for the slowest process to write its part of a checkpoint
-# What launchers say to each process of several; a job of one is trained as anywhere else.
+START_SECONDS = 300  # until all processes have joined
+BARRIER_SECONDS = 1800  # until the slowest process has written its part of a checkpoint
+SHUTDOWN_SECONDS = 20
+# Environment variables in which launchers state the number of processes; a job of one trains without a group.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 TPU_CHIPS = ("/dev/accel0", "/dev/vfio/0")  # on a host of a TPU pod, whose metadata server knows the other hosts
 
 
 @contextlib.contextmanager
 def join(config: TrainConfig) -> Generator[None]:
-    """Joins this process to the others of its training, if there are any, until the block ends.
+    """Join the training's process group, if it has one, until the block ends.
 
     Raises:
-        UsageError: only some of the three flags are given.
-        UserError: the others did not come, one of them has gone, or they were not given the same flags.
+        UsageError: Only some of the three flags are given.
+        UserError: The other processes did not join, or they were started with different flags.
     """
-    if not _joins(config):
+    if not _has_group(config):
         yield
         return
     _initialize(config)
-    watch = Watchdog()
-    try:
+    watchdog = Watchdog(config.heartbeat_seconds)
+    with _leave_together(watchdog, config.heartbeat_seconds):
         if not is_main():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        check_agreement("settings", _flags(config))
+        check_agreement("settings", _shared_flags(config))
+        yield
+
+
+@contextlib.contextmanager
+def _leave_together(watchdog: Watchdog, heartbeat: float) -> Generator[None]:
+    """Shut down with the other processes at the end of the block; report a failure of this process to them."""
+    try:
         yield
     except InterruptedEarly as stop:
-        watch.tell(str(stop))
+        watchdog.report_failure(str(stop))
         raise
-    except Interrupted:
-        _part(watch)
+    except Interrupted:  # all processes stop at the same step
+        _shut_down(watchdog)
         raise
     except BaseException as error:
-        if _lost(error):
-            time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one has gone
-        watch.tell(first_line(error))
+        if _is_connection_error(error):
+            time.sleep(2 * heartbeat)  # the watchdog ends this process once it knows which one is lost
+        watchdog.report_failure(first_line(error))
         raise
-    _part(watch)
+    _shut_down(watchdog)
 
 
-def _part(watch: Watchdog) -> None:
-    """Leaves together with the other processes: training is done, or stopped on all of them."""
+def _shut_down(watchdog: Watchdog) -> None:
     barrier("the end")
-    watch.end()
+    watchdog.shut_down()
 
 
-def _flags(config: TrainConfig) -> dict[str, Any]:
-    """What all processes must be told alike; which one each is, is its own."""
+def _shared_flags(config: TrainConfig) -> dict[str, Any]:
+    """Return the flags that must be equal in all processes: all except `process_id`."""
     return dataclasses.asdict(dataclasses.replace(config, process_id=0))
 
 
-def _lost(error: BaseException) -> bool:
-    """Whether a computation failed for want of another process."""
+def _is_connection_error(error: BaseException) -> bool:
+    """Return whether a computation failed because another process was lost."""
     words = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "Connection", "connection", "NCCL")
     return isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and any(word in str(error) for word in words)
 
 
-def _joins(config: TrainConfig) -> bool:
+def _has_group(config: TrainConfig) -> bool:
+    """Return whether flags or a launcher name a group. Raises UsageError if only some of the flags are given."""
     given = {
         "coordinator": config.coordinator != "",
         "num_processes": config.num_processes > 0,
         "process_id": config.process_id >= 0,
     }
-    missing = [name for name, there in given.items() if not there]
+    missing = [name for name, is_given in given.items() if not is_given]
     if missing and len(missing) < len(given):
         raise UsageError(f"--{missing[0]} is missing; pass --coordinator, --num_processes and --process_id, or none")
     if not missing and config.process_id >= config.num_processes:
         raise UsageError(
-            f"--process_id={config.process_id} of --num_processes={config.num_processes}; they count from 0"
+            f"--process_id={config.process_id} of --num_processes={config.num_processes} is out of range; "
+            "ids count from 0"
         )
-    return not missing or _launched()
+    return not missing or _is_launched()
 
 
-def _launched() -> bool:
-    """Whether a launcher started several processes; on a TPU host JAX alone can tell, and is asked."""
+def _is_launched() -> bool:
+    """Return whether a launcher started several processes; on a TPU host, only JAX can find out."""
     if any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS):
         return True
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
@@ -109,72 +119,80 @@ def _launched() -> bool:
 
 
 def _initialize(config: TrainConfig) -> None:
-    given = (config.coordinator, config.num_processes, config.process_id) if config.coordinator else (None, None, None)
-    alone = f"the other processes did not come within {START_SECONDS} s; check --coordinator, and start all of them"
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
-    on_abort(lambda: exit_process(alone))  # JAX aborts where the main process does not come
+    """Initialize `jax.distributed`. Raises UserError if the other processes do not join."""
+    address = (
+        (config.coordinator, config.num_processes, config.process_id) if config.coordinator else (None, None, None)
+    )
+    absent = f"the other processes did not join within {START_SECONDS} s; check --coordinator, and start all of them"
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM instead of us
+    on_abort(lambda: exit_process(absent))  # JAX aborts if the main process does not join
     try:
         jax.distributed.initialize(
-            *given,
+            *address,
             local_device_ids=_local_devices(),
             initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=3 * SILENT_SECONDS,  # ours is sooner, and says who
-            shutdown_timeout_seconds=SILENT_SECONDS,
+            heartbeat_timeout_seconds=math.ceil(3 * config.heartbeat_seconds),  # our watchdog is first, and names it
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except jax.errors.JaxRuntimeError:
-        raise UserError(alone) from None
+        raise UserError(absent) from None
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of this training are not known: {first_line(error)}") from None
+        raise UserError(
+            f"the processes of this training cannot be discovered ({first_line(error)}); pass --coordinator, "
+            "--num_processes and --process_id"
+        ) from None
 
 
 def _local_devices() -> list[int] | None:
-    """All that this process sees, unless it shares its host: then JAX gives each the one of its place."""
+    """Return [] for all visible devices; None if processes share the host, so that JAX gives each its own device."""
     if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         return None
     slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")  # as in 8(x2),4
     tasks = {count.partition("(")[0] for count in slurm} | {os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")}
-    one_seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").isdigit()
-    return [] if tasks == {"1"} or one_seen else None
+    has_one_visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").isdigit()
+    return [] if tasks == {"1"} or has_one_visible else None
 
 
 def is_main() -> bool:
-    """Whether this process is the one that speaks for all."""
+    """Return whether this is the main process."""
     return jax.process_index() == 0
 
 
 def all_gather_text(text: str) -> list[str]:
-    """What each process says, in their order; all must call it."""
+    """Return the text of every process, in process order. All processes must call it."""
     if jax.process_count() == 1:
         return [text]
-    said = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(len(said)))
-    padded = np.pad(said, (0, int(sizes.max()) - len(said)))
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(encoded)))
+    padded = np.pad(encoded, (0, int(sizes.max()) - len(encoded)))
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def all_gather_interleaved(mine: Integer[np.ndarray, " own"], total: int) -> Integer[np.ndarray, " total"]:
-    """What each process knows of its share, every so many-th of `total` values from its own place on, put together."""
-    most = -(-total // jax.process_count())
-    rows = np.asarray(multihost_utils.process_allgather(np.pad(mine, (0, most - len(mine)))))
-    return rows.reshape(-1, most).T.reshape(-1)[:total]
+def all_gather_interleaved(local: Integer[np.ndarray, " local"], total: int) -> Integer[np.ndarray, " total"]:
+    """Gather `total` values of which process p of P holds those at positions p, p + P, p + 2 P, ..."""
+    longest = -(-total // jax.process_count())
+    rows = np.asarray(multihost_utils.process_allgather(np.pad(local, (0, longest - len(local)))))
+    return rows.reshape(-1, longest).T.reshape(-1)[:total]
 
 
 def barrier(name: str) -> None:
-    """Goes on when every process has come here; any thread may call it, with a name used once."""
+    """Block until all processes have reached the barrier; any thread may call it, with a name used once."""
     ocp.multihost.get_barrier_sync_fn()(key=f"jaxtempl {name}", timeout_ms=BARRIER_SECONDS * 1000)
 
 
-def check_agreement(what: str, mine: dict[str, Any]) -> None:
-    """Raises UserError on every process when one has another value of something than the main one."""
-    said = [json.loads(each) for each in all_gather_text(json.dumps(mine, default=str))]
-    for process, theirs in enumerate(said):
-        for key in {**said[0], **theirs}:
-            if said[0].get(key) != theirs.get(key):
-                told = f"{key} is {said[0].get(key)} in process 0 and {theirs.get(key)} in process {process}"
-                raise UserError(f"the processes disagree about the {what}: {told}; start all with the same command")
+def check_agreement(what: str, local: dict[str, Any]) -> None:
+    """Raise UserError on every process if a value differs between a process and the main one."""
+    main, *others = [json.loads(text) for text in all_gather_text(json.dumps(local, default=str))]
+    for process, values in enumerate(others, 1):
+        for key in {**main, **values}:
+            if main.get(key) != values.get(key):
+                difference = f"{key} is {main.get(key)} in process 0 and {values.get(key)} in process {process}"
+                raise UserError(
+                    f"the processes disagree about the {what}: {difference}; start all with the same command"
+                )
 
 
 def broadcast(text: str) -> str:
-    """What the main process says, in all of them; all must call it."""
+    """Return the main process's text on every process. All processes must call it."""
     return all_gather_text(text)[0]

@@ -1,7 +1,7 @@
 """Sharding as two tables: the logical axes of each leaf, and the mesh axes that each logical axis is sharded over.
 
-Applied to parameters, gradients and Adam's moments, they are ZeRO-3 without ZeRO: each device holds one shard in
-fsdp x tensor of the whole train state.
+Applied to parameters, gradients and Adam's moments, the tables give ZeRO-3: each of the fsdp x tensor devices holds one
+shard of the train state.
 """
 
 import math
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Integer, PyTree
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # what the rows of a batch are cut over
+BATCH_AXES = ("data", "fsdp")  # axes that the rows of a batch are sharded over
 
 LEAF_AXES: dict[str, tuple[str, ...]] = {
     "embed/embedding": ("vocabulary", "hidden"),
@@ -34,7 +34,7 @@ LEAF_AXES: dict[str, tuple[str, ...]] = {
     "norm/scale": ("vector",),
     "norm/bias": ("vector",),
     "head/kernel": ("hidden", "outputs"),
-    # BERT's own
+    # BERT only
     "embed/positions": ("position", "hidden"),
     "embed/types": ("type", "hidden"),
     "embed/norm/scale": ("vector",),
@@ -59,33 +59,33 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "position": (),
     "type": (),
     "pooled": (),
-    "any": (),  # of slots or of a vocabulary, whose number nothing need divide
+    "any": (),  # slots or a vocabulary: any size
     "three": (),
     "head_dim": (),
     "vocabulary": ("tensor",),
     "hidden": ("fsdp",),
-    "vector": ("tensor", "fsdp"),  # every device needs the whole of it
-    "bias": ("tensor", "fsdp"),  # a device needs the part that belongs to its heads or its feed-forward
+    "vector": ("tensor", "fsdp"),  # every device needs the whole vector
+    "bias": ("tensor", "fsdp"),  # a device needs the entries of its heads or feed-forward columns
     "heads": ("tensor",),
     "feed_forward": ("tensor",),
     "outputs": ("tensor",),
 }
-ANY_NUMBER = "outputs"  # templates come in any number: cut where that is a multiple, else whole along this axis
+ANY_SIZE = "outputs"  # any number of templates: sharded where the number is a multiple, else replicated
 
 
 def partition_spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
-    """How a leaf of this path and shape is cut on a mesh of these sizes."""
+    """Return the spec of a leaf of this path and shape on a mesh of these axis sizes."""
     return P(*leaf_axes(path, shape, sizes))
 
 
 def leaf_axes(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """The axes of the mesh over which each axis of a leaf is cut."""
-    return [_cut(axis, size, sizes) for axis, size in zip(LEAF_AXES[path], shape, strict=True)]
+    """Return the mesh axes that each axis of a leaf is sharded over."""
+    return [_mesh_axes(axis, size, sizes) for axis, size in zip(LEAF_AXES[path], shape, strict=True)]
 
 
-def _cut(axis: str, size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    whole = axis == ANY_NUMBER and size % axes_size(AXIS_RULES[axis], sizes)
-    return () if whole else AXIS_RULES[axis]
+def _mesh_axes(axis: str, size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    is_replicated = axis == ANY_SIZE and size % axes_size(AXIS_RULES[axis], sizes)
+    return () if is_replicated else AXIS_RULES[axis]
 
 
 def axes_size(over: tuple[str, ...], sizes: Mapping[str, int]) -> int:
@@ -94,40 +94,42 @@ def axes_size(over: tuple[str, ...], sizes: Mapping[str, int]) -> int:
 
 
 def leaf_path(keys: tuple[Any, ...]) -> str:
-    """Return the path of a leaf, as `LEAVES` has it."""
+    """Return the path of a leaf, as in `LEAF_AXES`."""
     return "/".join(str(getattr(key, "key", key)) for key in keys)
 
 
 def partition_specs(mesh: Mesh | AbstractMesh, params: PyTree) -> PyTree[P]:
-    """How each leaf of a parameter tree (arrays or shapes) is cut."""
+    """Return the spec of each leaf of a parameter tree (arrays or shapes)."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: partition_spec(leaf_path(keys), leaf.shape, mesh.shape), params
     )
 
 
 def shardings(mesh: Mesh | AbstractMesh, params: PyTree) -> PyTree[NamedSharding]:
-    """Where each leaf of a parameter tree (arrays or shapes) lies."""
+    """Return the sharding of each leaf of a parameter tree (arrays or shapes)."""
     return jax.tree.map(
-        lambda cut: NamedSharding(mesh, cut), partition_specs(mesh, params), is_leaf=lambda x: isinstance(x, P)
+        lambda spec: NamedSharding(mesh, spec), partition_specs(mesh, params), is_leaf=lambda x: isinstance(x, P)
     )
 
 
-def with_shardings(shapes: PyTree, places: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes that say where they lie, for what is restored or compiled."""
-    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
+def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return shapes with their shardings, as restoring and compiling need them."""
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """For what every device holds: counts, scalars."""
+    """Return the sharding of what every device holds: counts and scalars."""
     return NamedSharding(mesh, P())
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """For a microbatch: its rows are cut, the rest of its axes are not."""
+    """Return the sharding of a microbatch, over its rows."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def local_rows(mesh: Mesh, count: int) -> Integer[np.ndarray, " own"]:
-    """Of so many rows of a microbatch, those that devices of this process compute, in order."""
-    cuts = row_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(count)[cut] for cut in cuts]))
+def local_rows(mesh: Mesh, count: int) -> Integer[np.ndarray, " local"]:
+    """Return the indices of a microbatch's `count` rows that this process's devices compute, in order."""
+    slices = row_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[index] for index in slices]))

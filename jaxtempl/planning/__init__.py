@@ -1,1 +1,1 @@
-"""What a training needs, without running it."""
+"""Memory, time and cost of a training, estimated without running it."""

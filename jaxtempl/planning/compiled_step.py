@@ -1,4 +1,4 @@
-"""What a training step compiles to on a mesh of devices, real or only described; nothing is run."""
+"""The compiled programs of a training step, on real devices or on a TPU topology description; nothing runs."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from jaxtempl.training.state import abstract_state, state_shardings
 
 
 class CompiledProgram(NamedTuple):
-    """A compiled program: its text, and what a device holds while it runs, in bytes."""
+    """A compiled program's HLO text, and its bytes of memory on one device."""
 
     text: str
     arguments: int
@@ -32,12 +32,12 @@ class CompiledProgram(NamedTuple):
 
 
 def describe_slice(slice_: str) -> Sequence[Any]:
-    """The chips of a TPU slice (`Device.slices`) to libtpu, which compiles for them where there are none."""
+    """Return the chips of a TPU slice (`Accelerator.slices`), for which libtpu compiles without having them."""
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": ACCELERATORS[slice_.partition(":")[0]].tpu_type,
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # others may compile on this machine
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile on this machine
     }
     return topologies.get_topology_desc(slice_, platform="tpu").devices
 
@@ -51,8 +51,8 @@ def compile_gradient(
     dtype: Any = jnp.bfloat16,
     mask_documents: bool = False,
 ) -> CompiledProgram:
-    """The compiled gradient of one microbatch of a language model, computed in 16 bit."""
-    platform = mesh.devices.flat[0].platform  # not this process's, where the devices are only described
+    """Compile the gradient of one microbatch of a language model, in 16 bit."""
+    platform = mesh.devices.flat[0].platform  # differs from this process's for a topology description
     graphdef = factory.make_graphdef(architecture, architecture.vocabulary, dtype, remat, platform)
     optimizer = adamw(AdaptConfig(learning_rate=1e-3, weight_decay=0.01), 1000)
     params = _params(architecture, mesh)
@@ -65,19 +65,19 @@ def compile_gradient(
 
 
 def compile_update(architecture: NeoXArchitecture, mesh: Mesh) -> CompiledProgram:
-    """The compiled update: AdamW on a gradient that lies as the parameters do."""
+    """Compile the update: AdamW on a gradient that is sharded as the parameters are."""
     optimizer = adamw(AdaptConfig(learning_rate=1e-3, weight_decay=0.01), 1000)
     state = abstract_state(mesh, optimizer, _params(architecture, mesh))
-    places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shardings: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=rules.replicated(mesh))
     sums: Any = dict.fromkeys(("loss", "weight", "tokens", "flops"), scalar)
     graphdef = factory.make_graphdef(architecture, architecture.vocabulary)
-    functions: Any = step.compile_step(objectives.causal_lm(graphdef), optimizer, places)
+    functions: Any = step.compile_step(objectives.causal_lm(graphdef), optimizer, shardings)
     return _program(functions.update.lower(state, step.GradientSum(state.params, sums)))
 
 
 def state_bytes(architecture: NeoXArchitecture, shape: MeshShape) -> int:
-    """Bytes of parameters, gradients and moments that one device holds, from their shardings alone."""
+    """Return the bytes of parameters, gradients and moments on one device, from their shardings."""
     leaves = jax.tree.leaves(_params(architecture, AbstractMesh(shape, rules.AXES)))
     return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
@@ -89,7 +89,7 @@ def _params(architecture: NeoXArchitecture, mesh: Mesh | AbstractMesh) -> Any:
 
 def _program(lowered: Any) -> CompiledProgram:
     compiled = lowered.compile()
-    held = compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     return CompiledProgram(
-        compiled.as_text(), held.argument_size_in_bytes, held.output_size_in_bytes, held.temp_size_in_bytes
+        compiled.as_text(), memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     )

@@ -1,6 +1,7 @@
-"""`bin/adapt --plan`: what a training takes on devices that need not be there; nothing is run, read or written.
+"""`bin/adapt --plan`: mesh, memory, time and cost of a training on devices that need not exist here.
 
-Of a dataset only its numbers are looked at, and where there is none the recipe's steps say how many tokens there are.
+Nothing runs, and nothing is written. A dataset contributes only its number of rows; without one, the steps of the
+recipe determine the number of tokens.
 """
 
 import contextlib
@@ -27,17 +28,17 @@ from jaxtempl.specs.accelerators import ACCELERATORS, Accelerator
 from jaxtempl.specs.architecture import NeoXArchitecture
 from jaxtempl.training import adapt, initialization, trainer
 
-MFU = 0.4  # assumed where none is measured and none is given
-MORE = (2, 4, 8, 16, 32, 64)  # times the devices that are tried where a training does not fit on those there are
+DEFAULT_MFU = 0.4  # assumed where none is measured and none is given
+MULTIPLES = (2, 4, 8, 16, 32, 64)  # of the number of devices, tried if a training does not fit
 
 
 class TrainingSize(NamedTuple):
-    """How much there is to train on.
+    """The amount of training data.
 
     Attributes:
-        steps: updates.
-        length: tokens of a row.
-        source: where these come from.
+        steps: Updates.
+        length: Tokens of a row.
+        source: Where both come from, in words.
     """
 
     steps: int
@@ -46,138 +47,138 @@ class TrainingSize(NamedTuple):
 
 
 class PlanLine(NamedTuple):
-    """A line of the plan: what, how much, and where that comes from."""
+    """A line of the plan: name, value, and the source of the value."""
 
     name: str
     value: str
     source: str = ""
 
 
-def print_plan(asked: AdaptConfig) -> None:
-    """Prints the plan.
+def print_plan(config: AdaptConfig) -> None:
+    """Print the plan.
 
     Raises:
-        UserError: no device is named, or the flags fit no mesh.
+        UserError: No device is named, or the flags fit no mesh.
     """
-    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine stays free
-    print(format_plan(asked))
+    jax.config.update("jax_platforms", "cpu")  # leaves this machine's accelerator free
+    print(format_plan(config))
 
 
-def format_plan(asked: AdaptConfig) -> str:
-    """The plan as text."""
-    device = _device(asked)
-    a = initialization.identify_model(asked.size, asked.weights, asked.start, asked.revision).architecture
+def format_plan(config: AdaptConfig) -> str:
+    """Return the plan as text."""
+    device = _device(config)
+    a = initialization.identify_model(config.size, config.weights, config.start, config.revision).architecture
     if not isinstance(a, NeoXArchitecture):
-        raise UsageError(f"--plan knows what GPT-NeoX takes, and {asked.size} is of another family; name a Pythia size")
-    work = _work(asked, a)
-    piece = plan_microbatch(asked, a, device, work.length)
-    held = (memory.compiler_memory if device.slices else memory.estimate_memory)(a, piece, device)
-    lines = [*_model(asked, a, work), *_mesh(asked, piece), *_memory(held), *_verdict(asked, a, device, piece, held)]
-    return _aligned([*lines, *_cost(asked, a, device, piece, work)])
+        raise UsageError(f"--plan supports GPT-NeoX only, and the model is a {a.family}; name a Pythia size")
+    size = _training_size(config, a)
+    microbatch = plan_microbatch(config, a, device, size.length)
+    needed = (memory.compiler_memory if device.slices else memory.estimate_memory)(a, microbatch, device)
+    lines = [*_model_lines(config, a, size), *_mesh_lines(config, microbatch), *_memory_lines(needed)]
+    lines += _fit_lines(config, a, device, microbatch, needed)
+    return _align([*lines, *_cost_lines(config, a, device, microbatch, size)])
 
 
-def _device(asked: AdaptConfig) -> Accelerator:
-    if asked.device == "none":
-        raise UsageError(f"--plan needs to know of which device; pass --device={'|'.join(ACCELERATORS)}")
-    if asked.precision == "fp32":
-        raise UsageError("--plan is of 16 bit, and --precision=fp32 was given; use bf16 or fp16")
-    if asked.mfu > 1:
-        raise UsageError(f"--mfu={asked.mfu} is more than the whole peak; pass a share, from 0 to 1")
-    return ACCELERATORS[asked.device]
+def _device(config: AdaptConfig) -> Accelerator:
+    """Return the device to plan for. Raises UsageError for flags that no plan has."""
+    if config.device == "none":
+        raise UsageError(f"--plan needs a device; pass --device={'|'.join(ACCELERATORS)}")
+    if config.precision == "fp32":
+        raise UsageError("--plan supports 16 bit only, and --precision=fp32 was given; use bf16 or fp16")
+    if config.mfu > 1:
+        raise UsageError(f"--mfu={config.mfu} is more than the whole peak; pass a fraction from 0 to 1")
+    return ACCELERATORS[config.device]
 
 
-def _work(asked: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
+def _training_size(config: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
+    """Return the size by the dataset, or by steps if the default dataset cannot be read."""
     try:
-        return _of_data(asked, a)
+        return _dataset_size(config, a)
     except UserError:
-        if asked.data != AdaptConfig.data:
+        if config.data != AdaptConfig.data:
             raise
-    why = "--steps or the recipe" if asked.steps else "at most, says --max_steps"
+    source = "--steps or the recipe" if config.steps else "at most, by --max_steps"
     length = min(adapt.PAPER_LENGTH, a.positions)
-    return TrainingSize(asked.steps or asked.max_steps, length, f"{why}; no dataset of this model in {asked.data}")
-
-
-def _of_data(asked: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
-    datasets = [Dataset(folder) for folder, _ in mixture.parse_mixture(asked.data)]
-    tokenizer = initialization.identify_tokenizer(asked)
-    total = sum(len(dataset.rows(tokenizer, "train")) for dataset in datasets)
-    steps = min(loader.steps_for_epochs(asked.epochs, total, asked.batch_size), asked.max_steps)
     return TrainingSize(
-        asked.steps or steps, adapt.row_length(datasets, a.positions), f"{total:,} rows in {asked.data}"
+        config.steps or config.max_steps, length, f"{source}; no dataset of this model in {config.data}"
     )
+
+
+def _dataset_size(config: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
+    datasets = [Dataset(folder) for folder, _ in mixture.parse_mixture(config.data)]
+    tokenizer = initialization.identify_tokenizer(config)
+    total = sum(len(dataset.rows(tokenizer, "train")) for dataset in datasets)
+    steps = min(loader.steps_for_epochs(config.epochs, total, config.batch_size), config.max_steps)
+    length = adapt.row_length(datasets, a.positions)
+    return TrainingSize(config.steps or steps, length, f"{total:,} rows in {config.data}")
 
 
 def plan_microbatch(
-    asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, length: int, times: int = 1
+    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, length: int, multiple: int = 1
 ) -> MicrobatchShape:
-    """What is computed at a time on so many times the devices.
+    """Return the microbatch on `multiple` times the configured number of devices.
 
     Raises:
-        UserError: the pieces do not divide the batch, or no mesh fits.
+        UserError: The microbatches do not divide the batch, or no mesh fits.
     """
-    devices = asked.devices * times
-    count = asked.gradient_accumulation_steps or trainer.accumulation_steps(asked.batch_size, length, devices)
-    rows = loader.microbatch_rows(asked.batch_size, count)
-    shape = mesh.choose_mesh(trainer.requested_mesh(asked), factory.abstract_params(a, a.vocabulary), rows, devices)
-    dtype = jnp.float16 if asked.precision == "fp16" else jnp.bfloat16
+    devices = config.devices * multiple
+    count = config.gradient_accumulation_steps or trainer.accumulation_steps(config.batch_size, length, devices)
+    rows = loader.microbatch_rows(config.batch_size, count)
+    shape = mesh.choose_mesh(trainer.requested_mesh(config), factory.abstract_params(a, a.vocabulary), rows, devices)
+    dtype = jnp.float16 if config.precision == "fp16" else jnp.bfloat16
     kernel = flash_attention.choose_kernel(device.platform, a.head_dim, dtype, device.capability)
-    flash = kernel != "xla" and flash_attention.supports(kernel, length, asked.mask_documents)
-    return MicrobatchShape(shape, rows, length, asked.remat, count > 1, flash, dtype, asked.mask_documents)
+    flash = kernel != "xla" and flash_attention.supports(kernel, length, config.mask_documents)
+    return MicrobatchShape(shape, rows, length, config.remat, count > 1, flash, dtype, config.mask_documents)
 
 
-def _model(asked: AdaptConfig, a: NeoXArchitecture, work: TrainingSize) -> Iterator[PlanLine]:
-    tokens = work.steps * asked.batch_size * work.length
-    operations = flops.per_token(a, work.length)
-    yield PlanLine("model", asked.size, f"{a.layers} layers, hidden {a.hidden}, {a.heads} heads")
-    yield PlanLine(
-        "parameters",
-        f"{flops.parameter_count(a):,}",
-        f"{flops.parameter_count(a, embeddings=False):,} without embeddings",
-    )
-    yield PlanLine(
-        "tokens", f"{tokens:,}", f"{work.steps:,} steps x {asked.batch_size:,} rows x {work.length:,}; {work.source}"
-    )
-    yield PlanLine(
-        "FLOPs", f"{tokens * operations:.4g}", f"{operations / 1e9:.4g} G a token: matrix products, full attention"
-    )
+def _model_lines(config: AdaptConfig, a: NeoXArchitecture, size: TrainingSize) -> Iterator[PlanLine]:
+    tokens = size.steps * config.batch_size * size.length
+    operations = flops.per_token(a, size.length)
+    yield PlanLine("model", config.size, f"{a.layers} layers, hidden {a.hidden}, {a.heads} heads")
+    without_embeddings = f"{flops.parameter_count(a, embeddings=False):,} without embeddings"
+    yield PlanLine("parameters", f"{flops.parameter_count(a):,}", without_embeddings)
+    rows = f"{size.steps:,} steps x {config.batch_size:,} rows x {size.length:,}"
+    yield PlanLine("tokens", f"{tokens:,}", f"{rows}; {size.source}")
+    per_token = f"{operations / 1e9:.4g} G a token: matrix products, full attention"
+    yield PlanLine("FLOPs", f"{tokens * operations:.4g}", per_token)
     with_, without = (flops.six_nd(a, float(tokens), embeddings) for embeddings in (True, False))
     yield PlanLine("", f"{with_:.4g}", f"by 6 N D with embeddings; {without:.4g} without")
 
 
-def _mesh(asked: AdaptConfig, piece: MicrobatchShape) -> Iterator[PlanLine]:
-    used = f"{piece.shape.devices} of {asked.devices} {asked.device}"
-    yield PlanLine("mesh", " x ".join(map(str, piece.shape)), f"{' x '.join(rules.AXES)}; {used}")
-    count = asked.batch_size // piece.rows
-    own = piece.rows // piece.shape.row_shards
-    rows = f"{piece.rows:,} rows at a time, {own:,} a device; --remat={piece.remat}"
-    yield PlanLine("pieces", f"{count:,} an update", f"{rows}; {'flash' if piece.flash else 'XLA'} attention")
+def _mesh_lines(config: AdaptConfig, microbatch: MicrobatchShape) -> Iterator[PlanLine]:
+    used = f"{microbatch.mesh.devices} of {config.devices} {config.device}"
+    yield PlanLine("mesh", " x ".join(map(str, microbatch.mesh)), f"{' x '.join(rules.AXES)}; {used}")
+    count = config.batch_size // microbatch.rows
+    rows = f"{microbatch.rows:,} rows each, {microbatch.local_rows:,} a device; --remat={microbatch.remat}"
+    kernel = "flash" if microbatch.flash else "XLA"
+    yield PlanLine("microbatches", f"{count:,} an update", f"{rows}; {kernel} attention")
 
 
-def _memory(held: DeviceMemory) -> Iterator[PlanLine]:
-    pieces = "the microbatch's and the sum before it" if held.gradients > held.parameters else "one tree"
-    yield PlanLine("parameters", _gb(held.parameters), "a device; float32, from the shardings")
-    yield PlanLine("gradients", _gb(held.gradients), f"likewise; {pieces}")
-    yield PlanLine("moments", _gb(held.moments), "likewise; AdamW's two")
-    yield PlanLine("activations", _gb(held.activations), held.source)
+def _memory_lines(needed: DeviceMemory) -> Iterator[PlanLine]:
+    trees = "the microbatch's and the sum of earlier ones" if needed.gradients > needed.parameters else "one tree"
+    yield PlanLine("parameters", _gb(needed.parameters), "a device; float32, by the shardings")
+    yield PlanLine("gradients", _gb(needed.gradients), f"a device; {trees}")
+    yield PlanLine("moments", _gb(needed.moments), "a device; AdamW's two")
+    yield PlanLine("activations", _gb(needed.activations), needed.source)
 
 
-def _verdict(
-    asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape, held: DeviceMemory
+def _fit_lines(
+    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape, needed: DeviceMemory
 ) -> Iterator[PlanLine]:
-    there, why = usable_memory(device)
-    yield PlanLine("in all", _gb(held.total), f"of {_gb(there)}: {why}")
-    if held.total <= there:
-        yield PlanLine("FITS", _gb(there - held.total), "to spare on each device")
+    usable, reason = usable_memory(device)
+    yield PlanLine("total", _gb(needed.total), f"of {_gb(usable)}: {reason}")
+    if needed.total <= usable:
+        yield PlanLine("FITS", _gb(usable - needed.total), "to spare on each device")
         return
-    yield PlanLine("DOES NOT FIT", _gb(held.total - there), "too much on each device")
-    found = suggest_flags(asked, a, device, piece)
-    yield from (PlanLine("would fit", flags, f"{_gb(total)}, by the formula") for flags, total in found)
-    if not found:
-        yield PlanLine("", "nothing near fits", f"not one row a piece, --remat=full, nor {MORE[-1]} times the devices")
+    yield PlanLine("DOES NOT FIT", _gb(needed.total - usable), "too much on each device")
+    suggestions = suggest_flags(config, a, device, microbatch)
+    yield from (PlanLine("would fit", flags, f"{_gb(total)}, by the formula") for flags, total in suggestions)
+    if not suggestions:
+        tried = f"one row a microbatch, --remat=full, {MULTIPLES[-1]} times the devices"
+        yield PlanLine("", "nothing near fits", f"tried: {tried}")
 
 
 def usable_memory(device: Accelerator, environment: Mapping[str, str] = os.environ) -> tuple[float, str]:
-    """Bytes that JAX takes of a device, and in words why."""
+    """Return the bytes that JAX allocates on a device, and the reason in words."""
     stated = f"{device.kind} has {_gb(device.memory)}"
     if device.slices:
         return device.memory, stated
@@ -188,73 +189,78 @@ def usable_memory(device: Accelerator, environment: Mapping[str, str] = os.envir
 
 
 def suggest_flags(
-    asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape
+    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape
 ) -> list[tuple[str, float]]:
-    """Flags near the given ones with which it fits, and the bytes of a device with them.
+    """Return flags close to the given ones with which the training fits, and the bytes of a device with them.
 
-    The most rows a piece that fit, and the least to compute again; where both are not enough, the fewest devices.
+    The suggestions are the largest microbatch that fits and the least rematerialisation that does; if neither alone is
+    enough, both; and else the fewest devices.
     """
-    there, _ = usable_memory(device)
+    usable, _ = usable_memory(device)
 
-    def first(tried: Iterable[tuple[str, MicrobatchShape]]) -> list[tuple[str, float]]:
-        totals = ((flags, memory.estimate_memory(a, piece, device).total) for flags, piece in tried)
-        return list(itertools.islice((found for found in totals if found[1] <= there), 1))
+    def first_fit(candidates: Iterable[tuple[str, MicrobatchShape]]) -> list[tuple[str, float]]:
+        totals = ((flags, memory.estimate_memory(a, shape, device).total) for flags, shape in candidates)
+        return list(itertools.islice((each for each in totals if each[1] <= usable), 1))
 
-    here = first(_fewer(asked, piece)) + first(_again(piece))
-    full = piece._replace(remat="full")
-    both = ((f"--remat=full {flags}", fewer) for flags, fewer in _fewer(asked, full))
-    return here or first(both) or first(_more(asked, a, device, piece))
+    single = first_fit(_smaller_microbatches(config, microbatch)) + first_fit(_more_remat(microbatch))
+    full = microbatch._replace(remat="full")
+    both = ((f"--remat=full {flags}", shape) for flags, shape in _smaller_microbatches(config, full))
+    return single or first_fit(both) or first_fit(_more_devices(config, a, device, microbatch))
 
 
-def _again(piece: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
-    """Computing more again."""
+def _more_remat(microbatch: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
     kinds = list(REMAT)
-    return ((f"--remat={kind}", piece._replace(remat=kind)) for kind in kinds[kinds.index(piece.remat) + 1 :])
+    for kind in kinds[kinds.index(microbatch.remat) + 1 :]:
+        yield f"--remat={kind}", microbatch._replace(remat=kind)
 
 
-def _fewer(asked: AdaptConfig, piece: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
-    """With fewer rows at a time."""
-    for count in range(asked.batch_size // piece.rows + 1, asked.batch_size // piece.shape.row_shards + 1):
-        if asked.batch_size % (count * piece.shape.row_shards) == 0:
-            yield f"--gradient_accumulation_steps={count}", piece._replace(rows=asked.batch_size // count, several=True)
+def _smaller_microbatches(config: AdaptConfig, microbatch: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
+    row_shards = microbatch.mesh.row_shards
+    for count in range(config.batch_size // microbatch.rows + 1, config.batch_size // row_shards + 1):
+        if config.batch_size % (count * row_shards) == 0:
+            smaller = microbatch._replace(rows=config.batch_size // count, accumulates=True)
+            yield f"--gradient_accumulation_steps={count}", smaller
 
 
-def _more(
-    asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape
+def _more_devices(
+    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape
 ) -> Iterator[tuple[str, MicrobatchShape]]:
-    """On more devices, where a mesh fits them; at each number first as asked, then computing more again."""
-    for times in MORE:
+    """Yield more devices where a mesh fits them: at each number first as configured, then with more remat."""
+    for multiple in MULTIPLES:
         with contextlib.suppress(UserError):
-            found = plan_microbatch(asked, a, device, piece.length, times)
-            for flags, tried in [("", found), *_again(found)]:
-                yield f"--devices={asked.devices * times} {flags}".strip(), tried
+            shape = plan_microbatch(config, a, device, microbatch.length, multiple)
+            for flags, candidate in [("", shape), *_more_remat(shape)]:
+                yield f"--devices={config.devices * multiple} {flags}".strip(), candidate
 
 
-def _cost(
-    asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator, piece: MicrobatchShape, work: TrainingSize
+def _cost_lines(
+    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape, size: TrainingSize
 ) -> Iterator[PlanLine]:
-    mfu, why = _mfu(asked, a, device)
-    speed = piece.shape.devices * device.peak * mfu / flops.per_token(a, work.length)
-    hours = work.steps * asked.batch_size * work.length / speed / 3600
-    yield PlanLine("speed", f"{speed:,.0f} tokens/s", f"{mfu:.0%} of {device.peak / 1e12:.0f} TFLOP/s a device, {why}")
+    mfu, source = _mfu(config, a, device)
+    speed = microbatch.mesh.devices * device.peak * mfu / flops.per_token(a, size.length)
+    hours = size.steps * config.batch_size * size.length / speed / 3600
+    peak = f"{mfu:.0%} of {device.peak / 1e12:.0f} TFLOP/s a device, {source}"
+    yield PlanLine("speed", f"{speed:,.0f} tokens/s", peak)
     yield PlanLine("time", f"{hours / 24:,.2f} days", "training alone: no validation, saving or waiting")
-    price = asked.price or device.price
-    source = "--price" if asked.price else "assumed, providers differ by 2 to 3 times: --price"
-    spent = hours * asked.devices
-    yield PlanLine("cost", f"${spent * price:,.0f}", f"{spent:,.0f} device hours at ${price:.2f} ({source})")
+    price = config.price or device.price
+    source = "--price" if config.price else "assumed, providers differ by 2 to 3 times: --price"
+    device_hours = hours * config.devices
+    cost = f"{device_hours:,.0f} device hours at ${price:.2f} ({source})"
+    yield PlanLine("cost", f"${device_hours * price:,.0f}", cost)
 
 
-def _mfu(asked: AdaptConfig, a: NeoXArchitecture, device: Accelerator) -> tuple[float, str]:
+def _mfu(config: AdaptConfig, a: NeoXArchitecture, device: Accelerator) -> tuple[float, str]:
+    """Return the model FLOPs utilisation to assume, and its source in words."""
+    if config.mfu:
+        return config.mfu, "--mfu"
     row = memory.find_measured(a, device)
-    if asked.mfu:
-        return asked.mfu, "--mfu"
-    return (row["mfu"], f"measured on {row['device']}") if row else (MFU, "assumed: --mfu")
+    return (row["mfu"], f"measured on {row['device']}") if row else (DEFAULT_MFU, "assumed: --mfu")
 
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.2f} GB"
 
 
-def _aligned(lines: list[PlanLine]) -> str:
-    first, second = (max(len(line[i]) for line in lines) for i in (0, 1))
-    return "\n".join(f"{line.name:{first}}  {line.value:>{second}}  {line.source}".rstrip() for line in lines)
+def _align(lines: list[PlanLine]) -> str:
+    names, values = (max(len(line[i]) for line in lines) for i in (0, 1))
+    return "\n".join(f"{line.name:{names}}  {line.value:>{values}}  {line.source}".rstrip() for line in lines)

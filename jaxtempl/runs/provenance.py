@@ -1,4 +1,4 @@
-"""Versions and commit, for a manifest."""
+"""Provenance of an artefact: package versions and the commit of the checkout."""
 
 import importlib.metadata
 import platform
@@ -10,7 +10,7 @@ from jaxtempl.config.paths import ROOT
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and commit, for a manifest."""
+    """Return the versions and commit that a manifest records."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
     versions = {"jaxtempl": jaxtempl.__version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in packages}
@@ -18,7 +18,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, or None outside one."""
+    """Return the checkout's commit, or None outside a checkout."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

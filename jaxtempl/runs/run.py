@@ -1,6 +1,6 @@
-"""A run: a folder of one training, complete in itself.
+"""A run: the self-contained folder of one training.
 
-`config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl`, `tensorboard/` or
+It holds `config.yaml architecture.json tokenizer.json templates.json manifest.json metrics.jsonl`, `tensorboard/` or
 `mlflow.json`, and `checkpoints/<step>/`.
 """
 
@@ -33,29 +33,31 @@ from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import WINDOW, Window
 
 Phase = Literal["adapt", "finetune"]
-FORMAT = 2  # of a run's manifest: some keys of config.yaml have other names since 1
+FORMAT = 2  # of a run's manifest; format 2 renamed some keys of config.yaml
 
 
 class Run:
-    """One run's folder, read.
+    """The contents of a run's folder.
 
     Attributes:
-        folder: where it lies.
-        manifest: versions, commit, datasets' fingerprints, weights' digest, seed and phase.
-        architecture: of the model.
-        tokenizer: the model's.
-        templates: the classes by slot; empty after adapt.
-        checkpoints: those it has.
+        folder: Path of the folder.
+        manifest: Versions, commit, datasets' fingerprints, weights' digest, seed and phase.
+        architecture: Architecture of the model.
+        tokenizer: Tokenizer of the model.
+        templates: Classes by slot; empty after adapt.
+        checkpoints: Checkpoints of the run.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError when `folder` is no run."""
+        """Raise UserError if `folder` is not a run."""
         if not (folder / "manifest.json").is_file():
-            raise UserError(f"{folder} is no run; bin/adapt and bin/finetune make one, named by their --out")
+            raise UserError(f"{folder} is not a run; name the --out of a bin/adapt or bin/finetune")
         self.folder = folder
         self.manifest: dict[str, Any] = files.read_json(folder / "manifest.json")
         if self.manifest.get("kind") != "run":
-            raise UserError(f"{folder} is something else than a run; name a folder that bin/adapt or bin/finetune made")
+            raise UserError(
+                f"{folder} is a {self.manifest.get('kind')}, not a run; name the --out of a bin/adapt or bin/finetune"
+            )
         self.architecture = architecture_from(files.read_json(folder / "architecture.json"))
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
         self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
@@ -69,26 +71,26 @@ class Run:
 
     @property
     def phase(self) -> Phase:
-        """What made it: `adapt` (a language model) or `finetune` (a template classifier)."""
+        """Phase that made the run: `adapt` (a language model) or `finetune` (a template classifier)."""
         return self.manifest["phase"]
 
     @property
     def head(self) -> Head:
-        """What the model ends in: `lm` after adapt, `template` after finetune."""
+        """Kind of head: `lm` after adapt, `template` after finetune."""
         return "template" if self.phase == "finetune" else "lm"
 
     @property
     def slots(self) -> int | None:
-        """Of the template head; None after adapt, which ends in a language model's."""
+        """Columns of the template head; None for a language-model head."""
         return len(self.templates) if self.phase == "finetune" else None
 
     @property
     def outputs(self) -> int:
-        """Columns of the head: vocabulary rows or slots."""
+        """Columns of the head: vocabulary size or slots."""
         return self.architecture.vocabulary if self.slots is None else self.slots
 
     def graphdef(self, dtype: Any = jnp.float32) -> nnx.GraphDef[Any]:
-        """The model's static half."""
+        """Return the model's graphdef."""
         return factory.make_graphdef(self.architecture, self.slots, dtype)
 
     def params(self, step: int, mesh: Mesh | None = None) -> PyTree:
@@ -102,17 +104,17 @@ class Run:
         return self.checkpoints.params(step, rules.with_shardings(shapes, shardings))
 
     def temperature(self, step: int) -> float:
-        """That bin/evaluate fitted for this very checkpoint; 1 without one."""
+        """Return the temperature that bin/evaluate fitted for this checkpoint; 1 without one."""
         path = self.folder / "calibration.json"
         fitted = files.read_json(path)["steps"] if path.exists() else {}
         return float(fitted[str(step)]["temperature"]) if str(step) in fitted else 1.0
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """Return the records of metrics.jsonl."""
         return iter(files.read_lines(self.folder / "metrics.jsonl"))
 
 
-CREATED = ("config.yaml", "tokenizer.json", "architecture.json", "templates.json")  # before the manifest
+INITIAL_FILES = ("config.yaml", "tokenizer.json", "architecture.json", "templates.json")  # written before the manifest
 
 
 def create(
@@ -123,9 +125,9 @@ def create(
     templates: Sequence[Template],
     manifest: Mapping[str, Any],
 ) -> Run:
-    """Writes all of a new run but what training adds; the manifest comes last, so a torn start is no run."""
+    """Write the files of a new run. The manifest comes last, so that an interrupted start is not a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    config_yaml, tokenizer, architecture_json, templates_json = (folder / name for name in CREATED)
+    config_yaml, tokenizer, architecture_json, templates_json = (folder / name for name in INITIAL_FILES)
     _write_text(config_yaml, config)
     _write_text(tokenizer, tokenizer_json)
     files.write_json(architecture_json, to_dict(architecture))
@@ -140,28 +142,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def record_changes(opened: Run, config: str, facts: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Writes into a run what is to be otherwise from its newest checkpoint on, and that it was otherwise before."""
-    told = [*opened.manifest.get("changes", []), {"after": opened.checkpoints.steps()[-1:], **changes}]
-    files.write_json(opened.folder / "manifest.json", {**opened.manifest, **facts, "format": FORMAT, "changes": told})
+    """Write a run's new config and facts, and record in the manifest what changed after its newest checkpoint."""
+    history = [*opened.manifest.get("changes", []), {"after": opened.checkpoints.steps()[-1:], **changes}]
+    files.write_json(
+        opened.folder / "manifest.json", {**opened.manifest, **facts, "format": FORMAT, "changes": history}
+    )
     _write_text(opened.folder / "config.yaml", config)
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Generator[None]:
-    """Keeps other processes from training into `folder`, made if it is missing; a killed holder lets go of it.
+    """Lock `folder` against training by other processes; create it if it is missing. A killed process frees its lock.
 
     Raises:
-        UserError: another process holds it.
+        UserError: Another process holds the lock, or the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = filelock.FileLock(folder / ".lock").acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(
-            f"{folder} is being trained by another process; wait for it, end it, or name another --out"
-        ) from None
+        raise UserError(f"another process trains into {folder}; wait for it, end it, or name another --out") from None
     except NotImplementedError:
-        raise UserError(f"the file system of {folder} has no locks (flock); name an --out on one that has") from None
+        raise UserError(f"the file system of {folder} has no locks (flock); name an --out on one with locks") from None
     with lock:
         yield
 
@@ -172,32 +174,33 @@ def _write_text(path: Path, content: str) -> None:
 
 
 def resolve(reference: str) -> tuple[Run, int]:
-    """RUN, RUN@STEP, RUN@last or RUN@best as a run and one of its steps.
+    """Return the run and step that RUN, RUN@STEP, RUN@last or RUN@best names.
 
-    `best` is the checkpoint of least validation loss in metrics.jsonl. RUN alone is that of a finetune, where one was
-    measured, and the last of an adapt.
+    `best` is the checkpoint with the lowest validation loss in metrics.jsonl. RUN alone means `best` for a
+    finetune with a validation loss, and `last` otherwise.
 
     Raises:
-        UserError: no such run, no such step, or no checkpoint yet.
+        UserError: No such run, no such step, or no checkpoint yet.
     """
     name, at, which = reference.rpartition("@")
-    if not at or Path(reference).is_dir():  # no step named, or a folder with an @ in its name
+    if not at or Path(reference).is_dir():  # no step, or a folder with an @ in its name
         name, which = reference, ""
     run = Run(Path(name))
     steps = run.checkpoints.steps()
     if not steps:
-        raise UserError(f"{name} has no checkpoint yet; let its training reach the first, or start it again")
+        raise UserError(f"{name} has no checkpoint yet; let its training reach the first one, or start it again")
     best = _best(run, steps)
     if which == "best" and best is None:
-        raise UserError(f"{run.folder} has no validation loss to choose the best by; name a step or @last")
+        raise UserError(f"{run.folder} has no validation loss, which @best needs; name a step or @last")
     if which not in ("", "last", "best") and which not in map(str, steps):
-        raise UserError(f"{reference} is no checkpoint; there are @last, @best and {', '.join(f'@{s}' for s in steps)}")
-    named = {"last": steps[-1], "best": best, "": best if run.phase == "finetune" else None}
-    return run, int(which) if which.isdecimal() else named[which] or steps[-1]
+        raise UserError(
+            f"{reference} is not a checkpoint; allowed: @last, @best and {', '.join(f'@{s}' for s in steps)}"
+        )
+    aliases = {"last": steps[-1], "best": best, "": best if run.phase == "finetune" else None}
+    return run, int(which) if which.isdecimal() else aliases[which] or steps[-1]
 
 
 def _best(run: Run, steps: Sequence[int]) -> int | None:
-    measured = [
-        (m["validation_loss"], m["step"]) for m in run.metrics() if "validation_loss" in m and m["step"] in steps
-    ]
-    return min(measured)[1] if measured else None
+    """Return the step with the lowest validation loss, or None without one."""
+    losses = [(m["validation_loss"], m["step"]) for m in run.metrics() if "validation_loss" in m and m["step"] in steps]
+    return min(losses)[1] if losses else None

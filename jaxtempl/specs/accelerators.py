@@ -1,4 +1,4 @@
-"""The accelerators that are known here: what each can do and hold, and what an hour of it is taken to cost."""
+"""Accelerators that `--plan` knows: speed, memory, and an assumed price."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,15 +9,15 @@ class Accelerator(NamedTuple):
     """One kind of accelerator.
 
     Attributes:
-        kind: how the name that JAX gives it begins.
-        peak: dense bfloat16 operations a second, as the vendor states them.
-        memory: bytes, as the vendor states them.
-        bandwidth: of the memory, bytes a second, as the vendor states it.
-        price: dollars an hour, a round figure of renting one on demand in 2026; providers differ by 2 to 3 times.
-        capability: NVIDIA's compute capability; 0 of TPUs.
-        lanes: to which the device pads a head of fewer dims.
-        tpu_type: of TPUs, what their compiler wants to be told that this machine is.
-        slices: of TPUs, the grids that JAX names, by their number of chips.
+        kind: Prefix of JAX's `device_kind`.
+        peak: Dense bfloat16 operations a second, as the vendor states them.
+        memory: Bytes of memory, as the vendor states them.
+        bandwidth: Bytes a second of the memory, as the vendor states them.
+        price: Dollars an hour, a round figure for renting one on demand in 2026; providers differ by 2 to 3 times.
+        capability: NVIDIA's compute capability; 0 for a TPU.
+        lanes: Multiple that the device pads a head's dims to.
+        tpu_type: Accelerator type that the TPU's compiler expects; empty for a GPU.
+        slices: JAX's topology name of a TPU slice by its number of chips; empty for a GPU.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Accelerator(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """As JAX names it."""
+        """JAX's name of the platform."""
         return "tpu" if self.slices else "gpu"
 
 
@@ -66,5 +66,5 @@ ACCELERATORS = {
     ),
 }
 
-# Peaks of devices whose names begin as those of others do.
-LOOKALIKES = {"NVIDIA A10G": 70e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12}
+# Peaks of devices whose names have another device's name as prefix.
+VARIANT_PEAKS = {"NVIDIA A10G": 70e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12}

@@ -1,19 +1,24 @@
-"""Parameters, floating-point operations a token, and the share of a device's peak that a training reaches.
+"""Parameter counts, floating-point operations, and the peak of devices.
 
 Dims: D hidden, F feed-forward, N layers, V vocabulary, L length of a row.
 """
 
 from collections.abc import Sequence
 
-from jaxtempl.specs.accelerators import ACCELERATORS, LOOKALIKES
+from jaxtempl.specs.accelerators import ACCELERATORS, VARIANT_PEAKS
 from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
 
-# Dense bfloat16 operations a second by how the name that JAX gives a device begins.
-PEAKS = {device.kind: device.peak for device in ACCELERATORS.values()} | LOOKALIKES
+# Dense bfloat16 operations a second, by prefix of JAX's `device_kind`.
+PEAKS = {device.kind: device.peak for device in ACCELERATORS.values()} | VARIANT_PEAKS
 
 
 def parameter_count(a: Architecture, embeddings: bool = True) -> int:
-    """Of the language model; without `embeddings`, as scaling laws count: neither tables nor head."""
+    """Return the number of a language model's parameters.
+
+    Args:
+        a: Architecture of the model.
+        embeddings: Whether to count embedding tables and head, which scaling laws leave out.
+    """
     layer = 4 * a.hidden**2 + 2 * a.hidden * a.feed_forward  # matrices
     layer += 4 * a.hidden + a.feed_forward + a.hidden  # their biases: 3 D + D, F, D
     layer += 4 * a.hidden  # two LayerNorms
@@ -22,29 +27,29 @@ def parameter_count(a: Architecture, embeddings: bool = True) -> int:
 
 
 def _bert_tables(a: BertArchitecture) -> int:
-    """Tokens, positions and types, and a head of a layer, its LayerNorm, and a bias for each token."""
+    """Count the three embedding tables, and a head of one layer, its LayerNorm, and a bias for each token."""
     return (a.vocabulary + a.positions + a.types) * a.hidden + a.hidden**2 + 3 * a.hidden + a.vocabulary
 
 
 def per_token(a: Architecture, length: int) -> int:
-    """Operations of matrix products, forward and backward, that training on one token of a row takes (issue 3).
+    """Return the operations of matrix products that training on one token of a row takes, forward and backward.
 
-    Attention counts the full square, masked half included, and the unembedding counts; embeddings are looked up.
-    Backward is twice forward; what rematerialisation computes again does not count.
+    As issue 3 counts them: attention is the full square, the masked half included, and the unembedding counts, but not
+    the embedding lookup. Backward is twice forward. Rematerialisation does not count.
     """
     return 3 * (a.layers * _layer(a, length) + 2 * a.hidden * a.vocabulary)
 
 
-def per_masked_row(a: Architecture, length: int, told: int) -> int:
-    """The same for a row of masked language modelling, of which so many tokens are told."""
-    return 3 * (a.layers * length * _layer(a, length) + told * 2 * (a.hidden**2 + a.hidden * a.vocabulary))
+def per_masked_row(a: Architecture, length: int, predicted: int) -> int:
+    """Return the operations for a row of masked language modelling with `predicted` masked tokens."""
+    return 3 * (a.layers * length * _layer(a, length) + predicted * 2 * (a.hidden**2 + a.hidden * a.vocabulary))
 
 
 def per_context(a: Architecture, length: int, slots: int) -> int:
-    """The same for one labelled context: of the last layer, one position of all that is not keys and values.
+    """Return the operations for one labelled context, whose last layer computes one position except keys and values.
 
-    GPT-NeoX's queries come with the keys and values, at all positions; BERT's pooler is one layer more. Where a head
-    reads the mean of all positions, the last layer is whole.
+    GPT-NeoX computes queries together with keys and values, at all positions. BERT's pooler is one more layer. If the
+    head reads the mean of all positions, the last layer is computed whole.
     """
     if isinstance(a, NeoXArchitecture) and a.pooling == "mean":
         return 3 * (a.layers * length * _layer(a, length) + 2 * a.hidden * slots)
@@ -56,21 +61,21 @@ def per_context(a: Architecture, length: int, slots: int) -> int:
 
 
 def _layer(a: Architecture, length: int) -> int:
-    """Forward, a token."""
+    """Return a layer's forward operations for one token."""
     return 2 * (4 * a.hidden**2 + 2 * a.hidden * a.feed_forward) + 4 * length * a.hidden
 
 
 def six_nd(a: Architecture, tokens: float, embeddings: bool) -> float:
-    """The usual estimate 6 N D of a training's operations (Kaplan et al., 2020), D being tokens."""
+    """Return the estimate 6 N D of a training's operations (Kaplan et al., 2020), with D tokens."""
     return 6.0 * parameter_count(a, embeddings) * tokens
 
 
 def peak(kinds: Sequence[str]) -> float | None:
-    """Operations a second of devices of these kinds (`jax.Device.device_kind`); None where one is not known."""
+    """Return the operations a second of devices of these kinds (`jax.Device.device_kind`); None if one is unknown."""
     names = [match_device(kind) for kind in kinds]
     return sum(PEAKS[name] for name in names) if all(names) else None
 
 
 def match_device(kind: str) -> str:
-    """The longest name in `PEAKS` that begins a kind of device; empty where there is none."""
+    """Return the longest name in `PEAKS` that is a prefix of a device kind, or an empty string."""
     return max((name for name in PEAKS if kind.startswith(name)), key=len, default="")

@@ -1,1 +1,1 @@
-"""The one training loop, its objectives, and the two phases that use it."""
+"""The training loop, its objectives, optimizer, state and trackers, and the two phases: adapt and finetune."""

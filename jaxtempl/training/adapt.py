@@ -2,8 +2,9 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxtempl.config import mixture
@@ -15,94 +16,86 @@ from jaxtempl.data.mlm import Masker
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import factory
 from jaxtempl.parallel import rules
-from jaxtempl.parallel.mesh import make_mesh
+from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs import run
 from jaxtempl.specs.architecture import Architecture, BertArchitecture
-from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.training import initialization, objectives, trainer
+from jaxtempl.training.initialization import Initialization
 from jaxtempl.training.objectives import Objective
 from jaxtempl.training.precision import compute_dtype
 from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 
 PAPER_LENGTH = 2048  # paper, Table 1: max-position-embeddings
-VALIDATION_ROWS = (
-    256  # of the first dataset: enough to tell losses apart by 0.01, cheap enough for every tenth of a run
-)
+VALIDATION_ROWS = 256  # of the first dataset: enough to resolve losses to 0.01, cheap enough for every tenth of a run
 
 
-def adapt(asked: AdaptConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
-    """Trains a language model and leaves a run.
+class AdaptData(NamedTuple):
+    """The packed rows of a training.
+
+    Attributes:
+        sources: Training rows and weight of each dataset.
+        validation: Held-out rows of the first dataset.
+        length: Tokens of a row.
+        fingerprints: Fingerprint of each dataset by its folder.
+    """
+
+    sources: list[tuple[Sequence[loader.Microbatch], float | None]]
+    validation: Sequence[loader.Microbatch]
+    length: int
+    fingerprints: dict[str, str]
+
+    @property
+    def row_count(self) -> int:
+        """Number of training rows."""
+        return sum(len(rows) for rows, _ in self.sources)
+
+
+def adapt(config: AdaptConfig, preemption: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
+    """Train a language model and return its run.
 
     Raises:
-        UserError: anything about data, weights or flags that the user can mend.
+        UserError: Data, weights or flags do not fit.
     """
-    if (asked.device, asked.devices, asked.mfu, asked.price) != ("none", 1, 0.0, 0.0):
+    _check_flags(config)
+    datasets = [(Dataset(folder), weight) for folder, weight in mixture.parse_mixture(config.data)]
+    init = initialization.resolve_init(config)
+    data = _load_data(config, datasets, init)
+    config = _resolve_config(config, data)
+    trainer.check_agreement(config, init, data.fingerprints)
+    return trainer.train_run(config, init, _job(config, init, data), preemption)
+
+
+def _check_flags(config: AdaptConfig) -> None:
+    if (config.device, config.devices, config.mfu, config.price) != ("none", 1, 0.0, 0.0):
         raise UsageError(
-            "--device, --devices, --mfu and --price are of --plan; a training takes what it finds, or --mesh.fsdp=N"
+            "--device, --devices, --mfu and --price need --plan; a training uses the devices that it finds, or "
+            "--mesh.fsdp=N of them"
         )
-    dtype = compute_dtype(asked.precision)
-    datasets = [(Dataset(folder), weight) for folder, weight in mixture.parse_mixture(asked.data)]
-    begin = initialization.resolve_init(asked)
-    tokenizer = begin.tokenizer
-    length = row_length([dataset for dataset, _ in datasets], begin.architecture.positions)
-    if asked.recipe == "paper" and length != PAPER_LENGTH:
+
+
+def _load_data(
+    config: AdaptConfig, datasets: Sequence[tuple[Dataset, float | None]], init: Initialization
+) -> AdaptData:
+    length = row_length([dataset for dataset, _ in datasets], init.architecture.positions)
+    if config.recipe == "paper" and length != PAPER_LENGTH:
         raise UserError(
-            f"--recipe=paper is of rows of {PAPER_LENGTH} tokens, and --data has {length}; prepare it again"
+            f"--recipe=paper needs rows of {PAPER_LENGTH} tokens, and --data has {length}; prepare it again with "
+            f"--length={PAPER_LENGTH}"
         )
-    rows_of = functools.partial(tapt.task_adaptive_rows, length=length) if asked.task_adaptive else Dataset.rows
-    sources = [(rows_of(dataset, tokenizer, "train"), weight) for dataset, weight in datasets]
-    total = sum(len(rows) for rows, _ in sources)
-    steps = min(loader.steps_for_epochs(asked.epochs, total, asked.batch_size), asked.max_steps)
-    settings = trainer.resolve_config(asked, "adapt", steps, saves=10, length=length)
-    trainer.print_config(
-        settings, f"{total:,} rows of {length} tokens, {settings.batch_size * length:,} tokens an update"
+    rows_of = functools.partial(tapt.task_adaptive_rows, length=length) if config.task_adaptive else Dataset.rows
+    return AdaptData(
+        sources=[(rows_of(dataset, init.tokenizer, "train"), weight) for dataset, weight in datasets],
+        validation=rows_of(datasets[0][0], init.tokenizer, "validation"),
+        length=length,
+        fingerprints={str(dataset.folder): dataset.fingerprint for dataset, _ in datasets},
     )
-    fingerprints = {str(dataset.folder): dataset.fingerprint for dataset, _ in datasets}
-    trainer.check_agreement(settings, begin, fingerprints)
-    a, piece = begin.architecture, loader.microbatch_rows(settings.batch_size, settings.gradient_accumulation_steps)
-    mesh = trainer.resolve_mesh(settings, a, None, piece)
-    validation = rows_of(datasets[0][0], tokenizer, "validation")
-    own = functools.partial(rules.local_rows, make_mesh(mesh))
-    task, changed = _objective(settings, a, dtype, tokenizer)
-    return trainer.train_run(
-        settings,
-        begin,
-        trainer.TrainingJob(
-            phase="adapt",
-            task=task,
-            batches=loader.row_batches(
-                sources, settings.batch_size, settings.gradient_accumulation_steps, settings.seed, own, changed
-            ),
-            validation=_validation(validation, piece, own, changed) if len(validation) else None,
-            mesh=mesh,
-            dtype=dtype,
-            templates=[],
-            facts={
-                "length": length,
-                "mask_documents": settings.mask_documents,
-                "task_adaptive": settings.task_adaptive,
-                "datasets": fingerprints,
-            },
-        ),
-        stop,
-    )
-
-
-def _objective(
-    settings: AdaptConfig, a: Architecture, dtype: Any, tokenizer: Tokenizer
-) -> tuple[Objective, loader.RowTransform | None]:
-    """The family's own, and what it makes of a packed row."""
-    graphdef = factory.make_graphdef(a, None, dtype, settings.remat)
-    if isinstance(a, BertArchitecture):
-        return objectives.masked_lm(graphdef, settings.mask_documents), Masker(tokenizer)
-    return objectives.causal_lm(graphdef, settings.mask_documents), None
 
 
 def row_length(datasets: Sequence[Dataset], positions: int) -> int:
-    """Tokens of the datasets' rows.
+    """Return the number of tokens of the datasets' rows.
 
     Raises:
-        UserError: they differ, or are more than the model has positions.
+        UserError: The lengths differ, or exceed the model's positions.
     """
     lengths = {dataset.manifest["length"] for dataset in datasets}
     if len(lengths) > 1 or max(lengths) > positions:
@@ -113,19 +106,68 @@ def row_length(datasets: Sequence[Dataset], positions: int) -> int:
     return lengths.pop()
 
 
+def _resolve_config(config: AdaptConfig, data: AdaptData) -> AdaptConfig:
+    """Return the config with every default that depends on the data, and print it."""
+    steps = min(loader.steps_for_epochs(config.epochs, data.row_count, config.batch_size), config.max_steps)
+    config = trainer.resolve_config(config, "adapt", steps, saves=10, length=data.length)
+    tokens = f"{config.batch_size * data.length:,} tokens an update"
+    trainer.print_config(config, f"{data.row_count:,} rows of {data.length} tokens, {tokens}")
+    return config
+
+
+def _job(config: AdaptConfig, init: Initialization, data: AdaptData) -> trainer.TrainingJob:
+    dtype = compute_dtype(config.precision)
+    rows = loader.microbatch_rows(config.batch_size, config.gradient_accumulation_steps)
+    mesh = trainer.resolve_mesh(config, init.architecture, None, rows)
+    transform = Masker(init.tokenizer) if isinstance(init.architecture, BertArchitecture) else None
+    return trainer.TrainingJob(
+        phase="adapt",
+        objective=_objective(config, init.architecture, dtype),
+        batches=loader.row_batches(
+            data.sources,
+            config.batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+            functools.partial(rules.local_rows, make_mesh(mesh)),
+            transform,
+        ),
+        validation=_validation(data.validation, rows, mesh, transform) if len(data.validation) else None,
+        mesh=mesh,
+        dtype=dtype,
+        templates=[],
+        facts=_manifest_facts(config, data),
+    )
+
+
+def _objective(config: AdaptConfig, a: Architecture, dtype: jax.numpy.dtype) -> Objective:
+    graphdef = factory.make_graphdef(a, None, dtype, config.remat)
+    kind = objectives.masked_lm if isinstance(a, BertArchitecture) else objectives.causal_lm
+    return kind(graphdef, config.mask_documents)
+
+
 def _validation(
-    rows: Sequence[loader.Microbatch], size: int, own: loader.LocalRows, changed: loader.RowTransform | None
+    rows: Sequence[loader.Microbatch], size: int, mesh: MeshShape, transform: loader.RowTransform | None
 ) -> Callable[[], Iterator[Batch]]:
-    """The first rows of the held-out part, the last microbatch filled up with rows that are all padding."""
+    """Return the first held-out rows in microbatches of `size`, the last one filled with rows of padding."""
     count = min(len(rows), VALIDATION_ROWS)
+    local = rules.local_rows(make_mesh(mesh), size)
 
     def row(index: int) -> loader.Microbatch:
-        return rows[index] if changed is None else changed(rows[index], np.random.default_rng(index))
+        return rows[index] if transform is None else transform(rows[index], np.random.default_rng(index))
 
-    empty = {key: np.zeros_like(value) for key, value in row(0).items()}
+    padding = {key: np.zeros_like(value) for key, value in row(0).items()}
 
     def batch_from(first: int) -> Batch:
-        part = [row(int(i)) if i < count else empty for i in first + own(size)]
-        return [{key: np.stack([row[key] for row in part]) for key in empty}]
+        local_rows = [row(int(i)) if i < count else padding for i in first + local]
+        return [{key: np.stack([row[key] for row in local_rows]) for key in padding}]
 
     return lambda: map(batch_from, range(0, count, size))
+
+
+def _manifest_facts(config: AdaptConfig, data: AdaptData) -> dict[str, object]:
+    return {
+        "length": data.length,
+        "mask_documents": config.mask_documents,
+        "task_adaptive": config.task_adaptive,
+        "datasets": data.fingerprints,
+    }

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,106 +22,146 @@ from jaxtempl.runs import run
 from jaxtempl.specs.architecture import Architecture, NeoXArchitecture
 from jaxtempl.text.window import Window
 from jaxtempl.training import initialization, objectives, trainer
+from jaxtempl.training.initialization import Initialization
 from jaxtempl.training.precision import compute_dtype
 from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 
-CACHED_MESSAGES = 2**16  # of the window; a message returns with each later context of its case, and in each epoch
+CACHED_MESSAGES = 2**16  # of the window; a message recurs in each later context of its case, and in each epoch
 
 
-def finetune(asked: FinetuneConfig, stop: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
-    """Trains a template classifier and leaves a run.
+class FinetuneData(NamedTuple):
+    """The labelled contexts of a training.
+
+    Attributes:
+        dataset: Dataset that they come from.
+        train: Training contexts.
+        validation: Held-out contexts.
+        labels: Number of labelled training contexts in the dataset.
+    """
+
+    dataset: Dataset
+    train: LabelledContexts
+    validation: LabelledContexts
+    labels: int
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of the dataset by its folder."""
+        return {str(self.dataset.folder): self.dataset.fingerprint}
+
+
+def finetune(config: FinetuneConfig, preemption: PreemptionHandler = NEVER_PREEMPTED) -> run.Run:
+    """Train a template classifier and return its run.
 
     Raises:
-        UserError: anything about data, weights or flags that the user can mend.
+        UserError: Data, weights or flags do not fit.
     """
-    dtype = compute_dtype(asked.precision)
-    dataset = Dataset(asked.data)
-    begin = initialization.resolve_init(asked)
-    begin = begin._replace(architecture=_read_as_asked(begin.architecture, asked))
-    if asked.length > begin.architecture.positions:
-        raise UserError(
-            f"--length={asked.length} is more than the model's {begin.architecture.positions} positions; use fewer"
-        )
-    window = Window(begin.tokenizer, asked.length, asked.role_tags, CACHED_MESSAGES)
-    training = LabelledContexts.read(dataset, "train", window)
-    if not len(training):
+    dataset = Dataset(config.data)
+    init = initialization.resolve_init(config)
+    init = init._replace(architecture=_set_attention_and_pooling(init.architecture, config))
+    _check_length(config, init.architecture)
+    data = _load_data(config, dataset, init.tokenizer)
+    config = _resolve_config(config, data)
+    trainer.check_agreement(config, init, data.fingerprints)
+    return trainer.train_run(config, init, _job(config, init, data), preemption)
+
+
+def _set_attention_and_pooling(a: Architecture, config: FinetuneConfig) -> Architecture:
+    """Return the architecture with the configured attention and pooling. Raises UserError if it has neither."""
+    flags: dict[str, Any] = {"attention": config.attention, "pooling": config.pooling}
+    given = {name: value for name, value in flags.items() if value != "auto"}
+    if not given or isinstance(a, NeoXArchitecture):
+        return dataclasses.replace(a, **given)
+    text = " ".join(f"--{name}={value}" for name, value in given.items())
+    raise UserError(f"{text} needs a Pythia; a BERT attends to all positions and its head reads [CLS]: leave it out")
+
+
+def _check_length(config: FinetuneConfig, a: Architecture) -> None:
+    if config.length > a.positions:
+        raise UserError(f"--length={config.length} is more than the model's {a.positions} positions; use fewer")
+
+
+def _load_data(config: FinetuneConfig, dataset: Dataset, tokenizer: Tokenizer) -> FinetuneData:
+    window = Window(tokenizer, config.length, config.role_tags, CACHED_MESSAGES)
+    train = LabelledContexts.read(dataset, "train", window)
+    if not len(train):
         raise UserError(
             f"{dataset.folder} has no labelled training contexts; prepare transcripts whose messages name templates"
         )
-    contexts = choose_labels(training, asked.labels, asked.seed)
-    steps = loader.steps_for_epochs(asked.epochs, len(contexts), asked.batch_size)
-    settings = trainer.resolve_config(asked, "finetune", steps, saves=math.ceil(asked.epochs), length=asked.length)
-    trainer.print_config(
-        settings, f"{len(contexts):,} labelled contexts of {len(training):,}, {len(dataset.templates)} templates"
-    )
-    fingerprints = {str(dataset.folder): dataset.fingerprint}
-    trainer.check_agreement(settings, begin, fingerprints)
-    mesh = trainer.resolve_mesh(settings, begin.architecture, len(dataset.templates), rows=0)
-    held_out = LabelledContexts.read(dataset, settings.select, window)
-    return trainer.train_run(
-        settings,
-        begin,
-        trainer.TrainingJob(
-            phase="finetune",
-            task=objectives.template_classification(
-                factory.make_graphdef(begin.architecture, len(dataset.templates), dtype, settings.remat)
-            ),
-            batches=loader.labelled_batches(
-                contexts,
-                settings.batch_size,
-                settings.gradient_accumulation_steps,
-                settings.seed,
-                mesh.row_shards,
-                _share(contexts, mesh),
-            ),
-            validation=_validation(held_out, settings, mesh) if (held_out.slot >= 0).any() else None,
-            mesh=mesh,
-            dtype=dtype,
-            templates=dataset.templates,
-            facts={
-                "length": settings.length,
-                "role_tags": settings.role_tags,
-                "labels": settings.labels,
-                "select": settings.select,
-                "datasets": fingerprints,
-            },
-        ),
-        stop,
+    return FinetuneData(
+        dataset=dataset,
+        train=choose_labels(train, config.labels, config.seed),
+        validation=LabelledContexts.read(dataset, config.select, window),
+        labels=len(train),
     )
 
 
-def choose_labels(training: LabelledContexts, count: int, seed: int) -> LabelledContexts:
+def choose_labels(train: LabelledContexts, count: int, seed: int) -> LabelledContexts:
     """Return the first `count` labelled contexts of one seeded permutation; 0 returns all.
 
     Raises:
-        UserError: there are fewer.
+        UserError: There are fewer than `count`.
     """
-    if count > len(training):
-        raise UserError(f"--labels={count} is more than the {len(training)} training labels there are; ask for fewer")
-    return training.sample(count or None, seed)
+    if count > len(train):
+        raise UserError(f"--labels={count} is more than the {len(train)} training labels; use fewer")
+    return train.sample(count or None, seed)
 
 
-def _read_as_asked(a: Architecture, asked: FinetuneConfig) -> Architecture:
-    """The architecture with the attention and the pooling that were asked for; raises UserError where it has none."""
-    read: dict[str, Any] = {"attention": asked.attention, "pooling": asked.pooling}
-    given = {name: value for name, value in read.items() if value != "auto"}
-    if not given or isinstance(a, NeoXArchitecture):
-        return dataclasses.replace(a, **given)
-    flags = " ".join(f"--{name}={value}" for name, value in given.items())
-    raise UserError(f"{flags} is of a Pythia; a BERT's positions see all, and its head reads [CLS]: leave it out")
+def _resolve_config(config: FinetuneConfig, data: FinetuneData) -> FinetuneConfig:
+    """Return the config with every default that depends on the data, and print it."""
+    steps = loader.steps_for_epochs(config.epochs, len(data.train), config.batch_size)
+    config = trainer.resolve_config(config, "finetune", steps, saves=math.ceil(config.epochs), length=config.length)
+    templates = f"{len(data.dataset.templates)} templates"
+    trainer.print_config(config, f"{len(data.train):,} labelled contexts of {data.labels:,}, {templates}")
+    return config
 
 
-def _share(contexts: LabelledContexts, mesh: MeshShape) -> ProcessShare:
-    """What this process makes of each batch; each of several finds the sizes of its share of the contexts."""
-    processes, own = jax.process_count(), functools.partial(rules.local_rows, make_mesh(mesh))
+def _job(config: FinetuneConfig, init: Initialization, data: FinetuneData) -> trainer.TrainingJob:
+    dtype = compute_dtype(config.precision)
+    templates = data.dataset.templates
+    mesh = trainer.resolve_mesh(config, init.architecture, len(templates), rows=0)
+    graphdef = factory.make_graphdef(init.architecture, len(templates), dtype, config.remat)
+    return trainer.TrainingJob(
+        phase="finetune",
+        objective=objectives.template_classification(graphdef),
+        batches=loader.labelled_batches(
+            data.train,
+            config.batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+            mesh.row_shards,
+            _process_share(data.train, mesh),
+        ),
+        validation=_validation(data.validation, config, mesh) if (data.validation.slot >= 0).any() else None,
+        mesh=mesh,
+        dtype=dtype,
+        templates=templates,
+        facts=_manifest_facts(config, data),
+    )
+
+
+def _process_share(contexts: LabelledContexts, mesh: MeshShape) -> ProcessShare:
+    """Return this process's share of each batch; several processes gather the lengths of all contexts first."""
+    processes = jax.process_count()
     if processes == 1:
         return WHOLE_SHARE
-    mine = [len(contexts[index].tokens) for index in range(jax.process_index(), len(contexts), processes)]
-    return ProcessShare(own, process_group.all_gather_interleaved(np.array(mine, np.int32), len(contexts)))
+    lengths = [len(contexts[index].tokens) for index in range(jax.process_index(), len(contexts), processes)]
+    all_lengths = process_group.all_gather_interleaved(np.array(lengths, np.int32), len(contexts))
+    return ProcessShare(functools.partial(rules.local_rows, make_mesh(mesh)), all_lengths)
 
 
-def _validation(contexts: LabelledContexts, settings: FinetuneConfig, mesh: MeshShape) -> Callable[[], Iterator[Batch]]:
-    share = _share(contexts, mesh)
+def _validation(contexts: LabelledContexts, config: FinetuneConfig, mesh: MeshShape) -> Callable[[], Iterator[Batch]]:
+    share = _process_share(contexts, mesh)
     return lambda: loader.labelled_in_order(
-        contexts, settings.batch_size, settings.gradient_accumulation_steps, mesh.row_shards, share
+        contexts, config.batch_size, config.gradient_accumulation_steps, mesh.row_shards, share
     )
+
+
+def _manifest_facts(config: FinetuneConfig, data: FinetuneData) -> dict[str, object]:
+    return {
+        "length": config.length,
+        "role_tags": config.role_tags,
+        "labels": config.labels,
+        "select": config.select,
+        "datasets": data.fingerprints,
+    }

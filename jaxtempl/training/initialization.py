@@ -78,8 +78,8 @@ def _defaults_of(model: NamedModel) -> str:
     nearest = published.nearest_size(model.architecture)
     theirs = flops.parameter_count(published.size_architecture(nearest))
     print(
-        f"# {model.size} has {flops.parameter_count(model.architecture):,} parameters; its defaults are those of {nearest} "
-        f"({theirs:,}), the nearest of configs/sizes/ in its family",
+        f"# {model.size} has {flops.parameter_count(model.architecture):,} parameters; its defaults are those of "
+        f"{nearest} ({theirs:,}), the nearest of configs/sizes/ in its family",
         flush=True,
     )
     return nearest

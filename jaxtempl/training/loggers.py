@@ -1,4 +1,4 @@
-"""The boards of a training: metrics.jsonl, a progress bar or lines, and TensorBoard or MLflow."""
+"""Loggers of a training: metrics.jsonl, a progress bar or lines, and TensorBoard or MLflow."""
 
 import json
 import sys
@@ -18,75 +18,77 @@ from jaxtempl.config.training import TrainConfig
 from jaxtempl.training.mlflow_logger import MlflowLogger
 from jaxtempl.training.tracker import Logger
 
-PROGRESS_LINES = 20  # reports of a training without a terminal
+PROGRESS_LINES = 20  # printed by a training without a terminal
 
 
-def open_loggers(settings: TrainConfig, folder: Path, start: int) -> list[Logger]:
-    """The boards that a training tells; what a try that was cut off told of the steps after `start` goes.
+def open_loggers(config: TrainConfig, folder: Path, start: int) -> list[Logger]:
+    """Return the loggers of a training that resumes after step `start`; later lines of metrics.jsonl are dropped.
 
     Raises:
-        UserError: MLflow was asked for and is not installed, or cannot use its tracking URI.
+        UserError: MLflow is configured and not installed, or cannot use its tracking URI.
     """
-    mlflow = settings.tracker == "mlflow"
-    asked = MlflowLogger(folder, yaml.safe_load(parsing.dump(settings))) if mlflow else TensorBoardLogger(folder, start)
-    return [JsonlLogger(folder, start), asked, ProgressLogger(settings.steps, start)]
+    if config.tracker == "mlflow":
+        service: Logger = MlflowLogger(folder, yaml.safe_load(parsing.dump(config)))
+    else:
+        service = TensorBoardLogger(folder, start)
+    return [JsonlLogger(folder, start), service, ProgressLogger(config.steps, start)]
 
 
 class JsonlLogger:
-    """metrics.jsonl, which everything in this project reads."""
+    """Writes metrics.jsonl, which every part of this project reads."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._path = folder / "metrics.jsonl"
         _keep_through(self._path, start)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line."""
+        """Append one line."""
         files.append_line(self._path, {"step": step, **values})
 
     def close(self, finished: bool) -> None:
-        """Every line is written already."""
+        """Do nothing: every line is written already."""
 
 
 class TensorBoardLogger:
-    """`tensorboard --logdir` of the run's folder, or of the one above it, shows these.
+    """Writes events for `tensorboard --logdir` of the run's folder or its parent.
 
-    Events are written at once: tensorboardX's own writer does so in a thread, for whose death it would wait for ever.
+    Events are written synchronously: tensorboardX's own writer uses a thread and waits forever if that dies.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
         (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
-        again = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after
-        self._writer.write_event(again)
+        restart = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides later events
+        self._writer.write_event(restart)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A scalar a name."""
+        """Write one scalar for each name."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._writer.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
         self._writer.flush()
 
     def close(self, finished: bool) -> None:
-        """Every event is written already."""
+        """Close the event file."""
         self._writer.close()
 
 
 class ProgressLogger:
-    """A bar with rate and time left on a terminal, elsewhere some lines."""
+    """Shows a bar with rate and time left on a terminal, and some lines elsewhere."""
 
     def __init__(self, steps: int, start: int) -> None:
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._steps = steps
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A step moves the bar; a validation is a line above it."""
+        """Move the bar for a step, or print a line above it for a validation."""
         if "seconds" in values:
             self._show(step, values)
         else:
-            said = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
-            self._bar.write(f"step {step}  {said}", file=sys.stderr)
+            text = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+            self._bar.write(f"step {step}  {text}", file=sys.stderr)
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
-        loss = f"loss {values['loss']:.4f}" if "gradient_norm" in values else "overflow, update left out"
+        loss = f"loss {values['loss']:.4f}" if "gradient_norm" in values else "overflow, update skipped"
         text = f"{loss}  {values['tokens_per_second']:,.0f} tokens/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(1)
@@ -94,12 +96,12 @@ class ProgressLogger:
             print(f"step {step} of {self._steps}  {text}", file=sys.stderr, flush=True)
 
     def close(self, finished: bool) -> None:
-        """Leaves the bar as it stands."""
+        """Close the bar."""
         self._bar.close()
 
 
 def _keep_through(path: Path, step: int) -> None:
-    """Drops what a try that was cut off wrote of the steps that are now done again."""
+    """Drop the lines of later steps, which an interrupted training wrote and this one repeats."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
@@ -110,5 +112,5 @@ def _keep_through(path: Path, step: int) -> None:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except json.JSONDecodeError:  # the last line of a killed process may be cut
+    except json.JSONDecodeError:  # a killed process may leave its last line incomplete
         return float("inf")

@@ -1,9 +1,9 @@
-"""fit(): the one training loop, over an iterator of batches.
+"""fit(): the one training loop.
 
-A batch is a list of microbatches. Each adds its gradient to the batch's; one update follows. Metrics of a step
-are read only after the next is dispatched, so the device never waits for the host, except where a checkpoint is
-due: that one is saved only when its own step's loss and gradient norm are known to be finite. Nothing else goes
-between host and device unasked: the transfer guard is on.
+A batch is a list of microbatches, whose gradients add up to one update. The metrics of a step are read only after the
+next step is dispatched, so that the device never waits for the host; before a checkpoint, they are read first, so that
+only a step with finite loss and gradient norm is saved. The transfer guard forbids any other transfer between host and
+device.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ class Schedule:
     """When training ends and when it saves.
 
     Attributes:
-        steps: updates in all.
-        save_every: updates between study checkpoints; the last step always gets one.
-        recover_seconds: least time between recovery checkpoints.
-        first: whether the state before the first update is validated and saved too.
-        clock: seconds now; tests put their own in.
+        steps: Total number of updates.
+        save_every: Updates between study checkpoints; the last step always gets one.
+        recover_seconds: Minimum time between recovery checkpoints.
+        first: Whether to validate and save the state before the first update.
+        clock: Returns the current time in seconds; tests replace it.
     """
 
     steps: int
@@ -49,112 +49,154 @@ class Schedule:
 
 
 def fit(
-    task: Objective,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     batches: Callable[[int], Iterator[HostBatch]],
     validation: Callable[[], Iterable[HostBatch]] | None,
-    plan: Schedule,
+    schedule: Schedule,
     checkpoints: Checkpoints,
     tracker: Tracker,
-    stopping: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-    """Trains from `state.step` to `plan.steps`, each microbatch cut by rows over the mesh that the state lies on.
+    """Train from `state.step` to `schedule.steps`, with microbatches sharded by rows over the state's mesh.
 
     Args:
-        task: loss and metrics.
-        optimizer: what turns a mean gradient into an update.
-        state: where to start; donated.
-        batches: from a step, the batches of that step and all later ones: this process's rows of them.
-        validation: batches to measure the loss on at each study checkpoint, likewise.
-        plan: when to end and to save.
-        checkpoints: where to save.
-        tracker: what is told of each step.
-        stopping: whether to save and stop after the step in hand; with several processes all stop at one step.
+        objective: Loss and metrics.
+        optimizer: Gradient transformation of the update.
+        state: Initial state; it is donated.
+        batches: Returns the batches from a step on: this process's rows of them.
+        validation: Returns the batches for the loss at each study checkpoint: this process's rows of them.
+        schedule: When to end and to save.
+        checkpoints: Destination of the checkpoints.
+        tracker: Receives the metrics of each step.
+        should_stop: Whether to save and stop after the current step; with several processes all stop at one step.
+
+    Returns:
+        The state after the last update.
 
     Raises:
-        Interrupted: it was asked to stop, and all is saved.
-        UserError: the loss or the gradient's norm of a step is not finite, and nothing of that step is kept; or a
+        Interrupted: `should_stop` returned true, and the state is saved.
+        UserError: The loss or the gradient norm of a step is not finite, and nothing of that step is saved; or a
             checkpoint could not be saved.
     """
-    places: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
-    functions, mesh = compile_step(task, optimizer, places), places.step.mesh
-    start, saved_at, vote = int(state.step), plan.clock(), AnyReduce(mesh)
-
-    def study(step: int, params: PyTree) -> None:
-        if validation is not None:
-            held_out = (_placed(batch, mesh) for batch in validation())
-            tracker.log_validation(step, _finite(step, _mean(task, functions, params, held_out), "validation "))
-
-    def save(step: int, kind: CheckpointKind, state: TrainState, whole: bool) -> None:
-        with jax.transfer_guard("allow"):  # Orbax's own
-            moments = optimizer_dict(state) if whole else None
-            checkpoints.save(step, kind, state.params, moments, {"step": step})
-        tracker.pause()
-
-    previous: tuple[int, Sums, float] | None = None
-    if plan.first and start == 0:
-        study(0, state.params)
-        save(0, "study", state, whole=False)
-    with jax.transfer_guard("disallow"):
-        for step, (batch, waited) in enumerate(_timed(batches(start)), start + 1):
-            state, metrics = run_update(functions, state, _placed(batch, mesh))
-            if previous:
-                _report(tracker, *previous)
-            previous = step, metrics, waited
-            checkpoints.raise_if_failed()
-            stop, late = vote(stopping(), plan.clock() - saved_at >= plan.recover_seconds)
-            due = step % plan.save_every == 0 or step == plan.steps
-            recovery = (stop or late) and step < plan.steps
-            if due or recovery:
-                _report(tracker, *previous)
-                previous = None
-                if due and not stop:  # one who asks to stop does not wait for a validation
-                    study(step, state.params)
-                save(step, "study" if due else "recovery", state, recovery)
-                if recovery:
-                    saved_at = plan.clock()
-                    vote.forget()
-            if stop and recovery:
-                checkpoints.wait()
-                raise Interrupted(f"stopped after step {step}, as asked; the same command goes on from there")
-    checkpoints.wait()
-    return state
+    return _Fit(objective, optimizer, state, validation, schedule, checkpoints, tracker).run(
+        state, batches, should_stop
+    )
 
 
-def _placed(batch: HostBatch, mesh: Mesh) -> list[DeviceMicrobatch]:
-    """A batch on the mesh, out of this process's rows of each microbatch."""
-    with jax.transfer_guard("allow"):  # this one is asked for
-        return [jax.make_array_from_process_local_data(rules.row_sharding(mesh), dict(part)) for part in batch]
+class _Fit:
+    """The state of one call of `fit`, except the train state."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        state: TrainState,
+        validation: Callable[[], Iterable[HostBatch]] | None,
+        schedule: Schedule,
+        checkpoints: Checkpoints,
+        tracker: Tracker,
+    ) -> None:
+        shardings: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
+        self._objective, self._validation, self._schedule = objective, validation, schedule
+        self._checkpoints, self._tracker = checkpoints, tracker
+        self._functions = compile_step(objective, optimizer, shardings)
+        self._mesh: Mesh = shardings.step.mesh
+        self._any_process = AnyReduce(self._mesh)
+        self._saved_at = schedule.clock()
+        self._pending: tuple[int, Sums, float] | None = None  # a dispatched step's number, metrics and waiting time
+
+    def run(
+        self, state: TrainState, batches: Callable[[int], Iterator[HostBatch]], should_stop: Callable[[], bool]
+    ) -> TrainState:
+        start = int(state.step)
+        if self._schedule.first and start == 0:
+            self._validate(0, state.params)
+            self._save(0, "study", state, with_optimizer=False)
+        with jax.transfer_guard("disallow"):
+            for step, (batch, waited) in enumerate(_timed(batches(start)), start + 1):
+                state, metrics = run_update(self._functions, state, _put(batch, self._mesh))
+                self._report_pending()
+                self._pending = step, metrics, waited
+                self._after_step(step, state, should_stop())
+        self._checkpoints.wait()
+        return state
+
+    def _after_step(self, step: int, state: TrainState, stop: bool) -> None:
+        """Save if the schedule or a stop requires it. Raises Interrupted after saving for a stop."""
+        self._checkpoints.raise_if_failed()
+        is_late = self._schedule.clock() - self._saved_at >= self._schedule.recover_seconds
+        stop, is_late = self._any_process(stop, is_late)
+        is_last = step == self._schedule.steps
+        is_study = step % self._schedule.save_every == 0 or is_last
+        is_recovery = (stop or is_late) and not is_last
+        if is_study or is_recovery:
+            self._report_pending()
+            if is_study and not stop:  # a stop does not wait for a validation
+                self._validate(step, state.params)
+            self._save(step, "study" if is_study else "recovery", state, is_recovery)
+        if is_recovery:
+            self._saved_at = self._schedule.clock()
+            self._any_process.reset()
+        if stop and is_recovery:
+            self._checkpoints.wait()
+            raise Interrupted(f"stopped after step {step}; run the same command again to resume")
+
+    def _report_pending(self) -> None:
+        """Report the metrics of the dispatched step, if there is one, to the tracker."""
+        if self._pending:
+            _report(self._tracker, *self._pending)
+        self._pending = None
+
+    def _validate(self, step: int, params: PyTree) -> None:
+        if self._validation is not None:
+            held_out = (_put(batch, self._mesh) for batch in self._validation())
+            means = _mean_metrics(self._objective, self._functions, params, held_out)
+            self._tracker.log_validation(step, _check_finite(step, means, "validation "))
+
+    def _save(self, step: int, kind: CheckpointKind, state: TrainState, with_optimizer: bool) -> None:
+        with jax.transfer_guard("allow"):  # Orbax transfers
+            moments = optimizer_dict(state) if with_optimizer else None
+            self._checkpoints.save(step, kind, state.params, moments, {"step": step})
+        self._tracker.pause()
+
+
+def _put(batch: HostBatch, mesh: Mesh) -> list[DeviceMicrobatch]:
+    """Put a batch on the mesh, from this process's rows of each microbatch."""
+    with jax.transfer_guard("allow"):
+        return [jax.make_array_from_process_local_data(rules.row_sharding(mesh), dict(rows)) for rows in batch]
 
 
 def _timed(batches: Iterator[HostBatch]) -> Iterator[tuple[HostBatch, float]]:
-    """Each batch, and the seconds that were waited for it."""
-    asked = time.perf_counter()
+    """Yield each batch and the seconds spent waiting for it."""
+    start = time.perf_counter()
     for batch in batches:
-        yield batch, time.perf_counter() - asked
-        asked = time.perf_counter()
+        yield batch, time.perf_counter() - start
+        start = time.perf_counter()
 
 
 def _report(tracker: Tracker, step: int, metrics: Sums, waited: float) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()} | {"data_seconds": waited}
-    if values.pop("overflow", 0.0) and values["loss_scale"] > 1:  # that update was left out; nothing of it is kept
+    if values.pop("overflow", 0.0) and values["loss_scale"] > 1:  # the update was skipped, so its metrics may be NaN
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-    tracker.log_step(step, _finite(step, values))
+    tracker.log_step(step, _check_finite(step, values))
 
 
-def _finite(step: int, values: Mapping[str, float], what: str = "") -> Mapping[str, float]:
-    """The metrics of a step, which must be numbers."""
+def _check_finite(step: int, values: Mapping[str, float], prefix: str = "") -> Mapping[str, float]:
+    """Return the metrics of a step. Raises UserError if one is not finite."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(
-                f"{what}{name} of step {step} is {value}; nothing of that step was saved: "
+                f"{prefix}{name} of step {step} is {value}; nothing of that step was saved: "
                 "train into another --out with a lower --learning_rate or another --precision"
             )
     return values
 
 
-def _mean(task: Objective, functions: CompiledStep, params: PyTree, batches: Iterable[HostBatch]) -> dict[str, float]:
+def _mean_metrics(
+    objective: Objective, functions: CompiledStep, params: PyTree, batches: Iterable[list[DeviceMicrobatch]]
+) -> dict[str, float]:
     parts = (functions.measure(params, microbatch) for batch in batches for microbatch in batch)
     sums = functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
-    return {name: float(value) for name, value in jax.device_get(jax.jit(task.metrics)(sums)).items()}
+    return {name: float(value) for name, value in jax.device_get(jax.jit(objective.metrics)(sums)).items()}

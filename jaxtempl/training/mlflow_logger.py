@@ -1,8 +1,8 @@
-"""MLflow as a board; the library is needed only when it is asked for.
+"""A logger that sends metrics to MLflow; the library is imported only with `--tracker=mlflow`.
 
-Server, experiment and credentials are what MLflow's own environment variables say (`MLFLOW_TRACKING_URI`,
-`MLFLOW_EXPERIMENT_NAME` and so on) and MLflow's own defaults where they say nothing. A training that goes on does so in
-the same MLflow run, whose id `mlflow.json` in the run's folder remembers.
+Server, experiment and credentials come from MLflow's environment variables (`MLFLOW_TRACKING_URI`,
+`MLFLOW_EXPERIMENT_NAME` and so on). A resumed training continues the same MLflow run, whose id is stored in
+`mlflow.json` in the run's folder.
 """
 
 import importlib
@@ -18,65 +18,66 @@ from tqdm import tqdm
 from jaxtempl import files
 from jaxtempl.errors import UserError
 
-SECONDS = 5.0  # between sendings: a request a step would be hundreds a second for small models
+SEND_SECONDS = 5.0  # between requests: one a step would be hundreds a second for small models
 
 
 class MlflowLogger:
-    """Collects metrics and sends them from a thread of its own, so that no server holds up a training or ends it.
+    """Buffers metrics and sends them from a thread, so that no server delays or ends a training.
 
-    What could not be sent is kept and tried again; the first failure is told.
+    Failed metrics stay buffered and are sent again; the first failure prints a warning.
 
     Args:
-        folder: of the run; its name is the MLflow run's.
-        params: the resolved config.
+        folder: Folder of the run, whose name the MLflow run gets.
+        params: Resolved config.
     """
 
     def __init__(self, folder: Path, params: Mapping[str, Any]) -> None:
-        self._mlflow, self._client = _connected()
+        self._mlflow, self._client = _connect()
         self._folder, self._params = folder, params
-        self._waiting: list[Any] = []
-        self._there: dict[str, int] | None = None  # the last step that MLflow has of each name, once it has answered
+        self._buffer: list[Any] = []
+        self._sent: dict[str, int] | None = None  # last step of each metric in MLflow, once it has answered
         self._warned = False
         self._thread = ThreadPoolExecutor(1)
         self._sending: Future[None] = self._thread.submit(self._send)
-        self._asked = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Keeps the metrics until the next sending."""
+        """Buffer the metrics until the next request."""
         now = int(time.time() * 1000)
-        self._waiting += [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
-        if time.monotonic() - self._asked >= SECONDS and self._sending.done():
-            self._sending, self._asked = self._thread.submit(self._send), time.monotonic()
+        self._buffer += [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
+        if time.monotonic() - self._sent_at >= SEND_SECONDS and self._sending.done():
+            self._sending, self._sent_at = self._thread.submit(self._send), time.monotonic()
 
     def close(self, finished: bool) -> None:
-        """Sends the rest and ends the MLflow run; waits as long as MLflow tries."""
+        """Send the rest and end the MLflow run; block until MLflow succeeds or gives up."""
         self._thread.submit(self._send)
         self._thread.submit(self._end, "FINISHED" if finished else "FAILED")
         self._thread.shutdown()
 
     def _send(self) -> None:
         try:
-            if self._there is None:
-                self._there = self._opened()
+            if self._sent is None:
+                self._sent = self._open_run()
             run_id = self._mlflow.active_run().info.run_id
-            batch = list(self._waiting)
-            # MLflow forgets nothing, so a step that is done again would be there twice.
-            new = [metric for metric in batch if metric.step > self._there.get(metric.key, -1)]
+            batch = list(self._buffer)
+            # MLflow deletes nothing, so a repeated step would appear twice.
+            new = [metric for metric in batch if metric.step > self._sent.get(metric.key, -1)]
             self._client.log_batch(run_id, new)
-            del self._waiting[: len(batch)]
-        except Exception as error:  # whatever the library under MLflow raises, training goes on
+            del self._buffer[: len(batch)]
+        except Exception as error:  # training continues whatever MLflow's dependencies raise
             self._warn(error)
 
-    def _opened(self) -> dict[str, int]:
-        """Starts the MLflow run, or goes on with the one that the folder remembers; the last step of each metric."""
-        kept = self._folder / "mlflow.json"
-        known = files.read_json(kept)["run_id"] if kept.exists() else None
-        run = self._mlflow.active_run() or self._mlflow.start_run(known, run_name=None if known else self._folder.name)
+    def _open_run(self) -> dict[str, int]:
+        """Start the MLflow run or resume the folder's; return the last step of each metric."""
+        path = self._folder / "mlflow.json"
+        known_id = files.read_json(path)["run_id"] if path.exists() else None
+        name = None if known_id else self._folder.name
+        run = self._mlflow.active_run() or self._mlflow.start_run(known_id, run_name=name)
         run_id: str = run.info.run_id
-        files.write_json(kept, {"run_id": run_id})
+        files.write_json(path, {"run_id": run_id})
         if not run.data.params:
-            said = {name: value for name, value in self._params.items() if value not in ("", None)}
-            self._client.log_batch(run_id, params=[self._mlflow.entities.Param(k, str(v)) for k, v in said.items()])
+            given = {name: value for name, value in self._params.items() if value not in ("", None)}
+            self._client.log_batch(run_id, params=[self._mlflow.entities.Param(k, str(v)) for k, v in given.items()])
         history = self._client.get_metric_history
         return {name: max(metric.step for metric in history(run_id, name)) for name in run.data.metrics}
 
@@ -88,19 +89,19 @@ class MlflowLogger:
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            said = " ".join(str(error).split())
-            where = self._folder / "metrics.jsonl"
+            message = " ".join(str(error).split())
+            path = self._folder / "metrics.jsonl"
             tqdm.write(
-                f"warning: MLflow fails ({said}); training goes on, and all metrics are in {where}", file=sys.stderr
+                f"warning: MLflow fails ({message}); training continues, and all metrics are in {path}", file=sys.stderr
             )
         self._warned = True
 
 
-def _connected() -> tuple[Any, Any]:
-    """The library and its client.
+def _connect() -> tuple[Any, Any]:
+    """Return the MLflow library and its client.
 
     Raises:
-        UserError: it is not installed, or cannot use its tracking URI.
+        UserError: MLflow is not installed, or cannot use its tracking URI.
     """
     try:
         mlflow: Any = importlib.import_module("mlflow")
@@ -109,8 +110,8 @@ def _connected() -> tuple[Any, Any]:
     try:
         return mlflow, mlflow.MlflowClient()
     except mlflow.MlflowException as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise UserError(
-            f"MLflow cannot use {mlflow.get_tracking_uri()} ({said}); set MLFLOW_TRACKING_URI to your server, "
+            f"MLflow cannot use {mlflow.get_tracking_uri()} ({message}); set MLFLOW_TRACKING_URI to your server, "
             "or pip install mlflow, whose default is a local database"
         ) from None

@@ -1,9 +1,9 @@
-"""What is trained: a task is a loss over one microbatch and the metrics of its sums.
+"""Training objectives: the loss of one microbatch, and the metrics of a batch.
 
-A loss returns the sum over the microbatch, never a mean, so that microbatches of any size add up to their
-batch; fit() divides once, by the summed weight.
+A loss returns the sum over the microbatch, not the mean, so that microbatches of any size add up to their batch. The
+update divides once, by the summed weight.
 
-Dims: B rows, L length, S slots.
+Dims: B rows, L length, P predicted positions of a row, D hidden, V vocabulary, S slots.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +24,18 @@ from jaxtempl.specs.architecture import Architecture
 
 Sums = dict[str, Float[Array, ""]]
 DeviceMicrobatch = Mapping[str, Array]
-HostBatch = Sequence[Mapping[str, Any]]  # microbatches, as numpy made them
+HostBatch = Sequence[Mapping[str, Any]]  # microbatches of numpy arrays
 
 
 class Objective(NamedTuple):
-    """A model with its objective.
+    """A model with its loss and metrics.
 
     Attributes:
-        graphdef: the model's static half; `nnx.merge(graphdef, params)` is the model.
-        loss: (params, microbatch) -> (summed loss, sums to be reported, `weight` among them).
-        metrics: summed sums of a batch -> named means.
-        token_losses: (params, microbatch) -> loss of each position with a target, in nats, for evaluation; the caller
-            leaves out positions of weight 0. None for a classifier.
+        graphdef: Graphdef of the model; `nnx.merge(graphdef, params)` is the model.
+        loss: Maps params and a microbatch to the summed loss and to sums that include `weight`.
+        metrics: Maps the sums of a batch to named means.
+        token_losses: Maps params and a microbatch to the loss of each predicted position, in nats, for evaluation; the
+            caller excludes positions of weight 0. None for a classifier.
     """
 
     graphdef: nnx.GraphDef[Any]
@@ -45,7 +45,7 @@ class Objective(NamedTuple):
 
 
 class HeadInputs(NamedTuple):
-    """The arguments of a cross-entropy: what the head reads at each position with a target, and the head itself."""
+    """The arguments of a cross-entropy: the head's input at each predicted position, and the head."""
 
     hidden: Float[Array, "B P D"]
     kernel: Float[Array, "D V"]
@@ -62,13 +62,13 @@ def _language_model(
     """Return the objective of a language model.
 
     Args:
-        graphdef: the model's static half.
-        read: (model, params, microbatch) -> what the head reads.
-        operations: (architecture, length, targets) -> operations that a trained row takes.
+        graphdef: Graphdef of the model.
+        read: Maps model, params and a microbatch to the head's inputs.
+        operations: Maps architecture, length and number of targets to the operations of training on a row.
     """
 
     def read_microbatch(params: PyTree, batch: DeviceMicrobatch) -> tuple[Any, HeadInputs]:
-        params = _outside_blocks(params)
+        params = _gather_outside_blocks(params)
         model: Any = nnx.merge(graphdef, params)
         return model, read(model, params, batch)
 
@@ -87,14 +87,14 @@ def _language_model(
 
 
 def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Objective:
-    """Return next-token prediction over packed rows, as in the paper: across documents, without a mask between them.
+    """Return next-token prediction over packed rows, across documents as in the paper.
 
-    A microbatch holds `tokens` [B L] and `segments` [B L], 0 where a row is padded; loss in nats. With `positions`,
-    `targets` and `weights` [B P] it predicts those targets alone, each from the token at its position.
+    A microbatch holds `tokens` [B L] and `segments` [B L], 0 at padding. With `positions`, `targets` and `weights`
+    [B P], it predicts only those targets, each from the token at its position. The loss is in nats.
 
     Args:
-        graphdef: the model's static half.
-        mask_documents: no position attends to another document of its row.
+        graphdef: Graphdef of the model.
+        mask_documents: Whether positions attend to their own document only.
     """
 
     def read(model: Any, params: PyTree, batch: DeviceMicrobatch) -> HeadInputs:
@@ -103,7 +103,7 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Obj
         if "positions" in batch:
             hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
             targets, weights = batch["targets"], batch["weights"].astype(jnp.float32)
-        else:  # The last position predicts nothing; rolling keeps every shape, and chunks of L, even.
+        else:  # The last position predicts nothing; rolling keeps the shapes, so that chunks of L stay even.
             targets, weights = jnp.roll(tokens, -1, axis=1), _predicted(batch["segments"])
         hidden = collectives.copy_to_tensor_parallel(hidden)
         return HeadInputs(hidden, params["head"]["kernel"], targets, weights)
@@ -112,14 +112,14 @@ def causal_lm(graphdef: nnx.GraphDef[NeoX], mask_documents: bool = False) -> Obj
 
 
 def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Objective:
-    """Return prediction of the masked tokens of packed rows (Devlin et al., 2018); loss in nats.
+    """Return masked language modelling of packed rows (Devlin et al., 2018).
 
-    A microbatch holds what `mlm.Masker` makes of rows: `tokens` [B L], `segments` [B L], and `positions`, `targets`
-    and `weights` [B M].
+    A microbatch holds the output of `mlm.Masker`: `tokens` and `segments` [B L], and `positions`, `targets` and
+    `weights` [B P]. The loss is in nats.
 
     Args:
-        graphdef: the model's static half.
-        mask_documents: no position attends to another document of its row.
+        graphdef: Graphdef of the model.
+        mask_documents: Whether positions attend to their own document only.
     """
 
     def read(model: Any, params: PyTree, batch: DeviceMicrobatch) -> HeadInputs:
@@ -134,37 +134,37 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
 
 
 def _count(sums: Sums) -> Float[Array, ""]:
-    """What was predicted; 1 where nothing was, so that such a batch has loss 0 and not NaN."""
+    """Return the summed weight, at least 1, so that an empty batch has loss 0 instead of NaN."""
     return jnp.maximum(sums["weight"], 1.0)
 
 
 def _work(tokens: Integer[Array, "B L"], operations: int) -> Sums:
-    """What a microbatch took: tokens, padding among them, and operations of matrix products."""
+    """Return a microbatch's tokens, padding included, and its operations of matrix products."""
     return {"tokens": jnp.float32(tokens.size), "flops": jnp.float32(operations)}
 
 
-def _outside_blocks(params: PyTree) -> PyTree:
-    """Embedding, last LayerNorm and head brought together from the devices; a block's weights come in its own turn."""
+def _gather_outside_blocks(params: PyTree) -> PyTree:
+    """Gather embedding, final LayerNorm and head; the scan gathers each block's weights when it runs the block."""
     outside = {name: part for name, part in params.items() if name != "blocks"}
     return {**params, **collectives.gather_params(outside)}
 
 
 def _predicted(segments: Integer[Array, "B L"]) -> Float[Array, "B L"]:
-    """1 where the next position of the row holds a real token."""
+    """Return 1 at positions whose next position holds a real token, else 0."""
     following = jnp.roll(segments, -1, axis=1).at[:, -1].set(0)
     return (following > 0).astype(jnp.float32)
 
 
 def template_classification(graphdef: nnx.GraphDef[Any]) -> Objective:
-    """Template classification on the right-most real token (paper section 4.3), on [CLS] of BERT.
+    """Return template classification on the right-most real token (paper section 4.3), or on [CLS] of a BERT.
 
-    A microbatch holds `tokens` [B L], `lengths` [B], `slots` [B] and `weights` [B], 0 on a filler row.
+    A microbatch holds `tokens` [B L], `lengths` [B], `slots` [B] and `weights` [B], 0 at filler rows.
     """
 
     def loss(params: PyTree, batch: DeviceMicrobatch) -> tuple[Float[Array, ""], Sums]:
-        model, (rows, length) = nnx.merge(graphdef, _outside_blocks(params)), batch["tokens"].shape
+        model, (rows, length) = nnx.merge(graphdef, _gather_outside_blocks(params)), batch["tokens"].shape
         logits = model.classify(batch["tokens"], batch["lengths"])
-        total, correct = _classified(logits, batch["slots"], batch["weights"])
+        total, correct = _classification_sums(logits, batch["slots"], batch["weights"])
         work = _work(batch["tokens"], rows * flops.per_context(model.architecture, length, logits.shape[1]))
         return total, {"loss": total, "weight": batch["weights"].sum(), "top1": correct, **work}
 
@@ -174,9 +174,9 @@ def template_classification(graphdef: nnx.GraphDef[Any]) -> Objective:
     return Objective(graphdef, loss, metrics)
 
 
-def _classified(
+def _classification_sums(
     logits: Float[Array, "B S"], slots: Int[Array, " B"], weights: Float[Array, " B"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Weighted sums of -log p(slot), in nats, and of hits at the top."""
-    true = jnp.take_along_axis(jax.nn.log_softmax(logits), slots[:, None], axis=1)[:, 0]
-    return -jnp.sum(weights * true), jnp.sum(weights * (logits.argmax(axis=1) == slots))
+    """Return the weighted sums of -log p(slot) in nats, and of top-1 hits."""
+    log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), slots[:, None], axis=1)[:, 0]
+    return -jnp.sum(weights * log_probability), jnp.sum(weights * (logits.argmax(axis=1) == slots))

@@ -1,4 +1,4 @@
-"""AdamW with a decay mask by leaf name, and the paper's two schedules."""
+"""AdamW with a decay mask by leaf name, and the paper's two learning-rate schedules."""
 
 import jax
 import numpy as np
@@ -7,12 +7,12 @@ from jaxtyping import Float, PyTree
 
 from jaxtempl.config.training import TrainConfig
 
-EPSILON = 1e-8  # ours: the paper states none; it is Pythia's own
+EPSILON = 1e-8  # the paper states none; this is Pythia's
 NOT_DECAYED = {"bias", "scale"}
 
 
 def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup` of the steps, then cosine or linear decay to zero (paper Tables 1 and 2)."""
+    """Return a linear warm-up over `warmup_ratio` of the steps, then cosine or linear decay to 0 (Tables 1 and 2)."""
     warmup = round(config.warmup_ratio * steps)
     rest = max(steps - warmup, 1)
     decay = {
@@ -24,17 +24,17 @@ def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
 
 
 def learning_rates(config: TrainConfig, steps: int) -> Float[np.ndarray, " steps"]:
-    """The learning rate of each update, on the host, so that telling it asks the device for nothing."""
+    """Return the learning rate of each update on the host, so that logging it needs no device transfer."""
     return np.asarray(jax.jit(jax.vmap(learning_rate_schedule(config, steps)))(np.arange(steps)), np.float32)
 
 
 def decay_mask(params: PyTree) -> PyTree[bool]:
-    """True at each leaf that weight decay pulls on: kernels and embeddings, told by the leaf's name."""
+    """Return a mask that is true at leaves with weight decay: kernels and embeddings, by the leaf's name."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NOT_DECAYED, params)
 
 
 def adamw(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (paper Tables 1 and 2; `clip` and `EPSILON` are ours)."""
+    """Return clipping by global norm, then AdamW (Tables 1 and 2; `max_grad_norm` and `EPSILON` are ours)."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(

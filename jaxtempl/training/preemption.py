@@ -1,4 +1,4 @@
-"""SIGTERM: a training saves after the step in hand and ends with 75; a second one ends it at once."""
+"""SIGTERM: a training saves after the current step and exits with 75; a second SIGTERM ends it immediately."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from jaxtempl.errors import InterruptedEarly
 
 
 class PreemptionHandler:
-    """Hears SIGTERM while it is entered: before `defer` it raises InterruptedEarly, from then on it notes the wish.
+    """Handles SIGTERM inside its context: before `defer` it raises InterruptedEarly, afterwards it records the request.
 
     Attributes:
-        requested: whether one has come.
+        requested: Whether a SIGTERM was received.
     """
 
     def __init__(self) -> None:
@@ -22,39 +22,39 @@ class PreemptionHandler:
         self._deferred = False
 
     def defer(self) -> None:
-        """From here on there is something to save."""
+        """Record a SIGTERM from now on instead of raising: there is a state to save."""
         self._deferred = True
 
     def __enter__(self) -> "PreemptionHandler":
-        self._before = signal.signal(signal.SIGTERM, self._hear)
-        self._told, heard = socket.socketpair()
-        self._told.setblocking(False)
-        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=_count, args=(heard,), name="sigterm", daemon=True).start()
+        self._previous = signal.signal(signal.SIGTERM, self._handle)
+        self._wakeup, receiver = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_exit_at_second, args=(receiver,), name="sigterm", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         signal.set_wakeup_fd(-1)
-        self._told.close()
-        signal.signal(signal.SIGTERM, self._before)
+        self._wakeup.close()
+        signal.signal(signal.SIGTERM, self._previous)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         if not self._deferred:
-            raise InterruptedEarly("stopped before the first step, as asked; the same command starts again")
-        print("SIGTERM: saving after the step in hand; a second one ends at once", file=sys.stderr, flush=True)
+            raise InterruptedEarly("stopped before the first step; run the same command to start again")
+        print("SIGTERM: saving after the current step; a second one ends at once", file=sys.stderr, flush=True)
 
 
-NEVER_PREEMPTED = PreemptionHandler()  # for callers that hear no signals
+NEVER_PREEMPTED = PreemptionHandler()  # for callers that handle no signals
 
 
-def _count(heard: socket.socket) -> None:
-    """Ends the process at the second SIGTERM, whatever its main thread waits for: Python's handlers wait for that."""
-    with heard:
-        come = 0
-        while come < 2:
-            said = heard.recv(1)
-            if not said:
+def _exit_at_second(receiver: socket.socket) -> None:
+    """Exit at the second SIGTERM, from a thread: Python's handlers run only once the main thread returns from C."""
+    with receiver:
+        count = 0
+        while count < 2:
+            received = receiver.recv(1)
+            if not received:
                 return
-            come += said[0] == signal.SIGTERM
+            count += received[0] == signal.SIGTERM
     os._exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The train state: parameters, optimizer state, step and loss scale, and where each leaf is placed."""
+"""The train state: parameters, optimizer state, step and loss scale, and their shardings."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jaxtempl.training.precision import LossScale
 
 
 class TrainState(NamedTuple):
-    """All that an update changes; `scale` in float16 alone."""
+    """Everything that an update changes; `scale` is None except in float16."""
 
     params: PyTree
     optimizer: PyTree
@@ -26,56 +26,56 @@ class TrainState(NamedTuple):
 def state_shardings(
     mesh: Mesh, optimizer: optax.GradientTransformation, params: PyTree, scale: LossScale | None = None
 ) -> TrainState:
-    """Where each part of the state lies: moments where their parameters do, counts everywhere."""
-    places: PyTree = rules.shardings(mesh, params)
-    everywhere: Any = rules.replicated(mesh)
+    """Return the shardings of the state: moments as their parameters, counts replicated."""
+    shardings: PyTree = rules.shardings(mesh, params)
+    replicated: Any = rules.replicated(mesh)
     moments = optax.tree_map_params(
         optimizer,
-        lambda _, place: place,
+        lambda _, sharding: sharding,
         jax.eval_shape(optimizer.init, params),
-        places,
-        transform_non_params=lambda _: everywhere,
+        shardings,
+        transform_non_params=lambda _: replicated,
     )
-    return TrainState(places, moments, everywhere, jax.tree.map(lambda _: everywhere, scale))
+    return TrainState(shardings, moments, replicated, jax.tree.map(lambda _: replicated, scale))
 
 
 def initial_state(
     params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh, scale: LossScale | None = None
 ) -> TrainState:
-    """State before the first update, each part made where it is to lie."""
-    places = state_shardings(mesh, optimizer, params, scale)
-    params = jax.device_put(params, places.params)
-    moments = jax.jit(optimizer.init, out_shardings=places.optimizer)(params)
-    counts = jax.device_put((jnp.zeros((), jnp.int32), scale), (places.step, places.scale))
+    """Return the state before the first update, each part created in its sharding."""
+    shardings = state_shardings(mesh, optimizer, params, scale)
+    params = jax.device_put(params, shardings.params)
+    moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(params)
+    counts = jax.device_put((jnp.zeros((), jnp.int32), scale), (shardings.step, shardings.scale))
     return TrainState(params, moments, *counts)
 
 
 def abstract_state(
     mesh: Mesh, optimizer: optax.GradientTransformation, shapes: PyTree, scale: LossScale | None = None
 ) -> TrainState:
-    """Shapes and places of all of a state, for what is restored or compiled, out of those of the parameters."""
-    places = state_shardings(mesh, optimizer, shapes, scale)
-    kinds = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.int32(0), scale)
-    return rules.with_shardings(kinds, places)
+    """Return the shapes and shardings of a whole state, as restoring and compiling need them."""
+    shardings = state_shardings(mesh, optimizer, shapes, scale)
+    state = TrainState(shapes, jax.eval_shape(optimizer.init, shapes), jnp.int32(0), scale)
+    return rules.with_shardings(state, shardings)
 
 
 def restore_state(state: TrainState, checkpoints: Checkpoints, step: int) -> TrainState:
-    """The state that was saved at `step`, placed as `state` is."""
+    """Return the state saved at `step`, with the shapes and shardings of `state`."""
     params = checkpoints.params(step, state.params)
     optimizer = checkpoints.optimizer(step, optimizer_dict(state))
-    done = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
-    moments, scale = _optimizer_from(state, optimizer)
-    return TrainState(params, moments, done, scale)
+    count = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
+    moments, scale = _split_optimizer(state, optimizer)
+    return TrainState(params, moments, count, scale)
 
 
 def optimizer_dict(state: TrainState) -> PyTree:
-    """The optimizer's state as plain nested dicts, for a checkpoint; in float16 with the loss scale."""
+    """Return the optimizer state as plain nested dicts for a checkpoint, in float16 with the loss scale."""
     moments: dict[str, Any] = flax.serialization.to_state_dict(state.optimizer)
     return moments if state.scale is None else {**moments, "loss_scale": state.scale._asdict()}
 
 
-def _optimizer_from(state: TrainState, saved: dict[str, Any]) -> Any:
-    """The optimizer's state and the loss scale out of what `_optimizer_dict` made."""
+def _split_optimizer(state: TrainState, saved: dict[str, Any]) -> Any:
+    """Return the optimizer state and the loss scale from the dict of `optimizer_dict`."""
     moments = {name: part for name, part in saved.items() if name != "loss_scale"}
     scale = None if state.scale is None else LossScale(**saved["loss_scale"])
     return flax.serialization.from_state_dict(state.optimizer, moments), scale

@@ -1,4 +1,4 @@
-"""What each step of a training comes to: its metrics, speed, and share of the time, told to every board."""
+"""The metrics of each step, with its speed and its share of the time, sent to every logger."""
 
 import contextlib
 import time
@@ -10,68 +10,68 @@ from jaxtempl.errors import UserError
 
 @runtime_checkable
 class Logger(Protocol):
-    """Where the numbers of a training are told: a file, a screen, a tracking service."""
+    """A destination of metrics: a file, a screen, a tracking service."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """The numbers of a step, or of the validation after it; each name once a step, steps in order."""
+        """Write the metrics of a step or of a validation after it; steps come in order, each name once a step."""
         ...
 
     def close(self, finished: bool) -> None:
-        """Nothing more comes; `finished` says whether the training ended as it should."""
+        """Finish writing; `finished` states whether the training ended normally."""
         ...
 
 
 class Tracker:
-    """Tells each step once, in order; use as a context.
+    """Sends the metrics of each step to all loggers, in order; use it as a context.
 
     Args:
-        boards: what is told, from `boards.opened`; none in a process that is to be silent.
-        rate: the schedule of the learning rate.
-        peak: operations a second that the devices can do; None where that is not known.
+        loggers: Loggers of this process; empty if the process does not log.
+        schedule: Learning rate of each update, counted from 0.
+        peak: Operations a second of all devices; None if unknown.
     """
 
-    def __init__(self, boards: Sequence[Logger], rate: Callable[[int], Any], peak: float | None = None) -> None:
-        self._boards, self._rate, self._peak = boards, rate, peak
-        self._began = self._last = time.perf_counter()
-        self._trained = 0.0
+    def __init__(self, loggers: Sequence[Logger], schedule: Callable[[int], Any], peak: float | None = None) -> None:
+        self._loggers, self._schedule, self._peak = loggers, schedule, peak
+        self._start = self._last = time.perf_counter()
+        self._training_seconds = 0.0
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        for board in self._boards:
-            with contextlib.suppress(OSError):  # what could not be written was told
-                board.close(error is None)
+        for logger in self._loggers:
+            with contextlib.suppress(OSError):  # `_write` has reported it
+                logger.close(error is None)
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """One update's metrics; `tokens` become tokens a second since the step before, `flops` the share of the peak.
+        """Log the metrics of an update; `tokens` become tokens a second since the previous step, `flops` the MFU.
 
-        `training_share` is of the time since the start: what was neither validation nor saving.
+        `training_share` is the share of the time since the start that was neither validation nor saving.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        self._trained += seconds
-        record = {**values, "learning_rate": float(self._rate(step - 1)), "seconds": seconds}
+        self._training_seconds += seconds
+        record = {**values, "learning_rate": float(self._schedule(step - 1)), "seconds": seconds}
         record["tokens_per_second"] = record.pop("tokens") / seconds
         operations = record.pop("flops")
         if self._peak is not None:
             record["mfu"] = operations / seconds / self._peak
-        record["training_share"] = self._trained / (now - self._began)
+        record["training_share"] = self._training_seconds / (now - self._start)
         self._write(step, record)
 
     def log_validation(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of the validation part after an update; the time it took is no training time."""
+        """Log the metrics of a validation after an update; its time does not count as training."""
         self._write(step, {f"validation_{name}": value for name, value in values.items()})
         self.pause()
 
     def pause(self) -> None:
-        """Says that what was done since the last step was not training."""
+        """Exclude the time since the last step from the training time."""
         self._last = time.perf_counter()
 
     def _write(self, step: int, record: Mapping[str, float]) -> None:
         try:
-            for board in self._boards:
-                board.write(step, record)
+            for logger in self._loggers:
+                logger.write(step, record)
         except OSError as error:
             raise UserError(
                 f"the metrics of step {step} could not be written: {error.strerror or error}; make room or give "

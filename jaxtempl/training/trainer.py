@@ -1,4 +1,4 @@
-"""From a resolved config to fit(): the run's folder, where to start or resume, and how far to go."""
+"""From a resolved config to fit(): the run's folder, its initial or resumed state, and the end of training."""
 
 import contextlib
 import dataclasses
@@ -32,26 +32,26 @@ from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 from jaxtempl.training.state import TrainState, abstract_state, initial_state, restore_state
 from jaxtempl.training.tracker import Tracker
 
-MICROBATCH_TOKENS = 8192  # of one device, by default; an update of 2 M tokens at once fits none
+MICROBATCH_TOKENS = 8192  # default per device; no device has the memory for an update of 2 M tokens at once
 TrainConfigT = TypeVar("TrainConfigT", bound=TrainConfig)
 
 
 class TrainingJob(NamedTuple):
-    """What one phase brings to the training that both share.
+    """The part of a training that differs between adapt and finetune.
 
     Attributes:
-        phase: adapt or finetune.
-        task: its loss and metrics.
-        batches: the batch of each step.
-        validation: the held-out batches, made anew at each call; None where nothing is held out.
-        mesh: devices along each of its axes.
-        dtype: of the computation.
-        templates: the classes; none for adapt.
-        facts: what the manifest says beyond what every run's says.
+        phase: Name of the phase.
+        objective: Loss and metrics.
+        batches: Batch of each step.
+        validation: Returns the held-out batches; None without held-out data.
+        mesh: Shape of the mesh.
+        dtype: Type of the computation.
+        templates: Classes of the template head; empty for adapt.
+        facts: Entries of the run's manifest in addition to those of every run.
     """
 
     phase: Phase
-    task: Objective
+    objective: Objective
     batches: grain.MapDataset
     validation: Callable[[], Iterable[Batch]] | None
     mesh: MeshShape
@@ -60,47 +60,45 @@ class TrainingJob(NamedTuple):
     facts: dict[str, Any]
 
 
-def resolve_config(asked: TrainConfigT, phase: Phase, steps: int, saves: int, length: int) -> TrainConfigT:
-    """The config with every number that depends on the data filled in.
+def resolve_config(config: TrainConfigT, phase: Phase, steps: int, saves: int, length: int) -> TrainConfigT:
+    """Return the config with every default that depends on the data filled in.
 
     Args:
-        asked: what flags and files say.
-        phase: names the default folder.
-        steps: updates that the epochs come to.
-        saves: study checkpoints, unless `save_every` says how often.
-        length: tokens of a row.
+        config: Config from flags and files.
+        phase: Phase, which the default folder is named after.
+        steps: Updates that the epochs amount to.
+        saves: Number of study checkpoints, unless `save_every` is given.
+        length: Tokens of a row.
     """
-    steps = asked.steps or steps
+    steps = config.steps or steps
     return dataclasses.replace(
-        asked,
+        config,
         steps=steps,
-        save_every=asked.save_every or max(steps // saves, 1),
-        gradient_accumulation_steps=asked.gradient_accumulation_steps
-        or accumulation_steps(asked.batch_size, length, jax.device_count()),
-        out=asked.out or f"runs/{phase}-{asked.size}",
+        save_every=config.save_every or max(steps // saves, 1),
+        gradient_accumulation_steps=config.gradient_accumulation_steps
+        or accumulation_steps(config.batch_size, length, jax.device_count()),
+        out=config.out or f"runs/{phase}-{config.size}",
     )
 
 
 def accumulation_steps(batch: int, length: int, devices: int) -> int:
-    """The fewest equal pieces of a batch that are of at most PIECE tokens a device; a row is never cut."""
-    most = MICROBATCH_TOKENS * devices
-    return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= most or n == batch))
+    """Return the fewest equal microbatches of at most MICROBATCH_TOKENS tokens a device; a row is never split."""
+    limit = MICROBATCH_TOKENS * devices
+    return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= limit or n == batch))
 
 
-def requested_mesh(settings: TrainConfig) -> MeshShape:
-    """As the flags have it; 0 where they leave the choice."""
-    return MeshShape(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+def requested_mesh(config: TrainConfig) -> MeshShape:
+    """Return the mesh of the flags; an axis of 0 leaves the choice."""
+    return MeshShape(config.mesh_data, config.mesh_fsdp, config.mesh_tensor)
 
 
-def resolve_mesh(settings: TrainConfig, architecture: Architecture, slots: int | None, rows: int) -> MeshShape:
-    """The mesh that the flags ask for, or the best that fits the model and the rows of a microbatch.
+def resolve_mesh(config: TrainConfig, architecture: Architecture, slots: int | None, rows: int) -> MeshShape:
+    """Return the mesh of the flags, or the best that fits the model and the rows of a microbatch.
 
     Raises:
-        UserError: none such fits.
+        UserError: No such mesh fits, or it leaves devices of other processes unused.
     """
-    chosen = choose_mesh(
-        requested_mesh(settings), factory.abstract_params(architecture, slots), rows, jax.device_count()
-    )
+    chosen = choose_mesh(requested_mesh(config), factory.abstract_params(architecture, slots), rows, jax.device_count())
     if jax.device_count() > 1:
         print(f"# mesh {chosen}, {chosen.devices} of {jax.device_count()} devices", flush=True)
     if jax.process_count() > 1 and chosen.devices < jax.device_count():
@@ -112,74 +110,84 @@ def resolve_mesh(settings: TrainConfig, architecture: Architecture, slots: int |
     return chosen
 
 
-def print_config(settings: TrainConfig, fact: str) -> None:
-    """Prints the resolved config and what the data came to."""
-    print(f"{parsing.dump(settings)}# {fact}", flush=True)
+def print_config(config: TrainConfig, fact: str) -> None:
+    """Print the resolved config and a line about the data."""
+    print(f"{parsing.dump(config)}# {fact}", flush=True)
 
 
-def check_agreement(settings: TrainConfig, begin: Initialization, datasets: Mapping[str, str]) -> None:
-    """Raises UserError where processes of one training have other data, another start, or other versions."""
-    alike = {"batch_size": settings.batch_size, "steps": settings.steps, "out": settings.out}
+def check_agreement(config: TrainConfig, init: Initialization, datasets: Mapping[str, str]) -> None:
+    """Raise UserError if the processes of a training differ in data, initialization or versions."""
+    values = {"batch_size": config.batch_size, "steps": config.steps, "out": config.out}
     process_group.check_agreement(
-        "data", alike | resume.input_digests(begin.origin, datasets) | resume.versions(provenance.provenance())
+        "data", values | resume.input_digests(init.origin, datasets) | resume.versions(provenance.provenance())
     )
 
 
 def train_run(
-    settings: TrainConfig, begin: Initialization, work: TrainingJob, stop: PreemptionHandler = NEVER_PREEMPTED
+    config: TrainConfig, init: Initialization, job: TrainingJob, preemption: PreemptionHandler = NEVER_PREEMPTED
 ) -> Run:
-    """Trains to `settings.steps`, from the run's newest recovery checkpoint if it has one, and says so.
+    """Train to `config.steps`, from the run's newest recovery checkpoint if it has one.
 
     Args:
-        settings: resolved.
-        begin: where a new run starts.
-        work: what there is to do.
-        stop: what hears SIGTERM.
+        config: Resolved config.
+        init: Initialization of a new run.
+        job: Objective and data of the phase.
+        preemption: Handler of SIGTERM.
+
+    Returns:
+        The complete run.
 
     Raises:
-        Interrupted: SIGTERM came, and all is saved.
-        UserError: the folder holds another run, another process trains it, or what `fit` raises.
+        Interrupted: SIGTERM was received, and the state is saved.
+        UserError: The folder holds another run, another process trains into it, or `fit` failed.
     """
-    folder = Path(settings.out)
+    folder = Path(config.out)
     with run.lock(folder) if process_group.is_main() else contextlib.nullcontext():
         if process_group.is_main():
-            _open(settings, begin, work)
+            _open_folder(config, init, job)
         process_group.barrier("the run's folder")
-        opened = Run(folder)  # on every host: they share the folder
-        opened.checkpoints.keep = settings.keep
-        if settings.steps not in opened.checkpoints.shared_steps():
-            _train(settings, begin, work, opened, stop)
-    print(f"{opened.folder} is complete at step {settings.steps}")
+        opened = Run(folder)  # on every host: the folder is shared
+        opened.checkpoints.keep = config.keep
+        if config.steps not in opened.checkpoints.shared_steps():
+            _train(config, init, job, opened, preemption)
+    print(f"{opened.folder} is complete at step {config.steps}")
     return opened
 
 
 def _train(
-    settings: TrainConfig, begin: Initialization, work: TrainingJob, opened: Run, stop: PreemptionHandler
+    config: TrainConfig, init: Initialization, job: TrainingJob, opened: Run, preemption: PreemptionHandler
 ) -> None:
-    mesh, optimizer = make_mesh(work.mesh), adamw(settings, settings.steps)
+    mesh, optimizer = make_mesh(job.mesh), adamw(config, config.steps)
     if process_group.is_main():
         opened.checkpoints.remove_partial()
     newest = opened.checkpoints.newest_resumable()
-    if newest is None and settings.resume == "must" and opened.checkpoints.shared_steps():
-        raise UserError(f"--resume=must, but {opened.folder} has no checkpoint to go on from; use --resume=auto")
-    state = _state(settings, begin, work, opened, newest, mesh, optimizer)
-    rate = learning_rates(settings, settings.steps).item
-    # An adapt run keeps the model as it was, which every study compares with.
-    plan = loop.Schedule(
-        settings.steps, settings.save_every, settings.recover_minutes * 60, first=work.phase == "adapt"
-    )
+    if newest is None and config.resume == "must" and opened.checkpoints.shared_steps():
+        raise UserError(f"--resume=must, but {opened.folder} has no checkpoint to resume from; use --resume=auto")
+    state = _state(config, init, job, opened, newest, mesh, optimizer)
+    rate = learning_rates(config, config.steps).item
+    # An adapt run saves the initial model, the baseline of every study.
+    schedule = loop.Schedule(config.steps, config.save_every, config.recover_minutes * 60, first=job.phase == "adapt")
     peak = flops.peak([device.device_kind for device in mesh.devices.flat])
-    told = loggers.open_loggers(settings, opened.folder, newest or 0) if process_group.is_main() else []
-    stream = lambda first: loader.batches_from(work.batches, first, settings.steps)  # noqa: E731
-    stop.defer()
-    with Tracker(told, rate, peak) as tracker, _memory_told():
-        saves, asked = opened.checkpoints, lambda: stop.requested
-        loop.fit(work.task, optimizer, state, stream, work.validation, plan, saves, tracker, asked)
+    sinks = loggers.open_loggers(config, opened.folder, newest or 0) if process_group.is_main() else []
+    stream = lambda first: loader.batches_from(job.batches, first, config.steps)  # noqa: E731
+    preemption.defer()
+    with Tracker(sinks, rate, peak) as tracker, _out_of_memory_errors():
+        loop.fit(
+            job.objective,
+            optimizer,
+            state,
+            stream,
+            job.validation,
+            schedule,
+            opened.checkpoints,
+            tracker,
+            lambda: preemption.requested,
+        )
 
 
 @contextlib.contextmanager
-def _memory_told() -> Generator[None]:
-    """A device that is full as one line."""
+def _out_of_memory_errors() -> Generator[None]:
+    """Turn a device that runs out of memory into a one-line UserError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -193,54 +201,54 @@ def _memory_told() -> Generator[None]:
 
 
 def _state(
-    settings: TrainConfig,
-    begin: Initialization,
-    work: TrainingJob,
+    config: TrainConfig,
+    init: Initialization,
+    job: TrainingJob,
     opened: Run,
     newest: int | None,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """What a checkpoint holds, or without one the start's; never both at once."""
-    scale = precision.initial_loss_scale(work.dtype)
+    """Restore the checkpoint's state, or without one build the initial state; never hold both."""
+    scale = precision.initial_loss_scale(job.dtype)
     if newest is None:
-        params = initialization.initial_params(begin, opened.slots, settings.seed, mesh)
+        params = initialization.initial_params(init, opened.slots, config.seed, mesh)
         return initial_state(params, optimizer, mesh, scale)
-    print(f"going on from {opened.folder}@{newest}", flush=True)
+    print(f"resuming from {opened.folder}@{newest}", flush=True)
     shapes = factory.abstract_params(opened.architecture, opened.slots)
     return restore_state(abstract_state(mesh, optimizer, shapes, scale), opened.checkpoints, newest)
 
 
-def _open(settings: TrainConfig, begin: Initialization, work: TrainingJob) -> None:
-    """Makes the run's folder, or sees that it may be gone on with, as `--resume` says."""
-    folder = Path(settings.out)
+def _open_folder(config: TrainConfig, init: Initialization, job: TrainingJob) -> None:
+    """Create the run's folder, or check that it may be resumed, as `--resume` says."""
+    folder = Path(config.out)
     exists = (folder / "manifest.json").exists()
-    if settings.resume == "must" and not exists:
-        raise UserError(f"--resume=must, but {folder} is no run; check --out or use --resume=auto")
-    if settings.resume == "never" and exists:
-        raise UserError(f"--resume=never, but {folder} is a run already; name another --out or remove it")
+    if config.resume == "must" and not exists:
+        raise UserError(f"--resume=must, but {folder} is not a run; check --out or use --resume=auto")
+    if config.resume == "never" and exists:
+        raise UserError(f"--resume=never, but {folder} is already a run; name another --out or remove it")
     if exists:
-        resume.check_changes(Run(folder), settings, begin, work.facts["datasets"])
+        resume.check_changes(Run(folder), config, init, job.facts["datasets"])
     else:
         _refuse_other_folder(folder)
-        _create(folder, settings, begin, work)
+        _create(folder, config, init, job)
 
 
 def _refuse_other_folder(folder: Path) -> None:
-    """A run is made in a new folder, an empty one, or one where a start was cut off."""
-    found = {path.name for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".partial"}
-    torn = run.CREATED[0] in found and found <= set(run.CREATED)
-    if found and not torn:
-        raise UserError(f"{folder} holds other files ({', '.join(sorted(found)[:3])}); name another --out")
+    """Raise UserError unless the folder is new, empty, or left by an interrupted start."""
+    names = {path.name for path in folder.iterdir() if path.name != ".lock" and path.suffix != ".partial"}
+    is_interrupted_start = run.INITIAL_FILES[0] in names and names <= set(run.INITIAL_FILES)
+    if names and not is_interrupted_start:
+        raise UserError(f"{folder} holds other files ({', '.join(sorted(names)[:3])}); name another --out")
 
 
-def _create(folder: Path, settings: TrainConfig, begin: Initialization, work: TrainingJob) -> None:
+def _create(folder: Path, config: TrainConfig, init: Initialization, job: TrainingJob) -> None:
     facts = {
-        "mesh": work.mesh._asdict(),
-        "phase": work.phase,
-        "size": settings.size,
-        "seed": settings.seed,
-        "start": begin.origin,
-        **work.facts,
+        "mesh": job.mesh._asdict(),
+        "phase": job.phase,
+        "size": config.size,
+        "seed": config.seed,
+        "start": init.origin,
+        **job.facts,
     }
-    run.create(folder, parsing.dump(settings), begin.architecture, begin.tokenizer.json, work.templates, facts)
+    run.create(folder, parsing.dump(config), init.architecture, init.tokenizer.json, job.templates, facts)
