@@ -20,6 +20,7 @@ from jaxtempl.parallel import process_group, rules
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs import run
 from jaxtempl.specs.architecture import Architecture, NeoXArchitecture
+from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 from jaxtempl.training import initialization, objectives, trainer
 from jaxtempl.training.initialization import Initialization
