@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bench import common
 from jaxtempl.scaling.laws import fitting
-from jaxtempl.scaling.laws.known import KNOWN, Known
+from jaxtempl.scaling.laws.ground_truth import KNOWN, Known
 
 FITS, RESAMPLES = 500, 200
 FURTHER = 2.0  # times the greatest value of the last variable: where predictions are looked at, too

@@ -18,9 +18,9 @@ from jaxtempl.reports import html
 from jaxtempl.scaling import results, study
 from jaxtempl.scaling.figures import Drawer
 from jaxtempl.scaling.laws import analysis, data
-from jaxtempl.scaling.laws.data import Row
 from jaxtempl.scaling.laws.forecast import Outlook, Point
 from jaxtempl.scaling.laws.mixtures import Ratio
+from jaxtempl.scaling.laws.selection import Row
 from jaxtempl.scaling.report import told
 from jaxtempl.scaling.study import Cell
 from jaxtempl.specs import flops

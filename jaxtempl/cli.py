@@ -38,12 +38,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     return 0
 
 
-def named(program: str, commands: Mapping[str, tuple[str, type]], argv: Sequence[str]) -> str:
+def named(program: str, commands: Mapping[str, tuple[object, type]], argv: Sequence[str]) -> str:
     """Return the subcommand that the arguments name, or print the help and return an empty string.
 
     Args:
         program: Name of the command, as `bin/NAME`.
-        commands: Module and dataclass of each subcommand.
+        commands: Implementation and dataclass of each subcommand.
         argv: Arguments, the subcommand first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A study: its file read, its jobs in order, run as processes that fail, are killed and go on, and its results."""
+"""A study: its file, the order of its jobs, processes that fail, stop and resume, and its results."""
 
 import contextlib
 import os
@@ -22,10 +22,10 @@ from jaxtempl.commands import scaling
 from jaxtempl.config.paths import CONFIGS, ROOT
 from jaxtempl.config.scaling import ScalingRunConfig
 from jaxtempl.errors import Interrupted, UsageError, UserError
-from jaxtempl.scaling import progress, results, runner, study
-from jaxtempl.scaling.jobs import Job, Jobs, flags, shard
-from jaxtempl.scaling.progress import Clock
-from jaxtempl.scaling.runner import Runner
+from jaxtempl.scaling import columns, progress, results, runner, study
+from jaxtempl.scaling.jobs import Job, Jobs, format_flags, shard
+from jaxtempl.scaling.progress import DurationEstimator
+from jaxtempl.scaling.runner import JobRunner
 from jaxtempl.scaling.study import Cell
 from jaxtempl.specs import flops
 
@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
     "corpora": {"domain": {"cases": 0.75, "other": 0.25}},
     "adapt": {"steps": 4, "save_every": 2, "batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 3e-3},
     "finetune": {"length": 32, "batch_size": 8, "gradient_accumulation_steps": 1},
-    "exam": 3,
+    "zero_shot": 3,
     "sizes": ["nano-0.6m"],
     "grids": [
         {"checkpoints": "all", "labels": [8]},
@@ -69,65 +69,65 @@ def read(folder: Path, **changes: Any) -> study.Study:
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "studies").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_studies_that_come_with_it_can_be_planned(path: Path, tmp_path: Path) -> None:
-    made = study.read(path)
-    cells = study.cells(made)
-    todo = Jobs(made, tmp_path, tmp_path).of(cells)
+def test_the_included_studies_can_be_planned(path: Path, tmp_path: Path) -> None:
+    loaded = study.read(path)
+    cells = study.cells(loaded)
+    todo = Jobs(loaded, tmp_path, tmp_path).resolve(cells)
     assert len({cell.name for cell in cells}) == len(cells)
-    makes = {job.makes for job in todo}
-    steps = {str(step) for step in [0, *made.saved]}
+    outputs = {job.output for job in todo}
+    steps = {str(step) for step in [0, *loaded.saved_steps]}
     for job in todo:
-        for need in job.needs:
-            assert need in makes or need.parent.name in steps, f"{job.name} waits for {need}, which nothing makes"
-    assert path.stem == made.name
+        for file in job.inputs:
+            assert file in outputs or file.parent.name in steps, f"{job.name} needs {file}, which no job creates"
+    assert path.stem == loaded.name
 
 
-def test_a_study_is_named_by_its_path_or_as_one_of_the_projects(tmp_path: Path) -> None:
-    assert study.path("laptop") == CONFIGS / "studies" / "laptop.yaml"
-    assert study.path(str(tmp_path / "study.yaml")) == tmp_path / "study.yaml"
+def test_a_study_is_named_by_its_path_or_by_its_name(tmp_path: Path) -> None:
+    assert study.find("laptop") == CONFIGS / "studies" / "laptop.yaml"
+    assert study.find(str(tmp_path / "study.yaml")) == tmp_path / "study.yaml"
     with pytest.raises(UserError, match="nowhere"):
-        study.read(study.path("nowhere"))
+        study.read(study.find("nowhere"))
 
 
-def test_cells_are_the_grids_each_once(tmp_path: Path) -> None:
+def test_cells_are_those_of_the_grids_each_once(tmp_path: Path) -> None:
     assert [cell.name for cell in study.cells(read(tmp_path))] == NAMES
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tasks": 1}, "unknown field `tasks`"),
         ({"sizes": 3}, r"Expected `array`, got `int` - at `\$.sizes`"),
-        ({"task": "star"}, "'star' is none of the study's datasets .cases, other."),
-        ({"corpora": {"domain": {"sgd": 1}}}, "'sgd' is none of the study's datasets"),
+        ({"task": "star"}, "'star' is not one of the study's datasets .cases, other."),
+        ({"corpora": {"domain": {"sgd": 1}}}, "'sgd' is not one of the study's datasets"),
         ({"adapt": {"steps": 4, "batch_size": 4}}, "adapt needs save_every: a whole number"),
-        ({"grids": [{"checkpoints": [3]}]}, "step 3 is not saved; these are: 2, 4"),
-        ({"grids": [{"sizes": ["70m"]}]}, "'70m' is none of the study's sizes .nano-0.6m."),
+        ({"grids": [{"checkpoints": [3]}]}, "step 3 is not saved; the saved steps are 2, 4"),
+        ({"grids": [{"sizes": ["70m"]}]}, "'70m' is not one of the study's sizes .nano-0.6m."),
         ({"grids": [{"checkpoints": ["first"]}]}, r"Invalid enum value 'first'"),
     ],
 )
-def test_what_no_study_can_do_is_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_impossible_studies_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read(tmp_path, **changes)
 
 
-def test_flags_are_as_the_commands_take_them() -> None:
-    assert flags({"a": 1, "b": True}, {"a": 2.5, "c": ["x", "y"]}) == ["--a=2.5", "--b=true", "--c=x,y"]
+def test_flags_are_formatted_for_the_commands() -> None:
+    assert format_flags({"a": 1, "b": True}, {"a": 2.5, "c": ["x", "y"]}) == ["--a=2.5", "--b=true", "--c=x,y"]
 
 
-def test_shards_are_all_cells_each_once(tmp_path: Path) -> None:
+def test_shards_contain_all_cells_each_once(tmp_path: Path) -> None:
     cells = study.cells(read(tmp_path))
     parts = [shard(cells, i, 3) for i in (1, 2, 3)]
     assert sorted(cell.name for part in parts for cell in part) == sorted(NAMES)
     for text in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(UsageError, match="is not I/N"):
-            runner._shard(text)
+            runner.parse_shard(text)
 
 
-def test_berts_have_flags_and_rows_of_their_own(tmp_path: Path) -> None:
-    bert = {"adapt": {"rate": 1e-4}, "finetune": {"select": "test"}}
-    made = read(tmp_path, sizes=["nano-0.6m", "bert-tiny"], bert=bert, prepare={"length": 1024})
-    jobs = {job.name: job for job in Jobs(made, tmp_path / "out", tmp_path).of(study.cells(made))}
+def test_bert_has_its_own_flags_and_rows(tmp_path: Path) -> None:
+    bert = {"adapt": {"learning_rate": 1e-4}, "finetune": {"select": "test"}}
+    loaded = read(tmp_path, sizes=["nano-0.6m", "bert-tiny"], bert=bert, prepare={"length": 1024})
+    jobs = {job.name: job for job in Jobs(loaded, tmp_path / "out", tmp_path).resolve(study.cells(loaded))}
     assert "--learning_rate=0.0001" in jobs["adapted/bert-tiny_domain"].commands[0]
     assert "--learning_rate=0.003" in jobs["adapted/nano-0.6m_domain"].commands[0]
     assert "--select=test" in jobs["cells/bert-tiny_base_8-labels_seed-0"].commands[0]
@@ -136,70 +136,70 @@ def test_berts_have_flags_and_rows_of_their_own(tmp_path: Path) -> None:
 
 
 def script(folder: Path, name: str, body: str) -> tuple[str, ...]:
-    """A command in the place of one of bin/'s, by a path that leads out of it."""
+    """Write a script and return it as a command, by its path relative to bin/."""
     path = folder / name
     path.write_text(f"#!{sys.executable}\nimport pathlib, sys, time, os, signal\n{body}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return (os.path.relpath(path, ROOT / "bin"),)
 
 
-def job(folder: Path, name: str, body: str = "", needs: tuple[Path, ...] = (), work: float = 1.0) -> Job:
-    makes = folder / "made" / name
-    write = f"p = pathlib.Path({str(makes)!r}); p.parent.mkdir(parents=True, exist_ok=True)\n{body}\np.write_text('x')"
+def job(folder: Path, name: str, body: str = "", inputs: tuple[Path, ...] = (), operations: float = 1.0) -> Job:
+    output = folder / "made" / name
+    write = f"p = pathlib.Path({str(output)!r}); p.parent.mkdir(parents=True, exist_ok=True)\n{body}\np.write_text('x')"
     command = script(folder, f"{name.replace('/', '-')}.py", write)
-    return Job(name, (command,), needs, makes, work)
+    return Job(name, (command,), inputs, output, operations)
 
 
-def ran(folder: Path, jobs: list[Job], processes: int = 2) -> list[str]:
-    return Runner(jobs, folder / "out", processes, lambda: None).run()
+def run_jobs(folder: Path, jobs: list[Job], processes: int = 2) -> list[str]:
+    return JobRunner(jobs, folder / "out", processes, lambda: None).run()
 
 
-def test_what_fails_holds_up_only_what_needs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_blocks_only_its_dependents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = job(tmp_path, "data/a")
-    bad = job(tmp_path, "adapted/b", "print('no room left'); sys.exit(3)", (first.makes,))
-    after = job(tmp_path, "cells/c", needs=(bad.makes,))
-    other = job(tmp_path, "cells/d", needs=(first.makes,))
-    (why, stuck) = ran(tmp_path, [after, bad, other, first])
-    assert why.startswith("adapted/b: no room left (")
-    assert stuck == "1 wait for what failed, cells/c among them"
-    assert other.done
-    assert not after.done
+    bad = job(tmp_path, "adapted/b", "print('no room left'); sys.exit(3)", (first.output,))
+    after = job(tmp_path, "cells/c", inputs=(bad.output,))
+    other = job(tmp_path, "cells/d", inputs=(first.output,))
+    (failure, blocked) = run_jobs(tmp_path, [after, bad, other, first])
+    assert failure.startswith("adapted/b: no room left (")
+    assert blocked == "1 jobs wait for failed ones, such as cells/c"
+    assert other.is_done
+    assert not after.is_done
     assert "cells: 1 done, 1 waiting" in capsys.readouterr().err
 
 
-def test_what_is_done_is_not_done_again_and_a_first_checkpoint_is_enough_to_begin(tmp_path: Path) -> None:
+def test_done_jobs_are_skipped_and_cells_start_at_their_checkpoint(tmp_path: Path) -> None:
     early = tmp_path / "made" / "early"
     long = job(tmp_path, "adapted/long", f"pathlib.Path({str(early)!r}).write_text('x'); time.sleep(5)")
     times = "open(__file__ + '.times', 'a').write(str(time.time()) + chr(10))"
     cell = job(tmp_path, "cells/early", times, (early,))
-    last = job(tmp_path, "cells/last", times, (long.makes,))
-    assert ran(tmp_path, [long, last, cell]) == []
-    assert ran(tmp_path, [long, last, cell]) == []
+    last = job(tmp_path, "cells/last", times, (long.output,))
+    assert run_jobs(tmp_path, [long, last, cell]) == []
+    assert run_jobs(tmp_path, [long, last, cell]) == []
     begun = {n: (tmp_path / f"cells-{n}.py.times").read_text().split() for n in ("early", "last")}
     assert [len(found) for found in begun.values()] == [1, 1]
     assert float(begun["early"][0]) < float(begun["last"][0])
 
 
-def test_two_shards_do_a_shared_job_once(tmp_path: Path) -> None:
+def test_two_shards_run_a_shared_job_once(tmp_path: Path) -> None:
     counted = "open(__file__ + '.times', 'a').write('x'); time.sleep(1)"
     shared = job(tmp_path, "data/shared", counted)
-    cells = [job(tmp_path, f"cells/{i}", needs=(shared.makes,)) for i in range(2)]
+    cells = [job(tmp_path, f"cells/{i}", inputs=(shared.output,)) for i in range(2)]
 
     def of(i: int) -> list[str]:
-        part = Runner([shared, cells[i]], tmp_path / "out", 1, lambda: None)
-        part._listening = contextlib.nullcontext  # type: ignore[method-assign] - threads hear no signals
+        part = JobRunner([shared, cells[i]], tmp_path / "out", 1, lambda: None)
+        part._forwarding_signals = contextlib.nullcontext  # type: ignore[method-assign] - threads hear no signals
         return part.run()
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(of, range(2))) == [[], []]
     assert (tmp_path / "data-shared.py.times").read_text() == "x"
-    assert all(cell.done for cell in cells)
+    assert all(cell.is_done for cell in cells)
 
 
-def test_sigterm_is_passed_on_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_sigterm_is_forwarded_and_the_same_command_resumes(tmp_path: Path) -> None:
     body = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); open(__file__ + '.up', 'w'); time.sleep(60)"
     slow = job(tmp_path, "adapted/slow", f"if not pathlib.Path(__file__ + '.up').exists():\n    {body}")
-    after = job(tmp_path, "cells/after", needs=(slow.makes,))
+    after = job(tmp_path, "cells/after", inputs=(slow.output,))
 
     def kill() -> None:
         while not (tmp_path / "adapted-slow.py.up").exists():
@@ -208,51 +208,53 @@ def test_sigterm_is_passed_on_and_the_same_command_goes_on(tmp_path: Path) -> No
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(Interrupted, match="the same command goes on"):
-        ran(tmp_path, [slow, after])
-    assert not slow.done
-    assert ran(tmp_path, [slow, after]) == []
-    assert after.done
+    with pytest.raises(Interrupted, match="the same command resumes"):
+        run_jobs(tmp_path, [slow, after])
+    assert not slow.is_done
+    assert run_jobs(tmp_path, [slow, after]) == []
+    assert after.is_done
 
 
-def test_time_left_is_by_the_line_through_what_is_done(tmp_path: Path) -> None:
-    clock = Clock(tmp_path)
-    assert progress.left([job(tmp_path, "cells/a", work=5.0)], clock, 1) == "time left not known yet"
+def test_time_left_is_linear_in_operations(tmp_path: Path) -> None:
+    durations = DurationEstimator(tmp_path)
+    assert progress.format_time_left([job(tmp_path, "cells/a", operations=5.0)], durations, 1) == "time left unknown"
     for work, seconds in ((10.0, 30.0), (20.0, 50.0)):
-        clock.add(job(tmp_path, f"cells/{work:g}", work=work), seconds)
-    assert Clock(tmp_path).seconds(job(tmp_path, "cells/b", work=100.0)) == pytest.approx(210)
-    todo = [job(tmp_path, f"cells/{i}", work=100.0) for i in range(4)]
-    assert progress.left(todo, clock, 2) == "about 7 minutes left"
-    assert progress.left([*todo, job(tmp_path, "base/x")], clock, 2).endswith("and what is not known yet")
+        durations.add(job(tmp_path, f"cells/{work:g}", operations=work), seconds)
+    assert DurationEstimator(tmp_path).estimate(job(tmp_path, "cells/b", operations=100.0)) == pytest.approx(210)
+    todo = [job(tmp_path, f"cells/{i}", operations=100.0) for i in range(4)]
+    assert progress.format_time_left(todo, durations, 2) == "about 7 minutes left"
+    assert progress.format_time_left([*todo, job(tmp_path, "base/x")], durations, 2).endswith(
+        "plus jobs of unknown duration"
+    )
 
 
-def test_each_process_has_cores_of_its_own() -> None:
-    cores = runner._cores()
-    seats = runner._seats(len(cores))
-    assert set.union(*seats) == cores
-    assert sum(map(len, seats)) == len(cores)
-    assert runner._seats(2 * len(cores))[-1] == cores
+def test_each_process_has_its_own_cores() -> None:
+    cores = runner._available_cores()
+    core_sets = runner._core_sets(len(cores))
+    assert set.union(*core_sets) == cores
+    assert sum(map(len, core_sets)) == len(cores)
+    assert runner._core_sets(2 * len(cores))[-1] == cores
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, Path]:
-    """A study of real commands, on a tiny dataset."""
+    """Run a study of real commands on a tiny dataset."""
     folder = tmp_path_factory.mktemp("study")
     tiny.dataset(folder / "data")
     lines = [
         f'{{"id": "d{i}", "text": "An article, number {i}, about cards and refunds. And more."}}\n' for i in range(200)
     ]
     (folder / "data" / "docs.jsonl").write_text("".join(lines))
-    made = read(folder)
+    loaded = read(folder)
     asked = {"study": str(folder / "study.yaml"), "data": str(folder / "data"), "out": str(folder / "out")}
     runner.run(ScalingRunConfig(**asked, shard="1/2", processes=1))
     assert len(results.read(folder / "out")) == 4
     runner.run(ScalingRunConfig(**asked, processes=2))
-    return made, folder / "out"
+    return loaded, folder / "out"
 
 
 @pytest.mark.slow
-def test_a_study_of_real_commands_leaves_a_row_a_cell(finished: tuple[study.Study, Path]) -> None:
+def test_a_study_of_real_commands_writes_a_row_for_each_cell(finished: tuple[study.Study, Path]) -> None:
     _, out = finished
     rows = {row["cell"]: row for row in results.read(out)}
     assert list(rows) == NAMES
@@ -274,39 +276,41 @@ def test_a_study_of_real_commands_leaves_a_row_a_cell(finished: tuple[study.Stud
     assert last["loss"] == report["metrics"]["cross_entropy"]["value"]
     assert not (out / "cells" / NAMES[2] / "run" / "checkpoints").exists()
     about = pq.read_schema(out / results.FILE).field("alignment").metadata[b"about"]
-    assert about == results.COLUMNS["alignment"][1].encode()
+    assert about == columns.COLUMNS["alignment"][1].encode()
 
 
 def test_a_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read(tmp_path)
     runner.run(ScalingRunConfig(study=str(tmp_path / "study.yaml"), out=str(tmp_path / "out"), plan=True))
-    told = capsys.readouterr().out
-    assert "8 cells, " in told
-    assert f"bin/finetune --from={tmp_path}/out/adapted/nano-0.6m_domain@2 " in told
+    printed = capsys.readouterr().out
+    assert "8 cells, " in printed
+    assert f"bin/finetune --from={tmp_path}/out/adapted/nano-0.6m_domain@2 " in printed
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("changes", "message"),
     [
-        ({"sizes": ("70m",)}, "--sizes=70m is none of the study's"),
+        ({"sizes": ("70m",)}, "--sizes=70m is not in the study"),
         ({"shard": "5/2"}, "is not I/N"),
         ({}, "pass --data=DIR"),
     ],
 )
-def test_wrong_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], said: str) -> None:
+def test_wrong_flags_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
     monkeypatch.delenv("JAXTEMPL_DATA", raising=False)
     read(tmp_path)
-    with pytest.raises(UsageError, match=said):
-        runner.run(ScalingRunConfig(study=str(tmp_path / "study.yaml"), out=str(tmp_path / "out"), **asked))
+    with pytest.raises(UsageError, match=message):
+        runner.run(ScalingRunConfig(study=str(tmp_path / "study.yaml"), out=str(tmp_path / "out"), **changes))
 
 
-def test_results_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_missing_results_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bin/scaling run --study"):
         results.read(tmp_path)
 
 
-def test_alignment_is_the_share_of_the_tasks_n_grams(tmp_path: Path) -> None:
+def test_alignment_is_the_share_of_the_tasks_ngrams(tmp_path: Path) -> None:
     data = tiny.dataset(tmp_path / "made").folder
     for out in ("a.json", "b.json"):
         asked = ["align", f"--data={data}", f"--task={data}", "--size=nano", f"--out={tmp_path}/{out}"]
@@ -316,13 +320,13 @@ def test_alignment_is_the_share_of_the_tasks_n_grams(tmp_path: Path) -> None:
     assert 0.5 < one["alignment"] < 1  # the numbers of test cases are in no training case
 
 
-def test_a_cell_says_what_it_is() -> None:
+def test_a_cell_is_named_by_its_settings() -> None:
     assert Cell("70m", "adapted", "domain", 5, 0, 2, "tags", {}).name == "70m_domain-5_all-labels_seed-2_tags"
 
 
-def test_its_help_tells_all_that_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_all_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["--help"])
-    told = capsys.readouterr().out
-    assert [line.split()[0] for line in told.splitlines()[1:]] == list(scaling.COMMANDS)
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == list(scaling.COMMANDS)
     with pytest.raises(UsageError, match="bin/scaling walk: name one of run, report"):
         scaling.main(["walk"])

@@ -1,4 +1,4 @@
-"""The scaling study: a matrix of adaptations and fine-tunings, run by the project's own commands, and what it says.
+"""Scaling studies: a matrix of adaptations and fine-tunings, the laws fitted to them, and the advice that follows.
 
-No JAX in here: each training is its own process.
+The package does not import JAX: each training runs as its own process.
 """

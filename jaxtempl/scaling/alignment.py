@@ -1,17 +1,18 @@
-"""How near a corpus is to the task: the share of the task's word n-grams that it has (issue 6; arXiv 2402.04177).
+"""The alignment of a corpus with the task: the share of the task's word n-grams in the corpus.
 
-The n-grams are of three words, of held-out cases of the task; the corpus is a sample of its training rows, as many of
-each dataset as its share says, always of one size, so that a larger corpus is not nearer because it is larger.
+Issue 6; arXiv 2402.04177. The n-grams are word 3-grams of the task's test cases. The corpus is a sample of its training
+rows, weighted as in the mixture and of a fixed size, so a larger corpus does not score higher because it is larger.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxtempl import files
-from jaxtempl.config import mixture, parsing, sizes
+from jaxtempl.config import mixture, sizes
 from jaxtempl.config.scaling import ScalingAlignConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.sampling import nested_subset
@@ -19,45 +20,63 @@ from jaxtempl.errors import UserError
 from jaxtempl.text.pretrained import read_tokenizer
 from jaxtempl.text.tokenizer import Tokenizer
 
-WORDS = 3  # of an n-gram
-SAMPLE = 1_000_000  # tokens of a corpus
-CASES = 1_000  # of the task
+NGRAM_WORDS = 3
+SAMPLE_TOKENS = 1_000_000  # of a corpus
+SAMPLE_CASES = 1_000  # of the task
 
-Gram = tuple[str, ...]
+NGram = tuple[str, ...]
 
 
-def main(argv: Sequence[str]) -> None:
-    """`bin/scaling align`."""
-    asked = parsing.parse(ScalingAlignConfig, argv)
-    tokenizer = read_tokenizer(Path(asked.tokenizer) if asked.tokenizer else sizes.tokenizer_path(asked.size))
-    parts = [(Dataset(folder), weight) for folder, weight in mixture.parse_mixture(asked.data)]
-    total = sum(weight or 1.0 for _, weight in parts)
-    corpus = {gram for dataset, weight in parts for gram in _sampled(dataset, tokenizer, (weight or 1.0) / total)}
-    task = [gram for said in _said(Dataset(asked.task)) for gram in grams(said)]
+class Alignment(NamedTuple):
+    """The alignment of a corpus.
+
+    Attributes:
+        score: Share of the task's n-grams in the corpus's sample.
+        task_ngrams: Number of the task's n-grams, repetitions included.
+        corpus_ngrams: Number of distinct n-grams of the corpus's sample.
+    """
+
+    score: float
+    task_ngrams: int
+    corpus_ngrams: int
+
+
+def measure(config: ScalingAlignConfig) -> Alignment:
+    """Measure the alignment of a corpus, and write it to `config.out`.
+
+    Raises:
+        UserError: The task has no test cases.
+    """
+    tokenizer = read_tokenizer(Path(config.tokenizer) if config.tokenizer else sizes.tokenizer_path(config.size))
+    weighted = [(Dataset(folder), weight or 1.0) for folder, weight in mixture.parse_mixture(config.data)]
+    total = sum(weight for _, weight in weighted)
+    corpus = {ngram for dataset, weight in weighted for ngram in _sample(dataset, tokenizer, weight / total)}
+    task = [ngram for text in _messages(Dataset(config.task)) for ngram in ngrams(text)]
     if not task:
-        raise UserError(f"{asked.task} has no test cases to compare with; name the task's dataset with --task")
-    score = float(np.mean([gram in corpus for gram in task]))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(asked.out, {"kind": "alignment", "alignment": score, "grams": len(task), "corpus": len(corpus)})
-    print(f"{score:.1%} of {len(task):,} n-grams of {asked.task} are in the sample of {asked.data}")
+        raise UserError(f"{config.task} has no test cases to compare with; name the task's dataset with --task")
+    alignment = Alignment(float(np.mean([ngram in corpus for ngram in task])), len(task), len(corpus))
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {"alignment": alignment.score, "grams": alignment.task_ngrams, "corpus": alignment.corpus_ngrams}
+    files.write_json(config.out, {"kind": "alignment", **report})
+    return alignment
 
 
-def grams(text: str) -> Iterator[Gram]:
-    """The n-grams of a text, without case and punctuation."""
+def ngrams(text: str) -> Iterator[NGram]:
+    """Return the n-grams of a text, without case and punctuation."""
     words = re.findall(r"\w+", text.casefold())
-    return zip(*(words[i:] for i in range(WORDS)), strict=False)
+    return zip(*(words[i:] for i in range(NGRAM_WORDS)), strict=False)
 
 
-def _said(task: Dataset) -> Iterator[str]:
-    """The messages of some of the task's test cases."""
+def _messages(task: Dataset) -> Iterator[str]:
+    """Yield the messages of a sample of the task's test cases."""
     cases = task.cases("test")
-    for index in nested_subset(len(cases), CASES, 0):
+    for index in nested_subset(len(cases), SAMPLE_CASES, 0):
         yield from (message.text for message in cases[int(index)].messages)
 
 
-def _sampled(dataset: Dataset, tokenizer: Tokenizer, share: float) -> Iterator[Gram]:
-    """N-grams of a share of the sample: the first training rows, which are in a random order, over again if need be."""
+def _sample(dataset: Dataset, tokenizer: Tokenizer, share: float) -> Iterator[NGram]:
+    """Yield the n-grams of a share of the sample: the first training rows, which are in random order."""
     rows, length = dataset.rows(tokenizer, "train"), dataset.manifest["length"]
-    for row in rows[: max(1, round(share * SAMPLE / length))]:
+    for row in rows[: max(1, round(share * SAMPLE_TOKENS / length))]:
         for document in np.unique(row["segments"][row["segments"] > 0]):
-            yield from grams(tokenizer.decode(row["tokens"][row["segments"] == document].tolist()))
+            yield from ngrams(tokenizer.decode(row["tokens"][row["segments"] == document].tolist()))

@@ -1,4 +1,7 @@
-"""Which tokens at one size match another size at T (the paper, section 5.1: 1.4b at 27 B is 2.8b at 3 B)."""
+"""Equivalent tokens: how many tokens another size needs for the same loss.
+
+The paper, section 5.1, finds that 1.4b at 27 B tokens matches 2.8b at 3 B.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,84 +9,83 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxtempl.errors import UsageError
-from jaxtempl.scaling.laws import data, mixtures
-from jaxtempl.scaling.laws.analysis import Finding
+from jaxtempl.scaling.columns import ResultRow
+from jaxtempl.scaling.laws import mixtures, selection
+from jaxtempl.scaling.laws.analysis import LawResult
 from jaxtempl.scaling.laws.catalog import IN_TOKENS
-from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.fitting import Value
-from jaxtempl.scaling.laws.mixtures import Curve
+from jaxtempl.scaling.laws.mixtures import LossCurve
 
 
 class Equivalent(NamedTuple):
-    """Of one size.
+    """The tokens at which one size matches a classification loss.
 
     Attributes:
-        size: it.
-        tokens: of its adaptation that come to the same classification loss; None where none do, or nobody can tell.
-        how: in words.
+        size: Size of the model.
+        tokens: Tokens of its adaptation; None if it never reaches the loss, or if that is unknown.
+        method: How the tokens were determined.
     """
 
     size: str
     tokens: float | None
-    how: str
+    method: str
 
 
 class Equivalents:
-    """Answers for one study, on the corpus and at the labels that most of its cells have.
+    """Answers queries about one study, on its main corpus and at its main number of labels.
 
     Args:
-        rows: of its results.
-        laws: fitted to them.
+        rows: Results of the study.
+        laws: Laws fitted to the results.
     """
 
-    def __init__(self, rows: Sequence[Row], laws: Sequence[Finding]) -> None:
-        own = data.comparable(rows)
-        corpus, labels = data.main_corpus(own), data.main_labels(own)
-        curves = data.curves(own, labels)
-        self.curves = {size: _means(rows) for (size, c), rows in sorted(curves.items()) if c == corpus}
-        wanted = {law.where: law for law in laws if (law.law, law.quantity) == (IN_TOKENS.name, "loss")}
-        self._laws = {size: wanted[size] for size in self.curves if size in wanted}
+    def __init__(self, rows: Sequence[ResultRow], laws: Sequence[LawResult]) -> None:
+        rows = selection.comparable(rows)
+        main, labels = selection.main_corpus(rows), selection.main_labels(rows)
+        curves = selection.curves(rows, labels)
+        self.curves = {size: _mean_curve(curve) for (size, corpus), curve in sorted(curves.items()) if corpus == main}
+        in_tokens = {law.subset: law for law in laws if (law.law, law.quantity) == (IN_TOKENS.name, "loss")}
+        self._laws = {size: in_tokens[size] for size in self.curves if size in in_tokens}
 
-    def query(self, asked: str) -> list[Equivalent]:
-        """For `SIZE@TOKENS`.
+    def query(self, match: str) -> list[Equivalent]:
+        """Answer a query `SIZE@TOKENS`.
 
         Raises:
-            UsageError: it is not of this form, of no size of the study, or of tokens outside its curve.
+            UsageError: The query has another form, names an unknown size, or tokens outside the size's curve.
         """
-        size, _, count = asked.partition("@")
+        size, _, count = match.partition("@")
         if size not in self.curves:
-            raise UsageError(f"--match={asked!r}: the study has curves of {', '.join(self.curves) or 'no size'}")
+            raise UsageError(f"--match={match!r}: the study has curves of {', '.join(self.curves) or 'no size'}")
         tokens, losses = self.curves[size]
         try:
             at = float(count)
         except ValueError:
-            raise UsageError(f"--match={asked!r} is not SIZE@TOKENS, such as {size}@{tokens[-1]:.0f}") from None
+            raise UsageError(f"--match={match!r} is not SIZE@TOKENS, such as {size}@{tokens[-1]:.0f}") from None
         if not tokens[0] <= at <= tokens[-1]:
             raise UsageError(
-                f"--match={asked!r}: {size} was measured from {tokens[0]:,.0f} to {tokens[-1]:,.0f} tokens"
+                f"--match={match!r}: {size} was measured from {tokens[0]:,.0f} to {tokens[-1]:,.0f} tokens"
             )
         return self.matching(size, float(np.interp(np.log(at), np.log(tokens), losses)))
 
     def matching(self, size: str, loss: float) -> list[Equivalent]:
-        """Tokens of every other size for a loss."""
-        return [self._of(other, loss) for other in self.curves if other != size]
+        """Return the tokens at which every other size reaches a loss."""
+        return [self._match(other, loss) for other in self.curves if other != size]
 
-    def _of(self, size: str, loss: float) -> Equivalent:
+    def _match(self, size: str, loss: float) -> Equivalent:
         tokens, losses = self.curves[size]
         if losses[0] <= loss:
-            return Equivalent(size, float(tokens[0]), "at its first checkpoint, or before")
+            return Equivalent(size, float(tokens[0]), "at or before its first checkpoint")
         if losses.min() <= loss:
-            return Equivalent(size, mixtures.needed(self.curves[size], loss), "by its measured curve")
+            return Equivalent(size, mixtures.tokens_to_reach(self.curves[size], loss), "by its measured curve")
         law = self._laws.get(size)
-        if not law or law.refused:
-            return Equivalent(size, None, "not by its last checkpoint, and no law tells further")
-        found = mixtures.equivalent_tokens(law.fit, Value(loss, loss, loss))
-        return Equivalent(size, found, "by its law" if found else "never, by its law: its floor is above")
+        if not law or law.rejection:
+            return Equivalent(size, None, "not by its last checkpoint, and no law extrapolates further")
+        equivalent = mixtures.equivalent_tokens(law.fit, loss)
+        return Equivalent(size, equivalent, "by its law" if equivalent else "never: the floor of its law is above")
 
 
-def _means(rows: Sequence[Row]) -> Curve:
-    """Mean classification loss over seeds by tokens of the adaptation."""
-    kept = [row for row in rows if row["tokens"]]
-    tokens = sorted({row["tokens"] for row in kept})
-    means = [np.mean([row["loss"] for row in kept if row["tokens"] == one]) for one in tokens]
+def _mean_curve(rows: Sequence[ResultRow]) -> LossCurve:
+    """Return the mean classification loss over seeds against tokens of the adaptation."""
+    adapted = [row for row in rows if row["tokens"]]
+    tokens = sorted({row["tokens"] for row in adapted})
+    means = [np.mean([row["loss"] for row in adapted if row["tokens"] == count]) for count in tokens]
     return np.array(tokens, float), np.array(means, float)

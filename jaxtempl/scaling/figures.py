@@ -1,4 +1,4 @@
-"""The pictures of a study, in the paper's order (its Figures 3, 8 and 9), and those it has not."""
+"""The figures of a study: the paper's Figures 3, 8 and 9, and further ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,67 +11,68 @@ from matplotlib.figure import Figure
 from jaxtempl import files
 from jaxtempl.reports import html
 from jaxtempl.scaling import table3
-from jaxtempl.scaling.laws import data
-from jaxtempl.scaling.laws.analysis import Finding, Findings
-from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.summaries import named
+from jaxtempl.scaling.columns import ResultRow
+from jaxtempl.scaling.laws import selection
+from jaxtempl.scaling.laws.analysis import Analysis, LawResult
+from jaxtempl.scaling.laws.summaries import quantity_name
 
-MARKERS = "os^Dv"
-STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 4, 1, 4, 1, 4)), (0, (9, 3)))  # of corpora
-COMPUTE = {
+MARKERS = "os^Dv"  # by size
+LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 4, 1, 4, 1, 4)), (0, (9, 3)))  # by corpus
+GREY = "#888888"
+OPERATIONS = {
     "flops_all": "6 N D, N all parameters",
-    "flops_body": "6 N D, N without tables and head",
-    "flops_exact": "all matrix products counted",
+    "flops_body": "6 N D, N without embedding tables and head",
+    "flops_exact": "all matrix products",
 }
-AXES = {
+AXIS_LABELS = {
     "tokens": "tokens of adaptation",
-    "domain_loss": "language-model loss on the domain, nats a token",
-    "general_loss": "loss on other text, nats a token",
-    "exam_likeliest_top1": "share of contexts",
+    "domain_loss": "language-model loss on the domain, nats per token",
+    "general_loss": "loss on other text, nats per token",
+    "zero_shot_likeliest_top1": "share of contexts",
     "loss": "classification loss, nats",
     "top1": "top-1",
     "top3": "top-3",
     "top5": "top-5",
-    **{name: f"operations of adaptation ({said})" for name, said in COMPUTE.items()},
+    **{name: f"operations of adaptation ({definition})" for name, definition in OPERATIONS.items()},
 }
 
 
-class Drawer:
-    """Draws one study.
+class StudyFigures:
+    """Draws the figures of one study.
 
     Args:
-        rows: of its results.
-        found: what its laws say.
+        rows: Results of the study.
+        analysis: Analysis of the results.
     """
 
-    def __init__(self, rows: Sequence[Row], found: Findings) -> None:
-        self.rows, self.found = data.comparable(rows), found
-        self.labels = data.main_labels(self.rows)
-        self._curves = data.curves(self.rows, self.labels)
-        self._sizes = data.sizes(self.rows)
+    def __init__(self, rows: Sequence[ResultRow], analysis: Analysis) -> None:
+        self.rows, self.analysis = selection.comparable(rows), analysis
+        self.labels = selection.main_labels(self.rows)
+        self._curves = selection.curves(self.rows, self.labels)
+        self._sizes = selection.sizes(self.rows)
         self._corpora = list({row["corpus"]: None for row in self.rows if row["corpus"]})
 
-    def against(self, x: str, y: str) -> Figure:
-        """One curve a size and corpus; what was not adapted is a level line where it can be no point of the curve."""
+    def plot(self, x: str, y: str) -> Figure:
+        """Plot one curve for each size and corpus; a horizontal line is a base that has no position on the x axis."""
         with html.drawing() as (figure, axes):
             for (size, corpus), rows in self._curves.items():
-                self._curve(axes, rows, x, y, self._name(size, corpus), self._look(size, corpus))
+                self._curve(axes, rows, x, y, self._name(size, corpus), self._style(size, corpus))
             if x != "domain_loss":
-                self._levels(axes, y)
+                self._base_levels(axes, y)
                 html.logarithmic(axes, "x")
             _finish(axes, x, y)
         return figure
 
-    def _curve(self, axes: Axes, rows: Sequence[Row], x: str, y: str, name: str, look: dict[str, Any]) -> None:
-        """Means over seeds; hollow where the adaptation never came to its end."""
+    def _curve(self, axes: Axes, rows: Sequence[ResultRow], x: str, y: str, name: str, style: dict[str, Any]) -> None:
+        """Plot means over seeds; hollow markers show an adaptation that did not reach its last update."""
         kept = [row for row in rows if row[x] and row[y] is not None]
-        places = sorted({row[x] for row in kept})
-        means = [np.mean([row[y] for row in kept if row[x] == place]) for place in places]
-        whole = all(row["finished"] for row in kept)
-        partial: dict[str, Any] = {} if whole else {"markerfacecolor": "none"}
-        axes.plot(places, means, label=name + (" (part of a curve)" if partial else ""), **look, **partial)
+        positions = sorted({row[x] for row in kept})
+        means = [np.mean([row[y] for row in kept if row[x] == position]) for position in positions]
+        finished = all(row["finished"] for row in kept)
+        partial: dict[str, Any] = {} if finished else {"markerfacecolor": "none"}
+        axes.plot(positions, means, label=name + (" (partial curve)" if partial else ""), **style, **partial)
 
-    def _levels(self, axes: Axes, y: str) -> None:
+    def _base_levels(self, axes: Axes, y: str) -> None:
         for size in self._sizes:
             base = [
                 row[y]
@@ -84,64 +85,64 @@ class Drawer:
     def _colour(self, size: str) -> str:
         return html.COLOURS[self._sizes.index(size) % len(html.COLOURS)]
 
-    def _look(self, size: str, corpus: str) -> dict[str, Any]:
+    def _style(self, size: str, corpus: str) -> dict[str, Any]:
         marker = MARKERS[self._sizes.index(size) % len(MARKERS)]
-        style = STYLES[self._corpora.index(corpus) % len(STYLES)]
-        return {"color": self._colour(size), "marker": marker, "markersize": 4, "linewidth": 1.2, "linestyle": style}
+        line = LINE_STYLES[self._corpora.index(corpus) % len(LINE_STYLES)]
+        return {"color": self._colour(size), "marker": marker, "markersize": 4, "linewidth": 1.2, "linestyle": line}
 
     def _name(self, size: str, corpus: str) -> str:
         return f"{size}, {corpus}" if len(self._corpora) > 1 else size
 
     def loss_to_loss(self) -> Figure:
-        """Figure 3c with its lines."""
-        figure = self.against("domain_loss", "loss")
+        """Plot Figure 3c with its regression lines."""
+        figure = self.plot("domain_loss", "loss")
         (axes,) = figure.axes
-        pair = self.found.loss_to_loss
+        regressions = self.analysis.loss_to_loss
         ends, height = np.array(axes.get_xlim()), axes.get_ylim()
-        for size, line in pair.by_size.items():
-            axes.plot(ends, line.at(ends), color=self._colour(size), linewidth=0.8, alpha=0.6, zorder=1)
-        if pair.pooled:
-            axes.plot(ends, pair.pooled.at(ends), color="#888888", linewidth=1, linestyle="--", zorder=1)
+        for size, line in regressions.by_size.items():
+            axes.plot(ends, line.predict(ends), color=self._colour(size), linewidth=0.8, alpha=0.6, zorder=1)
+        if regressions.pooled:
+            axes.plot(ends, regressions.pooled.predict(ends), color=GREY, linewidth=1, linestyle="--", zorder=1)
         axes.set(xlim=ends, ylim=height)
         return figure
 
-    def learning(self, run: Callable[[str, str], Path], which: str) -> Figure | None:
-        """Figure 9: loss by step, of each update or at checkpoints.
+    def learning_curves(self, run: Callable[[str, str], Path], metric: str) -> Figure | None:
+        """Plot Figure 9: loss by step of the adaptation.
 
         Args:
-            run: the folder of a size's adaptation to a corpus.
-            which: `loss` or `validation_loss`.
+            run: Function from size and corpus to the run of the adaptation.
+            metric: `loss` (each update) or `validation_loss` (each checkpoint).
         """
-        drawn = {key: _logged(run(*key), which) for key in self._curves}
-        if not any(steps for steps, _ in drawn.values()):
+        logged = {key: _read_metric(run(*key), metric) for key in self._curves}
+        if not any(steps for steps, _ in logged.values()):
             return None
         with html.drawing() as (figure, axes):
-            for key, (steps, losses) in drawn.items():
-                look = self._look(*key)
-                look["marker"] = "" if which == "loss" else look["marker"]
-                axes.plot(steps, losses, label=self._name(*key), **look)
-            _finish(axes, "step of the adaptation", "loss, nats a token")
+            for key, (steps, losses) in logged.items():
+                style = self._style(*key)
+                style["marker"] = "" if metric == "loss" else style["marker"]
+                axes.plot(steps, losses, label=self._name(*key), **style)
+            _finish(axes, "step of the adaptation", "loss, nats per token")
         return figure
 
     def by_labels(self, y: str) -> Figure:
-        """Label-count curves: adapted to the end, solid, and not adapted, dotted."""
+        """Plot a quantity against labels: fully adapted models solid, bases dotted."""
         with html.drawing() as (figure, axes):
             for size in self._sizes:
-                own = [row for row in self.rows if row["size"] == size]
-                last = [row for row in own if row["start"] == "adapted" and row["adapt_step"] == row["adapt_steps"]]
-                base = [row for row in own if row["start"] == "base"]
-                look = self._look(size, self._corpora[0] if self._corpora else "")
-                self._curve(axes, last, "labels", y, f"{size}, adapted", look)
-                self._curve(axes, base, "labels", y, f"{size}, not adapted", look | {"linestyle": ":"})
+                rows = [row for row in self.rows if row["size"] == size]
+                last = [row for row in rows if row["start"] == "adapted" and row["adapt_step"] == row["adapt_steps"]]
+                base = [row for row in rows if row["start"] == "base"]
+                style = self._style(size, self._corpora[0] if self._corpora else "")
+                self._curve(axes, last, "labels", y, f"{size}, adapted", style)
+                self._curve(axes, base, "labels", y, f"{size}, not adapted", style | {"linestyle": ":"})
             html.logarithmic(axes, "x")
             _finish(axes, "labels", y)
         return figure
 
     def uplift(self, gains: Mapping[str, tuple[float, float]]) -> Figure:
-        """What adapting adds to top-1 by size, beside the paper's own points.
+        """Plot the top-1 gain of adaptation by size, next to the paper's.
 
         Args:
-            gains: parameters, and points of top-1, by size.
+            gains: Parameters and percentage points of top-1, by size.
         """
         paper = {
             name: (table3.PARAMETERS[name], after.top1 - before.top1)
@@ -152,47 +153,48 @@ class Drawer:
             for name, points, colour in (("this study", gains, html.BLUE), ("paper, Table 3", paper, html.ORANGE)):
                 axes.plot(*zip(*points.values(), strict=True), color=colour, marker="o", label=name)
             html.logarithmic(axes, "x")
-            axes.axhline(0, color="#888888", linewidth=1)
-            _finish(axes, "parameters, all of them", "points of top-1 that adapting adds")
+            axes.axhline(0, color=GREY, linewidth=1)
+            _finish(axes, "parameters", "gain of adaptation, percentage points of top-1")
         return figure
 
-    def worth(self) -> Figure:
-        """How many times the general tokens each size needs."""
+    def efficiency(self) -> Figure:
+        """Plot how many times the general tokens each size needs to match the domain corpus."""
         with html.drawing() as (figure, axes):
-            for worth, colour in zip(self.found.worth, html.COLOURS, strict=False):
-                sizes = sorted(worth.ratio.by_size)
-                ratios = [worth.ratio.by_size[size].value for size in sizes]
-                axes.plot(sizes, ratios, color=colour, marker="o", label=f"{worth.special} over {worth.general}")
-                least = [size for size in sizes if worth.ratio.by_size[size].at_least]
-                axes.plot(least, [worth.ratio.by_size[size].value for size in least], "^", color=colour, markersize=10)
+            for corpus, colour in zip(self.analysis.efficiency, html.COLOURS, strict=False):
+                by_size = corpus.ratio.by_size
+                sizes = sorted(by_size)
+                ratios = [by_size[size].value for size in sizes]
+                axes.plot(sizes, ratios, color=colour, marker="o", label=f"{corpus.special} over {corpus.general}")
+                bounds = [size for size in sizes if by_size[size].at_least]
+                axes.plot(bounds, [by_size[size].value for size in bounds], "^", color=colour, markersize=10)
             html.logarithmic(axes, "x")
             html.logarithmic(axes, "y")
-            axes.axhline(1, color="#888888", linewidth=1)
-            _finish(axes, "parameters without tables and head", "tokens that the other corpus needs, times")
+            axes.axhline(1, color=GREY, linewidth=1)
+            _finish(axes, "parameters without embedding tables and head", "ratio of tokens at equal loss")
         return figure
 
     def forgetting(self) -> Figure:
-        """General loss against domain loss as the adaptation goes on."""
-        return self.against("domain_loss", "general_loss")
+        """Plot general loss against domain loss during the adaptation."""
+        return self.plot("domain_loss", "general_loss")
 
 
-def law(finding: Finding) -> Figure:
-    """What was measured against what a law says."""
-    fit = finding.fit
+def law(result: LawResult) -> Figure:
+    """Plot measurements against a law's predictions."""
+    fit = result.fit
     with html.drawing() as (figure, axes):
-        said = np.exp(fit.law.log(fit.theta, fit.data.x)[0])
-        axes.scatter(said, fit.data.y, s=14, color=html.BLUE)
-        ends = [min(said.min(), fit.data.y.min()), max(said.max(), fit.data.y.max())]
-        axes.plot(ends, ends, color="#888888", linewidth=1)
-        axes.set(xlabel=f"{named(finding.quantity)}, by the law", ylabel="as measured")
+        predicted = np.exp(fit.law.log(fit.theta, fit.data.x)[0])
+        axes.scatter(predicted, fit.data.y, s=14, color=html.BLUE)
+        ends = [min(predicted.min(), fit.data.y.min()), max(predicted.max(), fit.data.y.max())]
+        axes.plot(ends, ends, color=GREY, linewidth=1)
+        axes.set(xlabel=f"{quantity_name(result.quantity)}, predicted", ylabel="measured")
     return figure
 
 
-def _logged(run: Path, name: str) -> tuple[list[int], list[float]]:
+def _read_metric(run: Path, name: str) -> tuple[list[int], list[float]]:
     lines = [line for line in files.read_lines(run / "metrics.jsonl") if name in line]
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def _finish(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
+    axes.set(xlabel=AXIS_LABELS.get(x, x), ylabel=AXIS_LABELS.get(y, y))
     axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))

@@ -1,10 +1,10 @@
-"""A study's cells -> jobs: the project's own commands, what each waits for, and what it leaves.
+"""The jobs of a study: the project's own commands, with the files that each job needs and creates.
 
-All lies in one folder: `data/`, `base/` and `adapted/` (runs), `language/` (what language models were measured to be),
-`alignment/`, and `cells/`. A job is done when the file that it `makes` is there, so that nothing has to be remembered,
-and it can start when the files that it `needs` are: a cell of an early checkpoint does not wait for the last one.
+A study's folder holds `data/`, `base/` and `adapted/` (runs), `language/` (evaluations of language models),
+`alignment/`, and `cells/`. A job is done when its output file exists, so no other state is kept. It can start when
+its inputs exist: a cell of an early checkpoint does not wait for the last one.
 
-A cell's fine-tuned checkpoints, one an epoch, are taken away once it is measured; what it says of itself stays.
+A cell's fine-tuned checkpoints are deleted after its evaluation; its reports stay.
 """
 
 import dataclasses
@@ -13,64 +13,64 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtempl.config import sizes
 from jaxtempl.data import mlm
-from jaxtempl.scaling.study import Cell, Flags, Study, architecture_of
+from jaxtempl.scaling.study import Cell, CommandFlags, Study, architecture_of, tokenizer_of
 from jaxtempl.specs import flops
 from jaxtempl.specs.architecture import BertArchitecture
 
-FILES = ("transcripts", "train", "validation", "test", "documents", "templates")  # flags of bin/prepare that name them
-EVERY_LABEL = 30_000  # where a cell takes all labels, for guessing how long it lasts before any is counted
+FILE_FLAGS = ("transcripts", "train", "validation", "test", "documents", "templates")  # of bin/prepare
+ASSUMED_LABELS = 30_000  # of a cell that takes all labels, for its estimated duration before any are counted
+KINDS = ("data", "alignment", "base", "adapted", "language", "cells")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Commands that make one thing.
+    """Commands that create one output.
 
     Attributes:
-        name: its place below the study's folder.
-        commands: of `bin/`, with their flags, one after the other.
-        needs: files that must be there first.
-        makes: the file that says it is done.
-        work: operations that it takes, as far as jobs of its kind are compared by them.
-        spare: a folder that is of no use when it is done.
+        name: Path of the output's folder in the study's folder.
+        commands: Commands of `bin/` with their flags, in order.
+        inputs: Files that must exist first.
+        output: File whose existence marks the job as done.
+        operations: Amount of work, comparable between jobs of one kind.
+        scratch: Folder to delete when the job is done.
     """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    needs: tuple[Path, ...]
-    makes: Path
-    work: float = 1.0
-    spare: Path | None = None
+    inputs: tuple[Path, ...]
+    output: Path
+    operations: float = 1.0
+    scratch: Path | None = None
 
     @property
     def kind(self) -> str:
-        """Jobs of one kind last as long as their work says."""
+        """The kind of the job; the duration of jobs of one kind is linear in their operations."""
         return self.name.partition("/")[0]
 
     @property
-    def done(self) -> bool:
-        """Whether it is."""
-        return self.makes.exists()
+    def is_done(self) -> bool:
+        """Whether the output exists."""
+        return self.output.exists()
 
     @property
-    def ready(self) -> bool:
-        """Whether it can start."""
-        return all(path.exists() for path in self.needs)
+    def is_ready(self) -> bool:
+        """Whether all inputs exist."""
+        return all(path.exists() for path in self.inputs)
 
-    def finish(self) -> None:
-        """Takes away what is of no more use."""
-        if self.spare:
-            shutil.rmtree(self.spare, ignore_errors=True)
-
-
-def flags(*given: Flags) -> list[str]:
-    """As a command takes them; later ones win."""
-    merged = {name: value for part in given for name, value in part.items()}
-    return [f"--{name}={_told(value)}" for name, value in merged.items()]
+    def clean_up(self) -> None:
+        """Delete the scratch folder."""
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def _told(value: Any) -> str:
+def format_flags(*flags: CommandFlags) -> list[str]:
+    """Return flags as command-line arguments; later mappings override earlier ones."""
+    merged = {name: value for part in flags for name, value in part.items()}
+    return [f"--{name}={_format_value(value)}" for name, value in merged.items()]
+
+
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -80,22 +80,20 @@ class Jobs:
     """The jobs of a study.
 
     Args:
-        study: its file.
-        out: its folder.
-        data: folder that the files of its datasets are below.
+        study: Study.
+        out: Folder of the study.
+        data: Folder that the files of its datasets are relative to.
     """
 
     def __init__(self, study: Study, out: Path, data: Path) -> None:
         self.study, self.out, self.data = study, out, data
 
-    def of(self, wanted: Sequence[Cell]) -> list[Job]:
-        """All that these cells need, and themselves, in an order that can be kept."""
-        found = {job.name: job for cell in wanted for job in self._for(cell)}
-        kinds = ("data", "alignment", "base", "adapted", "language", "cells")
-        return sorted(found.values(), key=lambda job: kinds.index(job.kind))
+    def resolve(self, cells: Sequence[Cell]) -> list[Job]:
+        """Return the jobs of the cells and of everything that they need, in an executable order."""
+        by_name = {job.name: job for cell in cells for job in self._for(cell)}
+        return sorted(by_name.values(), key=lambda job: KINDS.index(job.kind))
 
     def _for(self, cell: Cell) -> Iterator[Job]:
-        """What a cell needs, and the cell."""
         yield self._data(self.study.task, cell.size)
         if self.study.general:
             yield self._data(self.study.general, cell.size)
@@ -111,96 +109,95 @@ class Jobs:
         yield self.cell(cell)
 
     def dataset(self, name: str, size: str) -> Path:
-        """Folder of a dataset with rows for a size."""
-        tokenizer = sizes.read_size(size)["tokenizer"]
-        return self.out / "data" / f"{name}-{tokenizer}-{self.study.length(size)}"
+        """Return the folder of a dataset with rows for a size."""
+        return self.out / "data" / f"{name}-{tokenizer_of(size)}-{self.study.length(size)}"
 
     def base(self, size: str) -> Path:
-        """Run of a base."""
+        """Return the run of a size's base."""
         return self.out / "base" / size
 
     def adapted(self, size: str, corpus: str) -> Path:
-        """Run of an adaptation."""
+        """Return the run of an adaptation."""
         return self.out / "adapted" / f"{size}_{corpus}"
 
     def language(self, cell: Cell) -> Path:
-        """Folder of what a cell's language model was measured to be."""
+        """Return the folder with the evaluations of a cell's language model."""
         where = f"{cell.size}_{cell.corpus}" if cell.start == "adapted" else f"{cell.size}_base"
         return self.out / "language" / f"{where}_{cell.step}"
 
     def alignment(self, cell: Cell) -> Path:
-        """File of a corpus's alignment with the task."""
+        """Return the file with a corpus's alignment with the task."""
         return self.out / "alignment" / f"{self.dataset(cell.corpus, cell.size).name}.json"
 
     def folder(self, cell: Cell) -> Path:
-        """Folder of a cell."""
+        """Return the folder of a cell."""
         return self.out / "cells" / cell.name
 
     def _data(self, name: str, size: str) -> Job:
         out = self.dataset(name, size)
-        given = {
-            flag: _below(self.data, value) if flag in FILES else value
+        dataset = {
+            flag: _below(self.data, value) if flag in FILE_FLAGS else value
             for flag, value in self.study.datasets[name].items()
         }
-        own = {"size": size, "length": self.study.length(size), "overwrite": True, "out": out}
-        command = ("prepare", *flags(self.study.prepare, given, own))
+        fixed = {"size": size, "length": self.study.length(size), "overwrite": True, "out": out}
+        command = ("prepare", *format_flags(self.study.prepare, dataset, fixed))
         return Job(f"data/{out.name}", (command,), (), out / "manifest.json")
 
     def _mixture(self, shares: Mapping[str, float], size: str) -> str:
         return ",".join(f"{self.dataset(name, size)}:{share:g}" for name, share in shares.items())
 
-    def _prepared(self, names: Sequence[str], size: str) -> tuple[Path, ...]:
+    def _manifests(self, names: Sequence[str], size: str) -> tuple[Path, ...]:
         return tuple(self.dataset(name, size) / "manifest.json" for name in names)
 
     def _base(self, size: str) -> Job:
         assert self.study.base
-        out, data, given = self.base(size), self.study.base.data, self.study.base.adapt
-        own = {"size": size, "weights": "random", "data": self._mixture(data, size), "out": out}
-        command = ("adapt", *flags(self.given("adapt", size, {}), given, own))
-        makes = _checkpoint(out, int(given["steps"]))
-        batch = int(given.get("batch", self.study.adapt["batch"]))
-        work = int(given["steps"]) * batch * self._operations(size)
-        return Job(f"base/{size}", (command,), self._prepared(list(data), size), makes, work)
+        out, data, flags = self.base(size), self.study.base.data, self.study.base.adapt
+        fixed = {"size": size, "weights": "random", "data": self._mixture(data, size), "out": out}
+        command = ("adapt", *format_flags(self.flags("adapt", size, {}), flags, fixed))
+        output = _checkpoint(out, int(flags["steps"]))
+        batch_size = int(flags.get("batch_size", self.study.batch_size))
+        operations = int(flags["steps"]) * batch_size * self._row_operations(size)
+        return Job(f"base/{size}", (command,), self._manifests(list(data), size), output, operations)
 
     def _adapted(self, cell: Cell) -> Job:
         out, shares = self.adapted(cell.size, cell.corpus), self.study.corpora[cell.corpus]
-        own = {"data": self._mixture(shares, cell.size), "out": out}
-        command = ("adapt", *flags(self._start(cell.size), self.given("adapt", cell.size, {}), own))
-        work = self.study.steps * int(self.study.adapt["batch"]) * self._operations(cell.size)
-        needs = (*self._prepared(list(shares), cell.size), *self._base_made(cell.size))
-        return Job(f"adapted/{out.name}", (command,), needs, _checkpoint(out, self.study.steps), work)
+        fixed = {"data": self._mixture(shares, cell.size), "out": out}
+        command = ("adapt", *format_flags(self._start(cell.size), self.flags("adapt", cell.size, {}), fixed))
+        operations = self.adapt_operations(cell.size, self.study.steps)
+        inputs = (*self._manifests(list(shares), cell.size), *self._base_checkpoint(cell.size))
+        return Job(f"adapted/{out.name}", (command,), inputs, _checkpoint(out, self.study.steps), operations)
 
-    def _operations(self, size: str) -> float:
-        """Of training a language model on one row."""
+    def _row_operations(self, size: str) -> float:
+        """Return the operations of training a language model on one row."""
         a, length = architecture_of(size), self.study.length(size)
         if isinstance(a, BertArchitecture):
             return float(flops.per_masked_row(a, length, mlm.masked_count(length)))
         return float(flops.per_token(a, length) * length)
 
     def adapt_operations(self, size: str, step: int) -> float:
-        """Of an adaptation up to a step, exactly: all matrix products, forward and backward."""
-        return step * int(self.study.adapt["batch"]) * self._operations(size)
+        """Return the exact operations of an adaptation up to a step: all matrix products, forward and backward."""
+        return step * self.study.batch_size * self._row_operations(size)
 
-    def _start(self, size: str) -> Flags:
+    def _start(self, size: str) -> CommandFlags:
         return {"from": self.base(size)} if self.study.base else {"size": size}
 
-    def _base_made(self, size: str) -> tuple[Path, ...]:
+    def _base_checkpoint(self, size: str) -> tuple[Path, ...]:
         return (_checkpoint(self.base(size), int(self.study.base.adapt["steps"])),) if self.study.base else ()
 
-    def given(self, phase: str, size: str, own: Flags) -> Flags:
-        """The study's flags of a training, the family's over them, and those of a grid over both."""
+    def flags(self, phase: str, size: str, overrides: CommandFlags) -> CommandFlags:
+        """Return the flags of a training: the study's, overridden by the family's, overridden by a grid's."""
         family = self.study.bert if architecture_of(size).family == "bert" else None
-        return {**getattr(self.study, phase), **(getattr(family, phase) if family else {}), **own}
+        return {**getattr(self.study, phase), **(getattr(family, phase) if family else {}), **overrides}
 
     def _alignment(self, cell: Cell) -> Job:
-        makes, task = self.alignment(cell), self.dataset(self.study.task, cell.size)
+        output, task = self.alignment(cell), self.dataset(self.study.task, cell.size)
         shares = self.study.corpora[cell.corpus]
-        own = {"data": self._mixture(shares, cell.size), "task": task, "size": cell.size, "out": makes}
-        needs = self._prepared([*shares, self.study.task], cell.size)
-        return Job(f"alignment/{makes.stem}", (("scaling", "align", *flags(own)),), needs, makes)
+        flags = {"data": self._mixture(shares, cell.size), "task": task, "size": cell.size, "out": output}
+        inputs = self._manifests([*shares, self.study.task], cell.size)
+        return Job(f"alignment/{output.stem}", (("scaling", "align", *format_flags(flags)),), inputs, output)
 
-    def _model(self, cell: Cell) -> tuple[str, tuple[Path, ...]]:
-        """The language model of a cell as a run's checkpoint, and the file that says it is there."""
+    def _language_model(self, cell: Cell) -> tuple[str, tuple[Path, ...]]:
+        """Return a cell's language model as RUN@STEP, and the manifest of its checkpoint."""
         if cell.start == "adapted":
             run, step = self.adapted(cell.size, cell.corpus), cell.step
         elif self.study.base:
@@ -210,40 +207,47 @@ class Jobs:
         return f"{run}@{step}", (_checkpoint(run, step),)
 
     def _language(self, cell: Cell) -> Job:
-        """Loss on the domain's held-out cases, with the exam, and on held-out rows of the general text."""
-        out, (run, needs) = self.language(cell), self._model(cell)
-        bert = architecture_of(cell.size).family == "bert"
-        domain = {"data": self.dataset(self.study.task, cell.size), "zero_shot": 0 if bert else self.study.exam}
-        commands = [("evaluate", *flags({"run": run, "out": out / "domain", **domain}))]
-        needs += self._prepared([self.study.task], cell.size)
+        """Evaluate a language model on the domain's held-out cases and on held-out general text."""
+        out, (run, inputs) = self.language(cell), self._language_model(cell)
+        zero_shot = 0 if architecture_of(cell.size).family == "bert" else self.study.zero_shot
+        domain = {"data": self.dataset(self.study.task, cell.size), "zero_shot": zero_shot}
+        commands = [("evaluate", *format_flags({"run": run, "out": out / "domain", **domain}))]
+        inputs += self._manifests([self.study.task], cell.size)
         if self.study.general:
             general = {"data": self.dataset(self.study.general, cell.size), "split": "validation"}
-            commands.insert(0, ("evaluate", *flags({"run": run, "out": out / "general", **general})))
-            needs += self._prepared([self.study.general], cell.size)
-        return Job(f"language/{out.name}", tuple(commands), needs, out / "domain" / "report.json")
+            commands.insert(0, ("evaluate", *format_flags({"run": run, "out": out / "general", **general})))
+            inputs += self._manifests([self.study.general], cell.size)
+        return Job(f"language/{out.name}", tuple(commands), inputs, out / "domain" / "report.json")
 
     def cell(self, cell: Cell) -> Job:
-        """Fine-tunes and measures."""
+        """Return the job that fine-tunes and evaluates a cell."""
         out, data = self.folder(cell), self.dataset(self.study.task, cell.size)
-        start: Flags = {"size": cell.size, "weights": "random"} if cell.start == "random" else self._start(cell.size)
-        needs = () if cell.start == "random" else self._base_made(cell.size)
-        if cell.start == "adapted":
-            run, needs = self._model(cell)
-            start = {"from": run}
-        own = {"labels": cell.labels, "seed": cell.seed, "data": data, "out": out / "run"}
-        given = self.given("finetune", cell.size, cell.finetune)
-        commands = (
-            ("finetune", *flags(start, given, own)),
-            ("evaluate", *flags({"run": out / "run", "data": data, "baselines": False, "out": out / "report"})),
+        start, inputs = self._finetune_start(cell)
+        fixed = {"labels": cell.labels, "seed": cell.seed, "data": data, "out": out / "run"}
+        flags = self.flags("finetune", cell.size, cell.finetune)
+        evaluate = {"run": out / "run", "data": data, "baselines": False, "out": out / "report"}
+        return Job(
+            f"cells/{cell.name}",
+            (("finetune", *format_flags(start, flags, fixed)), ("evaluate", *format_flags(evaluate))),
+            inputs + self._manifests([self.study.task], cell.size),
+            out / "report" / "report.json",
+            self._finetune_operations(cell, flags),
+            out / "run" / "checkpoints",
         )
-        needs += self._prepared([self.study.task], cell.size)
-        makes, spare = out / "report" / "report.json", out / "run" / "checkpoints"
-        return Job(f"cells/{cell.name}", commands, needs, makes, self._cell_work(cell, given), spare)
 
-    def _cell_work(self, cell: Cell, given: Flags) -> float:
-        """Operations of a fine-tuning, as if every window were full."""
-        a, length = architecture_of(cell.size), int(given.get("length", 512))
-        contexts = (cell.labels or EVERY_LABEL) * float(given.get("epochs", 1))
+    def _finetune_start(self, cell: Cell) -> tuple[CommandFlags, tuple[Path, ...]]:
+        """Return the flags that name a cell's initial weights, and the files that hold them."""
+        if cell.start == "random":
+            return {"size": cell.size, "weights": "random"}, ()
+        if cell.start == "adapted":
+            run, inputs = self._language_model(cell)
+            return {"from": run}, inputs
+        return self._start(cell.size), self._base_checkpoint(cell.size)
+
+    def _finetune_operations(self, cell: Cell, flags: CommandFlags) -> float:
+        """Return the operations of a fine-tuning as if every window were full."""
+        a, length = architecture_of(cell.size), int(flags.get("length", 512))
+        contexts = (cell.labels or ASSUMED_LABELS) * float(flags.get("epochs", 1))
         return contexts * flops.per_context(a, length, 1)
 
 
@@ -252,18 +256,18 @@ def _checkpoint(run: Path, step: int) -> Path:
 
 
 def _below(folder: Path, value: Any) -> Any:
-    """Names of files as paths below a folder; addresses stay."""
+    """Return names of files as paths below a folder; URLs stay."""
     if isinstance(value, list):
         return [_below(folder, one) for one in value]
     return value if "://" in value else folder / value
 
 
-def shard(wanted: Sequence[Cell], which: int, of: int) -> list[Cell]:
-    """Every N-th cell, which mixes the long with the short.
+def shard(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
+    """Return every `count`-th cell, which mixes long and short ones.
 
     Args:
-        wanted: all cells.
-        which: from 1 on.
-        of: shards.
+        cells: All cells.
+        index: Index of the shard, from 1.
+        count: Number of shards.
     """
-    return list(wanted)[which - 1 :: of]
+    return list(cells)[index - 1 :: count]

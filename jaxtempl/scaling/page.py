@@ -1,85 +1,48 @@
-"""The page of a study, and its pictures as files beside it."""
+"""The page of a study: accuracy tables, the paper's figures and all cells; its laws are in `page_laws`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from jaxtempl.reports import html
 from jaxtempl.reports.html import Measured, Page, TableCell
-from jaxtempl.scaling import figures, table3
-from jaxtempl.scaling.equivalents import Equivalents
-from jaxtempl.scaling.figures import COMPUTE, Drawer
-from jaxtempl.scaling.laws import analysis, data, goodness_of_fit
-from jaxtempl.scaling.laws.analysis import Finding, Findings
-from jaxtempl.scaling.laws.data import Row
-from jaxtempl.scaling.laws.fitting import Value
-from jaxtempl.scaling.laws.regression import Test
-from jaxtempl.scaling.laws.summaries import named
-from jaxtempl.scaling.results import TOP
+from jaxtempl.scaling import page_laws, table3
+from jaxtempl.scaling.columns import TOP_K, ResultRow
+from jaxtempl.scaling.figures import OPERATIONS, StudyFigures
+from jaxtempl.scaling.laws import goodness_of_fit, selection
+from jaxtempl.scaling.laws.regression import CommonCurveTest
+from jaxtempl.scaling.laws.summaries import quantity_name
+from jaxtempl.scaling.page_content import FigurePage, StudyPage, interval_cell, mean_interval
 
-STARTS = {"random": "random weights", "base": "as pre-trained", "adapted": "adapted"}
+START_NAMES = {"random": "random weights", "base": "pre-trained", "adapted": "adapted"}
 
 
-class Study(NamedTuple):
-    """What a page is of.
-
-    Attributes:
-        rows: of the results.
-        found: what laws say of them.
-        equivalents: which tokens are worth which.
-        runs: the studies' folders.
-    """
-
-    rows: Sequence[Row]
-    found: Findings
-    equivalents: Equivalents
-    runs: Sequence[Path]
-
-
-class Album(NamedTuple):
-    """A page whose figures are pictures, too."""
-
-    page: Page
-    out: Path
-
-    def figure(self, name: str, figure: Figure | None, caption: str) -> None:
-        """Puts a figure on the page, and its picture beside it."""
-        if figure:
-            html.save_png(figure, self.out / f"{name}.png")
-            self.page.figure(figure, caption)
+def write(study: StudyPage, out: Path) -> None:
+    """Write `index.html` and the figures."""
+    page = FigurePage(
+        Page("How classification scales", " ".join(_lead(study))), StudyFigures(study.rows, study.analysis), out
+    )
+    _table3(page, study)
+    if study.analysis.loss_to_loss.by_size:
+        _figure3(page, study)
+        _figure8(page)
+        _figure9(page, study)
+    _labels(page)
+    page_laws.add(page, study)
+    _ablations(page.page, study.rows)
+    _cells(page.page, study.rows)
+    page.page.facts(_facts(study)).write(out / "index.html")
 
 
-def write(study: Study, out: Path) -> None:
-    """Writes `index.html` and the pictures."""
-    page = Page("How classification scales", " ".join(_lead(study)))
-    album, drawer = Album(page, out), Drawer(study.rows, study.found)
-    _table3(album, study, drawer)
-    if drawer.found.loss_to_loss.by_size:
-        _figure3(album, study, drawer)
-        _figure8(album, drawer)
-        _figure9(album, study, drawer)
-    _labels(album, drawer)
-    _laws(album, study)
-    _trends(album, study, drawer)
-    _worth(album, study, drawer)
-    _equivalents(album, study)
-    _ablations(page, study.rows)
-    _cells(page, study.rows)
-    page.facts(_facts(study)).write(out / "index.html")
-
-
-def _lead(study: Study) -> Iterator[str]:
+def _lead(study: StudyPage) -> Iterator[str]:
     sizes = {row["size"] for row in study.rows}
-    yield f"{len(study.rows):,} fine-tunings of {len(sizes)} models, each measured on the test side's labels."
+    yield f"{len(study.rows):,} fine-tunings of {len(sizes)} models, each measured on the labels of the test split."
     unfinished = sorted({row["size"] for row in study.rows if not row["finished"]})
     if unfinished:
-        yield f"The adaptation of {', '.join(unfinished)} did not come to its end: its curve is a part of one."
+        yield f"The adaptation of {', '.join(unfinished)} did not reach its last update, so its curve is partial."
 
 
-def _facts(study: Study) -> dict[str, str]:
+def _facts(study: StudyPage) -> dict[str, str]:
     return {
         "studies": ", ".join(map(str, study.runs)),
         "intervals": "95 %; of accuracies and losses over resamples of whole cases, of laws over resamples of cells",
@@ -87,232 +50,140 @@ def _facts(study: Study) -> dict[str, str]:
     }
 
 
-def _table3(album: Album, study: Study, drawer: Drawer) -> None:
-    kept = [row for row in study.rows if not row["variant"] and row["labels"] == drawer.labels]
-    rows = [
-        (size, start, cells) for size in data.sizes(kept) for start in STARTS if (cells := _last(kept, size, start))
+def _table3(page: FigurePage, study: StudyPage) -> None:
+    labels = page.figures.labels
+    kept = [row for row in study.rows if not row["variant"] and row["labels"] == labels]
+    groups = [
+        (size, start, cells)
+        for size in selection.sizes(kept)
+        for start in START_NAMES
+        if (cells := _last(kept, size, start))
     ]
-    album.page.heading(f"As the paper's Table 3, at {drawer.labels:,} labels").table(
+    page.page.heading(f"The paper's Table 3, at {labels:,} labels").table(
         ["model", "start", "top-1", "top-3", "top-5", "loss"],
-        [[size, STARTS[start], *(_interval(cells, name) for name in (*TOP, "loss"))] for size, start, cells in rows],
-        "95 % intervals over test cases in small print; means over seeds where there are several. Other data, labels "
-        "and sizes than the paper's: what is to be compared is what adapting and size add.",
-        strong=[i for i, (_, start, _) in enumerate(rows) if start == "adapted"],
+        [
+            [size, START_NAMES[start], *(mean_interval(cells, name) for name in (*TOP_K, "loss"))]
+            for size, start, cells in groups
+        ],
+        "Brackets are 95 % intervals over test cases; values are means over seeds. The data, the labels and the sizes "
+        "are not the paper's: compare the gains of adaptation and of size.",
+        strong=[i for i, (_, start, _) in enumerate(groups) if start == "adapted"],
     )
     gains = dict(_gains(kept))
     if len(gains) > 1:
-        album.figure(
-            "uplift", drawer.uplift(gains), "What adapting adds, by size; the paper's points are its Table 3's."
-        )
-    album.page.table(
+        page.figure("uplift", page.figures.uplift(gains), "The gain of adaptation by size, next to the paper's.")
+    page.page.table(
         ["model", "top-1", "top-3", "top-5", "adapted: top-1", "top-3", "top-5"],
         [[name, *(Measured(f"{v:.2f}") for v in (*before, *after))] for name, (before, after) in table3.PAPER.items()],
-        "The paper's own Table 3, per cent",
+        "The paper's Table 3, per cent",
         folded=True,
     )
 
 
-def _last(rows: Sequence[Row], size: str, start: str) -> list[Row]:
-    """A size's cells of a start: of adapted ones the last checkpoint's, on the corpus that most were adapted to."""
-    own = [row for row in rows if (row["size"], row["start"]) == (size, start)]
-    corpus = data.main_corpus(rows) if start == "adapted" else ""
-    own = [row for row in own if row["corpus"] == corpus]
-    last = max((row["adapt_step"] for row in own), default=0)
-    return [row for row in own if row["adapt_step"] == last]
+def _last(rows: Sequence[ResultRow], size: str, start: str) -> list[ResultRow]:
+    """Return a size's cells of a start; of adapted ones, those of the main corpus's last checkpoint."""
+    corpus = selection.main_corpus(rows) if start == "adapted" else ""
+    cells = [row for row in rows if (row["size"], row["start"], row["corpus"]) == (size, start, corpus)]
+    last = max((row["adapt_step"] for row in cells), default=0)
+    return [row for row in cells if row["adapt_step"] == last]
 
 
-def _interval(cells: Sequence[Row], name: str) -> TableCell:
-    value, low, high = (np.mean([row[name + end] for row in cells]) for end in ("", "_low", "_high"))
-    return Measured(f"{value:.3f}", f"{low:.3f} to {high:.3f}")
-
-
-def _gains(rows: Sequence[Row]) -> Iterator[tuple[str, tuple[float, float]]]:
-    for size in data.sizes(data.own(rows)):
+def _gains(rows: Sequence[ResultRow]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield each size with its parameters and its top-1 gain in percentage points."""
+    for size in selection.sizes(selection.study_rows(rows)):
         base, adapted = (_last(rows, size, start) for start in ("base", "adapted"))
         if base and adapted:
             before, after = (100 * np.mean([row["top1"] for row in cells]) for cells in (base, adapted))
             yield size, (float(base[0]["parameters"]), float(after - before))
 
 
-def _figure3(album: Album, study: Study, drawer: Drawer) -> None:
-    album.page.heading("Classification loss (Figure 3)").text(
-        f"Fine-tuned on {drawer.labels:,} labels from each checkpoint. Dotted, level: the same model not adapted."
+def _figure3(page: FigurePage, study: StudyPage) -> None:
+    figures = page.figures
+    page.page.heading("Classification loss (Figure 3)").text(
+        f"Fine-tuned on {figures.labels:,} labels from each checkpoint. Dotted horizontal lines: the same model, "
+        "not adapted."
     )
-    album.figure("figure-3a", drawer.against("flops_all", "loss"), "a: against operations, 6 N D.")
-    album.figure("figure-3b", drawer.against("tokens", "loss"), "b: against tokens.")
-    album.figure(
-        "figure-3c", drawer.loss_to_loss(), "c: against language-model loss, with a line a size and, grey, one for all."
+    page.figure("figure-3a", figures.plot("flops_all", "loss"), "a: against operations, 6 N D.")
+    page.figure("figure-3b", figures.plot("tokens", "loss"), "b: against tokens.")
+    page.figure(
+        "figure-3c", figures.loss_to_loss(), "c: against language-model loss. Lines: each size, and all sizes (grey)."
     )
     for name in ("flops_body", "flops_exact"):
-        album.figure(f"figure-3a-{name}", drawer.against(name, "loss"), f"a again, operations being {COMPUTE[name]}.")
-    pair = study.found.loss_to_loss
-    lines = {"all sizes": pair.pooled, **pair.by_size}
+        caption = f"a, with another definition of operations: {OPERATIONS[name]}."
+        page.figure(f"figure-3a-{name}", figures.plot(name, "loss"), caption)
+    _regressions(page, study)
+
+
+def _regressions(page: FigurePage, study: StudyPage) -> None:
+    """Add the regression lines of Figure 3c and the tests of a common curve."""
+    regressions = study.analysis.loss_to_loss
     rows: list[list[TableCell]] = [
-        [name, Measured(*_split(line.slope)), Measured(*_split(line.intercept)), line.r2, line.points]
-        for name, line in lines.items()
+        [name, interval_cell(line.slope), interval_cell(line.intercept), line.r2, line.points]
+        for name, line in {"all sizes": regressions.pooled, **regressions.by_size}.items()
         if line
     ]
-    album.page.table(["", "slope", "intercept", "R²", "points"], rows, "Lines of Figure 3c.")
-    if pair.test:
-        album.page.text(f"One line for all sizes {_verdict(pair.test)}")
-    for quantity, test in study.found.one_curve.items():
-        album.page.text(f"Of {named(quantity)}, one curve in compute for all sizes {_verdict(test)}")
+    page.page.table(["", "slope", "intercept", "R²", "points"], rows, "Regression lines of Figure 3c.")
+    if regressions.test:
+        page.page.text(f"One line for all sizes {_format_test(regressions.test)}")
+    for quantity, test in study.analysis.common_curves.items():
+        page.page.text(f"For {quantity_name(quantity)}, one curve in compute for all sizes {_format_test(test)}")
 
 
-def _split(value: Value) -> tuple[str, str]:
-    return f"{value.value:.3g}", f"{value.low:.3g} to {value.high:.3g}"
-
-
-def _verdict(test: Test) -> str:
-    does = "does not do: one a size" if test.p < goodness_of_fit.LEFT_OVER else "does: one a size"
+def _format_test(test: CommonCurveTest) -> str:
+    verdict = "is rejected" if test.p < goodness_of_fit.SIGNIFICANCE else "is not rejected"
     return (
-        f"{does} leaves {test.apart / max(test.pooled, 1e-300):.0%} of what it leaves unexplained "
-        f"(F = {test.f:.1f}, p = {test.p:.2g})."
+        f"{verdict}: a curve for each size leaves {test.separate / max(test.pooled, 1e-300):.0%} of its residual sum "
+        f"of squares (F = {test.f:.1f}, p = {test.p:.2g})."
     )
 
 
-def _figure8(album: Album, drawer: Drawer) -> None:
-    album.page.heading("Accuracy (Figure 8)")
+def _figure8(page: FigurePage) -> None:
+    page.page.heading("Accuracy (Figure 8)")
     for part, x in zip("abc", ("flops_all", "tokens", "domain_loss"), strict=True):
-        for name in TOP:
-            album.figure(f"figure-8{part}-{name}", drawer.against(x, name), f"{part}: {named(name)}.")
+        for name in TOP_K:
+            page.figure(f"figure-8{part}-{name}", page.figures.plot(x, name), f"{part}: {quantity_name(name)}.")
 
 
-def _figure9(album: Album, study: Study, drawer: Drawer) -> None:
+def _figure9(page: FigurePage, study: StudyPage) -> None:
     def run(size: str, corpus: str) -> Path:
         folders = [folder / "adapted" / f"{size}_{corpus}" for folder in study.runs]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
-    album.page.heading("The adaptations (Figure 9)")
-    album.figure("figure-9a", drawer.learning(run, "loss"), "Training loss of each update.")
-    album.figure("figure-9b", drawer.learning(run, "validation_loss"), "Loss on the validation part, at checkpoints.")
-    album.figure("language", drawer.against("flops_all", "domain_loss"), "Loss on the task's held-out cases.")
-    if any(row["exam_likeliest_top1"] is not None for row in study.rows):
-        exam = drawer.against("flops_all", "exam_likeliest_top1")
-        album.figure(
-            "exam", exam, "Zero-shot exam: how often the reply that was sent is the likeliest of all templates'."
+    figures = page.figures
+    page.page.heading("Adaptation (Figure 9)")
+    page.figure("figure-9a", figures.learning_curves(run, "loss"), "Training loss of each update.")
+    page.figure("figure-9b", figures.learning_curves(run, "validation_loss"), "Validation loss at each checkpoint.")
+    page.figure("language", figures.plot("flops_all", "domain_loss"), "Loss on the task's held-out cases.")
+    if any(row["zero_shot_likeliest_top1"] is not None for row in study.rows):
+        page.figure(
+            "zero-shot",
+            figures.plot("flops_all", "zero_shot_likeliest_top1"),
+            "Zero-shot: share of contexts after which the sent reply is the likeliest of all templates.",
         )
 
 
-def _labels(album: Album, drawer: Drawer) -> None:
-    if len({row["labels"] for row in drawer.rows}) < 2:
+def _labels(page: FigurePage) -> None:
+    if len({row["labels"] for row in page.figures.rows}) < 2:
         return
-    album.page.heading("Labels")
+    page.page.heading("Labels")
     for name in ("loss", "top1"):
-        album.figure(f"labels-{name}", drawer.by_labels(name), f"{named(name)} against labels.")
+        page.figure(f"labels-{name}", page.figures.by_labels(name), f"{quantity_name(name)} against labels.")
 
 
-def _laws(album: Album, study: Study) -> None:
-    if not study.found.laws:
-        return
-    held = [law for law in study.found.laws if not law.refused]
-    album.page.heading("Laws").text(
-        f"{len(held)} of {len(study.found.laws)} hold. A law does not hold where what it leaves over is no noise, or "
-        "where there is too little trend; then no line of it is drawn."
-    )
-    album.page.table(
-        ["law", "of", "parameters", "R²", "off on held-out", "says"],
-        [_law(law) for law in held],
-        "Off on held-out: mean relative error on the last quarter of the points, fitted to the others. "
-        "Brackets are 95 % intervals of the bootstrap.",
-    )
-    pooled = [law for law in held if law.where in ("all sizes", "all mixtures", "adapted to the end")]
-    for i, law in enumerate(pooled):
-        album.figure(f"law-{i}", figures.law(law), f"{law.law}: {law.formula}, {law.where}.")
-    refused = [law for law in study.found.laws if law.refused]
-    rows: list[list[TableCell]] = [[law.law, f"{named(law.quantity)}, {law.where}", law.refused] for law in refused]
-    album.page.table(["law", "of", "why not"], rows, f"The {len(refused)} that do not hold", folded=True)
-    sources = {law.law: (law.formula, law.source) for law in study.found.laws}
-    album.page.table(
-        ["law", "formula", "source"],
-        [[name, *said] for name, said in sources.items()],
-        "Formulas and sources",
-        folded=True,
-    )
-
-
-def _law(law: Finding) -> list[TableCell]:
-    parameters = ", ".join(f"{name} {goodness_of_fit.said(value)}" for name, value in law.parameters.items())
-    off = None if np.isnan(law.foretold) else Measured(f"{law.foretold:.1%}")
-    return [law.law, f"{named(law.quantity)}, {law.where}, {law.points} points", parameters, law.r2, off, law.says]
-
-
-def _trends(album: Album, study: Study, drawer: Drawer) -> None:
-    if not study.found.trends:
-        return
-    names = ("loss", *TOP)
-    rows: list[list[TableCell]] = [
-        [curve.size, curve.corpus, *(curve.directions[name] for name in names), "yes" if curve.misaligned else "no"]
-        for curve in study.found.trends
-    ]
-    album.page.heading("Does more adaptation help?").table(
-        ["size", "corpus", *map(named, names), "loss improves, top-1 does not"],
-        rows,
-        "Mann and Kendall's test of each curve from the model that was not adapted on, at 5 %. The last column is the "
-        "sign of a corpus that is not the task's (Isik et al., 2024): more of it is not worth its price.",
-    )
-    if study.found.forgetting:
-        lines: list[list[TableCell]] = [
-            [name, Measured(*_split(line.slope)), line.r2] for name, line in study.found.forgetting.items()
-        ]
-        album.page.heading("What is forgotten").table(
-            ["size and corpus", "general loss gained, a nat of domain loss won", "R²"], lines
-        )
-        album.figure("forgetting", drawer.forgetting(), "General loss against domain loss, as the adaptation goes on.")
-    if study.found.critical:
-        shares: list[list[TableCell]] = [[size, share] for size, share in study.found.critical.items()]
-        album.page.table(
-            ["size", "most domain text"],
-            shares,
-            f"Up to this share of domain text general loss stays within {analysis.GUARD:.0%} of the base's, by the law "
-            "of mixtures at the most tokens measured (Que et al., 2024).",
-        )
-
-
-def _worth(album: Album, study: Study, drawer: Drawer) -> None:
-    if not any(worth.ratio.by_size for worth in study.found.worth):
-        return
-    album.page.heading("What domain text is worth").text(
-        "How many times the tokens of the corpus with the least domain text a size needs for the domain loss that "
-        "another corpus gives it (after arXiv 2501.02068)."
-    )
-    album.figure(
-        "worth", drawer.worth(), "Above 1, the other corpus needs more tokens; a triangle is at least so many times."
-    )
-    for worth in study.found.worth:
-        if worth.ratio.trend:
-            slope = goodness_of_fit.said(worth.ratio.trend.slope)
-            album.page.text(f"{worth.special} over {worth.general}: ten times the size multiplies it by 10 ^ {slope}.")
-
-
-def _equivalents(album: Album, study: Study) -> None:
-    curves = study.equivalents.curves
-    rows: list[list[TableCell]] = [
-        [size, Measured(f"{tokens[at]:,.0f}"), other.size, other.tokens and Measured(f"{other.tokens:,.0f}"), other.how]
-        for size, (tokens, losses) in curves.items()
-        for at in (0, len(tokens) - 1)
-        for other in study.equivalents.matching(size, float(losses[at]))
-    ]
-    if rows:
-        album.page.heading("Equivalent tokens").table(
-            ["size", "at tokens", "is matched by", "at tokens", ""], rows, "Those with the same classification loss."
-        )
-
-
-def _ablations(page: Page, rows: Sequence[Row]) -> None:
+def _ablations(page: Page, rows: Sequence[ResultRow]) -> None:
     variants = sorted({row["variant"] for row in rows} - {""})
     if not variants:
         return
-    kept = [[row for row in rows if row["variant"] == variant] for variant in variants]
+    by_variant = [[row for row in rows if row["variant"] == variant] for variant in variants]
     page.heading("Ablations").table(
         ["variant", "cells", "top-1", "top-3", "top-5", "loss"],
         [
-            [variant, len(cells), *(_interval(cells, name) for name in (*TOP, "loss"))]
-            for variant, cells in zip(variants, kept, strict=True)
+            [variant, len(cells), *(mean_interval(cells, name) for name in (*TOP_K, "loss"))]
+            for variant, cells in zip(variants, by_variant, strict=True)
         ],
     )
 
 
-def _cells(page: Page, rows: Sequence[Row]) -> None:
-    columns = ("cell", "tokens", "labels", "domain_loss", "general_loss", *TOP, "loss", "exam_top1", "alignment")
+def _cells(page: Page, rows: Sequence[ResultRow]) -> None:
+    columns = ("cell", "tokens", "labels", "domain_loss", "general_loss", *TOP_K, "loss", "zero_shot_top1", "alignment")
     page.table(columns, [[row[name] for name in columns] for row in rows], f"All {len(rows):,} cells", folded=True)

@@ -1,4 +1,4 @@
-"""How far a study is: the state of each cell and the time that is left, redrawn on a terminal, else a line a change."""
+"""The progress of a study: job states and time left, redrawn on a terminal, otherwise one line for each change."""
 
 import shutil
 import sys
@@ -13,93 +13,103 @@ from scipy import optimize
 from jaxtempl import files
 from jaxtempl.scaling.jobs import Job
 
-State = Literal["waiting", "running", "elsewhere", "done", "failed"]
-TIMES = "seconds.jsonl"  # in a study's folder: how long each job that ended well lasted
+JobState = Literal["waiting", "running", "elsewhere", "done", "failed"]
+DURATIONS = "seconds.jsonl"  # in a study's folder: the duration of each completed job
+DISPLAY_ORDER: tuple[JobState, ...] = ("failed", "running", "elsewhere", "waiting")
+SUMMARY_ORDER: tuple[JobState, ...] = ("done", "running", "elsewhere", "waiting", "failed")
 
 
-class Clock:
-    """What jobs last, from those of their kind that are done; kept in the study's folder."""
+class DurationEstimator:
+    """Estimates durations from completed jobs of the same kind, which it keeps in the study's folder.
+
+    Args:
+        out: Folder of the study.
+    """
 
     def __init__(self, out: Path) -> None:
-        self._path = out / TIMES
-        self._seen = defaultdict[str, list[tuple[float, float]]](list)
+        self._path = out / DURATIONS
+        self._completed = defaultdict[str, list[tuple[float, float]]](list)
         for line in files.read_lines(self._path):
-            self._add(line["kind"], line["work"], line["seconds"])
+            operations = line["operations"] if "operations" in line else line["work"]  # `work` in format 1
+            self._completed[line["kind"]].append((operations, line["seconds"]))
 
     def add(self, job: Job, seconds: float) -> None:
-        """Notes a job that ended well."""
-        self._add(job.kind, job.work, seconds)
+        """Record a completed job."""
+        self._completed[job.kind].append((job.operations, seconds))
         files.append_line(
-            self._path, {"job": job.name, "kind": job.kind, "work": job.work, "seconds": round(seconds, 1)}
+            self._path,
+            {"job": job.name, "kind": job.kind, "operations": job.operations, "seconds": round(seconds, 1)},
         )
 
-    def _add(self, kind: str, work: float, seconds: float) -> None:
-        self._seen[kind].append((work, seconds))
-
-    def seconds(self, job: Job) -> float | None:
-        """That a job will last, by the line through those of its kind that are done; None where there are none."""
-        if not self._seen[job.kind]:
+    def estimate(self, job: Job) -> float | None:
+        """Return the estimated seconds of a job, linear in its operations; None before any of its kind completes."""
+        if not self._completed[job.kind]:
             return None
-        work, seconds = np.array(self._seen[job.kind]).T
-        if len(set(work.tolist())) < 2:
-            return float(seconds.mean() * job.work / work[0])
-        largest = work.max()
-        line, _ = optimize.nnls(np.stack([np.ones_like(work), work / largest], axis=1), seconds)
-        return float(line @ [1, job.work / largest])
+        operations, seconds = np.array(self._completed[job.kind]).T
+        if len(set(operations.tolist())) < 2:
+            return float(seconds.mean() * job.operations / operations[0])
+        largest = operations.max()
+        line, _ = optimize.nnls(np.stack([np.ones_like(operations), operations / largest], axis=1), seconds)
+        return float(line @ [1, job.operations / largest])
 
 
-def left(jobs: Iterable[Job], clock: Clock, processes: int) -> str:
-    """Time until these are done, in words."""
-    guesses = [clock.seconds(job) for job in jobs]
-    known = [guess for guess in guesses if guess is not None]
-    if not guesses:
+def format_time_left(jobs: Iterable[Job], durations: DurationEstimator, processes: int) -> str:
+    """Format the time until the jobs are done."""
+    estimates = [durations.estimate(job) for job in jobs]
+    estimated = [seconds for seconds in estimates if seconds is not None]
+    if not estimates:
         return "nothing left"
-    if not known:
-        return "time left not known yet"
-    more = " and what is not known yet" if len(known) < len(guesses) else ""
-    return f"about {spoken(sum(known) / processes)} left{more}"
+    if not estimated:
+        return "time left unknown"
+    more = " plus jobs of unknown duration" if len(estimated) < len(estimates) else ""
+    return f"about {format_duration(sum(estimated) / processes)} left{more}"
 
 
-def spoken(seconds: float) -> str:
-    """A duration in words."""
+def format_duration(seconds: float) -> str:
+    """Format a duration for readers."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-class Board:
-    """Shows the states as they change."""
+class ProgressDisplay:
+    """Shows job states as they change.
 
-    def __init__(self, jobs: Sequence[Job], clock: Clock, processes: int) -> None:
-        self._jobs, self._clock, self._processes = jobs, clock, processes
-        self._drawn = 0
+    Args:
+        jobs: Jobs in the order in which they start.
+        durations: Estimator of the time left.
+        processes: Number of concurrent processes.
+    """
 
-    def show(self, states: Mapping[str, State], said: str) -> None:
-        """What has changed, and what it leaves."""
-        waiting = [job for job in self._jobs if states[job.name] in ("waiting", "running", "elsewhere")]
+    def __init__(self, jobs: Sequence[Job], durations: DurationEstimator, processes: int) -> None:
+        self._jobs, self._durations, self._processes = jobs, durations, processes
+        self._drawn_lines = 0
+
+    def show(self, states: Mapping[str, JobState], event: str) -> None:
+        """Show an event and the time left."""
+        remaining = [job for job in self._jobs if states[job.name] in ("waiting", "running", "elsewhere")]
         counts = Counter(states[job.name] for job in self._jobs if job.kind == "cells")
-        summary = f"cells: {_counted(counts)}; {left(waiting, self._clock, self._processes)}"
+        time_left = format_time_left(remaining, self._durations, self._processes)
+        summary = f"cells: {_format_counts(counts)}; {time_left}"
         if sys.stderr.isatty():
-            self._redraw([*self._table(states), said, summary])
+            self._redraw([*self._table(states), event, summary])
         else:
-            print(f"{said}; {summary}", file=sys.stderr, flush=True)
+            print(f"{event}; {summary}", file=sys.stderr, flush=True)
 
-    def _table(self, states: Mapping[str, State]) -> list[str]:
-        """The jobs that are not done, as many as the terminal holds, those that run first."""
-        order = ("failed", "running", "elsewhere", "waiting")
-        rows = [job for state in order for job in self._jobs if states[job.name] == state]
-        return [self._line(job, states[job.name]) for job in rows[: shutil.get_terminal_size().lines - 4]]
+    def _table(self, states: Mapping[str, JobState]) -> list[str]:
+        """Return the lines of the jobs that are not done, as many as fit on the terminal."""
+        jobs = [job for state in DISPLAY_ORDER for job in self._jobs if states[job.name] == state]
+        return [self._line(job, states[job.name]) for job in jobs[: shutil.get_terminal_size().lines - 4]]
 
-    def _line(self, job: Job, state: State) -> str:
-        guess = self._clock.seconds(job)
-        return f"{state:10}{job.name:70.70}{spoken(guess) if guess is not None else '':>12}"
+    def _line(self, job: Job, state: JobState) -> str:
+        seconds = self._durations.estimate(job)
+        return f"{state:10}{job.name:70.70}{format_duration(seconds) if seconds is not None else '':>12}"
 
     def _redraw(self, lines: Sequence[str]) -> None:
-        up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        up = f"\x1b[{self._drawn_lines}F\x1b[J" if self._drawn_lines else ""
         print(up + "\n".join(lines), file=sys.stderr, flush=True)
-        self._drawn = len(lines)
+        self._drawn_lines = len(lines)
 
 
-def _counted(counts: Mapping[str, int]) -> str:
-    order = ("done", "running", "elsewhere", "waiting", "failed")
-    return ", ".join(f"{counts[state]:,} {state}" for state in order if counts.get(state))
+def _format_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[state]:,} {state}" for state in SUMMARY_ORDER if counts.get(state))

@@ -1,36 +1,55 @@
-"""`bin/scaling report`: the results of studies -> what their laws say, pictures, and a page."""
+"""The report of studies: analysis as JSON, figures, and a page."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtempl import files
-from jaxtempl.config import parsing
 from jaxtempl.config.scaling import ScalingReportConfig
 from jaxtempl.scaling import page, results
-from jaxtempl.scaling.equivalents import Equivalents
-from jaxtempl.scaling.laws import analysis
-from jaxtempl.scaling.laws.analysis import Findings
+from jaxtempl.scaling.equivalents import Equivalent, Equivalents
+from jaxtempl.scaling.laws.analysis import Analysis, analyse
+from jaxtempl.scaling.page_content import StudyPage
+
+FORMAT = 2  # version of report.json; version 1 had other names for a law's fields
 
 
-def main(argv: Sequence[str]) -> None:
-    """`bin/scaling report`."""
-    asked = parsing.parse(ScalingReportConfig, argv)
-    rows, runs = results.read_all(asked.runs), [Path(folder) for folder in asked.runs]
-    found = analysis.of(rows)
-    equivalents = Equivalents(rows, found.laws)
-    for answer in equivalents.query(asked.match) if asked.match else ():
-        tokens = "no number of tokens" if answer.tokens is None else f"{answer.tokens:,.0f} tokens"
-        print(f"{answer.size}: {tokens} ({answer.how})")
-    out = Path(asked.out or runs[0] / "report")
-    files.write_json(out / "report.json", {"kind": "scaling report", "runs": list(asked.runs), **told(found)})
-    page.write(page.Study(rows, found, equivalents, runs), out)
-    print(f"{out / 'index.html'}: {len(rows):,} cells, {sum(not law.refused for law in found.laws):,} laws hold")
+class WrittenReport(NamedTuple):
+    """A written report.
+
+    Attributes:
+        page: HTML page.
+        cells: Number of cells.
+        holding_laws: Number of laws that hold.
+        equivalents: Answers to `--match`.
+    """
+
+    page: Path
+    cells: int
+    holding_laws: int
+    equivalents: list[Equivalent]
 
 
-def told(found: Findings) -> dict[str, Any]:
-    """The findings as JSON."""
-    laws = [{f.name: getattr(law, f.name) for f in dataclasses.fields(law) if f.name != "fit"} for law in found.laws]
-    rest = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "laws"}
+def write(config: ScalingReportConfig) -> WrittenReport:
+    """Analyse studies and write `report.json`, the figures and the page.
+
+    Raises:
+        UsageError: No study is named, or `--match` cannot be answered.
+        UserError: A study has no results.
+    """
+    rows, runs = results.read_all(config.runs), [Path(folder) for folder in config.runs]
+    analysis = analyse(rows)
+    equivalents = Equivalents(rows, analysis.laws)
+    answers = equivalents.query(config.match) if config.match else []
+    out = Path(config.out or runs[0] / "report")
+    content = {"format": FORMAT, "kind": "scaling report", "runs": list(config.runs), **to_dict(analysis)}
+    files.write_json(out / "report.json", content)
+    page.write(StudyPage(rows, analysis, equivalents, runs), out)
+    return WrittenReport(out / "index.html", len(rows), sum(not law.rejection for law in analysis.laws), answers)
+
+
+def to_dict(analysis: Analysis) -> dict[str, Any]:
+    """Return an analysis as JSON, without the fits."""
+    laws = [{f.name: getattr(law, f.name) for f in dataclasses.fields(law) if f.name != "fit"} for law in analysis.laws]
+    rest = {f.name: getattr(analysis, f.name) for f in dataclasses.fields(analysis) if f.name != "laws"}
     return files.plain({"laws": laws, **rest})

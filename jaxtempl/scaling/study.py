@@ -1,4 +1,4 @@
-"""A study's file: datasets, sizes, corpora and grids -> cells, each of which is one fine-tuning, measured."""
+"""A study file: datasets, sizes, corpora and grids, which expand to cells; each cell is one measured fine-tuning."""
 
 import functools
 import itertools
@@ -10,30 +10,32 @@ import msgspec
 
 from jaxtempl.config import parsing, paths
 from jaxtempl.config.sizes import read_size
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UserError
 from jaxtempl.specs import architecture
 from jaxtempl.specs.architecture import Architecture
 
-Flags = Mapping[str, Any]  # of one of the project's commands, by name
-Start = Literal["random", "base", "last"]
-Checkpoint = int | Start  # a step of the adaptation, or what says which
+FORMAT = 2  # version of a study file; version 1 had `exam` and the flags' earlier names
+
+CommandFlags = Mapping[str, Any]  # of one of the project's commands, by name
+CheckpointName = int | Literal["random", "base", "last"]  # a step of the adaptation, or a name
 
 
 class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every combination of these; empty lists of sizes and corpora mean all of the study's.
+    """Every combination of its lists; empty lists of sizes and corpora mean all of the study's.
 
     Attributes:
-        checkpoints: steps of the adaptation, `base` (not adapted), `last`, `random` (weights that nothing was trained
-            of); `all` is the base and every checkpoint that is saved.
-        sizes: of models.
-        corpora: that they were adapted to.
-        labels: contexts fine-tuned on, the first of one seeded permutation; 0 takes all.
-        seeds: of the fine-tuning.
-        variant: name of an ablation; empty for the study itself.
-        finetune: flags of bin/finetune over the study's.
+        checkpoints: Steps of the adaptation, `base` (not adapted), `last`, or `random` (untrained weights); `all` is
+            the base and every saved checkpoint.
+        sizes: Sizes of models.
+        corpora: Corpora of the adaptation.
+        labels: Numbers of labelled contexts, the first of one seeded permutation; 0 takes all.
+        seeds: Seeds of the fine-tuning.
+        variant: Name of an ablation; empty for the study itself.
+        finetune: Flags of bin/finetune that override the study's.
     """
 
-    checkpoints: Literal["all"] | tuple[Checkpoint, ...] = "all"
+    checkpoints: Literal["all"] | tuple[CheckpointName, ...] = "all"
     sizes: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
     labels: tuple[int, ...] = (0,)
@@ -42,20 +44,20 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finetune: dict[str, Any] = {}
 
 
-class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the models to adapt are made, where none are published: from random weights.
+class BaseTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Training of the base models from random weights, where none are published.
 
     Attributes:
-        data: shares of datasets.
-        adapt: flags of bin/adapt.
+        data: Shares of datasets.
+        adapt: Flags of bin/adapt.
     """
 
     data: dict[str, float]
     adapt: dict[str, Any]
 
 
-class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Flags of one family's models over the study's."""
+class FamilyFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Flags of one model family that override the study's."""
 
     adapt: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
@@ -65,19 +67,20 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of configs/studies/.
 
     Attributes:
-        name: of the study.
-        task: the dataset with the labels; what is held out of it tells the domain's loss.
-        datasets: flags of bin/prepare by name; files are below --data.
-        sizes: of configs/sizes/.
-        corpora: mixtures to adapt to: shares of datasets by name.
-        adapt: flags of bin/adapt; `steps`, `batch` and `save_every` are needed.
-        finetune: flags of bin/finetune.
-        grids: the cells.
-        prepare: flags of bin/prepare for all datasets; `length` is needed.
-        base: how the models to adapt are made; without it they are the published ones.
-        general: a dataset of other text, whose held-out rows tell what is forgotten; none where it is empty.
-        exam: contexts of the zero-shot exam of each language model; 0 takes none.
-        bert: what is otherwise for BERT.
+        name: Name of the study.
+        task: Dataset with the labels; its held-out cases give the domain loss.
+        datasets: Flags of bin/prepare by name; files are relative to --data.
+        sizes: Names in configs/sizes/.
+        corpora: Mixtures to adapt to: shares of datasets by name.
+        adapt: Flags of bin/adapt; `steps`, `batch_size` and `save_every` are required.
+        finetune: Flags of bin/finetune.
+        grids: Grids of cells.
+        prepare: Flags of bin/prepare for all datasets; `length` is required.
+        base: Training of the base models; without it they are the published ones.
+        general: Dataset of other text, whose held-out rows measure forgetting; empty for none.
+        zero_shot: Contexts of each language model's zero-shot evaluation; 0 skips it.
+        bert: Flags that differ for BERT.
+        format: Version of the file's format.
     """
 
     name: str
@@ -89,10 +92,11 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finetune: dict[str, Any]
     grids: tuple[Grid, ...]
     prepare: dict[str, Any]
-    base: Base | None = None
+    base: BaseTraining | None = None
     general: str = ""
-    exam: int = 0
-    bert: Family = Family()
+    zero_shot: int = 0
+    bert: FamilyFlags = FamilyFlags()
+    format: int = FORMAT
 
     @property
     def steps(self) -> int:
@@ -100,32 +104,37 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return int(self.adapt["steps"])
 
     @property
-    def saved(self) -> list[int]:
-        """Steps of the checkpoints that an adaptation leaves."""
+    def batch_size(self) -> int:
+        """Rows of an update of an adaptation."""
+        return int(self.adapt["batch_size"])
+
+    @property
+    def saved_steps(self) -> list[int]:
+        """Steps of an adaptation's checkpoints."""
         every = int(self.adapt["save_every"])
         return [*range(every, self.steps, every), self.steps]
 
     def length(self, size: str) -> int:
-        """Tokens of a row for a size: the study's, or as many as its model has positions."""
+        """Return the tokens of a row: the study's length, or the model's positions if they are fewer."""
         return min(int(self.prepare["length"]), architecture_of(size).positions)
 
     def tokens(self, size: str, step: int) -> int:
-        """That an adaptation has read by a step."""
-        return step * int(self.adapt["batch"]) * self.length(size)
+        """Return the tokens that an adaptation has read by a step."""
+        return step * self.batch_size * self.length(size)
 
 
 class Cell(NamedTuple):
     """One fine-tuning.
 
     Attributes:
-        size: of the model.
+        size: Size of the model.
         start: `adapted`, `base` or `random`.
-        corpus: that it was adapted to; empty otherwise.
-        step: of the adaptation; 0 otherwise.
-        labels: contexts fine-tuned on; 0 takes all.
-        seed: of the fine-tuning.
-        variant: name of an ablation, or empty.
-        finetune: its own flags.
+        corpus: Corpus of the adaptation; empty if not adapted.
+        step: Step of the adaptation; 0 if not adapted.
+        labels: Labelled contexts; 0 takes all.
+        seed: Seed of the fine-tuning.
+        variant: Name of an ablation, or empty.
+        finetune: Flags of bin/finetune that override the study's.
     """
 
     size: str
@@ -135,84 +144,115 @@ class Cell(NamedTuple):
     labels: int
     seed: int
     variant: str
-    finetune: Flags
+    finetune: CommandFlags
 
     @property
     def name(self) -> str:
-        """The cell's, which is that of its folder, too."""
+        """The name of the cell and of its folder."""
         where = f"{self.corpus}-{self.step}" if self.start == "adapted" else self.start
         parts = [self.size, where, f"{self.labels or 'all'}-labels", f"seed-{self.seed}", self.variant]
         return "_".join(part for part in parts if part)
 
 
-def path(name: str) -> Path:
-    """A study's file, named by its path or, where it comes with the project, by its name."""
-    own = paths.CONFIGS / "studies" / f"{name}.yaml"
-    return own if own.is_file() else Path(name)
+def find(name: str) -> Path:
+    """Return the path of a study file that is named by its path or by its name in configs/studies/."""
+    included = paths.CONFIGS / "studies" / f"{name}.yaml"
+    return included if included.is_file() else Path(name)
 
 
 def read(path: Path) -> Study:
-    """A study's file.
+    """Read a study file; the keys of earlier formats get their current names.
 
     Raises:
-        UserError: it is missing, or says something that no study can do.
+        UserError: The file is missing, newer than this release, or describes an impossible study.
     """
+    content = parsing.load(path)
+    version = content.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        raise UserError(f"{path} has format {version}; this release reads up to {FORMAT}: update jaxtempl")
     try:
-        study = msgspec.convert(parsing.load(path), Study)
+        study = msgspec.convert(_migrate(content), Study)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}; see configs/studies/laptop.yaml for a study's file") from None
+        raise UserError(f"{path}: {error}; see configs/studies/laptop.yaml for an example") from None
     faults = list(_faults(study))
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}")
     return study
 
 
+def _migrate(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content with the current names of keys and of the commands' flags."""
+    migrated = {"zero_shot" if key == "exam" else key: value for key, value in content.items()}
+    migrated |= _current_flags(migrated)
+    for name in ("base", "bert"):
+        if isinstance(migrated.get(name), dict):
+            migrated[name] = {**migrated[name], **_current_flags(migrated[name])}
+    if isinstance(migrated.get("grids"), list):
+        grids = migrated["grids"]
+        migrated["grids"] = [{**grid, **_current_flags(grid)} if isinstance(grid, dict) else grid for grid in grids]
+    return migrated
+
+
+def _current_flags(section: Mapping[str, Any]) -> dict[str, Any]:
+    configs = {"adapt": AdaptConfig, "finetune": FinetuneConfig}
+    return {
+        phase: parsing.current_keys(config, section[phase])
+        for phase, config in configs.items()
+        if isinstance(section.get(phase), dict)
+    }
+
+
 def _faults(study: Study) -> Iterator[str]:
-    for where, flags, needed in (
-        ("adapt", study.adapt, ("steps", "batch", "save_every")),
+    for where, flags, required in (
+        ("adapt", study.adapt, ("steps", "batch_size", "save_every")),
         ("prepare", study.prepare, ("length",)),
         ("base.adapt", study.base.adapt if study.base else {"steps": 1}, ("steps",)),
     ):
-        yield from (f"{where} needs {name}: a whole number" for name in needed if type(flags.get(name)) is not int)
-    used = [study.task, *([study.general] if study.general else []), *(study.base.data if study.base else ())]
-    used += [name for shares in study.corpora.values() for name in shares]
-    yield from _unknown("datasets", used, study.datasets)
+        yield from (f"{where} needs {name}: a whole number" for name in required if type(flags.get(name)) is not int)
+    datasets = [study.task, *([study.general] if study.general else []), *(study.base.data if study.base else ())]
+    datasets += [name for shares in study.corpora.values() for name in shares]
+    yield from _unknown("datasets", datasets, study.datasets)
     yield from _unknown("sizes", [name for grid in study.grids for name in grid.sizes], study.sizes)
     yield from _unknown("corpora", [name for grid in study.grids for name in grid.corpora], study.corpora)
     yield from _unsaved(study)
 
 
-def _unknown(kind: str, used: Iterable[str], known: Collection[str]) -> Iterator[str]:
-    for name in sorted(set(used) - set(known)):
-        yield f"{name!r} is none of the study's {kind} ({', '.join(known)})"
+def _unknown(kind: str, used: Iterable[str], defined: Collection[str]) -> Iterator[str]:
+    for name in sorted(set(used) - set(defined)):
+        yield f"{name!r} is not one of the study's {kind} ({', '.join(defined)})"
 
 
 def _unsaved(study: Study) -> Iterator[str]:
     if type(study.adapt.get("steps")) is not int or type(study.adapt.get("save_every")) is not int:
         return
-    asked = {c for grid in study.grids if grid.checkpoints != "all" for c in grid.checkpoints if isinstance(c, int)}
-    for step in sorted(asked - set(study.saved)):
-        yield f"step {step} is not saved; these are: {', '.join(map(str, study.saved))}"
+    names = [name for grid in study.grids if grid.checkpoints != "all" for name in grid.checkpoints]
+    for step in sorted({name for name in names if isinstance(name, int)} - set(study.saved_steps)):
+        yield f"step {step} is not saved; the saved steps are {', '.join(map(str, study.saved_steps))}"
 
 
 def cells(study: Study) -> list[Cell]:
-    """All cells, each once, in the order of the grids."""
-    found = {cell.name: cell for grid in reversed(study.grids) for cell in reversed(list(_of_grid(study, grid)))}
-    return list(reversed(found.values()))
+    """Return all cells, each once, in the order of the grids."""
+    by_name = {cell.name: cell for grid in reversed(study.grids) for cell in reversed(list(_expand(study, grid)))}
+    return list(reversed(by_name.values()))
 
 
-def _of_grid(study: Study, grid: Grid) -> Iterator[Cell]:
-    every: tuple[Checkpoint, ...] = ("base", *study.saved)
-    asked = every if grid.checkpoints == "all" else grid.checkpoints
+def _expand(study: Study, grid: Grid) -> Iterator[Cell]:
+    every: tuple[CheckpointName, ...] = ("base", *study.saved_steps)
+    names = every if grid.checkpoints == "all" else grid.checkpoints
     sizes, corpora = grid.sizes or study.sizes, grid.corpora or tuple(study.corpora)
-    for size, corpus, checkpoint, labels, seed in itertools.product(sizes, corpora, asked, grid.labels, grid.seeds):
-        step = study.steps if checkpoint == "last" else checkpoint if isinstance(checkpoint, int) else 0
-        start = checkpoint if checkpoint in ("base", "random") else "adapted"
-        own = corpus if start == "adapted" else ""
-        yield Cell(size, start, own, step, labels, seed, grid.variant, grid.finetune)
+    for size, corpus, name, labels, seed in itertools.product(sizes, corpora, names, grid.labels, grid.seeds):
+        step = study.steps if name == "last" else name if isinstance(name, int) else 0
+        start = name if name in ("base", "random") else "adapted"
+        yield Cell(size, start, corpus if start == "adapted" else "", step, labels, seed, grid.variant, grid.finetune)
 
 
 @functools.cache
 def architecture_of(size: str) -> Architecture:
-    """The architecture of one of configs/sizes/."""
+    """Return the architecture of a size in configs/sizes/."""
     return architecture.architecture_from(read_size(size)["architecture"])
+
+
+@functools.cache
+def tokenizer_of(size: str) -> str:
+    """Return the name of a size's tokenizer."""
+    return str(read_size(size)["tokenizer"])

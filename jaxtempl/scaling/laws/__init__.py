@@ -1,1 +1,1 @@
-"""Laws of scaling: forms, how they are fitted, how sure that is, and when a law is not one. Numbers in, numbers out."""
+"""Scaling laws: functional forms, fits, bootstrap intervals, goodness of fit and forecasts."""

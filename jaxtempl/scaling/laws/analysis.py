@@ -1,308 +1,283 @@
-"""All laws of a study: each fitted to the results that it is of, judged, and put in words."""
+"""The analysis of a study: every law fitted, assessed and summarised, and the tests between sizes and corpora."""
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxtempl.scaling.laws import catalog, curves, data, goodness_of_fit, mixtures, regression, summaries, trends
-from jaxtempl.scaling.laws.data import MISSED, Row
-from jaxtempl.scaling.laws.fitting import Fit, Value
-from jaxtempl.scaling.laws.forms import Law
-from jaxtempl.scaling.laws.mixtures import Curve, Efficiency
-from jaxtempl.scaling.laws.regression import Line, Test
-from jaxtempl.scaling.results import TOP
+from jaxtempl.scaling.columns import TOP_K, ResultRow
+from jaxtempl.scaling.laws import (
+    catalog,
+    goodness_of_fit,
+    mann_kendall,
+    mixtures,
+    regression,
+    selection,
+    summaries,
+)
+from jaxtempl.scaling.laws.fitting import Fit
+from jaxtempl.scaling.laws.hypotheses import GENERAL_MIXTURE, Hypothesis, hypotheses
+from jaxtempl.scaling.laws.mann_kendall import TrendDirection
+from jaxtempl.scaling.laws.mixtures import LossCurve, TokenEfficiency
+from jaxtempl.scaling.laws.regression import CommonCurveTest, Regression
+from jaxtempl.specs.interval import Interval
 
-OF_GENERAL = dataclasses.replace(catalog.MIXTURE, variables=("parameters", "tokens", "general share"))
-NEAR = 0.5  # of the main corpus's alignment, that a corpus of the domain has at least
-GUARD = 0.1  # of the base's general loss, by which it may grow
-
-
-class Question(NamedTuple):
-    """A law that some results may follow.
-
-    Attributes:
-        law: it.
-        quantity: a column of the results, or a share missed.
-        where: which results, in words.
-        rows: these.
-    """
-
-    law: Law
-    quantity: str
-    where: str
-    rows: Sequence[Row]
+GENERAL_LOSS_TOLERANCE = 0.1  # relative increase of the general loss over the base's
+FIGURE_3C_QUANTITIES = ("domain_loss", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """What became of a question.
+class LawResult:
+    """The result of fitting one law to some results.
 
     Attributes:
-        law: name of the law.
-        formula: of it.
-        source: where it is from.
-        quantity: what it is of.
-        where: which results.
-        points: how many.
-        parameters: with intervals.
-        r2: share of the variance of the quantity's logarithm that it explains.
-        foretold: mean relative error on the last quarter of the points, when fitted to the others.
-        refused: why it is no law here; empty where it is.
-        says: a sentence.
-        fit: what drew it.
+        law: Name of the law.
+        formula: Formula of the law.
+        source: Publication of the law.
+        quantity: Quantity that the law predicts.
+        subset: Name of the results that the law is fitted to.
+        points: Number of points.
+        parameters: Parameters with intervals.
+        r2: Share of the variance of the log quantity that the law explains.
+        heldout_error: Mean relative error on the last quarter of the points when fitted to the others.
+        rejection: Reason why the law does not hold; empty if it holds.
+        summary: One-sentence summary.
+        fit: Fit behind the result.
     """
 
     law: str
     formula: str
     source: str
     quantity: str
-    where: str
+    subset: str
     points: int
-    parameters: dict[str, Value]
+    parameters: dict[str, Interval]
     r2: float
-    foretold: float
-    refused: str
-    says: str
+    heldout_error: float
+    rejection: str
+    summary: str
     fit: Fit
 
 
-class Pair(NamedTuple):
-    """Classification loss against language-model loss (Figure 3c): one line for all, one a size, and which is right."""
+class LossToLoss(NamedTuple):
+    """Regressions of classification loss on language-model loss (Figure 3c).
 
-    pooled: Line | None
-    by_size: dict[str, Line]
-    test: Test | None
+    Attributes:
+        pooled: Line of all sizes.
+        by_size: Line of each size.
+        test: F test of the pooled line against the lines by size.
+    """
+
+    pooled: Regression | None
+    by_size: dict[str, Regression]
+    test: CommonCurveTest | None
 
 
-class Trends(NamedTuple):
-    """Of one curve against tokens: what loss and top-k do, and whether loss improves and top-1 does not."""
+class CurveTrends(NamedTuple):
+    """Trends of one curve against tokens.
+
+    Attributes:
+        size: Size of the model.
+        corpus: Corpus of the adaptation.
+        directions: Trend direction by quantity.
+        misaligned: Whether the loss improves and top-1 does not.
+    """
 
     size: str
     corpus: str
-    directions: dict[str, str]
+    directions: dict[str, TrendDirection]
     misaligned: bool
 
 
-class Worth(NamedTuple):
-    """One corpus beside another: how many times its tokens the other takes for the same domain loss, by size."""
+class CorpusEfficiency(NamedTuple):
+    """How many times the general corpus's tokens replace the special corpus's at equal domain loss."""
 
     special: str
     general: str
-    ratio: Efficiency
+    ratio: TokenEfficiency
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
-    """All that a study's results say."""
+class Analysis:
+    """The analysis of a study.
 
-    laws: list[Finding]
-    loss_to_loss: Pair
-    one_curve: dict[str, Test]
-    trends: list[Trends]
-    forgetting: dict[str, Line]
-    worth: list[Worth]
-    critical: dict[str, float | None]
+    Attributes:
+        laws: Result of each law.
+        loss_to_loss: Regressions of Figure 3c.
+        common_curves: F test of one curve in compute for all sizes, by quantity.
+        trends: Trends of each curve.
+        forgetting: Regression of general loss gained on domain loss won, by size and corpus.
+        efficiency: Token efficiency of each corpus over the one with the least domain text.
+        critical_shares: Largest share of domain text that guards the general loss, by size; None if no share does.
+    """
+
+    laws: list[LawResult]
+    loss_to_loss: LossToLoss
+    common_curves: dict[str, CommonCurveTest]
+    trends: list[CurveTrends]
+    forgetting: dict[str, Regression]
+    efficiency: list[CorpusEfficiency]
+    critical_shares: dict[str, float | None]
 
 
-def of(rows: Sequence[Row]) -> Findings:
-    """Fits everything; shows how far it is."""
-    own = data.comparable(rows)
-    asked = list(questions(own))
-    bar = tqdm(asked, "laws", file=sys.stderr, disable=None)
-    adaptations = _adaptations(own)
-    tests = _one_curve(adaptations)
-    found = [_pooled(finding, tests) for question in bar if (finding := answer(question))]
-    drawn = data.curves(own, data.main_labels(own))
-    return Findings(
-        found,
-        _loss_to_loss(adaptations),
-        tests,
-        curve_trends(own),
-        _forgetting(drawn),
-        _worth(drawn),
-        _critical(own, found),
+def analyse(rows: Sequence[ResultRow]) -> Analysis:
+    """Analyse a study's results and show the progress."""
+    rows = selection.comparable(rows)
+    bar = tqdm(list(hypotheses(rows)), "laws", file=sys.stderr, disable=None)
+    main = _main_curve_rows(rows)
+    tests = _test_common_curves(main)
+    laws = [_reject_pooled(result, tests) for hypothesis in bar if (result := evaluate(hypothesis))]
+    curves = selection.curves(rows, selection.main_labels(rows))
+    return Analysis(
+        laws=laws,
+        loss_to_loss=_loss_to_loss(main),
+        common_curves=tests,
+        trends=curve_trends(rows),
+        forgetting=_forgetting(curves),
+        efficiency=_efficiency(curves),
+        critical_shares=critical_shares(rows, laws),
     )
 
 
-def questions(rows: Sequence[Row]) -> Iterator[Question]:
-    """Every law with the results that it may be of."""
-    corpus, labels = data.main_corpus(rows), data.main_labels(rows)
-    main = [row for row in rows if row["corpus"] == corpus]
-    last = [row for row in main if row["adapt_step"] == row["adapt_steps"]]
-    for law in (catalog.CHINCHILLA, catalog.KAPLANS, catalog.IN_COMPUTE):
-        yield Question(law, "domain_loss", "all sizes", main)
-    yield Question(catalog.IN_PARAMETERS, "domain_loss", "adapted to the end", last)
-    for quantity in ("loss", *MISSED):
-        yield Question(catalog.PATH, quantity, "all sizes", main)
-        yield Question(catalog.JOINT, quantity, "adapted to the end", last)
-    for size in data.sizes(main):
-        own = [row for row in main if row["size"] == size]
-        yield from _of_size(size, [row for row in own if row["labels"] == labels])
-        for law in (catalog.IN_LABELS, curves.RECTIFIED):
-            yield Question(law, "loss", size, [row for row in own if row in last])
-    yield from _of_corpora(rows)
-
-
-def _of_size(size: str, rows: Sequence[Row]) -> Iterator[Question]:
-    """Against tokens."""
-    for quantity in ("domain_loss", "loss"):
-        yield Question(catalog.IN_TOKENS, quantity, size, rows)
-    for quantity in TOP:
-        yield Question(curves.LOG_POWER, quantity, size, rows)
-        yield Question(curves.SATURATING, quantity, size, rows)
-
-
-def _of_corpora(rows: Sequence[Row]) -> Iterator[Question]:
-    """Laws of mixtures, and of tokens that are read again: those of several corpora."""
-    rows = _of_the_domain([row for row in rows if row["start"] == "adapted"])
-    shares = {row["domain_weight"] for row in rows}
-    if len(shares) > 2:
-        yield Question(catalog.MIXTURE, "domain_loss", "all mixtures", rows)
-        yield Question(OF_GENERAL, "general_loss", "all mixtures", rows)
-    pure = [row for row in rows if row["domain_weight"] == 1]
-    if any(row["tokens"] > row["unique_tokens"] for row in pure):
-        for size in data.sizes(pure):
-            kept = [row for row in pure if row["size"] == size]
-            yield Question(curves.REPEATED, "domain_loss", f"{size}, pure corpora", kept)
-
-
-def _of_the_domain(rows: Sequence[Row]) -> list[Row]:
-    """Without corpora of neither the domain nor the general text: those that have too little of the task's n-grams."""
-    known = {row["corpus"]: row["alignment"] for row in rows if row["alignment"] is not None}
-    least = NEAR * known.get(data.main_corpus(rows), 0.0)
-    return [row for row in rows if row["domain_weight"] < 1 or known.get(row["corpus"], least) >= least]
-
-
-def answer(question: Question) -> Finding | None:
-    """Fits and judges; None where there are too few points."""
-    found = goodness_of_fit.judge(question.law, data.points(question.law, question.rows, question.quantity))
-    if not found:
+def evaluate(hypothesis: Hypothesis) -> LawResult | None:
+    """Fit and assess a hypothesis; return None if there are too few points."""
+    law, quantity = hypothesis.law, hypothesis.quantity
+    assessment = goodness_of_fit.assess(law, selection.observations(law, hypothesis.rows, quantity))
+    if not assessment:
         return None
-    law, fit = question.law, found.fit
-    return Finding(
+    fit = assessment.fit
+    return LawResult(
         law=law.name,
         formula=law.formula,
         source=law.source,
-        quantity=question.quantity,
-        where=question.where,
+        quantity=quantity,
+        subset=hypothesis.subset,
         points=len(fit.data.y),
         parameters=fit.parameters,
         r2=fit.r2,
-        foretold=found.foretold,
-        refused=found.refused,
-        says=summaries.sentence(found, question.quantity),
+        heldout_error=assessment.heldout_error,
+        rejection=assessment.rejection,
+        summary=summaries.summarise(assessment, quantity),
         fit=fit,
     )
 
 
-def _pooled(finding: Finding, tests: Mapping[str, Test]) -> Finding:
-    """A law in compute alone is none where sizes have curves of their own."""
-    test = tests.get(finding.quantity)
-    if finding.law != catalog.IN_COMPUTE.name or finding.refused or not test or test.p >= goodness_of_fit.LEFT_OVER:
-        return finding
-    why = f"each size has a curve of its own (F = {test.f:.1f}, p = {test.p:.2g})"
-    return dataclasses.replace(finding, refused=why, says=summaries.no_law(why))
+def _reject_pooled(result: LawResult, tests: Mapping[str, CommonCurveTest]) -> LawResult:
+    """Reject a law in compute alone if each size has its own curve."""
+    test = tests.get(result.quantity)
+    if result.law != catalog.IN_COMPUTE.name or result.rejection or not test:
+        return result
+    if test.p >= goodness_of_fit.SIGNIFICANCE:
+        return result
+    reason = f"each size has its own curve (F = {test.f:.1f}, p = {test.p:.2g})"
+    return dataclasses.replace(result, rejection=reason, summary=summaries.rejected(reason))
 
 
-def _adaptations(rows: Sequence[Row]) -> list[Row]:
-    """Checkpoints of the main corpus at the main number of labels, of all sizes."""
-    labels, corpus = data.main_labels(rows), data.main_corpus(rows)
+def _main_curve_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return the checkpoints of the main corpus at the main number of labels, of all sizes."""
+    labels, corpus = selection.main_labels(rows), selection.main_corpus(rows)
     return [row for row in rows if row["labels"] == labels and row["corpus"] == corpus]
 
 
-def _loss_to_loss(rows: Sequence[Row]) -> Pair:
+def _loss_to_loss(rows: Sequence[ResultRow]) -> LossToLoss:
     kept = [row for row in rows if row["domain_loss"]]
-    names = data.sizes(kept)
-    x, y = (np.array([row[column] for row in kept], float) for column in ("domain_loss", "loss"))
+    names = selection.sizes(kept)
+    x, y = (_column(kept, name) for name in FIGURE_3C_QUANTITIES)
     size = np.array([names.index(row["size"]) for row in kept], int)
-    by_size = {name: regression.line(x[size == i], y[size == i]) for i, name in enumerate(names)}
-    return Pair(
-        regression.line(x, y), {name: line for name, line in by_size.items() if line}, regression.one_line(x, y, size)
-    )
+    lines = {name: regression.fit_line(x[size == i], y[size == i]) for i, name in enumerate(names)}
+    by_size = {name: line for name, line in lines.items() if line}
+    return LossToLoss(regression.fit_line(x, y), by_size, regression.compare_lines(x, y, size))
 
 
-def _one_curve(rows: Sequence[Row]) -> dict[str, Test]:
-    """Whether one curve in compute serves all sizes, by quantity."""
-    found: dict[str, Test | None] = {}
-    for quantity in ("domain_loss", "loss"):
-        points = data.points(catalog.IN_COMPUTE, rows, quantity)
-        size = data.points(catalog.IN_PARAMETERS, rows, quantity).x[:, 0]
-        found[quantity] = regression.one_curve(catalog.IN_COMPUTE, points, np.unique(size, return_inverse=True)[1])
-    return {quantity: test for quantity, test in found.items() if test}
+def _test_common_curves(rows: Sequence[ResultRow]) -> dict[str, CommonCurveTest]:
+    """Test whether one curve in compute serves all sizes, by quantity."""
+    tests: dict[str, CommonCurveTest | None] = {}
+    for quantity in FIGURE_3C_QUANTITIES:
+        points = selection.observations(catalog.IN_COMPUTE, rows, quantity)
+        parameters = selection.observations(catalog.IN_PARAMETERS, rows, quantity).x[:, 0]
+        size = np.unique(parameters, return_inverse=True)[1]
+        tests[quantity] = regression.compare_laws(catalog.IN_COMPUTE, points, size)
+    return {quantity: test for quantity, test in tests.items() if test}
 
 
-Drawn = dict[tuple[str, str], list[Row]]
+Curves = Mapping[tuple[str, str], list[ResultRow]]  # by size and corpus
 
 
-def _column(rows: Sequence[Row], name: str) -> np.ndarray:
+def _column(rows: Sequence[ResultRow], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], float)
 
 
-def curve_trends(rows: Sequence[Row]) -> list[Trends]:
-    """What each curve of a study's own rows does."""
-    found: list[Trends] = []
-    for (size, corpus), curve in data.curves(rows, data.main_labels(rows)).items():
-        tokens, loss, first = (_column(curve, name) for name in ("tokens", "loss", "top1"))
-        directions = {name: trends.trend(tokens, _column(curve, name)).direction for name in ("loss", *TOP)}
-        found.append(Trends(size, corpus, directions, trends.misaligned(tokens, loss, first)))
-    return found
+def curve_trends(rows: Sequence[ResultRow]) -> list[CurveTrends]:
+    """Return the trends of each curve of a study."""
+    trends: list[CurveTrends] = []
+    for (size, corpus), curve in selection.curves(rows, selection.main_labels(rows)).items():
+        tokens, loss, top1 = (_column(curve, name) for name in ("tokens", "loss", "top1"))
+        directions: dict[str, TrendDirection] = {
+            name: mann_kendall.trend(tokens, _column(curve, name)).direction for name in ("loss", *TOP_K)
+        }
+        trends.append(CurveTrends(size, corpus, directions, mann_kendall.is_misaligned(tokens, loss, top1)))
+    return trends
 
 
-def _forgetting(drawn: Drawn) -> dict[str, Line]:
-    """By size and corpus: general loss gained over domain loss won."""
-    found: dict[str, Line | None] = {}
-    for (size, corpus), rows in drawn.items():
-        known = _models([row for row in rows if row["general_loss"] and row["domain_loss"]])
-        if len(known) > 2:
-            found[f"{size}, {corpus}"] = mixtures.forgetting(
-                _column(known, "domain_loss"), _column(known, "general_loss")
-            )
-    return {name: line for name, line in found.items() if line}
+def _forgetting(curves: Curves) -> dict[str, Regression]:
+    """Regress general loss gained on domain loss won, by size and corpus."""
+    lines: dict[str, Regression | None] = {}
+    for (size, corpus), rows in curves.items():
+        models = _one_row_a_model([row for row in rows if row["general_loss"] and row["domain_loss"]])
+        if len(models) > 2:
+            losses = (_column(models, name) for name in ("domain_loss", "general_loss"))
+            lines[f"{size}, {corpus}"] = mixtures.forgetting(*losses)
+    return {name: line for name, line in lines.items() if line}
 
 
-def _models(rows: Sequence[Row]) -> list[Row]:
-    """One row of each language model, in the order of its tokens."""
+def _one_row_a_model(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return one row of each language model, in the order of tokens."""
     return list({row["tokens"]: row for row in rows}.values())
 
 
-def _worth(drawn: Drawn) -> list[Worth]:
-    """Each corpus beside the one with the least domain text, where there are several."""
-    corpora = {corpus: rows[-1]["domain_weight"] for (_, corpus), rows in drawn.items()}
-    if len(corpora) < 2:
+def _efficiency(curves: Curves) -> list[CorpusEfficiency]:
+    """Compare each corpus with the one that has the least domain text; empty if there is only one."""
+    domain_weight = {corpus: rows[-1]["domain_weight"] for (_, corpus), rows in curves.items()}
+    if len(domain_weight) < 2:
         return []
-    general = min(corpora, key=lambda corpus: corpora[corpus])
-    against = _by_parameters(drawn, general)
+    general = min(domain_weight, key=lambda corpus: domain_weight[corpus])
+    reference = _loss_curves(curves, general)
     return [
-        Worth(special, general, mixtures.efficiency(_by_parameters(drawn, special), against))
-        for special in corpora
+        CorpusEfficiency(special, general, mixtures.efficiency(_loss_curves(curves, special), reference))
+        for special in domain_weight
         if special != general
     ]
 
 
-def _critical(rows: Sequence[Row], found: Sequence[Finding]) -> dict[str, float | None]:
-    """By size: the most domain text at which general loss stays guarded, at the most tokens; None where no share does.
+def _loss_curves(curves: Curves, corpus: str) -> dict[float, LossCurve]:
+    """Return the domain loss against tokens of a corpus's adapted models, by parameters."""
+    by_parameters: dict[float, LossCurve] = {}
+    for (_, curve_corpus), rows in curves.items():
+        models = [row for row in _one_row_a_model(rows) if curve_corpus == corpus and row["start"] == "adapted"]
+        if models:
+            by_parameters[float(models[0]["parameters_body"])] = (
+                _column(models, "tokens"),
+                _column(models, "domain_loss"),
+            )
+    return by_parameters
 
-    Empty where the law of mixtures does not hold for the general loss.
+
+def critical_shares(rows: Sequence[ResultRow], laws: Sequence[LawResult]) -> dict[str, float | None]:
+    """Return the largest share of domain text that guards the general loss, at the most tokens, by size.
+
+    The value is None where no share does. The result is empty if the mixture law does not hold for the general loss.
     """
-    law = next((law for law in found if (law.law, law.quantity) == (OF_GENERAL.name, "general_loss")), None)
-    if not law or law.refused:
+    law = next((law for law in laws if (law.law, law.quantity) == (GENERAL_MIXTURE.name, "general_loss")), None)
+    if not law or law.rejection:
         return {}
     bases = {row["size"]: row for row in rows if row["start"] == "base" and row["general_loss"]}
     tokens = float(max(row["tokens"] for row in rows))
     return {
-        size: mixtures.critical_share(law.fit, float(row["parameters_body"]), tokens, (1 + GUARD) * row["general_loss"])
+        size: mixtures.critical_share(
+            law.fit, float(row["parameters_body"]), tokens, (1 + GENERAL_LOSS_TOLERANCE) * row["general_loss"]
+        )
         for size, row in bases.items()
     }
-
-
-def _by_parameters(drawn: Drawn, corpus: str) -> dict[float, Curve]:
-    found: dict[float, Curve] = {}
-    for (_, own), rows in drawn.items():
-        models = [row for row in _models(rows) if own == corpus and row["start"] == "adapted"]
-        if models:
-            found[float(models[0]["parameters_body"])] = _column(models, "tokens"), _column(models, "domain_loss")
-    return found

@@ -1,12 +1,12 @@
-"""The laws that are sums of powers, with their sources.
+"""The catalog of laws that are sums of powers, with their publications.
 
-N parameters without tables and head, D tokens or labels, F labels beside tokens, C operations, r share of the domain's
-text.
+Symbols: N parameters without embedding tables and head, D tokens or labels, F labels next to tokens, C operations,
+r share of domain text.
 """
 
 import numpy as np
 
-from jaxtempl.scaling.laws.forms import Parameter, PowerSum
+from jaxtempl.scaling.laws.forms import LawParameter, PowerSum
 
 HOFFMANN = "Hoffmann et al., 2022, arXiv 2203.15556"
 KAPLAN = "Kaplan et al., 2020, arXiv 2001.08361"
@@ -14,28 +14,28 @@ ISIK = "Isik et al., 2024, arXiv 2402.04177"
 ZHANG = "Zhang et al., 2024, arXiv 2402.17193"
 QUE = "Que et al., 2024, arXiv 2406.01375"
 HESTNESS = "Hestness et al., 2017, arXiv 1712.00409"
-SMALLEST_SHARE = 0.01  # added to a share, so that none is 0 (Que et al., equation 7)
+SMALLEST_SHARE = 0.01  # added to a share, which keeps it positive (Que et al., equation 7)
 
-FLOOR = Parameter("E", True, -4.0, 1.5)
-
-
-def _scale(name: str, high: float = 12.0) -> Parameter:
-    return Parameter(name, True, -2.0, high)
+FLOOR = LawParameter("E", True, -4.0, 1.5)
 
 
-def _exponent(name: str) -> Parameter:
-    return Parameter(name, False, 0.05, 1.2)
+def _scale(name: str, high: float = 12.0) -> LawParameter:
+    return LawParameter(name, True, -2.0, high)
+
+
+def _exponent(name: str) -> LawParameter:
+    return LawParameter(name, False, 0.05, 1.2)
 
 
 def power(variable: str, symbol: str, source: str) -> PowerSum:
-    """L = E + A / X^a: a power law with a floor."""
+    """Return the law L = E + A / X^a: a power law with a floor."""
     return PowerSum(
         f"power law in {variable}",
         f"L({symbol}) = E + A / {symbol}^a",
         source,
         (variable,),
         (FLOOR, _scale("A"), _exponent("a")),
-        (lambda x: {"E": 1}, lambda x: {"A": 1, "a": -np.log(x[:, 0])}),
+        (lambda x: {"E": 1.0}, lambda x: {"A": 1.0, "a": -np.log(x[:, 0])}),
     )
 
 
@@ -51,9 +51,9 @@ CHINCHILLA = PowerSum(
     ("parameters", "tokens"),
     (FLOOR, _scale("A"), _exponent("a"), _scale("B"), _exponent("b")),
     (
-        lambda x: {"E": 1},
-        lambda x: {"A": 1, "a": -np.log(x[:, 0])},
-        lambda x: {"B": 1, "b": -np.log(x[:, 1])},
+        lambda x: {"E": 1.0},
+        lambda x: {"A": 1.0, "a": -np.log(x[:, 0])},
+        lambda x: {"B": 1.0, "b": -np.log(x[:, 1])},
     ),
 )
 KAPLANS = PowerSum(
@@ -61,10 +61,10 @@ KAPLANS = PowerSum(
     "L(N, D) = (K / N^p + M / D)^a",
     f"{KAPLAN}, equation 1.5: K = Nc^p, p = aN / aD, M = Dc, a = aD",
     ("parameters", "tokens"),
-    (_scale("K", 20.0), _exponent("p"), _scale("M", 20.0), Parameter("a", False, 0.03, 0.5)),
+    (_scale("K", 20.0), _exponent("p"), _scale("M", 20.0), LawParameter("a", False, 0.03, 0.5)),
     (
-        lambda x: {"K": 1, "p": -np.log(x[:, 0])},
-        lambda x: {"M": 1, "": -np.log(x[:, 1])},
+        lambda x: {"K": 1.0, "p": -np.log(x[:, 0])},
+        lambda x: {"M": 1.0, "": -np.log(x[:, 1])},
     ),
     outer=True,
 )
@@ -74,7 +74,7 @@ JOINT = PowerSum(
     ZHANG,
     ("parameters", "labels"),
     (FLOOR, _scale("A"), _exponent("a"), _exponent("b")),
-    (lambda x: {"E": 1}, lambda x: {"A": 1, "a": -np.log(x[:, 0]), "b": -np.log(x[:, 1])}),
+    (lambda x: {"E": 1.0}, lambda x: {"A": 1.0, "a": -np.log(x[:, 0]), "b": -np.log(x[:, 1])}),
 )
 PATH = PowerSum(
     "law of the whole path",
@@ -83,9 +83,9 @@ PATH = PowerSum(
     ("parameters", "tokens", "labels"),
     (FLOOR, _scale("A"), _exponent("a"), _exponent("f"), _scale("B"), _exponent("b")),
     (
-        lambda x: {"E": 1},
-        lambda x: {"A": 1, "a": -np.log(x[:, 0]), "f": -np.log(x[:, 2])},
-        lambda x: {"B": 1, "b": -np.log(x[:, 1])},
+        lambda x: {"E": 1.0},
+        lambda x: {"A": 1.0, "a": -np.log(x[:, 0]), "f": -np.log(x[:, 2])},
+        lambda x: {"B": 1.0, "b": -np.log(x[:, 1])},
     ),
 )
 MIXTURE = PowerSum(
@@ -98,15 +98,15 @@ MIXTURE = PowerSum(
         _scale("A"),
         _exponent("a"),
         _scale("B"),
-        Parameter("e", False, 0.05, 1.0),
+        LawParameter("e", False, 0.05, 1.0),
         _exponent("b"),
-        Parameter("C", True, -4.0, 2.0),
-        Parameter("c", False, 0.05, 1.0),
+        LawParameter("C", True, -4.0, 2.0),
+        LawParameter("c", False, 0.05, 1.0),
     ),
     (
-        lambda x: {"E": 1},
-        lambda x: {"A": 1, "a": -np.log(x[:, 0])},
-        lambda x: {"B": 1, "e": np.log(x[:, 2] + SMALLEST_SHARE), "b": -np.log(x[:, 1])},
-        lambda x: {"C": 1, "c": -np.log(x[:, 2] + SMALLEST_SHARE)},
+        lambda x: {"E": 1.0},
+        lambda x: {"A": 1.0, "a": -np.log(x[:, 0])},
+        lambda x: {"B": 1.0, "e": np.log(x[:, 2] + SMALLEST_SHARE), "b": -np.log(x[:, 1])},
+        lambda x: {"C": 1.0, "c": -np.log(x[:, 2] + SMALLEST_SHARE)},
     ),
 )

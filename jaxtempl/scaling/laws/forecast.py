@@ -1,6 +1,6 @@
-"""What the laws of a study say of a model that it has not trained: its loss and its top-k, with intervals.
+"""Forecasts for a model that the study has not trained: its loss and top-k accuracy, with intervals.
 
-Of each quantity the law is taken that foretells the study's largest size best when it is shown the others.
+Each quantity uses the law that best predicts the study's largest size from the smaller ones.
 
 Dims: K variables.
 """
@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from jaxtempl.scaling.laws import catalog, data, goodness_of_fit
-from jaxtempl.scaling.laws.data import MISSED, Row
-from jaxtempl.scaling.laws.fitting import LEVEL, Value
+from jaxtempl.scaling.columns import ResultRow
+from jaxtempl.scaling.laws import catalog, goodness_of_fit, selection
+from jaxtempl.scaling.laws.bootstrap import LEVEL
 from jaxtempl.scaling.laws.forms import Law
-from jaxtempl.scaling.laws.goodness_of_fit import Judged
+from jaxtempl.scaling.laws.goodness_of_fit import LawAssessment
+from jaxtempl.scaling.laws.selection import MISSED
+from jaxtempl.specs.interval import Interval
 
 CANDIDATES: dict[str, tuple[Law, ...]] = {
     "domain_loss": (catalog.CHINCHILLA, catalog.KAPLANS),
@@ -24,13 +26,13 @@ CANDIDATES: dict[str, tuple[Law, ...]] = {
 }
 
 
-class Point(NamedTuple):
-    """A model to be trained.
+class Scenario(NamedTuple):
+    """A model to forecast.
 
     Attributes:
-        parameters: without tables and head.
-        tokens: of its adaptation.
-        labels: to fine-tune on.
+        parameters: Parameters without embedding tables and head.
+        tokens: Tokens of its adaptation.
+        labels: Labels of its fine-tuning.
     """
 
     parameters: float
@@ -38,67 +40,73 @@ class Point(NamedTuple):
     labels: float
 
 
-class Outlook:
-    """The best law of each quantity.
+class Forecaster:
+    """Forecasts with the best law of each quantity.
 
     Args:
-        rows: of one study.
+        rows: Results of one study.
 
     Attributes:
-        laws: by quantity: `domain_loss`, `loss`, and the shares missed; those alone that there are points enough for.
-        rows: that they are of.
+        laws: Law by quantity (`domain_loss`, `loss` and the missed shares), where there are enough points.
+        rows: Results that the laws are fitted to.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        own = data.own(rows)
-        corpus = data.main_corpus(own)
-        self.rows = [row for row in data.comparable(own) if row["corpus"] == corpus]
-        self._seeds = {quantity: data.seed_scatter(own, quantity) for quantity in ("loss", *MISSED)}
-        found = {quantity: self._best(quantity, laws) for quantity, laws in CANDIDATES.items()}
-        self.laws = {quantity: law for quantity, law in found.items() if law}
+    def __init__(self, rows: Sequence[ResultRow]) -> None:
+        all_seeds = selection.study_rows(rows)
+        corpus = selection.main_corpus(all_seeds)
+        self.rows = [row for row in selection.comparable(all_seeds) if row["corpus"] == corpus]
+        self._seed_scatter = {name: selection.seed_scatter(all_seeds, name) for name in ("loss", *MISSED)}
+        best = {quantity: self._best_law(quantity, laws) for quantity, laws in CANDIDATES.items()}
+        self.laws = {quantity: law for quantity, law in best.items() if law}
 
-    def _best(self, quantity: str, laws: Sequence[Law]) -> Judged | None:
-        judged = [goodness_of_fit.judge(law, data.points(law, self.rows, quantity), order=0) for law in laws]
-        candidates = [found for found in judged if found]
-        return goodness_of_fit.chosen(candidates) if candidates else None
+    def _best_law(self, quantity: str, laws: Sequence[Law]) -> LawAssessment | None:
+        assessed = [
+            goodness_of_fit.assess(law, selection.observations(law, self.rows, quantity), held_out_variable=0)
+            for law in laws
+        ]
+        candidates = [assessment for assessment in assessed if assessment]
+        return goodness_of_fit.best_predicting(candidates) if candidates else None
 
-    def at(self, point: Point) -> dict[str, Value]:
-        """What is foretold: `domain_loss`, `loss`, `top1`, `top3`, `top5`, as far as there are laws."""
-        said = {quantity: self._said(quantity, point) for quantity in self.laws}
-        return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in said.items()}
+    def predict(self, scenario: Scenario) -> dict[str, Interval]:
+        """Return the forecast of `domain_loss`, `loss`, `top1`, `top3` and `top5`, as far as there are laws."""
+        predicted = {quantity: self._predict(quantity, scenario) for quantity in self.laws}
+        return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in predicted.items()}
 
-    def change(self, quantity: str, point: Point, then: Point) -> Value | None:
-        """A loss or a share missed at another point over that at one; None where there is no law of it."""
-        found = self.laws.get(quantity)
-        return found.fit.ratio(_x(found, point), _x(found, then)) if found else None
+    def predict_ratio(self, quantity: str, before: Scenario, after: Scenario) -> Interval | None:
+        """Return a loss or missed share of one scenario over that of another; None without a law."""
+        law = self.laws.get(quantity)
+        return law.fit.predict_ratio(_variables(law, before), _variables(law, after)) if law else None
 
-    def leans_on(self, quantity: str, point: Point) -> list[tuple[str, float]]:
-        """The cells that move what is foretold the most, and their share of all that can move it."""
-        found = self.laws[quantity]
-        weights = np.abs(found.fit.leverage(_x(found, point)))
+    def influential_cells(self, quantity: str, scenario: Scenario) -> list[tuple[str, float]]:
+        """Return the cells with their shares of the total leverage on a forecast, largest first."""
+        law = self.laws[quantity]
+        weights = np.abs(law.fit.leverage(_variables(law, scenario)))
         kept = [row for row in self.rows if row["start"] == "adapted"]
         names = [kept[i]["cell"] for i in range(len(weights))]
         return sorted(zip(names, (weights / weights.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
 
-    def _said(self, quantity: str, point: Point) -> Value:
-        """For one more cell, of any seed: the law's own interval, with the scatter of cells around it and of seeds.
+    def _predict(self, quantity: str, scenario: Scenario) -> Interval:
+        """Return the prediction interval for one more cell of any seed.
 
-        Or what it was off by on sizes that it was not shown, where that is wider.
+        It combines the law's interval with the scatter of cells and of seeds, and is at least as wide as the law's
+        error on held-out sizes.
         """
-        found = self.laws[quantity]
-        said = found.fit.predict(_x(found, point)[None])[0]
-        deviation = np.hypot(np.std(found.fit.residuals), self._seeds.get(quantity, 0.0))
+        law = self.laws[quantity]
+        predicted = law.fit.predict(_variables(law, scenario)[None])[0]
+        deviation = np.hypot(np.std(law.fit.residuals), self._seed_scatter.get(quantity, 0.0))
         scatter = float(stats.norm.ppf((1 + LEVEL) / 2) * deviation)
-        off = float(np.log1p(np.nan_to_num(found.foretold)))
+        minimum = float(np.log1p(np.nan_to_num(law.heldout_error)))
         down, up = (
-            max(float(np.hypot(np.log(side), scatter)), off) for side in (said.value / said.low, said.high / said.value)
+            max(float(np.hypot(np.log(side), scatter)), minimum)
+            for side in (predicted.value / predicted.low, predicted.high / predicted.value)
         )
-        return Value(said.value, said.value * float(np.exp(-down)), said.value * float(np.exp(up)))
+        value = predicted.value
+        return Interval(value, value * float(np.exp(-down)), value * float(np.exp(up)))
 
 
-def _x(found: Judged, point: Point) -> Float[np.ndarray, " K"]:
-    return np.array([getattr(point, variable) for variable in found.fit.law.variables], float)
+def _variables(law: LawAssessment, scenario: Scenario) -> Float[np.ndarray, " K"]:
+    return np.array([getattr(scenario, variable) for variable in law.fit.law.variables], float)
 
 
-def _hit(missed: Value) -> Value:
-    return Value(1 - missed.value, max(1 - missed.high, 0.0), 1 - missed.low)
+def _hit(missed: Interval) -> Interval:
+    return Interval(1 - missed.value, max(1 - missed.high, 0.0), 1 - missed.low)

@@ -1,6 +1,6 @@
-"""What adapting costs elsewhere, and what domain text is worth beside general text.
+"""Domain text against general text: the critical share, forgetting, and how many general tokens replace domain tokens.
 
-Dims: N points, S sizes.
+Dims: N points.
 """
 
 from collections.abc import Mapping
@@ -9,127 +9,129 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxtempl.scaling.laws.fitting import Fit, Value
-from jaxtempl.scaling.laws.regression import Line, line
+from jaxtempl.scaling.laws.fitting import Fit
+from jaxtempl.scaling.laws.regression import Regression, fit_line
 
-HALVINGS = 40  # of the range in which a share is looked for
+HALVINGS = 40  # bisection steps
 
-Curve = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # tokens (or operations), loss
+LossCurve = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]  # tokens (or operations), loss
 
 
-def critical_share(general: Fit, parameters: float, tokens: float, most: float) -> float | None:
-    """The greatest share of domain text at which the general loss is not above a limit (Que et al., arXiv 2406.01375).
+def critical_share(general: Fit, parameters: float, tokens: float, limit: float) -> float | None:
+    """Return the largest share of domain text that keeps the general loss within a limit.
+
+    See Que et al., 2024 (arXiv 2406.01375).
 
     Args:
-        general: the mixture law of the general loss, its share being that of the general text.
-        parameters: of the model.
-        tokens: to read.
-        most: general loss, nats a token.
+        general: Mixture law of the general loss, in the share of general text.
+        parameters: Parameters of the model.
+        tokens: Tokens to read.
+        limit: Maximum of the general loss, nats per token.
 
     Returns:
-        None where even general text alone is above the limit.
+        The share, or None if even general text alone exceeds the limit.
     """
 
     def loss(share: float) -> float:
         return general.predict(np.array([[parameters, tokens, 1 - share]]))[0].value
 
-    if loss(0.0) > most:
+    if loss(0.0) > limit:
         return None
-    if loss(1.0) <= most:
+    if loss(1.0) <= limit:
         return 1.0
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if loss(middle) <= most else (low, middle)
+        low, high = (middle, high) if loss(middle) <= limit else (low, middle)
     return low
 
 
-def forgetting(domain: Float[np.ndarray, " N"], general: Float[np.ndarray, " N"]) -> Line | None:
-    """General loss gained over domain loss won, from the base (the first point) on: the slope of one against the other.
+def forgetting(domain: Float[np.ndarray, " N"], general: Float[np.ndarray, " N"]) -> Regression | None:
+    """Regress the rise of the general loss on the fall of the domain loss, both since the base (the first point).
 
-    After Kalajdzievski, 2024 (arXiv 2401.05605), who found it linear.
+    Kalajdzievski, 2024 (arXiv 2401.05605), found the relation linear.
     """
-    return line(domain[0] - domain, general - general[0])
+    return fit_line(domain[0] - domain, general - general[0])
 
 
-class Ratio(NamedTuple):
-    """General tokens over special ones, at equal loss.
+class TokenRatio(NamedTuple):
+    """General tokens over domain tokens at equal loss.
 
     Attributes:
-        value: it.
-        at_least: whether the special corpus was better at its first point already, so that it is more than this.
+        value: Ratio.
+        at_least: Whether the ratio is a lower bound, because the domain corpus was better at its first point already.
     """
 
     value: float
     at_least: bool
 
 
-class Efficiency(NamedTuple):
-    """How many times the general tokens a size needs for what domain tokens give it.
+class TokenEfficiency(NamedTuple):
+    """How many times the general tokens a size needs to match domain tokens.
 
     Attributes:
-        by_size: the ratio at the best loss that both reach, by parameters.
-        trend: of its logarithm in the logarithm of the parameters; None where fewer than three sizes have an exact one.
+        by_size: Ratio at the best loss that both corpora reach, by parameters.
+        trend: Regression of the log ratio on log parameters; None if fewer than three sizes have an exact ratio.
     """
 
-    by_size: dict[float, Ratio]
-    trend: Line | None
+    by_size: dict[float, TokenRatio]
+    trend: Regression | None
 
 
-def efficiency(special: Mapping[float, Curve], general: Mapping[float, Curve]) -> Efficiency:
-    """Specialised-to-general efficiency ratio (arXiv 2501.02068): at equal score, general tokens over special ones.
+def efficiency(special: Mapping[float, LossCurve], general: Mapping[float, LossCurve]) -> TokenEfficiency:
+    """Return the specialised-to-general efficiency ratio (arXiv 2501.02068).
 
     Args:
-        special: curves of models adapted to the domain's corpus, by parameters.
-        general: the same of a general corpus.
+        special: Curves of models adapted to the domain corpus, by parameters.
+        general: Curves of models adapted to a general corpus, by parameters.
     """
-    found = {size: ratio(special[size], general[size]) for size in special if size in general}
-    kept = {size: one for size, one in found.items() if one}
-    exact = {size: one.value for size, one in kept.items() if not one.at_least}
+    ratios = {size: token_ratio(special[size], general[size]) for size in special if size in general}
+    defined = {size: ratio for size, ratio in ratios.items() if ratio}
+    exact = {size: ratio.value for size, ratio in defined.items() if not ratio.at_least}
     sizes, values = np.log(list(exact)), np.log(list(exact.values()))
-    return Efficiency(kept, line(sizes, values) if len(exact) > 2 else None)
+    return TokenEfficiency(defined, fit_line(sizes, values) if len(exact) > 2 else None)
 
 
-def ratio(special: Curve, general: Curve) -> Ratio | None:
-    """Tokens that the general corpus needs over the special one's, for the best loss that both reach.
+def token_ratio(special: LossCurve, general: LossCurve) -> TokenRatio | None:
+    """Return general over special tokens for the best loss that both corpora reach.
 
-    None where the general corpus's own first loss is the better one.
+    None if the general corpus is better at its first point already.
     """
-    goal = max(special[1].min(), general[1].min())
-    if goal > general[1].max():
+    target = max(special[1].min(), general[1].min())
+    if target > general[1].max():
         return None
-    at_least = bool(goal > special[1].max())
-    own = float(special[0].min()) if at_least else needed(special, goal)
-    return Ratio(needed(general, goal) / own, at_least)
+    at_least = bool(target > special[1].max())
+    special_tokens = float(special[0].min()) if at_least else tokens_to_reach(special, target)
+    return TokenRatio(tokens_to_reach(general, target) / special_tokens, at_least)
 
 
-def needed(curve: Curve, loss: float) -> float:
-    """Tokens at which a falling curve first comes to a loss, by lines in log tokens between its points."""
+def tokens_to_reach(curve: LossCurve, loss: float) -> float:
+    """Return the tokens at which a falling curve first reaches a loss, interpolated in log tokens."""
     tokens, losses = curve
     order = np.argsort(tokens)
-    best = np.minimum.accumulate(losses[order])  # of what was reached by then
-    return float(np.exp(np.interp(-loss, -best, np.log(tokens[order]))))
+    best_so_far = np.minimum.accumulate(losses[order])
+    return float(np.exp(np.interp(-loss, -best_so_far, np.log(tokens[order]))))
 
 
-def equivalent_tokens(of: Fit, matched: Value, most: float = 1e15) -> float | None:
-    """Tokens at which a size's own law in tokens comes to the loss that another size has (the paper, section 5.1).
+def equivalent_tokens(law: Fit, loss: float, limit: float = 1e15) -> float | None:
+    """Return the tokens at which a law in tokens alone reaches another size's loss (the paper, section 5.1).
 
     Args:
-        of: a law in tokens alone.
-        matched: loss.
-        most: tokens that are looked at.
+        law: Fitted law in tokens.
+        loss: Loss to match.
+        limit: Maximum number of tokens.
 
     Returns:
-        None where its floor is above that loss.
+        The tokens, or None if the law stays above the loss.
     """
-    low, high = 0.0, np.log(most)
+    low, high = 0.0, np.log(limit)
 
-    def loss(tokens: float) -> float:
-        return of.predict(np.array([[np.exp(tokens)]]))[0].value
+    def predicted(log_tokens: float) -> float:
+        return law.predict(np.array([[np.exp(log_tokens)]]))[0].value
 
-    if loss(high) > matched.value:
+    if predicted(high) > loss:
         return None
     for _ in range(2 * HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if loss(middle) <= matched.value else (middle, high)
+        low, high = (low, middle) if predicted(middle) <= loss else (middle, high)
     return float(np.exp(high))

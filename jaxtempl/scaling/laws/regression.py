@@ -1,4 +1,4 @@
-"""Straight lines: loss against loss (the paper's Figure 3c), and whether one serves all sizes.
+"""Linear regression of one loss on another (the paper's Figure 3c), and F tests for a curve common to all sizes.
 
 Dims: N points, S sizes.
 """
@@ -10,94 +10,96 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
-from jaxtempl.scaling.laws.fitting import LEVEL, Data, Value, fit
+from jaxtempl.scaling.laws.bootstrap import LEVEL
+from jaxtempl.scaling.laws.fitting import Observations, fit
 from jaxtempl.scaling.laws.forms import Law
+from jaxtempl.specs.interval import Interval
 
-LEAST = 3  # points of a line
+MIN_POINTS = 3  # points of a line
 
 
-class Line(NamedTuple):
-    """y = intercept + slope x, by least squares.
+class Regression(NamedTuple):
+    """A least-squares line y = intercept + slope x.
 
     Attributes:
-        slope: with its interval, of Student's t.
-        intercept: the same.
-        r2: share of the variance explained.
-        points: that it is of.
+        slope: Slope with its interval from Student's t.
+        intercept: Intercept with its interval from Student's t.
+        r2: Share of the variance that the line explains.
+        points: Number of points.
     """
 
-    slope: Value
-    intercept: Value
+    slope: Interval
+    intercept: Interval
     r2: float
     points: int
 
-    def at(self, x: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """What it says."""
+    def predict(self, x: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+        """Return the line's values."""
         return self.intercept.value + self.slope.value * x
 
 
-def line(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> Line | None:
-    """The line through some points; None where they are fewer than three, or all at one x."""
-    if len(x) < LEAST or np.ptp(x) == 0:
+def fit_line(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> Regression | None:
+    """Fit a line; return None for fewer than three points, or if all have the same x."""
+    if len(x) < MIN_POINTS or np.ptp(x) == 0:
         return None
-    found: Any = stats.linregress(x, y)
-    wide = stats.t.ppf((1 + LEVEL) / 2, len(x) - 2)
+    result: Any = stats.linregress(x, y)
+    quantile = stats.t.ppf((1 + LEVEL) / 2, len(x) - 2)
     slope, intercept = (
-        Value(float(value), float(value - wide * error), float(value + wide * error))
-        for value, error in ((found.slope, found.stderr), (found.intercept, found.intercept_stderr))
+        Interval(float(value), float(value - quantile * error), float(value + quantile * error))
+        for value, error in ((result.slope, result.stderr), (result.intercept, result.intercept_stderr))
     )
-    return Line(slope, intercept, float(found.rvalue**2), len(x))
+    return Regression(slope, intercept, float(result.rvalue**2), len(x))
 
 
-class Test(NamedTuple):
-    """Whether one curve does for all sizes.
+class CommonCurveTest(NamedTuple):
+    """An F test of one curve for all sizes against one curve for each size.
 
     Attributes:
-        f: of the test.
-        p: how likely so large a one is where one curve does.
-        pooled: unexplained variance with one curve, apart with one a size.
-        apart: the same with one a size.
+        f: F statistic.
+        p: Probability of so large a statistic if one curve serves all sizes.
+        pooled: Residual sum of squares with one curve.
+        separate: Residual sum of squares with a curve for each size.
     """
-
-    __test__ = False  # not pytest's
 
     f: float
     p: float
     pooled: float
-    apart: float
+    separate: float
 
 
-def one_line(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], size: Int[np.ndarray, " N"]) -> Test | None:
-    """F test of one line against a line a size (analysis of covariance); None where there are too few points."""
-    return _test(y, size, 2, lambda own: _unexplained_by_line(x[own], y[own]))
+def compare_lines(
+    x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], size: Int[np.ndarray, " N"]
+) -> CommonCurveTest | None:
+    """Test one line against a line for each size (analysis of covariance); return None for too few points."""
+    return _compare(y, size, 2, lambda chosen: _line_residual_squares(x[chosen], y[chosen]))
 
 
-def _unexplained_by_line(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> float:
+def _line_residual_squares(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> float:
     columns = np.stack([np.ones_like(x), x], axis=1)
     return float(np.sum((y - columns @ np.linalg.lstsq(columns, y)[0]) ** 2))
 
 
-def one_curve(law: Law, data: Data, size: Int[np.ndarray, " N"], seed: int = 0) -> Test | None:
-    """F test of one law for all sizes against the same law with parameters of its own for each."""
+def compare_laws(law: Law, data: Observations, size: Int[np.ndarray, " N"], seed: int = 0) -> CommonCurveTest | None:
+    """Test one law for all sizes against the same law with separate parameters for each size."""
 
-    def unexplained(own: Shaped[np.ndarray, " N"]) -> float:
-        part = Data(data.x[own], data.y[own], data.group[own])
+    def residual_squares(chosen: Shaped[np.ndarray, " N"]) -> float:
+        part = Observations(data.x[chosen], data.y[chosen], data.group[chosen])
         return float(np.sum(fit(law, part, seed, resamples=2).residuals ** 2))
 
-    return _test(data.y, size, len(law.parameters), unexplained)
+    return _compare(data.y, size, len(law.parameters), residual_squares)
 
 
-def _test(
+def _compare(
     y: Float[np.ndarray, " N"],
     size: Int[np.ndarray, " N"],
     parameters: int,
-    unexplained: Callable[[Shaped[np.ndarray, " N"]], float],
-) -> Test | None:
+    residual_squares: Callable[[Shaped[np.ndarray, " N"]], float],
+) -> CommonCurveTest | None:
     sizes: Sequence[int] = np.unique(size).tolist()
-    spare, more = len(y) - parameters * len(sizes), parameters * (len(sizes) - 1)
-    if len(sizes) < 2 or spare < LEAST or min(np.sum(size == one) for one in sizes) < parameters:
+    freedom, extra = len(y) - parameters * len(sizes), parameters * (len(sizes) - 1)
+    if len(sizes) < 2 or freedom < MIN_POINTS or min(np.sum(size == one) for one in sizes) < parameters:
         return None
-    pooled = unexplained(np.ones(len(y), bool))
-    apart = sum(unexplained(size == one) for one in sizes)
-    f = max(pooled - apart, 0.0) / more / max(apart / spare, 1e-300)
-    return Test(f, float(stats.f.sf(f, more, spare)), pooled, apart)
+    pooled = residual_squares(np.ones(len(y), bool))
+    separate = sum(residual_squares(size == one) for one in sizes)
+    f = max(pooled - separate, 0.0) / extra / max(separate / freedom, 1e-300)
+    return CommonCurveTest(f, float(stats.f.sf(f, extra, freedom)), pooled, separate)

@@ -1,4 +1,4 @@
-"""What a fitted law says, in plain sentences, and whether its intervals can be believed.
+"""One-sentence summaries of fitted laws, with a warning where intervals under-cover.
 
 Dims: K variables.
 """
@@ -11,9 +11,11 @@ from scipy import stats
 
 from jaxtempl import files
 from jaxtempl.config import paths
-from jaxtempl.scaling.laws.curves import RECTIFIED
-from jaxtempl.scaling.laws.fitting import LEVEL, Fit, Value
-from jaxtempl.scaling.laws.goodness_of_fit import Judged, said
+from jaxtempl.scaling.laws.bootstrap import LEVEL
+from jaxtempl.scaling.laws.fitting import Fit
+from jaxtempl.scaling.laws.goodness_of_fit import LawAssessment
+from jaxtempl.scaling.laws.special_forms import RECTIFIED
+from jaxtempl.specs.interval import Interval
 
 QUANTITIES = {
     "domain_loss": "language-model loss on the domain",
@@ -23,67 +25,71 @@ QUANTITIES = {
     "top3": "top-3",
     "top5": "top-5",
 }
-COVERAGE = paths.ROOT / "docs" / "benchmarks" / "coverage.json"  # of bench/coverage.py
+COVERAGE = paths.ROOT / "docs" / "benchmarks" / "coverage.json"  # written by bench/coverage.py
 
 
-def named(quantity: str) -> str:
-    """A quantity in words."""
+def quantity_name(quantity: str) -> str:
+    """Return a quantity's name for readers."""
     return QUANTITIES.get(quantity, quantity)
 
 
-def sentence(found: Judged, quantity: str) -> str:
-    """What a law says of a quantity, or why it says nothing."""
-    if found.refused:
-        return no_law(found.refused)
-    parts = [_doubled(found.fit, quantity), _floor(found.fit), _again(found.fit), believed(found.fit)]
+def summarise(assessment: LawAssessment, quantity: str) -> str:
+    """Summarise what a law predicts for a quantity, or why it does not hold."""
+    if assessment.rejection:
+        return rejected(assessment.rejection)
+    fit = assessment.fit
+    parts = [_doublings(fit, quantity), _floor(fit), _repetitions(fit), coverage_warning(fit)]
     return " ".join(part for part in parts if part)
 
 
-def no_law(why: str) -> str:
-    """That it is none."""
-    return f"No such law here: {why}."
+def rejected(reason: str) -> str:
+    """Return the summary of a law that does not hold."""
+    return f"The law does not hold: {reason}."
 
 
-def _doubled(fit: Fit, quantity: str) -> str:
-    """What twice as much of each variable would do, from the greatest values that were measured."""
+def _doublings(fit: Fit, quantity: str) -> str:
+    """Summarise the effect of doubling each variable, from the largest measured values."""
     largest = fit.data.x.max(axis=0)
     now = fit.predict(largest[None])[0].value
-    further = {name: i for i, name in enumerate(fit.law.variables) if "share" not in name}
-    parts = [f"twice the {name} to {said(_twice(fit, largest, i))}" for name, i in further.items()]
-    return f"From the most that was measured on, {named(quantity)} goes from {now:.3g} with {', with '.join(parts)}."
+    doubled = {name: i for i, name in enumerate(fit.law.variables) if "share" not in name}
+    parts = [f"to {_predict_doubled(fit, largest, i):.3g} with twice the {name}" for name, i in doubled.items()]
+    return f"Beyond the largest measurement, {quantity_name(quantity)} goes from {now:.3g} {', '.join(parts)}."
 
 
-def _twice(fit: Fit, x: Float[np.ndarray, " K"], which: int) -> Value:
+def _predict_doubled(fit: Fit, x: Float[np.ndarray, " K"], index: int) -> Interval:
     factor = np.ones_like(x)
-    factor[which] = 2
+    factor[index] = 2
     return fit.predict((x * factor)[None])[0]
 
 
 def _floor(fit: Fit) -> str:
     floor = fit.parameters.get("E")
-    if not floor or fit.law is RECTIFIED:  # whose E is not where it ends
+    if not floor or fit.law is RECTIFIED:  # its E is not the asymptote
         return ""
-    return f"It cannot fall below {said(floor)}." if floor.low > 1e-3 else "Its floor cannot be told from 0."
+    return f"Its floor is {floor:.3g}." if floor.low > 1e-3 else "Its floor is not distinguishable from 0."
 
 
-def _again(fit: Fit) -> str:
+def _repetitions(fit: Fit) -> str:
     if "R" not in fit.parameters:
         return ""
-    return f"Most of what repeating tokens can give is had after {said(fit.parameters['R'])} repetitions."
+    return f"Repeating tokens has given most of its benefit after {fit.parameters['R']:.3g} repetitions."
 
 
-def believed(fit: Fit) -> str:
-    """A warning where intervals of this law held the truth too seldom."""
-    low = under_covering().get(fit.law.name)
-    return f"Its 95 % intervals are too narrow: of data made by it they held the truth in {low:.0%}." if low else ""
+def coverage_warning(fit: Fit) -> str:
+    """Return a warning if intervals of this law under-cover; empty otherwise."""
+    share = under_covering().get(fit.law.name)
+    return f"Its 95 % intervals are too narrow: they covered the truth in {share:.0%} of simulations." if share else ""
 
 
 @cache
 def under_covering() -> dict[str, float]:
-    """The laws whose intervals held the truth less often than by chance (bench/coverage.py), and the least share."""
+    """Return the laws whose intervals cover the truth significantly less often than 95 %, with the lowest share.
+
+    The shares are those that bench/coverage.py measured.
+    """
     if not COVERAGE.is_file():
         return {}
     measured = files.read_json(COVERAGE)
-    least = stats.binom.ppf((1 - LEVEL) / 2, measured["fits"], LEVEL) / measured["fits"]
+    threshold = stats.binom.ppf((1 - LEVEL) / 2, measured["fits"], LEVEL) / measured["fits"]
     shares = {name: min(law["held"].values()) for name, law in measured["laws"].items()}
-    return {name: share for name, share in shares.items() if share < least}
+    return {name: share for name, share in shares.items() if share < threshold}
