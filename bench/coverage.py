@@ -1,4 +1,4 @@
-"""How often a 95 % interval of a law holds the truth: 500 fits a law to noisy points that are known to be of it.
+"""Coverage of the laws' 95 % intervals: each law is fitted to 500 noisy samples with known parameters.
 
 `.venv/bin/python -m bench.coverage` writes docs/benchmarks/coverage.{json,md}, which the study's report reads.
 """
@@ -14,75 +14,78 @@ from scipy import stats
 from tqdm import tqdm
 
 from bench import common
-from jaxtempl.scaling.laws import fitting
-from jaxtempl.scaling.laws.ground_truth import KNOWN, Known
+from jaxtempl.scaling.laws import bootstrap, fitting
+from jaxtempl.scaling.laws.ground_truth import GROUND_TRUTHS, GroundTruth
 
 FITS, RESAMPLES = 500, 200
-FURTHER = 2.0  # times the greatest value of the last variable: where predictions are looked at, too
+EXTRAPOLATION = 2.0  # factor beyond the largest value of the last variable, at which predictions are checked
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measure the coverage and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fits", type=int, default=FITS)
+    parser.add_argument("--fits", type=int, default=FITS, help="samples of each law")
     fits = parser.parse_args().fits
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the worker processes
     machine = common.machine(("numpy", "scipy"))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        laws = {known.law.name: _law(known, index, fits, pool) for index, known in enumerate(KNOWN)}
+        laws = {truth.law.name: _measure(truth, index, fits, pool) for index, truth in enumerate(GROUND_TRUTHS)}
     common.write(
         "coverage", {"machine": machine, "fits": fits, "resamples": RESAMPLES, "laws": laws}, _page(machine, fits, laws)
     )
 
 
-def _law(known: Known, index: int, fits: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
-    bar = tqdm(pool.map(_held, [index] * fits, range(fits), chunksize=5), known.law.name, fits, file=sys.stderr)
-    held = np.array(list(bar))
-    names = [*(parameter.name for parameter in known.law.parameters), "prediction"]
+def _measure(truth: GroundTruth, index: int, fits: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
+    """Return the share of samples whose intervals cover each parameter and a prediction."""
+    bar = tqdm(pool.map(_covered, [index] * fits, range(fits), chunksize=5), truth.law.name, fits, file=sys.stderr)
+    covered = np.array(list(bar))
+    names = [*(parameter.name for parameter in truth.law.parameters), "prediction"]
     return {
-        "points": len(known.x),
-        "noise": known.noise,
-        "held": dict(zip(names, held.mean(axis=0).tolist(), strict=True)),
+        "points": len(truth.x),
+        "noise": truth.noise,
+        "held": dict(zip(names, covered.mean(axis=0).tolist(), strict=True)),
     }
 
 
-def _held(index: int, seed: int) -> list[bool]:
-    """Whether the interval of each parameter, and of a prediction further on, holds the truth."""
-    known = KNOWN[index]
-    found = fitting.fit(known.law, known.data(seed), seed, RESAMPLES)
-    truths = [np.exp(t) if p.logarithm else t for t, p in zip(known.theta, known.law.parameters, strict=True)]
-    further = known.x[[-1]] * np.array([[1.0] * (known.x.shape[1] - 1) + [FURTHER]])
-    further = np.minimum(further, 1.0) if known.law.variables[-1] == "domain share" else further
-    values = [*found.parameters.values(), found.predict(further)[0]]
-    truths.append(float(np.exp(known.law.log(known.theta, further)[0][0])))
-    return [value.low <= truth <= value.high for value, truth in zip(values, truths, strict=True)]
+def _covered(index: int, seed: int) -> list[bool]:
+    """Return whether the interval of each parameter, and of an extrapolated prediction, covers the truth."""
+    truth = GROUND_TRUTHS[index]
+    fit = fitting.fit(truth.law, truth.sample(seed), seed, RESAMPLES)
+    x = truth.x[[-1]] * np.array([[1.0] * (truth.x.shape[1] - 1) + [EXTRAPOLATION]])
+    x = np.minimum(x, 1.0) if truth.law.variables[-1] == "domain share" else x
+    intervals = [*fit.parameters.values(), fit.predict(x)[0]]
+    values = [*truth.parameters, float(np.exp(truth.law.log(truth.theta, x)[0][0]))]
+    return [interval.low <= value <= interval.high for interval, value in zip(intervals, values, strict=True)]
 
 
 def _page(machine: dict[str, Any], fits: int, laws: dict[str, Any]) -> str:
-    least = stats.binom.ppf(0.025, fits, fitting.LEVEL) / fits
+    threshold = stats.binom.ppf(0.025, fits, bootstrap.LEVEL) / fits
     rows = [
-        f"| {name} | {law['points']} | {law['noise']:.1%} | "
-        + ", ".join(
-            f"{key} {share:.1%}" if share >= least else f"**{key} {share:.1%}**" for key, share in law["held"].items()
-        )
-        + " |"
+        f"| {name} | {law['points']} | {law['noise']:.1%} | {_shares(law['held'], threshold)} |"
         for name, law in laws.items()
     ]
     return "\n".join(
         [
-            "# How far the laws' intervals can be believed",
+            "# Coverage of the laws' intervals",
             "",
-            f"{fits} sets of noisy points of each law, at the sizes of a study; how often the 95 % interval of each",
-            f"parameter held the truth, and of a prediction at {FURTHER:g} times the greatest value. **Bold** is fewer",
-            f"than {least:.1%}, which would be chance in one of forty. `python -m bench.coverage` repeats it.",
+            f"{fits} noisy samples of each law, at the sizes of a study: the share whose 95 % interval covers each",
+            f"parameter, and a prediction at {EXTRAPOLATION:g} times the largest value. **Bold** is below the lower limit",
+            f"of chance, {threshold:.1%} (one in forty). `python -m bench.coverage` repeats the measurement.",
             "",
-            "| law | points | noise | held the truth |",
+            "| law | points | noise | coverage |",
             "|---|---|---|---|",
             *rows,
             "",
             common.described(machine),
             "",
         ]
+    )
+
+
+def _shares(shares: dict[str, float], threshold: float) -> str:
+    """Format coverages, with those below the threshold in bold."""
+    return ", ".join(
+        f"{name} {share:.1%}" if share >= threshold else f"**{name} {share:.1%}**" for name, share in shares.items()
     )
 
 

@@ -1,9 +1,10 @@
-"""The laptop study: what its laws foretold of the size that was not trained yet, what it measured, and its pictures.
+"""The laptop study: forecasts made before the largest size was trained, the measurements, and the figures.
 
 bin/scaling run --study=configs/studies/laptop.yaml --data=DATA --sizes=nano-0.6m,nano-0.9m,nano-1.3m,bert-tiny
-.venv/bin/python -m bench.scaling --foretell=nano-1.9m    # writes docs/benchmarks/scaling.foretold.json; commit it
+.venv/bin/python -m bench.scaling --forecast=nano-1.9m    # writes docs/benchmarks/scaling.forecast.json; commit it
 bin/scaling run --study=configs/studies/laptop.yaml --data=DATA
-.venv/bin/python -m bench.scaling                         # writes docs/benchmarks/scaling.{json,md} and pictures
+.venv/bin/python -m bench.scaling                         # writes docs/benchmarks/scaling.{json,md} and figures
+.venv/bin/python -m bench.scaling --render                # writes scaling.md again from scaling.json
 """
 
 import argparse
@@ -16,109 +17,118 @@ from jaxtempl import files
 from jaxtempl.config.paths import CONFIGS
 from jaxtempl.reports import html
 from jaxtempl.scaling import results, study
-from jaxtempl.scaling.figures import Drawer
-from jaxtempl.scaling.laws import analysis, data
-from jaxtempl.scaling.laws.forecast import Outlook, Point
-from jaxtempl.scaling.laws.mixtures import Ratio
-from jaxtempl.scaling.laws.selection import Row
-from jaxtempl.scaling.report import told
+from jaxtempl.scaling.columns import ResultRow
+from jaxtempl.scaling.figures import StudyFigures
+from jaxtempl.scaling.laws import selection
+from jaxtempl.scaling.laws.analysis import analyse
+from jaxtempl.scaling.laws.forecast import Forecaster, Scenario
+from jaxtempl.scaling.report import FORMAT, to_dict
 from jaxtempl.scaling.study import Cell
 from jaxtempl.specs import flops
+from jaxtempl.specs.interval import Interval
 
 RUN = Path("runs/scaling/laptop")
 STUDY = CONFIGS / "studies" / "laptop.yaml"
 LABELS = 4_000
-MEASURES = ("top1", "top3", "top5", "cross_entropy")  # of an evaluation
-MEASURED = ("top1", "top3", "top5", "loss")  # of a study's results
-SHOWN = (
+REPORT_METRICS = ("top1", "top3", "top5", "cross_entropy")  # of an evaluation's report
+RESULT_METRICS = ("top1", "top3", "top5", "loss")  # of a study's results
+CELL_COLUMNS = (
     *("cell", "size", "start", "corpus", "adapt_step", "tokens", "labels", "seed", "domain_loss", "general_loss"),
-    *("exam_top1", "exam_likeliest_top1", "exam_loss", "alignment"),
-    *(name + end for name in MEASURED for end in ("", "_low", "_high")),
+    *("zero_shot_top1", "zero_shot_likeliest_top1", "zero_shot_loss", "alignment"),
+    *(name + end for name in RESULT_METRICS for end in ("", "_low", "_high")),
 )
-FORETOLD = common.RESULTS / "scaling.foretold.json"
+CORPUS_LAWS = ("D-CPT law", "data-constrained law")
+FORECAST = common.RESULTS / "scaling.forecast.json"
 
 
 def main() -> None:
-    """Foretells, or writes what was measured."""
+    """Forecast, write what was measured, or render the page again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=RUN, help="folder of the study")
-    parser.add_argument("--foretell", metavar="SIZE", help="one that the study's folder has no cells of")
+    parser.add_argument("--forecast", metavar="SIZE", help="size without cells in the study's folder")
     parser.add_argument("--baselines", type=Path, nargs="*", default=[], help="folders of evaluations on its dataset")
-    parser.add_argument("--corpora", type=Path, help="folder of the study with other corpora, as far as it went")
-    asked = parser.parse_args()
-    if asked.foretell:
-        files.write_json(FORETOLD, foretold(asked.run, asked.foretell))
+    parser.add_argument("--corpora", type=Path, help="folder of the study with other corpora, finished or not")
+    parser.add_argument("--render", action="store_true", help="write the page from scaling.json")
+    args = parser.parse_args()
+    if args.forecast:
+        files.write_json(FORECAST, forecast(args.run, args.forecast))
+    elif args.render:
+        (common.RESULTS / "scaling.md").write_text(page(files.read_json(common.RESULTS / "scaling.json")))
     else:
-        write(asked.run, asked.baselines, asked.corpora)
+        write(args.run, args.baselines, args.corpora)
 
 
 def write(run: Path, baselines: Sequence[Path], corpora: Path | None) -> None:
-    """The page, its numbers and its pictures."""
+    """Write the page, its numbers and its figures."""
     rows = results.read(run)
-    found = analysis.of(rows)
-    drawer = Drawer(rows, found)
+    analysis = analyse(rows)
+    figures = StudyFigures(rows, analysis)
     for name, figure in {
-        "3a": drawer.against("flops_all", "loss"),
-        "3b": drawer.against("tokens", "loss"),
-        "3c": drawer.loss_to_loss(),
-        "8b": drawer.against("tokens", "top1"),
-        "9b": drawer.learning(lambda size, corpus: run / "adapted" / f"{size}_{corpus}", "validation_loss"),
-        "labels": drawer.by_labels("loss"),
+        "3a": figures.plot("flops_all", "loss"),
+        "3b": figures.plot("tokens", "loss"),
+        "3c": figures.loss_to_loss(),
+        "8b": figures.plot("tokens", "top1"),
+        "9b": figures.learning_curves(lambda size, corpus: run / "adapted" / f"{size}_{corpus}", "validation_loss"),
+        "labels": figures.by_labels("loss"),
     }.items():
         if figure:
             html.save_png(figure, common.RESULTS / f"scaling-{name}.png")
+    scatter = {name: selection.seed_scatter(selection.study_rows(rows), name) for name in ("loss", *selection.MISSED)}
     measured = {
+        "format": FORMAT,
         "machine": common.machine(("jax", "flax", "numpy", "scipy")),
         "hours": sum(line["seconds"] for line in files.read_lines(run / "seconds.jsonl")) / 3600,
-        "cells": [{name: row[name] for name in SHOWN} for row in rows],
-        "seed_scatter": {name: data.seed_scatter(data.own(rows), name) for name in ("loss", *data.MISSED)},
-        "foretold": _compared(rows),
+        "cells": [{name: row[name] for name in CELL_COLUMNS} for row in rows],
+        "seed_scatter": scatter,
+        "forecasts": _compare(rows),
         "baselines": {str(report["labels"]): report["baselines"] for report in map(_baselines, baselines)},
-        **told(found),
+        **to_dict(analysis),
     }
     if corpora:
         measured["corpora"] = _corpora(corpora)
-    common.write("scaling", files.plain(measured), page(measured))
+    measured = files.plain(measured)
+    common.write("scaling", measured, page(measured))
 
 
 def _baselines(folder: Path) -> dict[str, Any]:
     report = files.read_json(folder / "report.json")
     labels = files.read_json(Path(report["run"]) / "manifest.json")["labels"]
-    scores = {name: {k: one["metrics"][k] for k in MEASURES} for name, one in report["baselines"].items()}
+    scores = {
+        name: {metric: baseline["metrics"][metric] for metric in REPORT_METRICS}
+        for name, baseline in report["baselines"].items()
+    }
     return {"labels": labels, "baselines": scores}
 
 
-def _compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What was foretold beside what was measured then."""
-    said, by_name = files.read_json(FORETOLD), {row["cell"]: row for row in rows}
+def _compare(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """Return each forecast with the later measurement."""
+    forecasts, by_name = files.read_json(FORECAST), {row["cell"]: row for row in rows}
     return [
-        {"cell": cell, "quantity": quantity, "measured": by_name[cell][quantity], **value}
-        for cell, values in said["cells"].items()
+        {"cell": cell, "quantity": quantity, "measured": by_name[cell][quantity], **interval}
+        for cell, intervals in forecasts["cells"].items()
         if cell in by_name
-        for quantity, value in values.items()
+        for quantity, interval in intervals.items()
     ]
 
 
 def _corpora(folder: Path) -> dict[str, Any]:
     rows = results.read(folder)
-    found = analysis.of(rows)
-    kept = ("D-CPT law", "data-constrained law")
+    analysis = to_dict(analyse(rows))
+    cells = [row for row in rows if row["corpus"] not in ("", "domain")]
     return {
-        "cells": [{name: row[name] for name in SHOWN} for row in rows if row["corpus"] not in ("", "domain")],
-        "laws": [law for law in told(found)["laws"] if law["law"] in kept],
-        "trends": found.trends,
-        "forgetting": found.forgetting,
-        "worth": found.worth,
+        "cells": [{name: row[name] for name in CELL_COLUMNS} for row in cells],
+        "laws": [law for law in analysis["laws"] if law["law"] in CORPUS_LAWS],
+        **{name: analysis[name] for name in ("trends", "forgetting", "efficiency")},
     }
 
 
 def page(measured: dict[str, Any]) -> str:
-    """The page in Markdown; what it means is in scaling.notes.md."""
+    """Return the page in Markdown; its discussion is scaling.notes.md."""
     parts = [
         "# The laptop study",
         *_table3(measured),
-        *_pictures(),
-        *_foretold_table(measured["foretold"]),
+        *_figures(),
+        *_forecasts(measured["forecasts"]),
         *_laws(measured["laws"]),
         *(_other_corpora(measured["corpora"]) if "corpora" in measured else ()),
         (common.RESULTS / "scaling.notes.md").read_text(),
@@ -130,33 +140,32 @@ def page(measured: dict[str, Any]) -> str:
 
 def _table3(measured: dict[str, Any]) -> list[str]:
     cells = [cell for cell in measured["cells"] if cell["labels"] == LABELS]
+    last = max(cell["adapt_step"] for cell in cells)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells:
-        if cell["start"] != "adapted" or cell["adapt_step"] == max(one["adapt_step"] for one in cells):
+        if cell["start"] != "adapted" or cell["adapt_step"] == last:
             groups.setdefault((cell["size"], cell["start"]), []).append(cell)
     rows = [
-        f"| {size} | {start} | {len(own)} | " + " | ".join(_mean(own, k) for k in MEASURED) + " |"
-        for (size, start), own in sorted(groups.items())
+        f"| {size} | {start} | {len(group)} | " + " | ".join(_mean(group, name) for name in RESULT_METRICS) + " |"
+        for (size, start), group in sorted(groups.items())
     ]
     for name, scores in measured["baselines"].get(str(LABELS), {}).items():
-        rows.append(f"| {name} | | 1 | " + " | ".join(_interval(scores[k]) for k in MEASURES) + " |")
+        intervals = [f"{Interval.from_json(scores[metric])}" for metric in REPORT_METRICS]
+        rows.append(f"| {name} | | 1 | " + " | ".join(intervals) + " |")
     return [
-        f"As the paper's Table 3, on star with {LABELS:,} labels and windows of 128 tokens; means over seeds, and 95 % "
+        f"The paper's Table 3 on star, with {LABELS:,} labels and windows of 128 tokens: means over seeds, and 95 % "
         "intervals over test cases. The baselines see the same labels.",
         "\n".join(["| model | start | seeds | top-1 | top-3 | top-5 | loss |", "|---|---|---|---|---|---|---|", *rows]),
     ]
 
 
-def _mean(own: Sequence[dict[str, Any]], name: str) -> str:
-    value, low, high = (sum(cell[name + end] for cell in own) / len(own) for end in ("", "_low", "_high"))
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+def _mean(cells: Sequence[dict[str, Any]], name: str) -> str:
+    """Format the means of a metric and of its bounds over seeds."""
+    means = (sum(cell[name + end] for cell in cells) / len(cells) for end in ("", "_low", "_high"))
+    return f"{Interval(*means)}"
 
 
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
-
-def _pictures() -> list[str]:
+def _figures() -> list[str]:
     return [
         "![Figure 3a: loss against operations](scaling-3a.png) ![Figure 3b: loss against tokens](scaling-3b.png)",
         "![Figure 3c: loss against language-model loss](scaling-3c.png) ![Figure 8b: top-1](scaling-8b.png)",
@@ -164,24 +173,25 @@ def _pictures() -> list[str]:
     ]
 
 
-def _foretold_table(compared: Sequence[dict[str, Any]]) -> list[str]:
+def _forecasts(compared: Sequence[dict[str, Any]]) -> list[str]:
     rows = []
-    for quantity in sorted({one["quantity"] for one in compared}):
-        own = [one for one in compared if one["quantity"] == quantity]
-        off = [abs(one["value"] / one["measured"] - 1) for one in own]
-        held = sum(one["low"] <= one["measured"] <= one["high"] for one in own)
-        last = next(one for one in own if one["cell"].endswith(f"736_{LABELS}-labels_seed-0"))
+    for quantity in sorted({forecast["quantity"] for forecast in compared}):
+        forecasts = [forecast for forecast in compared if forecast["quantity"] == quantity]
+        errors = [abs(forecast["value"] / forecast["measured"] - 1) for forecast in forecasts]
+        covered = sum(forecast["low"] <= forecast["measured"] <= forecast["high"] for forecast in forecasts)
+        last = next(one for one in forecasts if one["cell"].endswith(f"736_{LABELS}-labels_seed-0"))
         rows.append(
-            f"| {quantity} | {last['value']:.3f} ({last['low']:.3f} to {last['high']:.3f}) | {last['measured']:.3f} | "
-            f"{sum(off) / len(off):.1%} | {max(off):.1%} | {held} of {len(own)} |"
+            f"| {quantity} | {Interval.from_json(last)} | {last['measured']:.3f} | "
+            f"{sum(errors) / len(errors):.1%} | {max(errors):.1%} | {covered} of {len(forecasts)} |"
         )
     return [
-        "## Foretold",
-        "What laws of the three smaller sizes said of nano-1.9m, committed before it was trained "
-        f"([scaling.foretold.json](scaling.foretold.json)); at its end with {LABELS:,} labels, and over all cells.",
+        "## Forecasts",
+        "Predictions for nano-1.9m by laws of the three smaller sizes, committed before it was trained "
+        f"([scaling.forecast.json](scaling.forecast.json)): at its last checkpoint with {LABELS:,} labels, and over "
+        "all cells.",
         "\n".join(
             [
-                "| of | foretold, at the end | measured | mean error, all cells | greatest | inside the interval |",
+                "| quantity | forecast, last | measured | mean error, all cells | maximum | inside the interval |",
                 "|---|---|---|---|---|---|",
                 *rows,
             ]
@@ -190,28 +200,28 @@ def _foretold_table(compared: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _laws(laws: Sequence[dict[str, Any]]) -> list[str]:
-    held = [law for law in laws if not law["refused"]]
-    shown = [
-        f"| {law['law']} | {law['quantity']}, {law['where']} | {law['r2']:.3f} | {_off(law)} | {law['says']} |"
-        for law in held
+    holding = [
+        f"| {law['law']} | {law['quantity']}, {law['subset']} | {law['r2']:.3f} | {_error(law)} | {law['summary']} |"
+        for law in laws
+        if not law["rejection"]
     ]
     rejected = [
-        f"| {law['law']} | {law['quantity']}, {law['where']} | {_off(law)} | {law['refused']} |"
+        f"| {law['law']} | {law['quantity']}, {law['subset']} | {_error(law)} | {law['rejection']} |"
         for law in laws
-        if law["refused"]
+        if law["rejection"]
     ]
     return [
         "## Laws",
-        f"{len(held)} of {len(laws)} hold. Off: mean relative error on held-out points, those of the last "
-        "checkpoints or of the most labels, when fitted to the others.",
-        "\n".join(["| law | of | R² | off | says |", "|---|---|---|---|---|", *shown]),
-        "Those that do not:",
-        "\n".join(["| law | of | off | why not |", "|---|---|---|---|", *rejected]),
+        f"{len(holding)} of {len(laws)} hold. Held-out error: mean relative error on the last checkpoints, or on the "
+        "most labels, when fitted to the others.",
+        "\n".join(["| law | of | R² | held-out error | summary |", "|---|---|---|---|---|", *holding]),
+        "Rejected laws:",
+        "\n".join(["| law | of | held-out error | reason |", "|---|---|---|---|", *rejected]),
     ]
 
 
-def _off(law: dict[str, Any]) -> str:
-    return "" if law["foretold"] is None else f"{law['foretold']:.1%}"
+def _error(law: dict[str, Any]) -> str:
+    return "" if law["heldout_error"] is None else f"{law['heldout_error']:.1%}"
 
 
 def _other_corpora(corpora: dict[str, Any]) -> list[str]:
@@ -230,46 +240,49 @@ def _other_corpora(corpora: dict[str, Any]) -> list[str]:
             ]
         ),
         *(
-            f"- {law['law']}, {law['quantity']}, {law['where']} ({law['points']} points): {law['says']}"
+            f"- {law['law']}, {law['quantity']}, {law['subset']} ({law['points']} points): {law['summary']}"
             for law in corpora["laws"]
         ),
-        *(
-            f"- {worth.special} over {worth.general}: "
-            + ", ".join(
-                f"{size:,.0f} parameters {_times(ratio)}" for size, ratio in sorted(worth.ratio.by_size.items())
-            )
-            for worth in corpora["worth"]
-            if worth.ratio.by_size
-        ),
+        *(_efficiency(corpus) for corpus in corpora["efficiency"] if corpus["ratio"]["by_size"]),
     ]
 
 
-def _times(ratio: Ratio) -> str:
-    return f"{'at least ' if ratio.at_least else ''}{ratio.value:.1f} times"
+def _efficiency(corpus: dict[str, Any]) -> str:
+    by_size = sorted((float(size), ratio) for size, ratio in corpus["ratio"]["by_size"].items())
+    ratios = [
+        f"{size:,.0f} parameters {'at least ' if ratio['at_least'] else ''}{ratio['value']:.1f} times"
+        for size, ratio in by_size
+    ]
+    return f"- {corpus['special']} over {corpus['general']}: {', '.join(ratios)}"
 
 
-def foretold(run: Path, size: str) -> dict[str, Any]:
-    """What the laws of the other sizes say of each cell of a size that starts from an adapted model."""
+def forecast(run: Path, size: str) -> dict[str, Any]:
+    """Forecast each cell of a size that starts from an adapted model, with laws of the other sizes."""
     rows = results.read(run)
     if any(row["size"] == size for row in rows):
-        raise SystemExit(f"{run} has cells of {size} already: what is measured cannot be foretold any more")
-    outlook, made = Outlook(rows), study.read(STUDY)
-    cells = [cell for cell in study.cells(made) if (cell.size, cell.start, cell.seed) == (size, "adapted", 0)]
+        raise SystemExit(f"{run} already has cells of {size}; forecast a size that has not been trained")
+    forecaster, laptop = Forecaster(rows), study.read(STUDY)
+    cells = [cell for cell in study.cells(laptop) if (cell.size, cell.start, cell.seed) == (size, "adapted", 0)]
     return {
+        "format": FORMAT,
         "size": size,
-        "from": sorted({row["size"] for row in outlook.rows}),
+        "from": sorted({row["size"] for row in forecaster.rows}),
         "laws": {
-            quantity: {"law": law.fit.law.formula, "refused": law.refused, "off_on_the_largest": law.foretold}
-            for quantity, law in outlook.laws.items()
+            quantity: {
+                "law": law.fit.law.formula,
+                "rejection": law.rejection,
+                "heldout_error_of_the_largest": law.heldout_error,
+            }
+            for quantity, law in forecaster.laws.items()
         },
-        "cells": {cell.name: _cell(outlook, made, cell) for cell in cells},
+        "cells": {cell.name: _forecast_cell(forecaster, laptop, cell) for cell in cells},
     }
 
 
-def _cell(outlook: Outlook, made: study.Study, cell: Cell) -> dict[str, Any]:
+def _forecast_cell(forecaster: Forecaster, laptop: study.Study, cell: Cell) -> dict[str, Any]:
     parameters = flops.parameter_count(study.architecture_of(cell.size), embeddings=False)
-    point = Point(parameters, made.tokens(cell.size, cell.step), cell.labels)
-    return {name: value._asdict() for name, value in outlook.at(point).items()}
+    scenario = Scenario(parameters, laptop.tokens(cell.size, cell.step), cell.labels)
+    return {name: interval._asdict() for name, interval in forecaster.predict(scenario).items()}
 
 
 if __name__ == "__main__":
