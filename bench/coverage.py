@@ -68,9 +68,9 @@ def _page(machine: dict[str, Any], fits: int, laws: dict[str, Any]) -> str:
         [
             "# Coverage of the laws' intervals",
             "",
-            f"{fits} noisy samples of each law, at the sizes of a study: the share whose 95 % interval covers each",
-            f"parameter, and a prediction at {EXTRAPOLATION:g} times the largest value. **Bold** is below the lower limit",
-            f"of chance, {threshold:.1%} (one in forty). `python -m bench.coverage` repeats the measurement.",
+            f"{fits} noisy samples of each law, at the sizes of a study: the share whose 95 % interval covers",
+            f"each parameter, and a prediction at {EXTRAPOLATION:g} times the largest value. **Bold**: below the lower",
+            f"limit of chance, {threshold:.1%} (one in forty). `python -m bench.coverage` repeats the measurement.",
             "",
             "| law | points | noise | coverage |",
             "|---|---|---|---|",

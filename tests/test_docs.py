@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scaled import made, write
+from scaled import study_rows, write
 from serving import free_port
 
 from converters.__main__ import CONVERTERS
@@ -182,7 +182,7 @@ def test_a_large_size_without_a_dataset_names_prepare(line: str, folder: Path) -
 
 def test_the_commands_of_scaling_run(folder: Path) -> None:
     """docs/scaling.md, on results that stand in for hours of training."""
-    write(folder / "runs" / "scaling" / "laptop", made()[:66])
+    write(folder / "runs" / "scaling" / "laptop", study_rows()[:66])
     for line in commands(ROOT / "docs" / "scaling.md"):
         if line.startswith(("bin/scaling report", "bin/scaling advise")):
             run(shlex.split(line))
