@@ -1,4 +1,4 @@
-"""docs/production.md: what of it can be run here is run, and its commands are ones."""
+"""docs/production.md and docs/triton.md: their commands parse, and the parts that need no GPU run."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ from jaxtempl.config.converting import ConvertTritonConfig
 from jaxtempl.config.paths import ROOT
 from jaxtempl.specs.accelerators import ACCELERATORS
 
-PAGE = (ROOT / "docs" / "production.md").read_text()
+PAGE = "\n".join((ROOT / "docs" / name).read_text() for name in ("production.md", "triton.md"))
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 KINDS = {name: kind for name, (_, kind) in CONVERTERS.items()}
 
@@ -44,43 +44,43 @@ def test_every_converter_takes_its_flags() -> None:
 
 
 def test_what_is_made_is_what_is_used_next() -> None:
-    """The repository that is mounted and the model that is asked are the defaults; Triton is of one release."""
+    """The repository that is mounted and the model that is model_config are the defaults; Triton is of one release."""
     text = " ".join(" ".join(words) for words in commands())
-    wanted = ConvertTritonConfig()
-    assert f"-v $PWD/{wanted.out}:/models:ro" in text
-    assert set(re.findall(r"--load-model=(\S+)", text)) == {wanted.name}
-    assert set(re.findall(r"/models/([\w-]+)/(?:ready|infer|load)", text)) == {wanted.name}
-    assert f"-m {wanted.name} " in text
+    expected = ConvertTritonConfig()
+    assert f"-v $PWD/{expected.out}:/models:ro" in text
+    assert set(re.findall(r"--load-model=(\S+)", text)) == {expected.name}
+    assert set(re.findall(r"/models/([\w-]+)/(?:ready|infer|load)", text)) == {expected.name}
+    assert f"-m {expected.name} " in text
     assert len(set(re.findall(r"tritonserver:(\d\d\.\d\d)-py3", text))) == 1, "one release of Triton"
 
 
 def test_the_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", PAGE):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGE):
         assert (ROOT / "docs" / link).exists()
     headings = {
         re.sub(r"[^a-z -]", "", line[3:].lower()).replace(" ", "-") for line in re.findall("^## .*", PAGE, re.M)
     }
-    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= headings
+    assert set(re.findall(r"\]\([^)#:]*#([^)]+)\)", PAGE)) <= headings
 
 
 def test_the_request_of_the_page_is_answered(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = convert(make_bundle(tmp_path / "bundle", network, TEMPLATES, buckets=[64]), tmp_path / "models")
+    model_config = convert(make_bundle(tmp_path / "bundle", network, TEMPLATES, buckets=[64]), tmp_path / "models")
     (tmp_path / "ask.py").write_text(PYTHON[0])
     runpy.run_path("ask.py")
     request = json.loads(Path("request.json").read_text())
-    fed = {given["name"]: np.array(given["data"], np.int32).reshape(given["shape"]) for given in request["inputs"]}
-    declared = {given.name: given for given in asked.input}
+    feeds = {given["name"]: np.array(given["data"], np.int32).reshape(given["shape"]) for given in request["inputs"]}
+    declared = {given.name: given for given in model_config.input}
     assert {given["datatype"] for given in request["inputs"]} == {"INT32"}
-    for name, array in fed.items():
+    for name, array in feeds.items():
         assert declared[name].data_type == PB2.TYPE_INT32
         assert list(declared[name].dims) in ([-1], list(array.shape[1:]))
     session = onnxruntime.InferenceSession("models/templates/1/model.onnx", providers=["CPUExecutionProvider"])
-    (padded,) = session.run(["logits"], fed)
-    length = fed["lengths"].item()
-    (bare,) = session.run(["logits"], {"input_ids": fed["input_ids"][:, :length], "lengths": fed["lengths"]})
+    (padded,) = session.run(["logits"], feeds)
+    length = feeds["lengths"].item()
+    (bare,) = session.run(["logits"], {"input_ids": feeds["input_ids"][:, :length], "lengths": feeds["lengths"]})
     np.testing.assert_allclose(padded, bare, rtol=1e-4, atol=1e-5)
-    assert [given["name"] for given in request["outputs"]] == [output.name for output in asked.output]
+    assert [given["name"] for given in request["outputs"]] == [output.name for output in model_config.output]
 
 
 def test_the_other_client_reads_the_same_request() -> None:
@@ -94,15 +94,15 @@ def test_the_other_client_reads_the_same_request() -> None:
 )
 def test_the_table_is_arithmetic(row: tuple[str, ...]) -> None:
     milliseconds = float(row[1].replace(",", "")) * 1e9 / (0.4 * ACCELERATORS["a10"].peak) * 1000
-    told = [int(value) for value in row[2:]]
-    most: Any = ConvertTritonConfig().max_batch_size
-    assert told == [round(milliseconds), round(most * milliseconds), round(20 * milliseconds / 10)]
+    stated = [int(value) for value in row[2:]]
+    maximum: Any = ConvertTritonConfig().max_batch_size
+    assert stated == [round(milliseconds), round(maximum * milliseconds), round(20 * milliseconds / 10)]
 
 
-def test_the_page_tells_the_settings() -> None:
-    wanted = ConvertTritonConfig()
-    assert f"**{wanted.timeout_ms} ms in the queue** (`--timeout_ms`)" in PAGE
-    assert f"At most {config.MAX_QUEUE_SIZE} wait" in PAGE
-    assert f"**{config.QUEUE_DELAY_MICROSECONDS // 1000} ms for company.**" in PAGE
-    assert wanted.max_batch_size == 4
-    assert "**Four at once at most** (`--max_batch_size`)" in PAGE
+def test_the_page_states_the_configuration() -> None:
+    expected = ConvertTritonConfig()
+    assert f"**{expected.timeout_ms} ms in the queue** (`--timeout_ms`)" in PAGE
+    assert f"At most {config.MAX_QUEUE_SIZE} requests wait" in PAGE
+    assert f"**{config.QUEUE_DELAY_MICROSECONDS // 1000} ms of queueing delay.**" in PAGE
+    assert expected.max_batch_size == 4
+    assert "**Batches of at most four** (`--max_batch_size`)" in PAGE
