@@ -17,8 +17,6 @@ from http.client import HTTPException as HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from test_bundle import graph, write
-
 from jaxtempl.config.paths import ROOT
 
 PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
@@ -118,8 +116,3 @@ def served(bundle: Path, store: Path | str, *flags: str, port: int = 0) -> Gener
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
-
-
-def bundle(folder: Path, **facts: Any) -> Path:
-    """A small bundle with a window of 512 tokens; its graph is none that --backend=fake would run."""
-    return write(folder, graph(), **{"window": 512, "buckets": [64, 128, 256, 512], **facts})

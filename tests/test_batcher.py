@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import bundles
 import numpy as np
 import pytest
-import serving
 
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
@@ -41,7 +41,7 @@ class Network:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return serving.bundle(tmp_path_factory.mktemp("batcher") / "b")
+    return bundles.write_serving_bundle(tmp_path_factory.mktemp("batcher") / "b")
 
 
 class Rig:
@@ -55,7 +55,7 @@ class Rig:
         self.batcher = Batcher(batch, queue, timeout, self.metrics)
 
     async def ask(self, first: int, length: int = 10, case: str | None = None) -> float:
-        with self.batcher.place(case) as place:
+        with self.batcher.enqueue(case) as place:
             logits = await self.batcher.logits(place, self.model, [first] * length)
         return float(logits[0])
 
@@ -152,7 +152,7 @@ def test_a_failed_batch_fails_its_own_requests_alone(folder: Path) -> None:
         rig.go()
         found = await asyncio.gather(*first, *rest, return_exceptions=True)
         assert [type(each) for each in found] == [float, *[FailedError] * 4, float]
-        assert b"jaxtempl_failed_batches_total 1.0" in rig.metrics.text()
+        assert b"jaxtempl_failed_batches_total 1.0" in rig.metrics.render()
 
     run(folder, test)
 
@@ -281,7 +281,7 @@ def test_a_client_that_left_frees_its_place(folder: Path) -> None:
 
 def test_one_that_is_still_read_has_a_place_and_can_be_superseded(folder: Path) -> None:
     async def test(rig: Rig) -> None:
-        with rig.batcher.place("a") as place:
+        with rig.batcher.enqueue("a") as place:
             assert rig.batcher.waiting == 1
             newer = await rig.asked(5, case="a")
             rig.go()

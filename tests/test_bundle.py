@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
+from bundles import FACTS, make_graph, write_bundle
 from exported import TEMPLATES
 from imports import without
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from tiny import ASSETS
 
 from jaxtempl import files
 from jaxtempl.bundle import bundle, onnx_check
@@ -26,34 +25,6 @@ from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.serve.inference.suggester import bundle_suggester
-
-FACTS: dict[str, Any] = {
-    "model": "model.onnx",
-    "head": "template",
-    "dtype": "fp32",
-    "window": 8,
-    "role_tags": False,
-    "special_tokens": 0,
-    "temperature": 1.0,
-    "slots": 7,
-    "buckets": [8],
-    "run": {},
-    "verify": {},
-}
-
-
-def graph(weight: TensorProto | None = None, domain: str = "") -> onnx.ModelProto:
-    """Gathers rows of a table: enough of a network to be opened."""
-    own = weight or onnx.numpy_helper.from_array(np.ones((8192, 7), np.float32), "table")
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["each"]),
-        helper.make_node("ReduceSum", ["each", "axes"], ["logits"], keepdims=0, domain=domain),
-    ]
-    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
-    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["batch", "length"])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 7])]
-    made = helper.make_graph(nodes, "test", inputs, outputs, [own, axes])
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)])
 
 
 def external(location: str, **place: Any) -> TensorProto:
@@ -64,20 +35,6 @@ def external(location: str, **place: Any) -> TensorProto:
     return tensor
 
 
-def write(folder: Path, model: onnx.ModelProto | bytes, **facts: Any) -> Path:
-    folder.mkdir()
-    raw = model if isinstance(model, bytes) else model.SerializeToString()
-    (folder / "model.onnx").write_bytes(raw)
-    (folder / "tokenizer.json").write_text((ASSETS / "nano" / "tokenizer.json").read_text())
-    entries = [
-        {"slot": t.slot, "id": t.id, "text": t.text, "active": t.active, "observed": False, "count": 1}
-        for t in TEMPLATES
-    ]
-    files.write_json(folder / "templates.json", entries)
-    bundle.write_manifest(folder, FACTS | facts)
-    return folder
-
-
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((folder / "bundle.json").read_text())
     edit(manifest)
@@ -85,7 +42,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    found = Bundle.open(write(tmp_path / "b", graph()))
+    found = Bundle.open(write_bundle(tmp_path / "b", make_graph()))
     assert found.templates == TEMPLATES
     assert found.model.name == "model.onnx"
     assert found.manifest["temperature"] == 1
@@ -94,8 +51,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
-    one, same = (Bundle.open(write(tmp_path / name, graph())) for name in ("a", "b"))
-    other = Bundle.open(write(tmp_path / "c", graph(domain="ai.onnx")))
+    one, same = (Bundle.open(write_bundle(tmp_path / name, make_graph())) for name in ("a", "b"))
+    other = Bundle.open(write_bundle(tmp_path / "c", make_graph(domain="ai.onnx")))
     assert one.manifest["version"] == same.manifest["version"] != other.manifest["version"]
 
 
@@ -117,7 +74,7 @@ def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_as_it_says_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     spoil(folder)
     with pytest.raises(UserError, match=said) as caught:
         Bundle.open(folder)
@@ -125,7 +82,7 @@ def test_what_is_not_as_it_says_is_refused(tmp_path: Path, spoil: Any, said: str
 
 
 def test_a_flipped_byte_is_seen_in_every_file(tmp_path: Path) -> None:
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     for name in ("model.onnx", "tokenizer.json", "templates.json"):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
@@ -138,7 +95,7 @@ def test_a_flipped_byte_is_seen_in_every_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "inner/../../secret"])
 def test_a_file_outside_is_never_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("x")
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     change(folder, lambda m: m["files"].update({name: {"bytes": 1, "sha256": files.sha256(tmp_path / "secret")}}))
     with pytest.raises(UserError, match="points outside"):
         Bundle.open(folder)
@@ -146,7 +103,7 @@ def test_a_file_outside_is_never_read(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["model.onnx", "templates.json", "bundle.json"])
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> None:
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     (folder / name).rename(tmp_path / name)
     (folder / name).symlink_to(tmp_path / name)
     with pytest.raises(UserError, match=r"outside|link"):
@@ -176,7 +133,7 @@ LIST = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[2**40, 7], f
 )
 def test_a_hostile_weight_is_refused(tmp_path: Path, weight: TensorProto, said: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(1400))
-    folder = write(tmp_path / "b", graph(weight))
+    folder = write_bundle(tmp_path / "b", make_graph(weight))
     (folder / "beside").write_bytes(bytes(1400))
     (folder / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match=said) as caught:
@@ -185,24 +142,24 @@ def test_a_hostile_weight_is_refused(tmp_path: Path, weight: TensorProto, said: 
 
 
 def test_a_weight_inside_a_node_is_looked_at_too(tmp_path: Path) -> None:
-    model = graph()
+    model = make_graph()
     model.graph.node.append(helper.make_node("Constant", [], ["y"], value=external("/etc/passwd")))
     inner = helper.make_graph([helper.make_node("Constant", [], ["z"], value=external("../x"))], "inner", [], [])
-    with_if = graph()
+    with_if = make_graph()
     with_if.graph.node.append(helper.make_node("If", ["c"], [], then_branch=inner, else_branch=inner))
     for i, hostile in enumerate((model, with_if)):
         with pytest.raises(UserError, match="points outside"):
-            Bundle.open(write(tmp_path / f"b{i}", hostile))
+            Bundle.open(write_bundle(tmp_path / f"b{i}", hostile))
 
 
 def test_operators_that_are_not_onnxs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"outside the ONNX standard \(com.example\)"):
-        Bundle.open(write(tmp_path / "b", graph(domain="com.example")))
+        Bundle.open(write_bundle(tmp_path / "b", make_graph(domain="com.example")))
 
 
 def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an ONNX model"):
-        Bundle.open(write(tmp_path / "b", b"\xff" * 100))
+        Bundle.open(write_bundle(tmp_path / "b", b"\xff" * 100))
 
 
 def test_a_file_too_large_for_onnx_is_not_read(tmp_path: Path) -> None:
@@ -222,7 +179,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     with pytest.raises(UserError, match="is not an ONNX model"):
-        Bundle.open(write(tmp_path / "b", pickle.dumps(Trap())))
+        Bundle.open(write_bundle(tmp_path / "b", pickle.dumps(Trap())))
     assert not (tmp_path / "sprung").exists()
 
 
@@ -240,7 +197,7 @@ def closure(names: set[str]) -> set[str]:
 
 def test_what_suggests_is_in_requirements_serve(tmp_path: Path) -> None:
     """All that is imported belongs to a distribution named there, or to one that those need."""
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     code = f"""
 import sys
 from jaxtempl.commands import suggest
@@ -263,7 +220,7 @@ def lines(name: str) -> set[str]:
 
 
 def test_an_engine_without_its_gpu_is_refused_in_one_line(tmp_path: Path) -> None:
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     (folder / "bundle.json").unlink()
     (folder / "model.onnx").rename(folder / "model.plan")
     bundle.write_manifest(folder, FACTS | {"model": "model.plan"})
@@ -275,7 +232,7 @@ TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "
 
 
 def test_suggesting_from_a_bundle_needs_nothing_of_training(tmp_path: Path) -> None:
-    folder = write(tmp_path / "b", graph())
+    folder = write_bundle(tmp_path / "b", make_graph())
     code = f"""
 import sys
 class Missing:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import bundles
 import pytest
-import serving
 from chromium import browser as browser
 from chromium import console, customer_says, settled
 from playwright.sync_api import Browser, expect
@@ -16,7 +16,7 @@ from serving import Server, served
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return serving.bundle(tmp_path_factory.mktemp("console") / "bundle", window=64, buckets=[64])
+    return bundles.write_serving_bundle(tmp_path_factory.mktemp("console") / "bundle", window=64, buckets=[64])
 
 
 @pytest.fixture

@@ -11,20 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from counted_server import server as server
+from deploy_files import CONTAINER, DEPLOY, DEPLOYMENT, POD, SERVE, documents
 from serving import Server
-from test_serve_watched import DEPLOY, documents, server
 
 from jaxtempl.config import parsing
 from jaxtempl.config.paths import ROOT
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.serve.events import store
 
-__all__ = ["server"]  # a fixture
-
-SERVE = DEPLOY / "kubernetes" / "serve"
-[DEPLOYMENT] = documents(SERVE / "deployment.yaml")
-POD = DEPLOYMENT["spec"]["template"]["spec"]
-[CONTAINER] = POD["containers"]
 COPIER = documents(SERVE / "copier.yaml")[0]["spec"]
 BOUND = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 

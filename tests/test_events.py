@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
+from event_fixtures import NOON, commit, make_event, make_suggestion, open_store, read_rows, stored_ids
+from event_fixtures import url as url
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kept import NOON, happened, keep, opened, rows, suggestion, suggestions
-from kept import url as url
 from postgres import Postgres
 from postgres import postgres as postgres
 from sqlalchemy import event as listening
@@ -35,16 +35,16 @@ from jaxtempl.serve.schema import Event, FieldError
 # A server that is to be killed: it says of which suggestion both events are acknowledged, and never closes its store.
 SERVER = """
 import asyncio, sys
-from kept import happened, suggestion
+from event_fixtures import make_event, make_suggestion
 from jaxtempl.serve.events.store import Store
 
 async def serve() -> None:
     store = Store(sys.argv[1])
     while True:
-        answered = suggestion()
-        store.suggested(answered)
-        await store.keep(happened(answered))
-        await store.keep(happened(answered, event="edited"))
+        answered = make_suggestion()
+        store.add_suggestion(answered)
+        await store.commit_event(make_event(answered))
+        await store.commit_event(make_event(answered, event="edited"))
         print(answered.suggestion_id, flush=True)
 
 asyncio.run(serve())
@@ -74,17 +74,17 @@ def slow_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_kept_is_read_back_equal(url: str) -> None:
-    none = suggestion(case_id=None, threshold=None, templates=[], probabilities=[], reason="low", at=LAST)
-    answered = [suggestion(at=datetime(1, 1, 1, tzinfo=UTC)), none]
-    picked = happened(answered[0], at=NOON.astimezone(timezone(timedelta(hours=9))))
-    shown = happened(answered[1], event="shown", template=None, position=None, at=LAST)
-    with opened(url) as store:
+    none = make_suggestion(case_id=None, threshold=None, templates=[], probabilities=[], reason="low", at=LAST)
+    answered = [make_suggestion(at=datetime(1, 1, 1, tzinfo=UTC)), none]
+    picked = make_event(answered[0], at=NOON.astimezone(timezone(timedelta(hours=9))))
+    shown = make_event(answered[1], event="shown", template=None, position=None, at=LAST)
+    with open_store(url) as store:
         for record in answered:
-            store.suggested(record)
-        assert keep(store, picked, shown) == [None, None]
-    kept = {row["suggestion_id"]: row for row in rows(url, tables.suggestions)}
+            store.add_suggestion(record)
+        assert commit(store, picked, shown) == [None, None]
+    kept = {row["suggestion_id"]: row for row in read_rows(url, tables.suggestions)}
     assert kept == {record.suggestion_id: msgspec.structs.asdict(record) for record in answered}
-    found = {row["event"]: row for row in rows(url, tables.events)}
+    found = {row["event"]: row for row in read_rows(url, tables.events)}
     for wanted in (picked, shown):
         row = found[wanted.event]
         assert datetime.now(UTC) - row.pop("received") < timedelta(hours=1)
@@ -115,15 +115,15 @@ def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
     @settings(max_examples=10, deadline=None)
     @given(st.lists(st.tuples(ANSWERED, CHANGES), max_size=20))
     def check(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        answered = [suggestion(**own) for own, _ in pairs]
-        wanted = [happened(record, **changes) for record, (_, changes) in zip(answered, pairs, strict=True)]
-        with opened(url) as store:
+        answered = [make_suggestion(**own) for own, _ in pairs]
+        wanted = [make_event(record, **changes) for record, (_, changes) in zip(answered, pairs, strict=True)]
+        with open_store(url) as store:
             for record in answered:
-                store.suggested(record)
-            assert keep(store, *wanted) == [None] * len(wanted)
-        of_id = {row["suggestion_id"]: row for row in rows(url, tables.suggestions)}
+                store.add_suggestion(record)
+            assert commit(store, *wanted) == [None] * len(wanted)
+        of_id = {row["suggestion_id"]: row for row in read_rows(url, tables.suggestions)}
         assert [of_id[record.suggestion_id] for record in answered] == list(map(msgspec.structs.asdict, answered))
-        of_id = {row["suggestion_id"]: row for row in rows(url, tables.events)}
+        of_id = {row["suggestion_id"]: row for row in read_rows(url, tables.events)}
         found = [Event(**{name: of_id[x.suggestion_id][name] for name in Event.__struct_fields__}) for x in wanted]
         assert found == wanted
 
@@ -131,88 +131,90 @@ def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
 
 
 def test_an_event_sent_again_is_one_row_and_another_one_is_not(url: str) -> None:
-    answered = suggestion()
-    once, east = happened(answered), timezone(timedelta(hours=9))
-    again = happened(answered, at=once.at.astimezone(east))
-    others = [happened(answered, position=3), happened(answered, at=once.at + timedelta(microseconds=1))]
-    with opened(url) as store:
-        store.suggested(answered)
-        store.suggested(answered)
-        assert keep(store, once, once, again, *others) == [None] * 5
-    with opened(url) as store:
-        store.suggested(answered)
-        assert keep(store, once) == [None]
+    answered = make_suggestion()
+    once, east = make_event(answered), timezone(timedelta(hours=9))
+    again = make_event(answered, at=once.at.astimezone(east))
+    others = [make_event(answered, position=3), make_event(answered, at=once.at + timedelta(microseconds=1))]
+    with open_store(url) as store:
+        store.add_suggestion(answered)
+        store.add_suggestion(answered)
+        assert commit(store, once, once, again, *others) == [None] * 5
+    with open_store(url) as store:
+        store.add_suggestion(answered)
+        assert commit(store, once) == [None]
         assert store.dropped == 0
-    assert len(rows(url, tables.suggestions)) == 1
-    assert len(rows(url, tables.events)) == 3
+    assert len(read_rows(url, tables.suggestions)) == 1
+    assert len(read_rows(url, tables.events)) == 3
 
 
 def test_an_event_of_no_suggestion_is_refused_and_leaves_the_others_of_its_group(url: str) -> None:
-    answered = suggestion()
-    with opened(url) as store:
-        store.suggested(answered)
-        outcomes = keep(store, happened(answered), happened(suggestion()), happened(answered, event="edited"))
+    answered = make_suggestion()
+    with open_store(url) as store:
+        store.add_suggestion(answered)
+        outcomes = commit(
+            store, make_event(answered), make_event(make_suggestion()), make_event(answered, event="edited")
+        )
     assert [type(outcome) for outcome in outcomes] == [type(None), UnknownSuggestionError, type(None)]
-    assert {row["event"] for row in rows(url, tables.events)} == {"picked", "edited"}
+    assert {row["event"] for row in read_rows(url, tables.events)} == {"picked", "edited"}
 
 
 @pytest.mark.usefixtures("slow_to_write")
 def test_records_that_the_database_refuses_leave_the_others_of_their_group(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good, refused = [suggestion(), suggestion()], suggestion(case_id="secret", tokens=2**70)
-    with opened(url) as store:
+    good, refused = [make_suggestion(), make_suggestion()], make_suggestion(case_id="secret", tokens=2**70)
+    with open_store(url) as store:
         for record in (good[0], refused, good[1]):
-            store.suggested(record)
-        outcomes = keep(store, happened(good[0]), happened(good[0], position=2**70), happened(good[1]))
+            store.add_suggestion(record)
+        outcomes = commit(store, make_event(good[0]), make_event(good[0], position=2**70), make_event(good[1]))
         assert [type(outcome) for outcome in outcomes] == [type(None), FieldError, type(None)]
         assert store.dropped == 1
-    assert suggestions(url) == {record.suggestion_id for record in good}
-    assert len(rows(url, tables.events)) == 2
+    assert stored_ids(url) == {record.suggestion_id for record in good}
+    assert len(read_rows(url, tables.events)) == 2
     assert "refuses a suggestion" in caplog.text
     assert "secret" not in caplog.text
 
 
 def test_a_time_that_is_none_in_utc_is_a_wrong_field(tmp_path: Path) -> None:
     early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
-    with opened(f"sqlite:///{tmp_path / 'a'}") as store:
-        (outcome,) = keep(store, happened(suggestion(), at=early))
+    with open_store(f"sqlite:///{tmp_path / 'a'}") as store:
+        (outcome,) = commit(store, make_event(make_suggestion(), at=early))
     assert isinstance(outcome, FieldError)
     assert outcome.field == "at"
 
 
 def test_hundreds_of_events_share_a_few_commits_and_find_the_suggestions_that_came_before_them(url: str) -> None:
-    answered, commits = [suggestion() for _ in range(600)], list[sa.Connection]()
+    answered, commits = [make_suggestion() for _ in range(600)], list[sa.Connection]()
     count = commits.append
-    with opened(url) as store:
+    with open_store(url) as store:
         listening.listen(sa.Engine, "commit", count)
 
         async def answer_and_keep() -> None:
             async with asyncio.TaskGroup() as group:
                 for record in answered:
-                    store.suggested(record)
-                    group.create_task(store.keep(happened(record)))
+                    store.add_suggestion(record)
+                    group.create_task(store.commit_event(make_event(record)))
 
         try:
             asyncio.run(answer_and_keep())
         finally:
             listening.remove(sa.Engine, "commit", count)
-    assert len(rows(url, tables.events)) == 600
+    assert len(read_rows(url, tables.events)) == 600
     assert len(commits) < 100
 
 
 @pytest.mark.usefixtures("slow_to_write")
 def test_closing_writes_what_waits_and_what_comes_later_is_not_kept(url: str) -> None:
-    store, answered = Store(url), [suggestion() for _ in range(1200)]
+    store, answered = Store(url), [make_suggestion() for _ in range(1200)]
     for record in answered:
-        store.suggested(record)
+        store.add_suggestion(record)
     assert store.waiting == 1200
     store.close()
     store.close()
-    assert suggestions(url) == {record.suggestion_id for record in answered}
-    store.suggested(suggestion())
+    assert stored_ids(url) == {record.suggestion_id for record in answered}
+    store.add_suggestion(make_suggestion())
     assert (store.waiting, store.dropped) == (0, 1)
-    (outcome,) = keep(store, happened(answered[0]))
+    (outcome,) = commit(store, make_event(answered[0]))
     assert isinstance(outcome, StoreUnavailableError)
 
 
@@ -220,37 +222,37 @@ def test_closing_writes_what_waits_and_what_comes_later_is_not_kept(url: str) ->
 def test_a_full_queue_drops_suggestions_and_counts_them_and_takes_no_event(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events_store, "MOST", 2)
-    answered = [suggestion() for _ in range(3)]
-    with opened(url) as store:
+    monkeypatch.setattr(events_store, "MAX_WAITING", 2)
+    answered = [make_suggestion() for _ in range(3)]
+    with open_store(url) as store:
         for record in answered:
-            store.suggested(record)
+            store.add_suggestion(record)
         assert (store.waiting, store.dropped) == (2, 1)
-        (outcome,) = keep(store, happened(answered[0]))
+        (outcome,) = commit(store, make_event(answered[0]))
         assert isinstance(outcome, StoreUnavailableError)
-    assert suggestions(url) == {record.suggestion_id for record in answered[:2]}
+    assert stored_ids(url) == {record.suggestion_id for record in answered[:2]}
 
 
 def test_an_event_that_waits_too_long_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer has nobody to tell then: neither in a loop that goes on, nor in one that has ended."""
-    url, answered, troubles = f"sqlite:///{tmp_path / 'a'}", suggestion(), list[Any]()
+    url, answered, troubles = f"sqlite:///{tmp_path / 'a'}", make_suggestion(), list[Any]()
 
     async def given_up_and_sent_again(store: Store) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
         with pytest.raises(StoreUnavailableError):
-            await store.keep(happened(answered))
+            await store.commit_event(make_event(answered))
         other.close()
         monkeypatch.setattr(events_store, "PATIENCE", 60.0)
-        await store.keep(happened(answered))
+        await store.commit_event(make_event(answered))
 
     monkeypatch.setattr(events_store, "PATIENCE", 0.05)
-    with opened(url) as store, contextlib.ExitStack() as other:
+    with open_store(url) as store, contextlib.ExitStack() as other:
         other.enter_context(locked(url))
-        store.suggested(answered)
-        assert [type(outcome) for outcome in keep(store, happened(answered))] == [StoreUnavailableError]
+        store.add_suggestion(answered)
+        assert [type(outcome) for outcome in commit(store, make_event(answered))] == [StoreUnavailableError]
         asyncio.run(given_up_and_sent_again(store))
     assert troubles == []
-    assert len(rows(url, tables.events)) == 1
+    assert len(read_rows(url, tables.events)) == 1
 
 
 def patient(url: str) -> str:
@@ -274,31 +276,31 @@ def test_servers_of_one_database_that_are_killed_have_kept_all_that_they_acknowl
             acknowledged += [line.strip() for line in said if line.endswith("\n")]
         server.wait()
     assert len(acknowledged) >= 60
-    kept = [(row["suggestion_id"], row["event"]) for row in rows(url, tables.events)]
+    kept = [(row["suggestion_id"], row["event"]) for row in read_rows(url, tables.events)]
     assert {(key, name) for key in acknowledged for name in ("picked", "edited")} <= set(kept)
-    assert set(acknowledged) <= suggestions(url)
+    assert set(acknowledged) <= stored_ids(url)
 
 
 def test_servers_may_make_the_tables_at_the_same_time(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         for engine in threads.map(tables.open_to_write, [patient(url)] * 8):
             engine.dispose()
-    assert rows(url, tables.store) == [{"format": 1}]
+    assert read_rows(url, tables.store) == [{"format": 1}]
 
 
 @pytest.mark.usefixtures("slow_to_write")
 def test_an_event_finds_a_suggestion_that_another_server_answered_and_had_not_written(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered, other = suggestion(), Store(url)
-    other.suggested(answered)
+    answered, other = make_suggestion(), Store(url)
+    other.add_suggestion(answered)
 
     async def until_it_has(_: float) -> None:
         other.close()
 
     monkeypatch.setattr(asyncio, "sleep", until_it_has)
-    with opened(url) as store:
-        assert keep(store, happened(answered)) == [None]
+    with open_store(url) as store:
+        assert commit(store, make_event(answered)) == [None]
 
 
 class Outage:
@@ -324,23 +326,23 @@ def outage(url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 def test_a_database_that_went_and_came_back_has_all_once(
     url: str, outage: Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, during = suggestion(), [suggestion() for _ in range(600)]
-    with opened(url) as store:
-        store.suggested(before)
-        assert keep(store, happened(before)) == [None]
+    before, during = make_suggestion(), [make_suggestion() for _ in range(600)]
+    with open_store(url) as store:
+        store.add_suggestion(before)
+        assert commit(store, make_event(before)) == [None]
         with outage:
             for record in during:
-                store.suggested(record)
+                store.add_suggestion(record)
             for _ in range(2):
-                outcomes = keep(store, happened(before, event="edited"), happened(during[-1]))
+                outcomes = commit(store, make_event(before, event="edited"), make_event(during[-1]))
                 assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
             until(lambda: store.waiting == 600)
-            assert suggestions(url) == {before.suggestion_id} if url.startswith("sqlite") else True
-        until(lambda: keep(store, happened(during[-1])) == [None])
-        assert keep(store, happened(before), happened(before, event="edited")) == [None, None]
+            assert stored_ids(url) == {before.suggestion_id} if url.startswith("sqlite") else True
+        until(lambda: commit(store, make_event(during[-1])) == [None])
+        assert commit(store, make_event(before), make_event(before, event="edited")) == [None, None]
         assert (store.waiting, store.dropped) == (0, 0)
-    assert suggestions(url) == {record.suggestion_id for record in (before, *during)}
-    assert sorted(row["event"] for row in rows(url, tables.events)) == ["edited", "picked", "picked"]
+    assert stored_ids(url) == {record.suggestion_id for record in (before, *during)}
+    assert sorted(row["event"] for row in read_rows(url, tables.events)) == ["edited", "picked", "picked"]
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "the event store cannot be reached",
         "the event store is reached again",
@@ -348,27 +350,27 @@ def test_a_database_that_went_and_came_back_has_all_once(
 
 
 def test_a_database_that_came_back_is_found_though_nothing_is_to_be_written(url: str, outage: Outage) -> None:
-    answered = suggestion()
-    with opened(url) as store:
-        store.suggested(answered)
-        assert keep(store, happened(answered)) == [None]
+    answered = make_suggestion()
+    with open_store(url) as store:
+        store.add_suggestion(answered)
+        assert commit(store, make_event(answered)) == [None]
         with outage:
-            assert [type(outcome) for outcome in keep(store, happened(answered))] == [StoreUnavailableError]
+            assert [type(outcome) for outcome in commit(store, make_event(answered))] == [StoreUnavailableError]
             assert store.waiting == 0
-        until(lambda: keep(store, happened(answered)) == [None])
+        until(lambda: commit(store, make_event(answered)) == [None])
 
 
 def test_closing_waits_for_a_database_that_comes_back(url: str, outage: Outage) -> None:
-    store, answered = Store(url), suggestion()
+    store, answered = Store(url), make_suggestion()
     with ThreadPoolExecutor(1) as thread:
         with outage:
-            store.suggested(answered)
-            assert [type(outcome) for outcome in keep(store, happened(answered))] == [StoreUnavailableError]
+            store.add_suggestion(answered)
+            assert [type(outcome) for outcome in commit(store, make_event(answered))] == [StoreUnavailableError]
             closing = thread.submit(store.close)
             assert wait([closing], timeout=0.5).not_done
         closing.result()
     assert (store.waiting, store.dropped) == (0, 0)
-    assert suggestions(url) == {answered.suggestion_id}
+    assert stored_ids(url) == {answered.suggestion_id}
 
 
 def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
@@ -379,10 +381,10 @@ def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
     store = Store(url)
     with outage:
         for _ in range(100):
-            store.suggested(suggestion())
+            store.add_suggestion(make_suggestion())
         store.close()
     assert (store.waiting, store.dropped) == (0, 100)
-    assert suggestions(url) == set()
+    assert stored_ids(url) == set()
 
 
 @pytest.mark.parametrize("open_it", [tables.open_to_read, tables.open_to_write])

@@ -7,9 +7,9 @@ import msgspec
 import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
-from kept import NOON, ODD, happened, keep, opened, suggestion
-from kept import postgres as postgres
-from kept import url as url
+from event_fixtures import NOON, ODD, commit, make_event, make_suggestion, open_store
+from event_fixtures import postgres as postgres
+from event_fixtures import url as url
 
 from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UsageError, UserError
@@ -20,13 +20,13 @@ from jaxtempl.serve.events.store import StoredSuggestion
 
 def fill(url: str) -> list[StoredSuggestion]:
     """Three days: two suggestions with two events each, one with none; the last comes first."""
-    answered = [suggestion(at=NOON + timedelta(days=day)) for day in range(3)]
-    with opened(url) as store:
+    answered = [make_suggestion(at=NOON + timedelta(days=day)) for day in range(3)]
+    with open_store(url) as store:
         for record in reversed(answered):
-            store.suggested(record)
+            store.add_suggestion(record)
         later = {"event": "edited", "at": NOON + timedelta(minutes=1), "template": "elsewhere", "position": None}
         for record in answered[:2]:
-            assert keep(store, happened(record, **later), happened(record)) == [None, None]
+            assert commit(store, make_event(record, **later), make_event(record)) == [None, None]
     return answered
 
 

@@ -1,9 +1,6 @@
 """KServe's protocol, held to tritonclient's own encoders and decoders, and to its client over a real socket."""
 
-import contextlib
 import json
-import socket
-import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
@@ -11,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import tritonclient.http as triton
-import uvicorn
+from asgi_server import serve_app
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -48,22 +45,6 @@ def body_of(texts: Sequence[str | bytes], binary: bool, tail: Sequence[int] = ()
 
 def wanted(outputs: dict[str, bool]) -> list[triton.InferRequestedOutput]:
     return [triton.InferRequestedOutput(name, binary) for name, binary in outputs.items()]
-
-
-@contextlib.contextmanager
-def serving(app: Starlette, port: int = 0) -> Generator[int]:
-    """Serves an app on a real socket; yields its port."""
-    listener = socket.create_server(("127.0.0.1", port))  # with SO_REUSEADDR, so a port may be taken again
-    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 # Requests
@@ -298,7 +279,7 @@ APP = Starlette(
 
 @pytest.fixture(scope="module")
 def client() -> Generator[triton.InferenceServerClient]:
-    with serving(APP) as port, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+    with serve_app(APP) as port, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         yield client
 
 

@@ -188,7 +188,7 @@ def test_a_generator_that_does_not_keep_up_voids_its_row(
     assert "did not keep up" in found["rates"][0]["void"]
     assert found["rates"][0]["lag_ms"]["max"] >= 150
     assert found["capacity"] == {"p99": None, "max": None}
-    assert "void: the generator" in loadtest.report.table(found)
+    assert "void: the generator" in loadtest.report.format_table(found)
     assert "is void: the generator" in (asked().out / "index.html").read_text()
 
 
@@ -338,7 +338,7 @@ def test_a_server_that_cannot_be_tested_is_one_line(
     server.ready, server.token = 200, "sesame"
     assert "pass --token=FILE" in failed(capsys, *flags)[1]
     (tmp_path / "token").write_text("wrong\n")
-    assert "wants a bearer token that it knows" in failed(capsys, *flags, f"--token={tmp_path}/token")[1]
+    assert "requires a valid bearer token" in failed(capsys, *flags, f"--token={tmp_path}/token")[1]
     (tmp_path / "token").write_text("sesame\nanother\n")
     assert cli.run(main, [*flags, f"--token={tmp_path}/token"]) == 0
     assert failed(capsys, *flags, "--token=nowhere")[0] == 1

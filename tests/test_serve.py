@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import bundles
 import pytest
 import serving
 from exported import export_bundle, run_with_dataset
@@ -25,13 +26,13 @@ TEXTS = [f"message {i} of a case {'that is longer ' * (i % 40)}" for i in range(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return serving.bundle(tmp_path_factory.mktemp("serve") / "bundle")
+    return bundles.write_serving_bundle(tmp_path_factory.mktemp("serve") / "bundle")
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One length alone, for a fake network that takes its time to warm."""
-    return serving.bundle(tmp_path_factory.mktemp("quick") / "bundle", window=64, buckets=[64])
+    return bundles.write_serving_bundle(tmp_path_factory.mktemp("quick") / "bundle", window=64, buckets=[64])
 
 
 @pytest.fixture(scope="module")

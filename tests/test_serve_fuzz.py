@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from bundles import write_serving_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schema_values import ODD, Values, faults, spoilt
-from serving import MESSAGES, Answer, Server, bundle, served
+from serving import MESSAGES, Answer, Server, served
 from starlette.routing import Route
 
 from jaxtempl.config.serving import ServeConfig
@@ -50,7 +51,7 @@ class Operation(NamedTuple):
 OPERATIONS = [
     Operation(method.upper(), path, told) for path, each in DOCUMENT["paths"].items() for method, told in each.items()
 ]
-READING = [operation for operation in OPERATIONS if operation.takes]
+READING = [operation for operation in OPERATIONS if operation.body]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "admin").write_text(ADMIN)
     flags = f"--admin_tokens={folder / 'admin'}", "--timeout_ms=8000"
-    with served(bundle(folder / "bundle"), folder / "events.sqlite", *flags) as found:
+    with served(write_serving_bundle(folder / "bundle"), folder / "events.sqlite", *flags) as found:
         yield found
         assert found.suggest().status == 200
         assert not [line for line in found.log if '"level":"error"' in line or "Traceback" in line]
@@ -71,7 +72,7 @@ def known(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {
         "suggestion_id": server.suggest().json["suggestion_id"],
         "version": server.ask("/v1/model").json["version"],
-        "bundle": str(bundle(tmp_path_factory.mktemp("known") / "bundle")),
+        "bundle": str(write_serving_bundle(tmp_path_factory.mktemp("known") / "bundle")),
         "inputs": [{"name": "case", "datatype": "BYTES", "shape": [1], "data": [json.dumps(REQUEST)]}],
         "outputs": [{"name": "probability"}],
         "parameters": {"binary_data_output": True},
@@ -127,17 +128,17 @@ def test_the_document_has_every_route_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 def test_every_answer_is_as_the_document_says(operation: Operation, server: Server, known: dict[str, Any]) -> None:
     values = Values(DOCUMENT, known)
-    bodies = values.of(operation.takes or {"type": "null"})
+    bodies = values.of(operation.body or {"type": "null"})
     versions = st.sampled_from([known["version"]] * 3) | st.text()
 
-    @settings(GIVEN, max_examples=40 if operation.takes else 8)
+    @settings(GIVEN, max_examples=40 if operation.body else 8)
     @given(bodies | spoilt(bodies), versions, st.text())
     def answered(body: Any, version: str, query: str) -> None:
-        raw = json.dumps(body).encode() if operation.takes else None
+        raw = json.dumps(body).encode() if operation.body else None
         answer = ask(server, operation, raw, version, f"?{urllib.parse.quote(query)}")
         check(operation, answer)
-        if operation.takes and answer.status not in (404, 503, 504):
-            agreed(operation.takes, body, answer)
+        if operation.body and answer.status not in (404, 503, 504):
+            agreed(operation.body, body, answer)
 
     answered()
 

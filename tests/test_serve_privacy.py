@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import bundles
 import numpy as np
 import onnx
 import pytest
-import serving
+from bundles import make_graph, write_bundle
 from serving import Answer, Server, served
-from test_bundle import graph, write
 from wire import CHUNKED, CLOSE, HEAD, length, post, send, statuses
 
 from jaxtempl.serve.logs import JsonLines
@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Slow, with room for one that waits; what all tests of this file have left behind is looked at in the end."""
-    folder = serving.bundle(tmp_path_factory.mktemp("privacy") / "bundle", window=64, buckets=[64])
+    folder = bundles.write_serving_bundle(tmp_path_factory.mktemp("privacy") / "bundle", window=64, buckets=[64])
     flags = ("--fake_ms=200", "--timeout_ms=300", "--max_batch_size=1", "--queue=1", "--max_body=5000")
     with served(folder, store, *flags) as running:
         yield running
@@ -192,7 +192,9 @@ def test_of_what_a_library_logs_only_the_fixed_text_is_kept() -> None:
 
 def test_requests_that_the_network_fails_on_are_not_repeated(tmp_path: Path) -> None:
     table = onnx.numpy_helper.from_array(np.ones((100, 7), np.float32), "table")
-    folder = write(tmp_path / "bundle", graph(table), window=64, buckets=[64])  # it knows 100 tokens, and no more
+    folder = write_bundle(
+        tmp_path / "bundle", make_graph(table), window=64, buckets=[64]
+    )  # it knows 100 tokens, and no more
     (tmp_path / "store").mkdir()
     with served(folder, tmp_path / "store" / "events.sqlite", "--backend=onnx") as server:
         assert unsaid(server.ask("/v1/suggest", BODY)) == 500

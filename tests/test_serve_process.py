@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import bundles
 import pytest
 import serving
 from imports import TRAINING, WITHOUT
@@ -30,13 +31,13 @@ ADMIN = "the-admins-own"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return serving.bundle(tmp_path_factory.mktemp("process") / "bundle", window=64, buckets=[64])
+    return bundles.write_serving_bundle(tmp_path_factory.mktemp("process") / "bundle", window=64, buckets=[64])
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another version: the same files but for the tokenizer's white space."""
-    made = serving.bundle(tmp_path_factory.mktemp("other") / "bundle", window=64, buckets=[64])
+    made = bundles.write_serving_bundle(tmp_path_factory.mktemp("other") / "bundle", window=64, buckets=[64])
     path = made / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     manifest = json.loads((made / "bundle.json").read_text())
@@ -103,11 +104,11 @@ def test_what_cannot_be_served_is_one_line(folder: Path, tmp_path: Path) -> None
     with serving.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for code, words, flags in [
-            (2, "what is to be served? pass --bundle=DIR", []),
+            (2, "--bundle is missing; pass --bundle=DIR", []),
             (1, "is not a bundle", [f"--bundle={tmp_path}", "--port=0"]),
             (1, "differs from the manifest next to it", [f"--bundle={bad}", "--port=0"]),
-            (1, "cannot be listened on: Address already in use", [f"--bundle={folder}", f"--port={port}"]),
-            (1, "holds no token", [f"--bundle={folder}", "--port=0", "--tokens=/dev/null"]),
+            (1, "cannot be opened: Address already in use", [f"--bundle={folder}", f"--port={port}"]),
+            (1, "has no token", [f"--bundle={folder}", "--port=0", "--tokens=/dev/null"]),
         ]:
             done = started(store, "--backend=fake", *flags)
             assert (done.returncode, words in said(done)) == (code, True), done.stderr

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import MESSAGES, Server, bundle, served
+from bundles import write_serving_bundle
+from serving import MESSAGES, Server, served
 from wire import CLOSE, HEAD, PAGE, PATHS, length, send, statuses
 
 from jaxtempl.errors import UserError
@@ -15,14 +16,14 @@ from jaxtempl.serve.http.auth import Tokens
 
 USER, OTHER, ADMIN = "user-token_1", "user+token/2==", "admin-token"
 REQUEST = {"case_id": "c", "messages": MESSAGES}
-OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/v2", "/v2/health/live", "/v2/health/ready"}
+OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"}
 CLOSED = sorted(path for path in PATHS.keys() - OPEN - {*PAGE} if not path.startswith("/admin/"))
 SECRET = "canary-token"  # wrong, and told to nobody
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(tmp_path_factory.mktemp("tokens") / "bundle")
+    return write_serving_bundle(tmp_path_factory.mktemp("tokens") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +170,13 @@ def test_every_token_is_compared_in_constant_time(tmp_path: Path, monkeypatch: p
     ("content", "said"),
     [
         (None, "does not exist"),
-        (b"", "holds no token"),
-        (b"\n \n# none\n", "holds no token"),
-        (b"right\ntwo words\n", "no header can carry"),
-        ("t\u00f6ken".encode(), "no header can carry"),
-        (b"\xef\xbb\xbftoken", "no header can carry"),
-        (b"to\0ken", "no header can carry"),
-        (b"\xff\xfet\0", "not text in UTF-8"),
+        (b"", "has no token"),
+        (b"\n \n# none\n", "has no token"),
+        (b"right\ntwo words\n", "a header cannot carry"),
+        ("t\u00f6ken".encode(), "a header cannot carry"),
+        (b"\xef\xbb\xbftoken", "a header cannot carry"),
+        (b"to\0ken", "a header cannot carry"),
+        (b"\xff\xfet\0", "not UTF-8 text"),
     ],
 )
 def test_a_bad_file_of_tokens_is_one_line(content: bytes | None, said: str, tmp_path: Path) -> None:

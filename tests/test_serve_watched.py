@@ -2,56 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
-import yaml
-from prometheus_client.parser import text_string_to_metric_families
-from serving import Server, bundle, served
+from counted_server import exported
+from counted_server import server as server
+from deploy_files import DEPLOY, documents
+from serving import Server
 
-from jaxtempl.config.paths import ROOT
 from jaxtempl.serve.batcher import RefusedError
 from jaxtempl.serve.http.app import App
 
-DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 SCRAPED = {"instance"}  # a label that Prometheus adds
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that has counted something of each kind."""
-    folder = tmp_path_factory.mktemp("serve")
-    with served(bundle(folder / "bundle"), folder / "events.sqlite", "--fake_ms=100", "--max_batch_size=1") as running:
-        shown = {
-            "suggestion_id": running.suggest().json["suggestion_id"],
-            "event": "shown",
-            "at": "2026-01-31T12:00:00Z",
-        }
-        assert running.ask("/v1/events", shown).status == 200
-        statuses: list[int] = []
-        while 409 not in statuses:
-            with ThreadPoolExecutor(3) as pool:
-                statuses = [answer.status for answer in pool.map(lambda _: running.suggest("same"), range(3))]
-        yield running
-
-
-def exported(server: Server) -> dict[str, dict[str, set[str]]]:
-    """Values that /metrics has, by name and label."""
-    found: dict[str, dict[str, set[str]]] = {}
-    for family in text_string_to_metric_families(server.ask("/metrics").body.decode()):
-        for sample in family.samples:
-            labels = found.setdefault(sample.name, {})
-            for label, value in sample.labels.items():
-                labels.setdefault(label, set()).add(value)
-    return {name: labels for name, labels in found.items() if not name.endswith("_created")}
-
-
-def documents(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(path.read_text()))
 
 
 def queries() -> list[str]:

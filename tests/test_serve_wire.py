@@ -6,9 +6,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from bundles import write_serving_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import MESSAGES, Server, bundle, served
+from serving import MESSAGES, Server, served
 from wire import CHUNKED, CLOSE, HEAD, PATHS, length, post, send, statuses
 
 from jaxtempl.config.serving import ServeConfig
@@ -27,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     folder = tmp_path_factory.mktemp("wire")
     (folder / "admin").write_text("admin")
     flags = f"--admin_tokens={folder / 'admin'}", f"--timeout_ms={SLOW_MS}"
-    with served(bundle(folder / "bundle"), folder / "events.sqlite", *flags) as found:
+    with served(write_serving_bundle(folder / "bundle"), folder / "events.sqlite", *flags) as found:
         yield found
         assert found.suggest().status == 200
         assert not [line for line in found.log if '"level":"error"' in line or "Traceback" in line]

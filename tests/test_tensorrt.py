@@ -307,7 +307,7 @@ def test_rows_are_padded_to_a_profile_and_run_some_at_a_time(old: tuple[Bundle, 
             ids = np.resize(IDS, (5, length))
             lengths = np.minimum(LENGTHS, length).astype(np.int32)
             np.testing.assert_allclose(loaded(ids, lengths), reference(ids, lengths), atol=2e-3)
-        with pytest.raises(ValueError, match="65 tokens are more than the 64"):
+        with pytest.raises(ValueError, match="65 tokens exceed the 64"):
             loaded(np.zeros((1, 65), np.int32), np.ones(1, np.int32))
 
 
@@ -319,7 +319,7 @@ def test_an_engine_for_another_gpu_or_version_is_refused(old: tuple[Bundle, Bund
     ):
         with pytest.raises(UserError) as caught:
             tensorrt.load_engine(old[1], Machine.of(fake_gpu.Trt(rtx, version), fake_gpu.Cuda(*gpu)))
-        assert f"was built for {here}; here is {told}: build one here" in str(caught.value)
+        assert f"was built for {here}; this is {told}; build an engine here" in str(caught.value)
 
 
 @pytest.mark.parametrize("profiles", [None, [], [{"length": 16}], [{"length": "16", "batch": 2}], "16"])
@@ -331,7 +331,7 @@ def test_a_manifest_without_sound_profiles_is_no_engine(tmp_path: Path, profiles
 
 
 def test_no_gpu_and_no_package_are_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="CUDA says: no CUDA-capable device is detected; is there an NVIDIA GPU"):
+    with pytest.raises(UserError, match="CUDA failed: no CUDA-capable device is detected; check the NVIDIA GPU"):
         Machine.of(fake_gpu.Trt(rtx), fake_gpu.Cuda(error=100))
 
     def missing(name: str) -> Any:

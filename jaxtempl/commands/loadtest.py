@@ -1,4 +1,4 @@
-"""`bin/loadtest`: requests at given rates to a running server."""
+"""`bin/loadtest` measures the latencies of a running server at given rates."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""What serves a bundle: no JAX, no Flax, nothing of training."""
+"""The server of a bundle. No JAX, no Flax, nothing of training."""

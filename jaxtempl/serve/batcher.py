@@ -1,8 +1,9 @@
-"""Micro-batches: requests that wait are computed together by length, and no longer than they are of use. No JAX.
+"""Micro-batching queue: waiting requests are computed together by length, and only while they can meet their deadline.
 
-One batch is computed at a time. Who comes while none is goes at once and alone; who comes meanwhile waits, and when the
-network is free the oldest goes with all of its model and length, up to a full batch; who could not be answered in time
-any more lets others go first. So nothing is ever held back for others to come.
+One batch runs at a time. A request that arrives at an idle model runs immediately, alone. Requests that arrive while a
+batch runs wait. When the model is free, the oldest request runs together with those of its model and length, up to a
+full batch. Requests that can no longer meet their deadline yield to others. No request is delayed to fill a batch.
+No JAX.
 
 Dims: S slots.
 """
@@ -23,13 +24,13 @@ from jaxtempl.serve.metrics import Metrics
 
 
 class RefusedError(Exception):
-    """A request that was not computed; its words are for the client, `reason` is for the counts."""
+    """A request that was not computed. The message is for the client, `reason` for the metrics."""
 
     reason = ""
 
 
 class FullError(RefusedError):
-    """So many wait already that it would be too late; `after` is the number of seconds to come back in."""
+    """The queue is full, or too long to meet the deadline; `after` is the number of seconds until a retry."""
 
     reason = "full"
 
@@ -39,25 +40,25 @@ class FullError(RefusedError):
 
 
 class LateError(RefusedError):
-    """Its deadline passed."""
+    """The request's deadline passed."""
 
     reason = "late"
 
     def __init__(self) -> None:
-        super().__init__("the answer did not come in time")
+        super().__init__("the answer was not computed before the deadline; try again later")
 
 
 class SupersededError(RefusedError):
-    """A newer request of its case came."""
+    """A newer request of the same case arrived."""
 
     reason = "superseded"
 
     def __init__(self) -> None:
-        super().__init__("a newer request of this case has taken the place of this one")
+        super().__init__("a newer request of this case superseded this one")
 
 
 class FailedError(RefusedError):
-    """The network failed on its batch."""
+    """The network failed on the request's batch."""
 
     reason = "failed"
 
@@ -66,16 +67,16 @@ class FailedError(RefusedError):
 
 
 class QueueEntry:
-    """A request's place in the queue, from before its window is read until its batch begins.
+    """A request in the queue, from before its window is read until its batch starts.
 
     Attributes:
-        deadline: of the loop's clock.
-        case: that it belongs to; None belongs to none.
-        model: that reads it, once `ids` are there.
-        ids: of the window.
-        bucket: length that they are padded to.
-        ready: the time at which they were there.
-        answer: its logits.
+        deadline: Time on the event loop's clock.
+        case: Case of the request, or None.
+        model: Model that computes it, once `ids` are set.
+        ids: Token ids of the window.
+        bucket: Length that they are padded to.
+        ready: Time at which `ids` were set.
+        answer: Future of the logits.
     """
 
     def __init__(self, deadline: float, case: str | None, answer: "asyncio.Future[np.ndarray]") -> None:
@@ -87,79 +88,79 @@ class QueueEntry:
 
 
 class Batcher:
-    """The queue and what computes it; all of it is called on one event loop.
+    """The queue and its worker; all methods are called on one event loop.
 
     Args:
-        batch: most requests computed at once.
-        queue: most that wait.
-        timeout: seconds from coming to the deadline.
-        metrics: to count in.
+        batch: Maximum requests of a batch.
+        queue: Maximum requests that wait.
+        timeout: Seconds from arrival to the deadline.
+        metrics: Metrics to update.
     """
 
     def __init__(self, batch: int, queue: int, timeout: float, metrics: Metrics) -> None:
-        self._most, self._queue, self._timeout, self._metrics = batch, queue, timeout, metrics
-        self._waiting: dict[QueueEntry, None] = {}  # in order of coming
+        self._max_batch, self._max_queue, self._timeout, self._metrics = batch, queue, timeout, metrics
+        self._waiting: dict[QueueEntry, None] = {}  # in order of arrival
         self._cases: dict[str, QueueEntry] = {}
         self._running: list[QueueEntry] = []
-        self._free_at = 0.0  # when the batch that is computed is expected to end
+        self._free_at = 0.0  # expected end of the running batch
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "network")
-        self._work = asyncio.create_task(self._compute())
+        self._worker = asyncio.create_task(self._compute())
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
+        """Number of requests in the queue."""
         return len(self._waiting)
 
     def uses(self, model: ServedModel) -> bool:
-        """Whether a request of this model waits or is computed."""
-        return any(place.model is model for place in (*self._waiting, *self._running))
+        """Return whether a request of this model waits or runs."""
+        return any(entry.model is model for entry in (*self._waiting, *self._running))
 
     @contextlib.contextmanager
-    def place(self, case: str | None) -> Generator[QueueEntry]:
-        """A place in the queue; leaving the block gives it up where it has not been computed.
+    def enqueue(self, case: str | None) -> Generator[QueueEntry]:
+        """Add a request to the queue; leaving the block removes it unless it was computed.
 
         Raises:
-            FullError: as many wait as may, or those who do take until after this one's deadline.
+            FullError: The queue is full, or its requests take longer than this one's timeout.
         """
         loop = asyncio.get_running_loop()
         self._supersede(case)
-        after = self._expected(loop.time())
-        if len(self._waiting) >= self._queue or after > self._timeout:
+        after = self._expected_wait(loop.time())
+        if len(self._waiting) >= self._max_queue or after > self._timeout:
             raise FullError(max(math.ceil(after), 1))
-        place = QueueEntry(loop.time() + self._timeout, case, loop.create_future())
-        timer = loop.call_at(place.deadline, self._refuse, place, LateError())
-        self._waiting[place] = None
+        entry = QueueEntry(loop.time() + self._timeout, case, loop.create_future())
+        timer = loop.call_at(entry.deadline, self._refuse, entry, LateError())
+        self._waiting[entry] = None
         if case is not None:
-            self._cases[case] = place
+            self._cases[case] = entry
         try:
-            yield place
+            yield entry
         finally:
             timer.cancel()
-            self._leave(place)
-            if not place.answer.cancel() and not place.answer.cancelled():
-                place.answer.exception()  # looked at, so that asyncio does not complain of one that nobody awaits
+            self._remove(entry)
+            if not entry.answer.cancel() and not entry.answer.cancelled():
+                entry.answer.exception()  # retrieved, so that asyncio does not report it as never retrieved
 
-    async def logits(self, place: QueueEntry, model: ServedModel, ids: Sequence[int]) -> Float[np.ndarray, " S"]:
-        """What the model says of a window; waits for its turn.
+    async def logits(self, entry: QueueEntry, model: ServedModel, ids: Sequence[int]) -> Float[np.ndarray, " S"]:
+        """Wait until the window is computed, and return its logits.
 
         Raises:
-            LateError: the deadline passed first.
-            SupersededError: a newer request of the case came while it waited.
-            FailedError: the network failed on its batch.
+            LateError: The deadline passed first.
+            SupersededError: A newer request of the case arrived in the meantime.
+            FailedError: The network failed on the batch.
         """
-        if place in self._waiting:
-            place.model, place.ids, place.bucket = model, ids, model.bucket(len(ids))
-            place.ready = asyncio.get_running_loop().time()
+        if entry in self._waiting:
+            entry.model, entry.ids, entry.bucket = model, ids, model.bucket(len(ids))
+            entry.ready = asyncio.get_running_loop().time()
             self._wake.set()
-        return await place.answer
+        return await entry.answer
 
     async def close(self) -> None:
-        """Ends; who still waits is refused."""
-        self._work.cancel()
-        await asyncio.gather(self._work, return_exceptions=True)
-        for place in list(self._waiting):
-            self._refuse(place, FailedError())
+        """Stop the worker, and refuse the requests that still wait."""
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+        for entry in list(self._waiting):
+            self._refuse(entry, FailedError())
         self._thread.shutdown()
 
     def _supersede(self, case: str | None) -> None:
@@ -167,80 +168,80 @@ class Batcher:
         if older is not None:
             self._refuse(older, SupersededError())
 
-    def _refuse(self, place: QueueEntry, error: RefusedError) -> None:
-        """Ends a request with an error; one that is being computed only stops waiting for it."""
-        self._leave(place)
-        if not place.answer.done():
-            place.answer.set_exception(error)
+    def _refuse(self, entry: QueueEntry, error: RefusedError) -> None:
+        """Answer a request with an error; if it is running, its result is dropped."""
+        self._remove(entry)
+        if not entry.answer.done():
+            entry.answer.set_exception(error)
 
-    def _leave(self, place: QueueEntry) -> None:
-        """Out of the queue."""
-        self._waiting.pop(place, None)
-        if place.case is not None and self._cases.get(place.case) is place:
-            del self._cases[place.case]
+    def _remove(self, entry: QueueEntry) -> None:
+        """Remove a request from the queue."""
+        self._waiting.pop(entry, None)
+        if entry.case is not None and self._cases.get(entry.case) is entry:
+            del self._cases[entry.case]
 
-    def _expected(self, now: float) -> float:
-        """Seconds until all who wait have been computed; who is still read counts nothing yet."""
-        rows = (place.model.pace[place.bucket] for place in self._waiting if place.model)
+    def _expected_wait(self, now: float) -> float:
+        """Return the seconds until all waiting requests are computed; those still being read count as nothing."""
+        rows = (entry.model.pace[entry.bucket] for entry in self._waiting if entry.model)
         return max(self._free_at - now, 0.0) + sum(rows)
 
     async def _compute(self) -> None:
         while True:
-            batch = self._take()
+            batch = self._take_batch()
             if batch:
                 await self._run(batch)
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _take(self) -> list[QueueEntry]:
-        """The oldest that can be answered in time and all that can go with it; they leave the queue."""
+    def _take_batch(self) -> list[QueueEntry]:
+        """Take the oldest request that can meet its deadline, and all that can run with it, out of the queue."""
         now = asyncio.get_running_loop().time()
-        for place in list(self._waiting):
-            if place.deadline <= now:  # its timer is late too
-                self._refuse(place, LateError())
-        ready = _best(self._waiting, now)
-        batch = [p for p in ready if (p.model, p.bucket) == (ready[0].model, ready[0].bucket)][: self._most]
-        for place in batch:
-            self._leave(place)
-            self._metrics.took("wait", now - place.ready)
+        for entry in list(self._waiting):
+            if entry.deadline <= now:  # its timer is late too
+                self._refuse(entry, LateError())
+        ready = _eligible(self._waiting, now)
+        batch = [e for e in ready if (e.model, e.bucket) == (ready[0].model, ready[0].bucket)][: self._max_batch]
+        for entry in batch:
+            self._remove(entry)
+            self._metrics.observe("wait", now - entry.ready)
         return batch
 
     async def _run(self, batch: list[QueueEntry]) -> None:
         model, bucket = batch[0].model, batch[0].bucket
         assert model
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        self._running, self._free_at = batch, began + model.pace[bucket] * len(batch)
+        started = loop.time()
+        self._running, self._free_at = batch, started + model.pace[bucket] * len(batch)
         try:
-            logits = await loop.run_in_executor(self._thread, model.run, [place.ids for place in batch], bucket)
-            self._metrics.batch(len(batch), loop.time() - began)
+            logits = await loop.run_in_executor(self._thread, model.run, [entry.ids for entry in batch], bucket)
+            self._metrics.observe_batch(len(batch), loop.time() - started)
             _answer(batch, logits)
-        except Exception as error:  # whatever it is, it is these requests' and no other's
+        except Exception as error:  # any failure affects this batch alone
             self._metrics.failures.inc()
             logs.log_event("batch failed", logging.ERROR, error, rows=len(batch))
-            for place in batch:
-                self._refuse(place, FailedError())
+            for entry in batch:
+                self._refuse(entry, FailedError())
         finally:
             self._running, self._free_at = [], 0.0
 
 
-def _best(waiting: Iterable[QueueEntry], now: float) -> list[QueueEntry]:
-    """Of those whose windows are read, who can be answered in time; if nobody can, the newest, who has most of it left.
+def _eligible(waiting: Iterable[QueueEntry], now: float) -> list[QueueEntry]:
+    """Return the read requests that can meet their deadline; if none can, the newest, which has the most time left.
 
-    Under more load than can be borne the oldest are always about to be late; to compute them would make others late.
+    Under overload the oldest requests are always close to their deadline, and computing them would make others late.
     """
-    ready = [place for place in waiting if place.model]
-    able = [place for place in ready if place.model and now + place.model.pace[place.bucket] < place.deadline]
-    return able or ready[-1:]
+    ready = [entry for entry in waiting if entry.model]
+    on_time = [entry for entry in ready if entry.model and now + entry.model.pace[entry.bucket] < entry.deadline]
+    return on_time or ready[-1:]
 
 
 def _answer(batch: Sequence[QueueEntry], logits: Float[np.ndarray, "B S"]) -> None:
-    """Hands out the rows; one that is not finite fails alone."""
-    for place, row in zip(batch, logits, strict=True):
-        if place.answer.done():
+    """Set each request's logits; a row that is not finite fails alone."""
+    for entry, row in zip(batch, logits, strict=True):
+        if entry.answer.done():
             continue
         if np.isfinite(row).all():
-            place.answer.set_result(row)
+            entry.answer.set_result(row)
         else:
-            place.answer.set_exception(FailedError())
+            entry.answer.set_exception(FailedError())

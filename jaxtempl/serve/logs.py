@@ -1,7 +1,8 @@
-"""Logs as JSON lines on standard error, never with a word of a message.
+"""Logs as JSON lines on standard error, without any text of a message.
 
-What this package logs it says in named fields. Of what libraries log only the fixed text is kept, and of an exception
-its kind and where it was raised: its words may hold what a customer wrote. Lines are written by a thread of their own.
+This package logs events with named fields. Of libraries' records only the fixed text is written. Of an exception only
+its type and where it was raised are written, as its message may contain customer text. A separate thread writes the
+lines.
 """
 
 import logging
@@ -17,66 +18,68 @@ from typing import Any
 import msgspec
 
 LOGGER = logging.getLogger("jaxtempl.serve")
-WAITING = 10_000  # lines; the oldest beyond are dropped, so that a reader who stalls does not stop the server
-MOMENT = 0.1  # seconds whose lines are written together
-DEPTH = 5  # places of an exception that are told, the innermost
+MAX_WAITING = 10_000  # lines; older ones are dropped, so that a stalled reader does not block the server
+INTERVAL = 0.1  # seconds between two writes
+DEPTH = 5  # innermost frames of an exception that are logged
 
 
 def log_event(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
-    """Logs an event with its fields; `error` by kind and place."""
-    told = {"error": type(error).__name__, "at": frames(error)} if error else {}
-    LOGGER.log(level, event, extra={"fields": {**fields, **told}})
+    """Log an event with its fields, and an error by its type and frames."""
+    LOGGER.log(level, event, extra={"fields": {**fields, **_describe(error)}})
 
 
 def frames(error: BaseException) -> list[str]:
-    """Where an exception was raised, innermost last: file, line and function."""
-    frames = traceback.extract_tb(error.__traceback__)[-DEPTH:]
-    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+    """Return where an exception was raised, innermost last, as `file:line function`."""
+    innermost = traceback.extract_tb(error.__traceback__)[-DEPTH:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in innermost]
+
+
+def _describe(error: BaseException | None) -> dict[str, Any]:
+    return {"error": type(error).__name__, "at": frames(error)} if error else {}
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON."""
+    """Format a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Its fixed text, its fields, and of an exception kind and place."""
+        """Return the record's fixed text, its fields, and the type and frames of its exception."""
         fields: dict[str, Any] = getattr(record, "fields", {})
         error = record.exc_info[1] if record.exc_info else None
-        told = {"error": type(error).__name__, "at": frames(error)} if error else {}
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": str(record.msg).partition("\n")[0],
         }
-        return msgspec.json.encode(line | fields | told, enc_hook=str).decode()
+        return msgspec.json.encode(line | fields | _describe(error), enc_hook=str).decode()
 
 
-class _Gathered(logging.Handler):
-    """Hands records to a thread that writes those of a moment together; drops them when none are taken.
+class _BufferedHandler(logging.Handler):
+    """Buffer records for a thread that writes them together at intervals, and drop the oldest if it stalls.
 
-    A thread that woke for each of them would take the interpreter from the event loop each time.
+    A thread that woke for each record would take the interpreter lock from the event loop each time.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
-        self._records: deque[logging.LogRecord] = deque(maxlen=WAITING)
+        self._records: deque[logging.LogRecord] = deque(maxlen=MAX_WAITING)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes a record."""
+        """Buffer a record."""
         self._records.append(record)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write the remaining records."""
         self._ended.set()
         self._thread.join()
         super().close()
 
     def _run(self) -> None:
-        while not self._ended.wait(MOMENT):
+        while not self._ended.wait(INTERVAL):
             self._write()
         self._write()
 
@@ -89,8 +92,8 @@ class _Gathered(logging.Handler):
 
 @contextmanager
 def write_json_logs() -> Generator[None]:
-    """Everything that is logged inside the block is written, whoever logs it; from warnings on for libraries."""
-    handler, root = _Gathered(), logging.getLogger()
+    """Write all records that are logged inside the block; those of libraries from level WARNING up."""
+    handler, root = _BufferedHandler(), logging.getLogger()
     before = root.handlers, root.level
     root.handlers = list[logging.Handler]([handler])
     root.setLevel(logging.WARNING)

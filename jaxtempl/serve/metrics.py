@@ -1,4 +1,4 @@
-"""What Prometheus is told by GET /metrics. No text of a request is in a name or a label."""
+"""Prometheus metrics of the server, as GET /metrics returns them. No name or label contains text of a request."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ ROWS = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own.
+    """Metrics of one server, in their own registry.
 
     Attributes:
-        answers: answers by route and status.
-        refused: suggestions that were not computed, by reason.
-        failures: batches that failed.
-        reloads: by outcome.
-        suggestions: that were answered, by whether there was one.
-        events: that were kept, by kind.
+        answers: Answers by route and status.
+        refused: Suggestion requests that were not computed, by reason.
+        failures: Batches that failed.
+        reloads: Changes of the model by outcome.
+        suggestions: Answered suggestion requests, by whether there was a suggestion.
+        events: Stored events by kind.
     """
 
     def __init__(self) -> None:
@@ -26,32 +26,32 @@ class Metrics:
         self._stage = Histogram("jaxtempl_stage_seconds", stages, ["stage"], buckets=SECONDS, registry=to)
         self._batches = Histogram("jaxtempl_batch_rows", rows, buckets=ROWS, registry=to)
         self._model = Gauge("jaxtempl_model_info", "1 for the version that serves", ["version"], registry=to)
-        self.answers = Counter("jaxtempl_answers", "By route and status", ["route", "status"], registry=to)
+        self.answers = Counter("jaxtempl_answers", "Answers by route and status", ["route", "status"], registry=to)
         self.refused = Counter("jaxtempl_refused", "Suggestions not computed, by reason", ["reason"], registry=to)
         self.failures = Counter("jaxtempl_failed_batches", "Batches that failed", registry=to)
         self.reloads = Counter("jaxtempl_reloads", "Changes of the model, by outcome", ["outcome"], registry=to)
-        self.suggestions = Counter("jaxtempl_suggestions", "Answered, by outcome", ["outcome"], registry=to)
-        self.events = Counter("jaxtempl_events", "Kept, by kind", ["event"], registry=to)
+        self.suggestions = Counter("jaxtempl_suggestions", "Suggestions answered, by outcome", ["outcome"], registry=to)
+        self.events = Counter("jaxtempl_events", "Events stored, by kind", ["event"], registry=to)
         self._stages = {name: self._stage.labels(name) for name in ("read", "wait", "run", "rank", "total")}
 
-    def gauge(self, name: str, told: str, value: Callable[[], float]) -> None:
-        """A number that is asked for when it is wanted."""
-        Gauge(name, told, registry=self._registry).set_function(value)
+    def gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is read at each scrape."""
+        Gauge(name, description, registry=self._registry).set_function(value)
 
-    def took(self, stage: str, seconds: float) -> None:
-        """A stage of a suggestion ended: `read` (its window), `wait` (queue), `run` (its batch), `rank`, or `total`."""
+    def observe(self, stage: str, seconds: float) -> None:
+        """Record the duration of a stage: `read` (window), `wait` (queue), `run` (batch), `rank` or `total`."""
         self._stages[stage].observe(seconds)
 
-    def batch(self, rows: int, seconds: float) -> None:
-        """A batch was computed."""
+    def observe_batch(self, rows: int, seconds: float) -> None:
+        """Record a batch."""
         self._batches.observe(rows)
-        self.took("run", seconds)
+        self.observe("run", seconds)
 
-    def serves(self, version: str) -> None:
-        """Another version serves from now on."""
+    def set_version(self, version: str) -> None:
+        """Set the version that serves from now on."""
         self._model.clear()
         self._model.labels(version).set(1)
 
-    def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,6 +1,6 @@
-"""What is said over HTTP: requests as they are checked, answers as they are written. No JAX.
+"""Schemas of HTTP requests and answers. No JAX.
 
-A field that is wrong is named, and never what stood in it: no word of a message leaves by an error.
+An error names the invalid field and never its value, so that no text of a message appears in an error.
 """
 
 import re
@@ -11,7 +11,7 @@ import msgspec
 
 from jaxtempl.text.cases import Role
 
-# Ids are kept in the event store, so they are short and of printing characters (PostgreSQL knows no NUL).
+# Ids go into the event store, so they are short and printable (PostgreSQL cannot store NUL).
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 Folder = Annotated[
     str, msgspec.Meta(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")
@@ -27,14 +27,14 @@ class RequestMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class SuggestInput(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of the model: messages, oldest first, and which suggestions are wanted.
+    """The model's input: messages, oldest first, and options of the suggestions.
 
     Attributes:
-        messages: those whose text is blank are left out, as in training.
-        advocate_id: who is to see the suggestions; kept with them.
-        k: how many suggestions.
-        allowed: ids of the templates that may be suggested (default: all active ones).
-        threshold: probability of the best one below which nothing is suggested.
+        messages: Messages of the case; blank ones are left out, as in training.
+        advocate_id: Advocate who sees the suggestions; stored with them.
+        k: Maximum number of suggestions.
+        allowed: Ids of the templates that may be suggested (default: all active ones).
+        threshold: Minimum probability of the best suggestion; below it nothing is suggested.
     """
 
     messages: Annotated[list[RequestMessage], msgspec.Meta(min_length=1)]
@@ -45,13 +45,13 @@ class SuggestInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContextRequest(SuggestInput, frozen=True, kw_only=True):
-    """An element of KServe's input `case`; without a case_id it supersedes nothing."""
+    """An element of KServe's input `case`; without a case_id it supersedes no other request."""
 
     case_id: Id | None = None
 
 
 class SuggestRequest(SuggestInput, frozen=True, kw_only=True):
-    """POST /v1/suggest: a newer request of a case supersedes the one that waits."""
+    """POST /v1/suggest: a newer request of a case supersedes one that still waits."""
 
     case_id: Id
 
@@ -65,15 +65,15 @@ class Suggested(msgspec.Struct, frozen=True):
 
 
 class SuggestAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is suggested, best first.
+    """Suggestions, best first.
 
     Attributes:
-        suggestion_id: to be named in events.
-        no_suggestion: why there is none, in words; left out where there is one.
-        model_version: of the bundle.
-        tokens: of the window that was read.
-        dropped_messages: messages older than the window.
-        latency_ms: from the request's last byte to the answer.
+        suggestion_id: Id of this answer, which events refer to.
+        no_suggestion: Reason for an empty list; absent otherwise.
+        model_version: Version of the bundle.
+        tokens: Tokens of the window that the model read.
+        dropped_messages: Number of messages older than the window.
+        latency_ms: Milliseconds from the request's last byte to the answer.
     """
 
     suggestion_id: str
@@ -86,15 +86,15 @@ class SuggestAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /v1/events: what an advocate did with suggestions. The same one twice is one.
+    """POST /v1/events: an advocate's action on suggestions. Repeating an event is safe: it is stored once.
 
     Attributes:
-        event: shown: they were on the screen; picked: one was put into the reply; edited: and changed before it was
-            sent; dismissed: all were put away; searched: a template was taken from the search instead; freehand: the
-            reply was written without one.
-        template: id of the one picked, edited or searched.
-        position: place of it among the suggestions, from 1.
-        at: when it happened, with its time zone.
+        event: shown: the suggestions were on the screen; picked: one was put into the reply; edited: it was changed
+            before it was sent; dismissed: all were dismissed; searched: a template was taken from the search instead;
+            freehand: the reply was written without a template.
+        template: Id of the template that was picked, edited or searched.
+        position: Position of the template among the suggestions, from 1.
+        at: Time of the action, with its time zone.
     """
 
     suggestion_id: Annotated[str, msgspec.Meta(min_length=32, max_length=32, pattern="^[0-9a-f]{32}$")]
@@ -105,23 +105,23 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reload(msgspec.Struct, frozen=True):
-    """POST /admin/reload: the folder of the next bundle on the server's disk (default: the one of now, read anew)."""
+    """POST /admin/reload: the folder of the next bundle on the server's disk (default: the current one, read again)."""
 
     bundle: Folder | None = None
 
 
 class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """GET /v1/model: what serves.
+    """GET /v1/model: the model that serves.
 
     Attributes:
-        version: of the bundle.
-        size: of the run that it came from, one of configs/sizes/, or empty.
-        dtype: of the weights.
-        backend: what runs it.
-        window: most tokens that it reads.
-        buckets: lengths that windows are padded to.
-        slots: columns of its head.
-        templates: that may be suggested.
+        version: Version of the bundle.
+        size: Size of the run that it came from, one of configs/sizes/, or empty.
+        dtype: Type of the weights.
+        backend: Runtime of the network.
+        window: Maximum number of tokens that it reads.
+        buckets: Lengths that windows are padded to.
+        slots: Columns of its head.
+        templates: Number of templates that may be suggested.
     """
 
     version: str
@@ -135,7 +135,7 @@ class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplateAnswer(msgspec.Struct, frozen=True):
-    """GET /v1/templates: one of those that the model knows; retired ones are not active, and never suggested."""
+    """GET /v1/templates: a template of the model; retired ones are not active, and never suggested."""
 
     id: str
     text: str
@@ -143,7 +143,7 @@ class TemplateAnswer(msgspec.Struct, frozen=True):
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Any answer of 400 and above: one line, the field that is meant, and the request's id, which the log has too."""
+    """Any answer with a status of 400 or above: one line, the invalid field, and the request's id, as in the log."""
 
     error: str
     field: str | None = None
@@ -151,7 +151,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FieldError(Exception):
-    """A request that is not as it must be; `field` is the path of what is wrong, like `messages[3].role`."""
+    """An invalid request; `field` is the path of the invalid field, like `messages[3].role`."""
 
     def __init__(self, field: str, detail: str) -> None:
         super().__init__(detail)
@@ -163,14 +163,14 @@ _decoders: dict[type[Any], "msgspec.json.Decoder[Any]"] = {}
 
 
 def decode(kind: type[RequestT], body: bytes) -> RequestT:
-    """A request out of JSON; keys that it does not know are ignored.
+    """Decode and check a request in JSON; unknown keys are ignored.
 
     Raises:
-        FieldError: it is not JSON (the field is then empty), or a field is missing or wrong.
+        FieldError: The body is not JSON (the field is then empty), or a field is missing or invalid.
     """
     decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     try:
-        return decoder.decode(body.decode())  # as str, for msgspec does not look at text that it skips
+        return decoder.decode(body.decode())  # as str: msgspec does not check the encoding of text that it skips
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")
@@ -182,6 +182,6 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
 
 
 def _without_values(detail: str) -> str:
-    """The library's words without what stood in the field."""
+    """Return the library's message without the field's value."""
     detail = re.sub(r"^Invalid enum value .*", "Is none of the allowed values", detail, flags=re.DOTALL)
     return re.sub(r"^Expected `str` matching regex .*", "Has characters that are not allowed", detail)

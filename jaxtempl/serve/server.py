@@ -1,4 +1,4 @@
-"""The process: a port, the event loop, and an end that drains."""
+"""The server's process: its port, its event loop, and a shutdown that drains requests."""
 
 import gc
 import logging
@@ -18,39 +18,39 @@ from jaxtempl.serve import logs
 from jaxtempl.serve.events import tables
 from jaxtempl.serve.http.app import App
 
-SWITCH = 0.0005  # seconds after which a thread that holds the interpreter is asked for it; Python's own are 0.005
-KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than clients and balancers keep theirs
+SWITCH_INTERVAL = 0.0005  # seconds until a thread must release the interpreter lock; Python's default is 0.005
+KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than clients and load balancers keep theirs
 BACKLOG = 2048
 
 
-def serve(asked: ServeConfig) -> None:
-    """Serves until SIGTERM or SIGINT, then answers what is in hand and ends.
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then answer the accepted requests and return.
 
     Raises:
-        UsageError: no bundle is named.
-        UserError: the port is taken, or the bundle, the store, the tokens or the cases cannot be used.
+        UsageError: No bundle is given.
+        UserError: The port is taken, or the bundle, the store, the tokens or the cases cannot be used.
     """
-    if not asked.bundle:
-        raise UsageError("what is to be served? pass --bundle=DIR, as bin/convert onnx made it")
-    bundle.read_manifest(Path(asked.bundle))  # so that nothing is begun for a folder that is none
-    # A window is tokenized in less time than it takes to hand parts of it to other cores, which the network may have.
+    if not config.bundle:
+        raise UsageError("--bundle is missing; pass --bundle=DIR, a folder of bin/convert onnx")
+    bundle.read_manifest(Path(config.bundle))  # fails early for a folder that is not a bundle
+    # Tokenizing a window takes less time than distributing it over cores, which the network needs.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    sys.setswitchinterval(SWITCH)
-    with listen(asked.host, asked.port) as listener, logs.write_json_logs():
-        _run(asked, listener)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with listen(config.host, config.port) as listener, logs.write_json_logs():
+        _run(config, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at that address; raises UserError where it cannot be had."""
+    """Open a socket at the address; raise UserError if that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"{host}:{port} cannot be listened on: {why}; pass another --port or --host") from None
+        raise UserError(f"{host}:{port} cannot be opened: {why}; pass another --port or --host") from None
 
 
-def _run(asked: ServeConfig, listener: socket.socket) -> None:
+def _run(config: ServeConfig, listener: socket.socket) -> None:
     failed: list[Exception] = []
 
     def ready(error: Exception | None) -> None:
@@ -59,11 +59,11 @@ def _run(asked: ServeConfig, listener: socket.socket) -> None:
             server.should_exit = True
         else:
             gc.collect()
-            gc.freeze()  # what is there stays, and a collection that visits it all would hold up requests
-            _tell(asked, listener)
+            gc.freeze()  # a collection that visits the loaded model would delay requests
+            _print_address(config, listener)
 
-    settings = uvicorn.Config(
-        App(asked, ready).asgi(),
+    options = uvicorn.Config(
+        App(config, ready).asgi(),
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -73,11 +73,11 @@ def _run(asked: ServeConfig, listener: socket.socket) -> None:
         proxy_headers=False,
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=asked.drain_seconds,
+        timeout_graceful_shutdown=config.drain_seconds,
     )
-    server = uvicorn.Server(settings)
+    server = uvicorn.Server(options)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn drains by handlers of its own, and in the end raises the signal again: that would be no clean exit.
+        # uvicorn's own handlers raise the signal again after draining, which would not be a clean exit.
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[listener])
     if failed:
@@ -85,14 +85,14 @@ def _run(asked: ServeConfig, listener: socket.socket) -> None:
     logs.log_event("stopped", logging.INFO)
 
 
-def _tell(asked: ServeConfig, listener: socket.socket) -> None:
-    """Where it is and what it is, once it is ready."""
+def _print_address(config: ServeConfig, listener: socket.socket) -> None:
+    """Print the address and the bundle, once the server is ready."""
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"{Path(asked.bundle)} is served at {address} (console: {address}/console); Ctrl-C ends it", flush=True)
+    print(f"{Path(config.bundle)} is served at {address} (console: {address}/console); Ctrl-C stops it", flush=True)
 
 
-def format_config(asked: ServeConfig) -> str:
-    """The settings as YAML; the store's without its password."""
-    lines = parsing.dump(asked).replace(asked.store, tables.redact_url(asked.store))
+def format_config(config: ServeConfig) -> str:
+    """Format the configuration as YAML, without the password in the store's URL."""
+    lines = parsing.dump(config).replace(config.store, tables.redact_url(config.store))
     return lines.rstrip("\n")

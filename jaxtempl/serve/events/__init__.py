@@ -1,1 +1,1 @@
-"""Suggestions and their outcomes: tables, store and export."""
+"""The event store: tables, writer and export of suggestions and their outcomes."""

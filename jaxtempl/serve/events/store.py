@@ -1,8 +1,7 @@
-"""The store of suggestions and of what became of them: written off the request's path, by one thread.
+"""Store suggestions and events from a separate thread, outside the request's critical path.
 
-What is kept waits in a queue in the order it came, so a suggestion is there before its events. Each time the writer
-turns to the queue it writes all that waits, many records a transaction: at once when an event waits to be
-acknowledged, else about every 100 ms.
+Records wait in a queue in order of arrival, so a suggestion is stored before its events. The writer empties the queue
+in transactions of many records: immediately if an event waits for its acknowledgement, otherwise about every 100 ms.
 """
 
 import asyncio
@@ -23,41 +22,41 @@ from jaxtempl.serve import logs
 from jaxtempl.serve.events import tables
 from jaxtempl.serve.schema import Event, FieldError
 
-MOST = 100_000  # records that wait: at 200 requests/s those of 8 minutes without a database, some 100 MB
-GROUP = 500  # most records a transaction; PostgreSQL and SQLite take some 30,000 values a statement
-GATHER = 0.1  # seconds that suggestions are gathered, and that may be lost with a process that is killed
-OTHERS = 2 * GATHER  # seconds in which another server of the same database has written what it answered
-RETRY = 1.0  # seconds between attempts to reach a database that was lost
-PATIENCE = 5.0  # seconds that an event waits to be committed
-CLOSE = 5.0  # seconds after which closing makes no further attempt
+MAX_WAITING = 100_000  # records: about 100 MB, or 8 minutes at 200 requests/s without a database
+GROUP = 500  # maximum records of a transaction; PostgreSQL and SQLite accept about 30,000 values per statement
+GATHER = 0.1  # seconds between writes of suggestions; a killed process loses at most these
+OTHERS = 2 * GATHER  # seconds until another server of the same database has written its answers
+RETRY = 1.0  # seconds between attempts to reach an unavailable database
+PATIENCE = 5.0  # seconds that an event waits for its commit
+CLOSE = 5.0  # seconds after which closing stops retrying
 AWAY = "the event store cannot be reached; send the event again"
 
 
 class UnknownSuggestionError(Exception):
-    """An event names a suggestion that the store does not hold."""
+    """An event refers to a suggestion that is not in the store."""
 
 
 class StoreUnavailableError(Exception):
-    """An event could not be committed now; the client sends it again, which is safe whatever became of it."""
+    """An event could not be committed; the client sends it again, which is safe even if it was."""
 
 
 class StoredSuggestion(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of an answer.
+    """The stored part of an answer.
 
     Attributes:
-        suggestion_id: 32 hex digits, which events name.
-        at: when it was answered, with its time zone.
-        case_id: as asked.
-        advocate_id: as asked.
-        model_version: of the bundle.
-        templates: ids, best first.
-        probabilities: of these, among those that might be suggested.
-        tokens: of the window that was read.
-        dropped_messages: messages older than the window.
-        k: how many were asked for.
-        threshold: as asked.
-        latency_ms: from the request's last byte to the answer.
-        reason: why nothing was suggested.
+        suggestion_id: 32 hex digits, which events refer to.
+        at: Time of the answer, with its time zone.
+        case_id: Case of the request.
+        advocate_id: Advocate of the request, or None.
+        model_version: Version of the bundle.
+        templates: Ids of the suggestions, best first.
+        probabilities: Their probabilities among the allowed templates.
+        tokens: Tokens of the window that was read.
+        dropped_messages: Number of messages older than the window.
+        k: Requested number of suggestions.
+        threshold: Threshold of the request, or None.
+        latency_ms: Milliseconds from the request's last byte to the answer.
+        reason: Reason for an empty list of suggestions, or None.
     """
 
     suggestion_id: str
@@ -76,17 +75,17 @@ class StoredSuggestion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Waiting(NamedTuple):
-    """The row of an event, and who waits for it: True when committed, False when its suggestion is unknown."""
+    """An event's row, and the future of its commit: True if committed, False if its suggestion is unknown."""
 
     row: dict[str, Any]
     future: "asyncio.Future[bool]"
 
     def settle(self, outcome: bool | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # its loop has ended
+        with contextlib.suppress(RuntimeError):  # its event loop is closed
             self.future.get_loop().call_soon_threadsafe(self._set, outcome)
 
     def _set(self, outcome: bool | Exception) -> None:
-        if self.future.done():  # nobody waits any more
+        if self.future.done():  # the request is over
             return
         if isinstance(outcome, Exception):
             self.future.set_exception(outcome)
@@ -98,37 +97,38 @@ class Store:
     """The store of a server, open until `close`.
 
     Attributes:
-        dropped: suggestions that are not kept: too many waited, the database refused them or was away until the end.
+        dropped: Number of suggestions that were not stored: the queue was full, the database rejected them, or it was
+            unavailable until the end.
     """
 
     def __init__(self, url: str) -> None:
-        """Opens the database of an SQLAlchemy URL, or makes its tables.
+        """Open the database of an SQLAlchemy URL, and create its tables if needed.
 
         Raises:
-            UserError: it is no such URL, or the database cannot be opened.
+            UserError: The URL is invalid, or the database cannot be opened.
         """
         self._engine = tables.open_to_write(url)
         self._queue: deque[StoredSuggestion | _Waiting] = deque()
         self._hurry = threading.Event()
-        self._lost = False  # whether the database was away when it was last tried
-        self._end = float("inf")  # when the writer gives up; finite once the store is being closed
+        self._lost = False  # whether the last attempt found the database unavailable
+        self._end = float("inf")  # when the writer gives up; finite after `close`
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="event-store", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Records in the queue."""
+        """Number of records in the queue."""
         return len(self._queue)
 
-    def suggested(self, record: StoredSuggestion) -> None:
-        """Keeps what was answered, soon; it neither waits nor raises, and counts what it must drop."""
+    def add_suggestion(self, record: StoredSuggestion) -> None:
+        """Queue an answer for storage; never waits or raises, and counts what it drops."""
         if self._full():
             self.dropped += 1
         else:
             self._queue.append(record)
 
-    async def keep(self, event: Event) -> None:
+    async def commit_event(self, event: Event) -> None:
         """Returns when the event is committed; one that is kept already is not kept twice.
 
         Raises:
@@ -137,22 +137,22 @@ class Store:
             UnknownSuggestionError: no such suggestion is kept.
         """
         row = tables.event_row(event)
-        if await self._committed(row):
+        if await self._commit(row):
             return
-        await asyncio.sleep(OTHERS)  # another server may have answered, and not written yet what
-        if not await self._committed(row):
-            raise UnknownSuggestionError(f"no suggestion {event.suggestion_id} is kept")
+        await asyncio.sleep(OTHERS)  # another server may not have written its answer yet
+        if not await self._commit(row):
+            raise UnknownSuggestionError(f"suggestion {event.suggestion_id} is not in the store")
 
     def close(self) -> None:
-        """Writes what waits, for some seconds at most, and ends the writer; what comes later is not kept."""
+        """Write the queue, for a few seconds at most, and stop the writer; later records are not stored."""
         self._end = min(self._end, time.monotonic() + CLOSE)
         self._hurry.set()
-        self._thread.join(CLOSE + PATIENCE)  # its last attempt may have begun just before
+        self._thread.join(CLOSE + PATIENCE)  # its last attempt may have started just before
 
     def _full(self) -> bool:
-        return len(self._queue) >= MOST or self._end < float("inf")
+        return len(self._queue) >= MAX_WAITING or self._end < float("inf")
 
-    async def _committed(self, row: dict[str, Any]) -> bool:
+    async def _commit(self, row: dict[str, Any]) -> bool:
         if self._lost or self._full():
             raise StoreUnavailableError(AWAY)
         waiting = _Waiting(row, asyncio.get_running_loop().create_future())
@@ -169,48 +169,48 @@ class Store:
             self._hurry.wait(RETRY if self._lost else GATHER)
             self._hurry.clear()
             self._write_all()
-        self._end_with(self._take(len(self._queue)))
+        self._drop(self._take(len(self._queue)))
 
     def _write_all(self) -> None:
-        """Writes what waits now; what comes meanwhile is for the next time, or groups would be small."""
+        """Write the records that wait now; later ones form the next groups, which are then larger."""
         waiting = len(self._queue)
         if self._lost and not waiting:
-            self._write([])  # whether the database is back
+            self._write([])  # tests whether the database is back
         for _ in range(0, waiting, GROUP):
             self._write(self._take(GROUP))
             if self._lost:
                 return
 
-    def _take(self, most: int) -> list[StoredSuggestion | _Waiting]:
-        return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+    def _take(self, maximum: int) -> list[StoredSuggestion | _Waiting]:
+        return [self._queue.popleft() for _ in range(min(maximum, len(self._queue)))]
 
     def _write(self, group: Sequence[StoredSuggestion | _Waiting]) -> None:
         suggestions = [msgspec.structs.asdict(record) for record in group if isinstance(record, StoredSuggestion)]
         events = [record for record in group if isinstance(record, _Waiting)]
         try:
             with self._engine.begin() as connection:
-                known = tables.insert(connection, suggestions, [event.row for event in events])
-        except Exception as error:  # whatever it is, the writer goes on
+                stored = tables.insert(connection, suggestions, [event.row for event in events])
+        except Exception as error:  # the writer survives any error
             self._failed(group, error)
             return
         if self._lost:
-            logs.log_event("the event store is reached again", logging.WARNING)
+            logs.log_event("the event store is available again", logging.WARNING)
         self._lost = False
         for event in events:
-            event.settle(event.row["suggestion_id"] in known)
+            event.settle(event.row["suggestion_id"] in stored)
 
     def _failed(self, group: Sequence[StoredSuggestion | _Waiting], error: Exception) -> None:
-        """Nothing of the group is written: the database is away, or one record is at fault, which is then found."""
+        """Handle a group that was rolled back: the database is unavailable, or one record is invalid."""
         if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
-            self._away(group, error)
+            self._requeue(group, error)
         elif len(group) == 1:
             self._refuse(group[0], error)
         else:
             for record in group:
                 self._write([record])
 
-    def _away(self, group: Sequence[StoredSuggestion | _Waiting], error: DBAPIError) -> None:
-        """Suggestions wait for the database in their order; events are their clients' to send again."""
+    def _requeue(self, group: Sequence[StoredSuggestion | _Waiting], error: DBAPIError) -> None:
+        """Put suggestions back in order until the database returns; answer events, which clients send again."""
         if not self._lost:
             why = first_line(error.orig or error)
             logs.log_event("the event store cannot be reached", logging.WARNING, why=why)
@@ -218,7 +218,7 @@ class Store:
         self._queue.extendleft(reversed(self._fail([*group, *self._take(len(self._queue))])))
 
     def _fail(self, records: Sequence[StoredSuggestion | _Waiting]) -> list[StoredSuggestion]:
-        """Answers the events among the records, and returns the suggestions."""
+        """Answer the events with an error, and return the suggestions."""
         for record in records:
             if isinstance(record, _Waiting):
                 record.settle(StoreUnavailableError(AWAY))
@@ -226,14 +226,15 @@ class Store:
 
     def _refuse(self, record: StoredSuggestion | _Waiting, error: Exception) -> None:
         if isinstance(record, _Waiting):
-            record.settle(FieldError("", "the event store cannot hold what the event says"))
+            record.settle(FieldError("", "a value of the event cannot be stored"))
         else:
             self.dropped += 1
-            logs.log_event("the event store refuses a suggestion", logging.ERROR, error)
+            logs.log_event("the event store rejected a suggestion", logging.ERROR, error)
 
-    def _end_with(self, left: Sequence[StoredSuggestion | _Waiting]) -> None:
-        lost = len(self._fail(left))
+    def _drop(self, remaining: Sequence[StoredSuggestion | _Waiting]) -> None:
+        lost = len(self._fail(remaining))
         self.dropped += lost
         if lost:
-            logs.log_event("suggestions are lost: the event store was away until the end", logging.ERROR, count=lost)
+            event = "suggestions are lost: the event store was unavailable until the end"
+            logs.log_event(event, logging.ERROR, count=lost)
         self._engine.dispose()

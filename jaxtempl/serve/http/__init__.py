@@ -1,1 +1,1 @@
-"""The HTTP surface: routes, middleware, protocols."""
+"""The HTTP interface: routes, middleware, tokens, and the OpenAPI and KServe protocols."""

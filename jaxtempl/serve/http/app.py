@@ -1,4 +1,4 @@
-"""The routes: suggestions, events, the model, health, and the same model by the KServe v2 protocol."""
+"""HTTP routes: suggestions, events, the model, health, and the model in the KServe v2 protocol."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
@@ -16,7 +16,6 @@ from jaxtempl.config.serving import ServeConfig
 from jaxtempl.serve import schema
 from jaxtempl.serve.console import page
 from jaxtempl.serve.events.store import Store
-from jaxtempl.serve.http import reference
 from jaxtempl.serve.http.auth import Tokens
 from jaxtempl.serve.http.kserve import (
     HEADER_LENGTH,
@@ -34,45 +33,52 @@ from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import Event, FieldError, Reload, SuggestRequest
 from jaxtempl.serve.service import NotReadyError, ServedSuggestions, Service
 
-YEARS = (1970, 2200)  # of an event
+YEARS = (1970, 2200)  # range of an event's time
 
 
 class App:
     """The routes of one server.
 
     Args:
-        asked: as the command was given.
-        ready: is told how loading the first model ended: None, or the error.
+        config: The command's configuration.
+        on_loaded: Callback after loading the first model, with its error or None.
 
     Raises:
-        UserError: the store or the cases cannot be opened.
+        UserError: The store or the cases cannot be opened.
     """
 
+<<<<<<< HEAD
     def __init__(self, asked: ServeConfig, ready: Callable[[Exception | None], None]) -> None:
         self._asked, self._ready = asked, ready
         self._cases = page.replay_cases(asked.cases)
         self._openapi = document(bool(asked.tokens))
         self._reference = reference.page(self._openapi)
+=======
+    def __init__(self, config: ServeConfig, on_loaded: Callable[[Exception | None], None]) -> None:
+        self._config, self._on_loaded = config, on_loaded
+        self._cases = page.cases(config.cases)
+        self._openapi = document(bool(config.tokens))
+>>>>>>> 1c86f5c (Rewrite serving in plain English; drop the hand-made /docs page; share test helpers by modules)
         self._metrics = Metrics()
-        self._store = Store(asked.store)
+        self._store = Store(config.store)
         self._service: Service
 
     def asgi(self) -> ASGIApp:
-        """The application; raises UserError where a file of tokens is not as it must be.
+        """Return the application; raise UserError if a file of tokens is invalid.
 
-        Starlette's router alone: what its application wraps around that, the boundary does in one step.
+        This is Starlette's router without its middleware stack, which `Boundary` replaces in one step.
         """
-        asked = self._asked
-        admin = Tokens(Path(asked.admin_tokens)) if asked.admin_tokens else None
+        config = self._config
+        admin = Tokens(Path(config.admin_tokens)) if config.admin_tokens else None
         guards: dict[str, Tokens | None] = {"/admin/": admin}
-        if asked.tokens:
-            guards |= dict.fromkeys(("/v1/", "/v2/models", "/console/cases"), Tokens(Path(asked.tokens)))
+        if config.tokens:
+            guards |= dict.fromkeys(("/v1/", "/v2/models", "/console/cases"), Tokens(Path(config.tokens)))
         return Boundary(Router(self.routes(), lifespan=self.lifespan), self._metrics, guards)
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncGenerator[None]:
-        """The first model is loaded while health is answered already; the end writes what is to be kept."""
-        self._service = Service(self._asked, self._store, self._metrics)
+        """Load the first model while health checks are answered; write pending records at the end."""
+        self._service = Service(self._config, self._store, self._metrics)
         loading = asyncio.create_task(self._load())
         yield
         loading.cancel()
@@ -81,14 +87,14 @@ class App:
 
     async def _load(self) -> None:
         try:
-            await self._service.load(Path(self._asked.bundle))
+            await self._service.load(Path(self._config.bundle))
         except Exception as error:
-            self._ready(error)
+            self._on_loaded(error)
         else:
-            self._ready(None)
+            self._on_loaded(None)
 
     def routes(self) -> Sequence[BaseRoute]:
-        """What is answered."""
+        """Return all routes."""
         model = MODEL_PATH, VERSION_PATH
         return [
             Route("/v1/suggest", self.suggest, methods=["POST"]),
@@ -101,7 +107,6 @@ class App:
             Route("/readyz", self.readyz),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
-            Route("/docs", self.docs),
             Route("/v2", self.kserve),
             Route("/v2/health/live", self.livez),
             Route("/v2/health/ready", self.readyz),
@@ -113,15 +118,15 @@ class App:
 
     async def suggest(self, request: Request) -> Response:
         """POST /v1/suggest."""
-        asked = schema.decode(SuggestRequest, await self._body(request))
-        return json_response(await run_until_disconnect(request, self._service.suggest(asked)))
+        suggest_request = schema.decode(SuggestRequest, await self._body(request))
+        return json_response(await run_until_disconnect(request, self._service.suggest(suggest_request)))
 
     async def events(self, request: Request) -> Response:
-        """POST /v1/events; the answer comes when the event is committed."""
+        """POST /v1/events; answers after the event is committed."""
         event = schema.decode(Event, await self._body(request))
         if not YEARS[0] <= event.at.year < YEARS[1]:
-            raise FieldError("at", f"is not of the years {YEARS[0]} to {YEARS[1]}")
-        await self._service.keep(event)
+            raise FieldError("at", f"is outside the years {YEARS[0]} to {YEARS[1] - 1}")
+        await self._service.commit_event(event)
         return json_response({"kept": True})
 
     async def model(self, request: Request) -> Response:
@@ -134,8 +139,8 @@ class App:
 
     async def reload(self, request: Request) -> Response:
         """POST /admin/reload."""
-        asked = schema.decode(Reload, await self._body(request) or b"{}")
-        folder = Path(asked.bundle) if asked.bundle else self._model().folder
+        change = schema.decode(Reload, await self._body(request) or b"{}")
+        folder = Path(change.bundle) if change.bundle else self._model().folder
         try:
             return json_response({"model_version": await self._service.load(folder)})
         except OSError as error:
@@ -150,21 +155,17 @@ class App:
         return json_response({"live": True})
 
     async def readyz(self, request: Request) -> Response:
-        """GET /readyz: every length has been run once."""
+        """GET /readyz: the model has run every length once."""
         self._model()
         return json_response({"ready": True})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
         return json_response(self._openapi)
-
-    async def docs(self, request: Request) -> Response:
-        """GET /docs."""
-        return Response(self._reference, 200, reference.HEADERS, "text/html; charset=utf-8")
 
     async def kserve(self, request: Request) -> Response:
         """GET /v2."""
@@ -182,18 +183,18 @@ class App:
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/templates/infer."""
         self._version(request)
-        asked = parse_call(await self._body(request), request.headers.get(HEADER_LENGTH))
-        finding = (self._case(index, context) for index, context in enumerate(parse_contexts(asked)))
-        found = await run_until_disconnect(request, _all(finding))
-        templates = [[each.template for each in row.suggestions] for row in found]
-        probabilities = [[each.probability for each in row.suggestions] for row in found]
-        raw, head = encode_answer(asked, MODEL, found[0].version, templates, probabilities)
+        call = parse_call(await self._body(request), request.headers.get(HEADER_LENGTH))
+        pending = (self._find(index, context) for index, context in enumerate(parse_contexts(call)))
+        results = await run_until_disconnect(request, _gather(pending))
+        templates = [[each.template for each in row.suggestions] for row in results]
+        probabilities = [[each.probability for each in row.suggestions] for row in results]
+        raw, head = encode_answer(call, MODEL, results[0].version, templates, probabilities)
         if head is None:
             return Response(raw, media_type="application/json")
         return Response(raw, 200, {HEADER_LENGTH: str(head)}, "application/octet-stream")
 
-    async def _case(self, index: int, context: schema.ContextRequest) -> ServedSuggestions:
-        """What is found for an element of KServe's input; a field that is wrong is told with its place."""
+    async def _find(self, index: int, context: schema.ContextRequest) -> ServedSuggestions:
+        """Find suggestions for an element of KServe's input; errors name the element's index."""
         try:
             return await self._service.find(context)
         except FieldError as error:
@@ -205,19 +206,19 @@ class App:
         return self._service.model
 
     def _version(self, request: Request) -> str:
-        """That of the model that serves; raises a 404 where another was asked for."""
+        """Return the version that serves; raise a 404 if the path names another."""
         version = self._model().version
         if request.path_params.get("version", version) != version:
-            raise HTTPException(404, "another version serves; GET /v1/model says which")
+            raise HTTPException(404, "another version serves; GET /v1/model returns its name")
         return version
 
     async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._asked.max_body, self._asked.timeout_ms / 1000)
+        return await read_body(request, self._config.max_body, self._config.timeout_ms / 1000)
 
 
-async def _all(finding: Iterable[Coroutine[Any, Any, ServedSuggestions]]) -> list[ServedSuggestions]:
-    """All or none; they begin together, so that one model answers them."""
-    tasks = [asyncio.ensure_future(each) for each in finding]
+async def _gather(pending: Iterable[Coroutine[Any, Any, ServedSuggestions]]) -> list[ServedSuggestions]:
+    """Await all or none; they start together, so that one model answers them."""
+    tasks = [asyncio.ensure_future(each) for each in pending]
     try:
         return await asyncio.gather(*tasks)
     finally:

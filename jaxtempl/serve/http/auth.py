@@ -1,4 +1,4 @@
-"""Bearer tokens of a file: who may ask."""
+"""Check bearer tokens against those of a file."""
 
 import hashlib
 import hmac
@@ -8,26 +8,30 @@ from jaxtempl.errors import UserError
 
 
 class Tokens:
-    """The tokens of a file, a line each; blank lines and those that begin with # are none."""
+    """The tokens of a file, one a line; blank lines and lines that start with # are ignored."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError where the file is missing or holds no token, or one that no header can carry."""
+        """Read the file.
+
+        Raises:
+            UserError: The file is missing, has no token, or has one that a header cannot carry.
+        """
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; write tokens to it, one a line") from None
         except UnicodeDecodeError:
-            raise UserError(f"{path} is not text in UTF-8; write tokens to it, one a line") from None
+            raise UserError(f"{path} is not UTF-8 text; write tokens to it, one a line") from None
         tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not tokens:
-            raise UserError(f"{path} holds no token; write one a line, or nobody could be let in")
+            raise UserError(f"{path} has no token; write at least one, one a line")
         if not all(token.isascii() and token.isprintable() and " " not in token for token in tokens):
-            raise UserError(f"{path} holds a token that no header can carry; letters, digits and signs are allowed")
+            raise UserError(f"{path} has a token that a header cannot carry; use ASCII letters, digits and punctuation")
         self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
 
     def admits(self, authorization: bytes) -> bool:
-        """Whether a header `Authorization` carries one of the tokens; a wrong one takes as long as a right one."""
+        """Return whether an `Authorization` header has one of the tokens; wrong and right ones take equally long."""
         scheme, _, token = authorization.partition(b" ")
         digest = hashlib.sha256(token.strip()).digest()
-        right = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(right) and scheme.lower() == b"bearer"
+        matches = [hmac.compare_digest(digest, allowed) for allowed in self._digests]
+        return any(matches) and scheme.lower() == b"bearer"

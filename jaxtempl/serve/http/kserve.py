@@ -1,9 +1,10 @@
-"""Version 2 of KServe's inference protocol, as Triton speaks it: requests in, answers out, as JSON or binary.
+"""Version 2 of KServe's inference protocol, with Triton's binary extension: decode requests, encode answers. No JAX.
 
-The one input `case` has in each element the JSON of an `api.Context`; the outputs `template` and `probability` have a
-row for each. The protocol: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. Its
-binary form: github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md. Parameters that mean
-nothing here are ignored, as the protocol has it. No JAX.
+Each element of the only input, `case`, is the JSON of a `schema.ContextRequest`. The outputs `template` and
+`probability` have one row for each element. Unknown parameters are ignored, as the protocol requires.
+
+Protocol: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. Binary form:
+github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md.
 """
 
 import itertools
@@ -20,21 +21,21 @@ from jaxtempl.serve.schema import FieldError
 
 INPUT = "case"
 OUTPUTS = {"template": "BYTES", "probability": "FP32"}
-MAX_CASES = 64  # of a request
-HEADER_LENGTH = "Inference-Header-Content-Length"  # the HTTP header that says where the JSON ends and the binary begins
+MAX_CASES = 64  # elements of a request
+HEADER_LENGTH = "Inference-Header-Content-Length"  # HTTP header with the bytes of the JSON before binary data
 
 ElementT = TypeVar("ElementT", str, float)
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Those that mean something here, wherever they stand.
+    """Supported parameters of requests and tensors.
 
     Attributes:
-        binary_data_size: of a tensor that is not in the JSON: its bytes after it.
-        binary_data: of an output that is wanted: whether as binary.
-        binary_data_output: of a request: whether outputs that do not say so themselves are wanted as binary.
-        classification: of an output that is wanted; refused.
-        shared_memory_region: likewise.
+        binary_data_size: Bytes of a tensor's binary data after the JSON.
+        binary_data: Whether a requested output is binary.
+        binary_data_output: Default of `binary_data` for all outputs of a request.
+        classification: Parameter of a requested output; not supported.
+        shared_memory_region: Parameter of a requested output; not supported.
     """
 
     binary_data_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -45,7 +46,7 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Input(msgspec.Struct, frozen=True):
-    """A tensor of a request; its data is flat, or a row of one element each."""
+    """An input tensor; its data is flat, or rows of one element."""
 
     name: str
     datatype: str
@@ -55,14 +56,14 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: str
     parameters: Parameters = Parameters()
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """POST /v2/models/{name}[/versions/{version}]/infer: the JSON at the body's start."""
+    """POST /v2/models/{name}[/versions/{version}]/infer: the JSON part of the body."""
 
     inputs: list[Input]
     id: str = ""
@@ -71,7 +72,7 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tensor as metadata has it (-1 is any size), or as an answer, whose data is flat."""
+    """A tensor of the metadata (-1 is any size) or of an answer, whose data is flat."""
 
     name: str
     datatype: str
@@ -81,7 +82,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InferAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The JSON at the start of an answer."""
+    """The JSON part of an answer."""
 
     model_name: str
     model_version: str
@@ -108,12 +109,12 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
 
 class InferCall(NamedTuple):
-    """A request that is as it must be.
+    """A checked request.
 
     Attributes:
-        id: to be given back; empty without one.
-        cases: an element of the input each.
-        outputs: those wanted, in their order, and whether as binary.
+        id: Id that the answer repeats, or empty.
+        cases: Elements of the input.
+        outputs: Requested outputs in order, and whether each is binary.
     """
 
     id: str
@@ -122,128 +123,128 @@ class InferCall(NamedTuple):
 
 
 def server_metadata() -> ServerMetadata:
-    """What this server is."""
+    """Return the description of this server."""
     return ServerMetadata("jaxtempl", jaxtempl.__version__, ["binary_tensor_data"])
 
 
 def model_metadata(name: str, version: str) -> ModelMetadata:
-    """What the model takes and gives."""
+    """Return the description of the model's inputs and outputs."""
     inputs = [Tensor(INPUT, "BYTES", [-1])]
     outputs = [Tensor(output, datatype, [-1, -1]) for output, datatype in OUTPUTS.items()]
     return ModelMetadata(name, [version], "jaxtempl_bundle", inputs, outputs)
 
 
 def parse_call(body: bytes, header_length: str | None) -> InferCall:
-    """A request out of a body that is not compressed.
+    """Decode and check a request.
 
     Args:
-        body: JSON, and after it the binary input, if it is binary.
-        header_length: bytes of the JSON, as the HTTP header HEADER_LENGTH has it; all of the body without one.
+        body: JSON, followed by the input if it is binary.
+        header_length: Value of the HTTP header HEADER_LENGTH; without it the whole body is JSON.
 
     Raises:
-        FieldError: it is not as it must be.
+        FieldError: A field is missing or invalid.
     """
     end = len(body) if header_length is None else _header_end(header_length, len(body))
     request = schema.decode(InferRequest, body[:end])
-    return InferCall(request.id, _cases(request.inputs, body[end:]), _wanted(request))
+    return InferCall(request.id, _cases(request.inputs, body[end:]), _requested(request))
 
 
-def parse_contexts(infer: InferCall) -> list[schema.ContextRequest]:
-    """What is asked in each case; raises FieldError, with the case's place, where one is not as it must be."""
-    return [_context(index, case) for index, case in enumerate(infer.cases)]
+def parse_contexts(call: InferCall) -> list[schema.ContextRequest]:
+    """Decode each element of the input; raise FieldError with the index of an invalid one."""
+    return [_parse_context(index, case) for index, case in enumerate(call.cases)]
 
 
 def locate_error(index: int, error: FieldError) -> FieldError:
-    """What is wrong in a case, told with the case's place."""
+    """Return the error with the index of the input's element."""
     return FieldError(f"inputs[0].data[{index}].{error.field}".rstrip("."), error.detail)
 
 
 def encode_answer(
-    infer: InferCall,
+    call: InferCall,
     model_name: str,
     version: str,
     templates: Sequence[Sequence[str]],
     probabilities: Sequence[Sequence[float]],
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the value of its header HEADER_LENGTH, which it has only where a part is binary.
+    """Return the body of an answer, and the value of its header HEADER_LENGTH, or None if nothing is binary.
 
     Args:
-        infer: the request.
-        model_name: that was asked for.
-        version: of the bundle.
-        templates: ids of the templates suggested for each case, best first; short rows are filled with "".
-        probabilities: theirs; filled with 0.
+        call: The request.
+        model_name: Name of the model in the request.
+        version: Version of the bundle.
+        templates: Ids of the suggested templates of each case, best first; short rows are padded with "".
+        probabilities: Their probabilities; padded with 0.
     """
     shape = [len(templates), max(map(len, templates), default=0)]
-    names, numbers = _filled(templates, ""), _filled(probabilities, 0.0)
-    binary = {"template": _framed(names), "probability": np.array(numbers, "<f4").tobytes()}
-    binary = {name: binary[name] for name, wanted in infer.outputs.items() if wanted}
+    names, numbers = _flatten(templates, ""), _flatten(probabilities, 0.0)
+    binary = {"template": _join_elements(names), "probability": np.array(numbers, "<f4").tobytes()}
+    binary = {name: binary[name] for name, is_binary in call.outputs.items() if is_binary}
     data = {"template": names, "probability": numbers}
     outputs = [
         Tensor(name, OUTPUTS[name], shape, Parameters(len(binary[name])))
         if name in binary
         else Tensor(name, OUTPUTS[name], shape, data=data[name])
-        for name in infer.outputs
+        for name in call.outputs
     ]
-    head = msgspec.json.encode(InferAnswer(model_name, version, outputs, infer.id))
+    head = msgspec.json.encode(InferAnswer(model_name, version, outputs, call.id))
     return b"".join([head, *binary.values()]), len(head) if binary else None
 
 
-def _header_end(header_length: str, most: int) -> int:
-    if not re.fullmatch("[0-9]{1,15}", header_length) or int(header_length) > most:
-        raise FieldError(HEADER_LENGTH, f"must be a whole number of bytes, at most the {most} of the body")
+def _header_end(header_length: str, size: int) -> int:
+    if not re.fullmatch("[0-9]{1,15}", header_length) or int(header_length) > size:
+        raise FieldError(HEADER_LENGTH, f"must be a whole number of bytes, at most the {size} of the body")
     return int(header_length)
 
 
 def _cases(inputs: list[Input], tail: bytes) -> list[bytes]:
-    """Elements of the input; `tail` is what came after the JSON."""
+    """Return the elements of the input; `tail` is the part of the body after the JSON."""
     if len(inputs) != 1 or inputs[0].name != INPUT:
-        raise FieldError("inputs", f"must be one, of the name {INPUT}")
-    given = inputs[0]
-    if given.datatype != "BYTES":
+        raise FieldError("inputs", f"must be exactly one, with the name {INPUT}")
+    tensor = inputs[0]
+    if tensor.datatype != "BYTES":
         raise FieldError("inputs[0].datatype", "must be BYTES")
-    if given.shape[1:] not in ([], [1]) or not given.shape or not 1 <= given.shape[0] <= MAX_CASES:
+    if tensor.shape[1:] not in ([], [1]) or not tensor.shape or not 1 <= tensor.shape[0] <= MAX_CASES:
         raise FieldError("inputs[0].shape", f"must be [N] or [N, 1], N from 1 to {MAX_CASES}")
-    if (given.parameters.binary_data_size or 0) != len(tail):
+    if (tensor.parameters.binary_data_size or 0) != len(tail):
         raise FieldError("inputs[0].parameters.binary_data_size", f"must be the {len(tail)} bytes after the JSON")
-    if (given.data is None) == (given.parameters.binary_data_size is None):
+    if (tensor.data is None) == (tensor.parameters.binary_data_size is None):
         raise FieldError("inputs[0]", "must have either data or parameters.binary_data_size")
-    if given.data is None:
-        return _unframed(tail, given.shape[0])
-    if len(given.data) != given.shape[0]:
-        raise FieldError("inputs[0].data", "must have as many elements as the shape says")
-    return [(row if isinstance(row, str) else row[0]).encode() for row in given.data]
+    if tensor.data is None:
+        return _split_elements(tail, tensor.shape[0])
+    if len(tensor.data) != tensor.shape[0]:
+        raise FieldError("inputs[0].data", "must have as many elements as the shape")
+    return [(row if isinstance(row, str) else row[0]).encode() for row in tensor.data]
 
 
-def _unframed(tail: bytes, count: int) -> list[bytes]:
-    """That many elements, each after its length in four bytes."""
-    place, found = 0, list[bytes]()
+def _split_elements(tail: bytes, count: int) -> list[bytes]:
+    """Split binary data into elements, each preceded by its length in four bytes."""
+    end, elements = 0, list[bytes]()
     for _ in range(count):
-        start = place + 4
-        place = start + int.from_bytes(tail[place:start], "little")
-        found.append(tail[start:place])
-    if place != len(tail):  # a length that leads beyond the end is never made up for by those after it
-        raise FieldError("inputs[0]", "must have as many elements as the shape says, each after its length in 4 bytes")
-    return found
+        start = end + 4
+        end = start + int.from_bytes(tail[end:start], "little")
+        elements.append(tail[start:end])
+    if end != len(tail):  # also if one length exceeds the data, as `end` never decreases
+        raise FieldError("inputs[0]", "must have as many elements as the shape, each preceded by its length in 4 bytes")
+    return elements
 
 
-def _framed(texts: list[str]) -> bytes:
+def _join_elements(texts: list[str]) -> bytes:
     encoded = [text.encode() for text in texts]
     return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
 
 
-def _wanted(request: InferRequest) -> dict[str, bool]:
-    """Every output that is wanted, all where none is named, and whether as binary."""
+def _requested(request: InferRequest) -> dict[str, bool]:
+    """Return the requested outputs, by default all, and whether each is binary."""
     default = request.parameters.binary_data_output
-    found: dict[str, bool] = {}
+    outputs: dict[str, bool] = {}
     for index, output in enumerate(request.outputs):
-        _check(f"outputs[{index}]", output)
+        _check_output(f"outputs[{index}]", output)
         binary = output.parameters.binary_data
-        found[output.name] = default if binary is None else binary
-    return found or dict.fromkeys(OUTPUTS, default)
+        outputs[output.name] = default if binary is None else binary
+    return outputs or dict.fromkeys(OUTPUTS, default)
 
 
-def _check(field: str, output: RequestedOutput) -> None:
+def _check_output(field: str, output: RequestedOutput) -> None:
     if output.name not in OUTPUTS:
         raise FieldError(f"{field}.name", f"must be one of {', '.join(OUTPUTS)}")
     for name in ("classification", "shared_memory_region"):
@@ -251,13 +252,13 @@ def _check(field: str, output: RequestedOutput) -> None:
             raise FieldError(f"{field}.parameters.{name}", "is not supported; leave it out")
 
 
-def _context(index: int, case: bytes) -> schema.ContextRequest:
+def _parse_context(index: int, case: bytes) -> schema.ContextRequest:
     try:
         return schema.decode(schema.ContextRequest, case)
     except FieldError as error:
         raise locate_error(index, error) from None
 
 
-def _filled(rows: Sequence[Sequence[ElementT]], fill: ElementT) -> list[ElementT]:
-    """All rows one after another, each as long as the longest."""
+def _flatten(rows: Sequence[Sequence[ElementT]], fill: ElementT) -> list[ElementT]:
+    """Concatenate all rows, each padded to the longest."""
     return list(itertools.chain.from_iterable(zip(*itertools.zip_longest(*rows, fillvalue=fill), strict=True)))

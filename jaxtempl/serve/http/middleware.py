@@ -1,6 +1,6 @@
-"""What every request goes through: its id, its token, its body's limit, one line of log, and errors as JSON.
+"""Wrap every request: its id, its token, the limit of its body, one log line, and errors as JSON.
 
-No error says anything of what was sent but the name of a field.
+Of the request, an error contains nothing except the name of a field.
 """
 
 import asyncio
@@ -38,34 +38,34 @@ STATUS: Mapping[type[Exception], int] = {
     LateError: 504,
     UnknownSuggestionError: 404,
     StoreUnavailableError: 503,
-    ClientDisconnect: 499,  # nobody reads it; the log and the counts have it
+    ClientDisconnect: 499,  # no client reads it; for the log and the metrics
 }
-QUIET = {"livez", "readyz", "metrics"}  # asked every few seconds by machines; logged only when they fail
+QUIET = {"livez", "readyz", "metrics"}  # polled every few seconds; logged only when they fail
 RETRY_SECONDS = 1
 
 
 class Boundary:
-    """Around the application: ids, tokens, errors, the log and its counts.
+    """Add request ids, tokens, errors, the log and metrics to an application.
 
     Args:
-        app: what answers.
-        metrics: to count in.
-        guards: tokens by the beginning of the paths that want one.
+        app: The application.
+        metrics: Metrics to update.
+        guards: Accepted tokens by prefix of the paths that require one; None accepts no token.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, guards: Mapping[str, Tokens | None]) -> None:
         self._app, self._metrics, self._guards = app, metrics, guards
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Answer one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        scope["app"] = self  # or the router would answer what it does not know by itself
-        began, headers = time.perf_counter(), dict(scope["headers"])
+        scope["app"] = self  # otherwise the router answers unknown paths itself
+        started, headers = time.perf_counter(), dict(scope["headers"])
         request_id = _request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
         status = 0
 
-        async def told(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -74,23 +74,23 @@ class Boundary:
 
         try:
             self._admit(scope["path"], [value for name, value in scope["headers"] if name == b"authorization"])
-            await self._app(scope, receive, told)
-        except Exception as error:  # the last place: a client gets JSON, whatever it is
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:  # the outermost handler: a client gets JSON for any error
             if status:
                 raise
-            await error_response(error, request_id)(scope, receive, told)
-        self._tell(scope, status, time.perf_counter() - began, request_id)
+            await error_response(error, request_id)(scope, receive, send_with_id)
+        self._record(scope, status, time.perf_counter() - started, request_id)
 
     def _admit(self, path: str, authorizations: Sequence[bytes]) -> None:
-        for beginning, tokens in self._guards.items():
-            if path.startswith(beginning):
+        for prefix, tokens in self._guards.items():
+            if path.startswith(prefix):
                 if tokens is None:
-                    raise HTTPException(403, "closed: the server was started without --admin_tokens")
+                    raise HTTPException(403, "disabled: the server was started without --admin_tokens")
                 if len(authorizations) != 1 or not tokens.admits(authorizations[0]):
-                    raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+                    raise HTTPException(401, "a bearer token is required", {"WWW-Authenticate": "Bearer"})
 
-    def _tell(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        """Counts and logs; a path is told by the name of what answers it, as others may hold anything."""
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        """Update metrics and log; the route's name stands for the path, which may contain anything."""
         route = getattr(scope.get("endpoint"), "__name__", "none")
         self._metrics.answers.labels(route, str(status)).inc()
         if route not in QUIET or status >= 400:
@@ -98,84 +98,83 @@ class Boundary:
             logs.log_event("answered", route=route, status=status, milliseconds=milliseconds, request_id=request_id)
 
 
-def _request_id(given: str) -> str:
-    """The client's, where it is a plain short name, or a new one."""
-    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(16)
+def _request_id(header: str) -> str:
+    """Return the client's id if it is short and plain, otherwise a new one."""
+    return header if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", header) else secrets.token_hex(16)
 
 
 def error_response(error: Exception, request_id: str) -> Response:
-    """An error as an answer; one that nobody expected is logged, and its words stay here."""
+    """Return an error as an answer; an unexpected one is logged, and its message is not sent."""
     if isinstance(error, HTTPException):
         return json_response(ErrorAnswer(error.detail, None, request_id), error.status_code, error.headers)
     status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
     if status == 500 and not isinstance(error, RefusedError):
         logs.log_event("unexpected error", logging.ERROR, error, request_id=request_id)
-        return json_response(ErrorAnswer("an error of the server's own; its log has more", None, request_id), 500)
+        return json_response(ErrorAnswer("internal error; see the server's log", None, request_id), 500)
     field = error.field or None if isinstance(error, FieldError) else None
     after = error.after if isinstance(error, FullError) else RETRY_SECONDS
     headers = {"Retry-After": str(after)} if status in (429, 503) else None
-    return json_response(ErrorAnswer(str(error) or "the client has gone", field, request_id), status, headers)
+    return json_response(ErrorAnswer(str(error) or "the client disconnected", field, request_id), status, headers)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A value as JSON."""
+    """Return a value as JSON."""
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """All of a request's body.
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """Read a request's whole body.
 
     Raises:
-        HTTPException: 413 for more than `most` bytes, as soon as that is known; 408 when it takes too long; 415 when it
-            is compressed.
+        HTTPException: 413 as soon as the body exceeds `limit` bytes; 408 if it takes too long; 415 if it is compressed.
     """
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise HTTPException(415, "the body is compressed; only plain ones are read")
+        raise HTTPException(415, "the body is compressed; send it uncompressed")
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > most:
-        raise HTTPException(413, f"the body has more than {most:,} bytes")
-    pieces, size = list[bytes](), 0
+    if declared.isdecimal() and int(declared) > limit:
+        raise HTTPException(413, f"the body has more than {limit:,} bytes")
+    chunks, size = list[bytes](), 0
     try:
         async with asyncio.timeout(seconds):
-            async for piece in request.stream():
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
-                    raise HTTPException(413, f"the body has more than {most:,} bytes")
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise HTTPException(413, f"the body has more than {limit:,} bytes")
     except TimeoutError:
-        # Closed, or the rest could keep the connection for as long as the client likes.
-        raise HTTPException(408, "the body did not come in time", {"Connection": "close"}) from None
-    return b"".join(pieces)
+        # Closed, otherwise the client could hold the connection with the rest of the body.
+        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+    return b"".join(chunks)
 
 
 async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """What `work` comes to; it is cancelled when the client goes before.
+    """Return the result of `work`, or cancel it when the client disconnects first.
 
     Raises:
-        ClientDisconnect: the client has gone.
+        ClientDisconnect: The client disconnected.
     """
-    working, left = asyncio.current_task(), False
+    task, disconnected = asyncio.current_task(), False
 
     def stop(watching: "asyncio.Task[None]") -> None:
-        nonlocal left
-        if working and not watching.cancelled():
-            left = working.cancel()
+        nonlocal disconnected
+        if task and not watching.cancelled():
+            disconnected = task.cancel()
 
-    gone = asyncio.ensure_future(_gone(request))
-    gone.add_done_callback(stop)
+    watcher = asyncio.ensure_future(_wait_for_disconnect(request))
+    watcher.add_done_callback(stop)
     try:
         return await work
     except asyncio.CancelledError:
-        if not left or working is None:
+        if not disconnected or task is None:
             raise
-        working.uncancel()
+        task.uncancel()
         raise ClientDisconnect from None
     finally:
-        gone.remove_done_callback(stop)
-        gone.cancel()
+        watcher.remove_done_callback(stop)
+        watcher.cancel()
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client has gone; the body has been read before."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return when the client disconnects; the body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,1 +1,1 @@
-"""From messages to suggestions: the window, the network, the ranking. No JAX."""
+"""Inference from messages to suggestions: window, network and ranking. No JAX."""

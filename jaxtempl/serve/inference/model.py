@@ -1,4 +1,4 @@
-"""A bundle that is ready to serve: checked, its network loaded, every length of it run once. No JAX.
+"""A bundle that is ready to serve: checked, loaded, and run once at every length. No JAX.
 
 Dims: B rows, L length, S slots.
 """
@@ -20,24 +20,24 @@ from jaxtempl.serve.inference.triton import Triton
 from jaxtempl.serve.schema import ModelAnswer, TemplateAnswer
 from jaxtempl.text.window import bucket_of, pad_rows
 
-SMOOTHING = 0.2  # share of the newest batch in a length's pace
+SMOOTHING = 0.2  # weight of the latest batch in a length's pace
 
 
 class ServedModel:
-    """What answers: immutable but for `pace`, so that two can serve beside each other.
+    """A model that serves; immutable except for `pace`, so that two can serve at the same time.
 
     Attributes:
-        version: of the bundle.
-        window: messages to ids.
-        ranker: logits to templates.
-        pace: seconds that a row takes, by length bucket, the newest batches counting most.
+        version: Version of the bundle.
+        window: Converts messages to ids.
+        ranker: Converts logits to templates.
+        pace: Seconds that a row takes, by length bucket: an exponential moving average over batches.
     """
 
     def __init__(self, bundle: Bundle, network: Network, backend: str) -> None:
-        """Prepares what can be; `warm` makes it ready.
+        """Prepare the model; call `warm` before it serves.
 
         Raises:
-            UserError: all templates of the bundle are retired, or its window fits no length that it pads to.
+            UserError: All templates of the bundle are retired, or its window exceeds every bucket.
         """
         self.version: str = bundle.manifest["version"]
         self.window, self.ranker = bundle.window, suggester.ranker_of(bundle)
@@ -46,42 +46,42 @@ class ServedModel:
         self._buckets = _buckets(bundle)
 
     def bucket(self, length: int) -> int:
-        """The length that a window of so many tokens is padded to."""
+        """Return the length that a window of `length` tokens is padded to."""
         return bucket_of(length, self._buckets)
 
     def run(self, rows: Sequence[Sequence[int]], bucket: int) -> Float32[np.ndarray, "B S"]:
-        """Logits of windows that are padded to `bucket`; takes its time into `pace`.
+        """Return the logits of windows padded to `bucket`, and update `pace`.
 
         Raises:
-            UserError: the network failed.
+            UserError: The network failed.
         """
-        began = time.perf_counter()
+        started = time.perf_counter()
         logits = self._network(*pad_rows(rows, bucket))
-        each = (time.perf_counter() - began) / len(rows)
+        each = (time.perf_counter() - started) / len(rows)
         self.pace[bucket] = each + (1 - SMOOTHING) * (self.pace.get(bucket, each) - each)
         return logits
 
-    def warm(self, most: int) -> "ServedModel":
-        """Runs every length with one row and with `most`; raises UserError where a logit is not finite."""
+    def warm(self, batch: int) -> "ServedModel":
+        """Run every length with one row and with `batch` rows; raise UserError if a logit is not finite."""
         for bucket in self._buckets:
-            for rows in dict.fromkeys((most, 1)):
-                self.pace.pop(bucket, None)  # the first run allocates, which no other does
+            for rows in dict.fromkeys((batch, 1)):
+                self.pace.pop(bucket, None)  # the first run allocates memory, which later ones do not
                 logits = self.run([range(2, 2 + bucket)] * rows, bucket)
                 if not np.isfinite(logits).all():
                     raise UserError(f"{self._bundle.folder} gives logits that are not finite at {bucket} tokens")
         return self
 
     def close(self) -> None:
-        """Gives back what the network holds."""
+        """Release the network's resources."""
         self._network.close()
 
     @property
     def folder(self) -> Path:
-        """Where the bundle lies."""
+        """Folder of the bundle."""
         return self._bundle.folder
 
     def facts(self) -> ModelAnswer:
-        """What GET /v1/model says."""
+        """Return the answer of GET /v1/model."""
         manifest = self._bundle.manifest
         return ModelAnswer(
             version=self.version,
@@ -95,37 +95,37 @@ class ServedModel:
         )
 
     def templates(self) -> list[TemplateAnswer]:
-        """What GET /v1/templates says."""
+        """Return the answer of GET /v1/templates."""
         return [TemplateAnswer(each.id, each.text, each.active) for each in self._bundle.templates]
 
 
 def _buckets(bundle: Bundle) -> list[int]:
-    found, window = bundle.manifest["buckets"], bundle.manifest["window"]
-    if not found or not all(type(length) is int and length > 0 for length in found) or max(found) < window:
+    buckets, window = bundle.manifest["buckets"], bundle.manifest["window"]
+    if not buckets or not all(type(length) is int and length > 0 for length in buckets) or max(buckets) < window:
         raise UserError(
-            f"{bundle.folder} pads to {found}, which a window of {window} does not fit; convert the run again"
+            f"{bundle.folder} has buckets {buckets} below its window of {window} tokens; convert the run again"
         )
-    return sorted(found)
+    return sorted(buckets)
 
 
-def open_model(folder: Path, asked: ServeConfig) -> ServedModel:
-    """A bundle's model, checked, loaded and warm.
+def open_model(folder: Path, config: ServeConfig) -> ServedModel:
+    """Check, load and warm a bundle's model.
 
     Raises:
-        UserError: it is not as its manifest says, or cannot be served as asked.
+        UserError: The bundle does not match its manifest, or cannot be served with this configuration.
     """
     bundle = Bundle.open(folder)
     suggester.check_head(bundle)
-    return ServedModel(bundle, _network(bundle, asked), asked.backend).warm(asked.max_batch_size)
+    return ServedModel(bundle, _network(bundle, config), config.backend).warm(config.max_batch_size)
 
 
-def _network(bundle: Bundle, asked: ServeConfig) -> Network:
-    if asked.backend == "fake":
-        return FakeNetwork(bundle.manifest["slots"], asked.fake_ms)
-    if asked.backend == "tensorrt":
+def _network(bundle: Bundle, config: ServeConfig) -> Network:
+    if config.backend == "fake":
+        return FakeNetwork(bundle.manifest["slots"], config.fake_ms)
+    if config.backend == "tensorrt":
         return load_engine(bundle, Machine.here())
-    if asked.backend == "triton":
-        return Triton(asked.triton, asked.triton_model, bundle, asked.timeout_ms / 1000)
-    device = "cuda" if asked.backend == "cuda" else "cpu"
-    # Without spinning: the threads would take the cores that requests are read with.
-    return OnnxRuntime(onnx_path(bundle), asked.threads, spin=False, device=device)
+    if config.backend == "triton":
+        return Triton(config.triton, config.triton_model, bundle, config.timeout_ms / 1000)
+    device = "cuda" if config.backend == "cuda" else "cpu"
+    # Without spinning, as the threads would take the cores that read requests.
+    return OnnxRuntime(onnx_path(bundle), config.threads, spin=False, device=device)

@@ -1,7 +1,7 @@
-"""A TensorRT plan on the GPU of this machine. No JAX.
+"""Run a TensorRT plan on the GPU of this machine. No JAX.
 
-TensorRT's runtime and CUDA need a GPU, so this has been run against stand-ins of both alone (tests/fake_gpu.py), never
-on a GPU.
+TensorRT's runtime and CUDA need a GPU. This module has only been run against stand-ins of both (tests/fake_gpu.py),
+never on a GPU.
 
 Dims: B rows, L tokens, S slots.
 """
@@ -22,13 +22,13 @@ from jaxtempl.errors import UserError, first_line
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What runs an engine.
+    """TensorRT, CUDA and the GPU that run an engine.
 
     Attributes:
-        trt: the module `tensorrt`, 10 or 11; of 10, the fused form of the graph needs 10.15.
-        cuda: the module `cuda.bindings.runtime`.
-        gpu: name of the current GPU.
-        compute_capability: of it, like 8.6.
+        trt: Module `tensorrt`, version 10 or 11; the fused form of the graph needs 10.15 or later.
+        cuda: Module `cuda.bindings.runtime`.
+        gpu: Name of the current GPU.
+        compute_capability: Compute capability of the GPU, like 8.6.
     """
 
     trt: Any
@@ -38,7 +38,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """This machine; raises UserError where a package or the GPU is missing."""
+        """Return this machine; raise UserError if a package or the GPU is missing."""
         try:
             return cls.of(importlib.import_module("tensorrt"), importlib.import_module("cuda.bindings.runtime"))
         except ImportError as error:
@@ -48,26 +48,26 @@ class Machine:
 
     @classmethod
     def of(cls, trt: Any, cuda: Any) -> "Machine":
-        """The machine that these modules find; raises UserError without a GPU."""
+        """Return the machine that these modules find; raise UserError without a GPU."""
         properties = check_cuda(cuda, cuda.cudaGetDeviceProperties(check_cuda(cuda, cuda.cudaGetDevice())))
         return cls(trt, cuda, properties.name.decode(), f"{properties.major}.{properties.minor}")
 
     def facts(self) -> dict[str, str]:
-        """What an engine is bound to, as its manifest has it."""
+        """Return the properties that an engine is bound to, as in its manifest."""
         return {"gpu": self.gpu, "compute_capability": self.compute_capability, "tensorrt": self.trt.__version__}
 
 
 def check_cuda(cuda: Any, answer: Sequence[Any]) -> Any:
-    """The result of a call of CUDA's runtime, which comes after its error; raises UserError for an error."""
+    """Return the result of a CUDA runtime call, which follows its status; raise UserError for an error status."""
     error, *result = answer
     if int(error):
-        said = cuda.cudaGetErrorString(error)[1].decode()
-        raise UserError(f"CUDA says: {said}; is there an NVIDIA GPU with its driver, and is it free?")
+        message = cuda.cudaGetErrorString(error)[1].decode()
+        raise UserError(f"CUDA failed: {message}; check the NVIDIA GPU, its driver and its memory")
     return result[0] if result else None
 
 
 def error_logger(trt: Any) -> Any:
-    """A logger of TensorRT's that prints nothing; `errors` has what went wrong, a line each."""
+    """Return a TensorRT logger that prints nothing, and collects errors in `errors`, one line each."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -81,88 +81,88 @@ def error_logger(trt: Any) -> Any:
     return Logger()
 
 
-def check_result(log: Any, result: Any, what: str) -> Any:
-    """What TensorRT answered; raises UserError with its last error where that is nothing."""
+def check_result(log: Any, result: Any, action: str) -> Any:
+    """Return TensorRT's result; raise UserError with its last error if there is none."""
     if not result:
-        raise UserError(f"TensorRT cannot {what}: {log.errors[-1] if log.errors else 'it says no more'}")
+        raise UserError(f"TensorRT cannot {action}: {log.errors[-1] if log.errors else 'no further message'}")
     return result
 
 
-def load_engine(opened: Bundle, machine: Machine) -> "Engine":
-    """The engine of a bundle.
+def load_engine(bundle: Bundle, machine: Machine) -> "Engine":
+    """Load the engine of a bundle.
 
     Raises:
-        UserError: no engine is in it, or it was built for another GPU or TensorRT.
+        UserError: The bundle has no engine, or its engine was built for another GPU or TensorRT.
     """
-    check_engine(opened, machine)
-    return Engine(machine, opened.model.read_bytes(), opened.manifest["engine"]["profiles"])
+    check_engine(bundle, machine)
+    return Engine(machine, bundle.model.read_bytes(), bundle.manifest["engine"]["profiles"])
 
 
-def check_engine(opened: Bundle, machine: Machine) -> None:
-    """Raises UserError unless the bundle's engine was built by this TensorRT for this kind of GPU."""
-    built: Any = opened.manifest.get("engine")
-    if opened.manifest["model"] != PLAN or not _sound(built):
-        raise UserError(f"{opened.folder} has no TensorRT engine; bin/convert tensorrt --bundle=DIR builds one")
+def check_engine(bundle: Bundle, machine: Machine) -> None:
+    """Raise UserError unless the bundle's engine was built by this TensorRT for this kind of GPU."""
+    built: Any = bundle.manifest.get("engine")
+    if bundle.manifest["model"] != PLAN or not _has_profiles(built):
+        raise UserError(f"{bundle.folder} has no TensorRT engine; bin/convert tensorrt --bundle=DIR builds one")
     here = machine.facts()
     if any(built.get(key) != value for key, value in here.items()):
         raise UserError(
-            f"{opened.folder} was built for {_told(built)}; here is {_told(here)}: build one here with bin/convert "
-            "tensorrt"
+            f"{bundle.folder} was built for {_describe(built)}; this is {_describe(here)}; build an engine here with "
+            "bin/convert tensorrt"
         )
 
 
-def _sound(built: Any) -> bool:
-    """Whether a manifest's `engine` has the profiles that it is to be run with."""
+def _has_profiles(built: Any) -> bool:
+    """Return whether a manifest's `engine` has valid profiles."""
     profiles = built.get("profiles") if isinstance(built, Mapping) else None
     if not isinstance(profiles, list) or not profiles:
         return False
     return all(isinstance(p, Mapping) and all(isinstance(p.get(k), int) for k in ("length", "batch")) for p in profiles)
 
 
-def _told(facts: Mapping[str, Any]) -> str:
+def _describe(facts: Mapping[str, Any]) -> str:
     return "{} (compute capability {}), TensorRT {}".format(
         *(facts.get(key, "?") for key in ("gpu", "compute_capability", "tensorrt"))
     )
 
 
 class Engine:
-    """A plan, ready to run; one call at a time.
+    """A loaded plan; one call at a time.
 
     Attributes:
-        batch: most rows that run at once.
-        slots: columns of the logits, S.
-        lengths: of the profiles, ascending; rows are padded to the next one.
+        batch: Maximum rows of a batch.
+        slots: Columns of the logits, S.
+        lengths: Lengths of the profiles, ascending; rows are padded to the next one.
     """
 
     def __init__(self, machine: Machine, plan: bytes, profiles: Sequence[Mapping[str, Any]]) -> None:
-        """Loads the plan.
+        """Load the plan.
 
         Args:
-            machine: to run on.
-            plan: as TensorRT serialized it.
-            profiles: `length` and greatest `batch` of each, by ascending length.
+            machine: Machine to run on.
+            plan: Plan as serialized by TensorRT.
+            profiles: `length` and maximum `batch` of each profile, by ascending length.
 
         Raises:
-            UserError: TensorRT does not take the plan, or the GPU's memory is short.
+            UserError: TensorRT rejects the plan, or the GPU has too little memory.
         """
         self._cuda, self._log = machine.cuda, error_logger(machine.trt)
         self._runtime = machine.trt.Runtime(self._log)
-        self._engine = self._must(self._runtime.deserialize_cuda_engine(plan), "load the plan")
-        self._context = self._must(self._engine.create_execution_context(), "run the plan")
+        self._engine = self._check(self._runtime.deserialize_cuda_engine(plan), "load the plan")
+        self._context = self._check(self._engine.create_execution_context(), "run the plan")
         self.lengths = [int(profile["length"]) for profile in profiles]
         self.batch = min(int(profile["batch"]) for profile in profiles)
         self.slots = int(self._engine.get_tensor_shape("logits")[-1])
         self._profile = -1
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             self._stream = self._call("cudaStreamCreate")
-            held.callback(self._call, "cudaStreamDestroy", self._stream)
+            stack.callback(self._call, "cudaStreamDestroy", self._stream)
             widths = {"input_ids": self.lengths[-1], "lengths": 1, "logits": self.slots}
-            self._memory = {name: self._allocate(held, 4 * self.batch * width) for name, width in widths.items()}
-            self._held = held.pop_all()
+            self._memory = {name: self._allocate(stack, 4 * self.batch * width) for name, width in widths.items()}
+            self._resources = stack.pop_all()
 
-    def _allocate(self, held: contextlib.ExitStack, size: int) -> int:
+    def _allocate(self, stack: contextlib.ExitStack, size: int) -> int:
         memory = self._call("cudaMalloc", size)
-        held.callback(self._call, "cudaFree", memory)
+        stack.callback(self._call, "cudaFree", memory)
         return memory
 
     def __enter__(self) -> "Engine":
@@ -172,41 +172,41 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Gives the GPU's memory back; the engine cannot be used after it."""
-        self._held.close()
+        """Free the GPU's memory; the engine cannot be used afterwards."""
+        self._resources.close()
 
     def __call__(self, ids: Int32[np.ndarray, "B L"], lengths: Int32[np.ndarray, " B"]) -> Float32[np.ndarray, "B S"]:
-        """Logits of rows padded on the right, `batch` of them at a time.
+        """Return the logits of rows padded on the right, computed in microbatches of `batch` rows.
 
         Raises:
-            ValueError: they are longer than the last of the profiles.
+            ValueError: The rows are longer than the last profile.
         """
-        pieces = [slice(start, start + self.batch) for start in range(0, len(ids), self.batch)]
-        return np.concatenate([self._run(ids[piece], lengths[piece, None]) for piece in pieces])
+        microbatches = [slice(start, start + self.batch) for start in range(0, len(ids), self.batch)]
+        return np.concatenate([self._run(ids[rows], lengths[rows, None]) for rows in microbatches])
 
     def _run(self, ids: Int32[np.ndarray, "B L"], lengths: Int32[np.ndarray, "B 1"]) -> Float32[np.ndarray, "B S"]:
         rows, length = ids.shape
         index = bisect.bisect_left(self.lengths, length)
         if index == len(self.lengths):
-            raise ValueError(f"{length} tokens are more than the {self.lengths[-1]} that the engine was built for")
+            raise ValueError(f"{length} tokens exceed the {self.lengths[-1]} that the engine was built for")
         padded = np.zeros((rows, self.lengths[index]), np.int32)
         padded[:, :length] = ids
         self._use(index)
         self._send("input_ids", padded)
         self._send("lengths", np.ascontiguousarray(lengths))
         self._context.set_tensor_address("logits", self._memory["logits"])
-        self._must(self._context.execute_async_v3(self._stream), "run the plan")
+        self._check(self._context.execute_async_v3(self._stream), "run the plan")
         return self._receive(np.empty((rows, self.slots), np.float32))
 
     def _use(self, index: int) -> None:
-        """Turns to the profile of that place."""
+        """Select the profile at `index`."""
         if index != self._profile:
-            self._must(self._context.set_optimization_profile_async(index, self._stream), f"use profile {index}")
+            self._check(self._context.set_optimization_profile_async(index, self._stream), f"use profile {index}")
             self._call("cudaStreamSynchronize", self._stream)
             self._profile = index
 
     def _send(self, name: str, array: Int32[np.ndarray, "B _"]) -> None:
-        self._must(self._context.set_input_shape(name, array.shape), f"take {name} of {array.shape}")
+        self._check(self._context.set_input_shape(name, array.shape), f"take {name} of {array.shape}")
         self._context.set_tensor_address(name, self._memory[name])
         self._copy(self._memory[name], array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
 
@@ -215,11 +215,11 @@ class Engine:
         self._call("cudaStreamSynchronize", self._stream)
         return array
 
-    def _copy(self, to: int, source: int, size: int, way: str) -> None:
-        self._call("cudaMemcpyAsync", to, source, size, getattr(self._cuda.cudaMemcpyKind, way), self._stream)
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
+        self._call("cudaMemcpyAsync", target, source, size, getattr(self._cuda.cudaMemcpyKind, kind), self._stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return check_cuda(self._cuda, getattr(self._cuda, name)(*arguments))
 
-    def _must(self, result: Any, what: str) -> Any:
-        return check_result(self._log, result, what)
+    def _check(self, result: Any, action: str) -> Any:
+        return check_result(self._log, result, action)

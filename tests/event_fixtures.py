@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'events.sqlite'}?timeout=0.2"
 
 
-def suggestion(**changes: Any) -> StoredSuggestion:
+def make_suggestion(**changes: Any) -> StoredSuggestion:
     known: dict[str, Any] = {
         "suggestion_id": uuid.uuid4().hex,
         "at": NOON,
@@ -46,22 +46,22 @@ def suggestion(**changes: Any) -> StoredSuggestion:
     return StoredSuggestion(**{**known, **changes})
 
 
-def happened(of: StoredSuggestion, **changes: Any) -> Event:
+def make_event(of: StoredSuggestion, **changes: Any) -> Event:
     known: dict[str, Any] = {"event": "picked", "at": NOON + timedelta(seconds=5), "template": ODD, "position": 2}
     known.update(changes)
     return Event(suggestion_id=of.suggestion_id, **known)
 
 
-def keep(store: Store, *wanted: Event) -> list[Any]:
+def commit(store: Store, *wanted: Event) -> list[Any]:
     """What became of each: None when it is kept, or its error."""
 
     async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*map(store.keep, wanted), return_exceptions=True)
+        return await asyncio.gather(*map(store.commit_event, wanted), return_exceptions=True)
 
     return asyncio.run(all_at_once())
 
 
-def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
+def read_rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
     engine = tables.open_to_read(url)
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(sa.select(table)).mappings()]
@@ -69,13 +69,13 @@ def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
     return found
 
 
-def suggestions(url: str) -> set[str]:
+def stored_ids(url: str) -> set[str]:
     """Ids."""
-    return {row["suggestion_id"] for row in rows(url, tables.suggestions)}
+    return {row["suggestion_id"] for row in read_rows(url, tables.suggestions)}
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Generator[Store]:
+def open_store(url: str) -> Generator[Store]:
     store = Store(url)
     try:
         yield store
