@@ -38,11 +38,15 @@ class Operation(NamedTuple):
 
     method: str
     path: str
-    told: dict[str, Any]
+    description: dict[str, Any]
 
     @property
-    def takes(self) -> dict[str, Any] | None:
-        return self.told["requestBody"]["content"]["application/json"]["schema"] if "requestBody" in self.told else None
+    def body(self) -> dict[str, Any] | None:
+        return (
+            self.description["requestBody"]["content"]["application/json"]["schema"]
+            if "requestBody" in self.description
+            else None
+        )
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -91,7 +95,7 @@ def ask(
 def check(operation: Operation, answer: Answer) -> None:
     """It is as the document says, and tells nothing of what was sent."""
     assert answer.status < 500 or answer.status in (503, 504), answer
-    listed = operation.told["responses"].get(str(answer.status))
+    listed = operation.description["responses"].get(str(answer.status))
     assert listed, f"{operation} answered {answer}"
     kind = answer.headers["content-type"].partition(";")[0]
     form = listed["content"][kind]

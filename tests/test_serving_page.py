@@ -29,13 +29,7 @@ from jaxtempl.serve.events import store
 from jaxtempl.serve.events.export import SCHEMA
 from jaxtempl.serve.http import openapi
 
-<<<<<<< HEAD
-__all__ = ["server"]  # a fixture
-
 PAGE = "\n".join((ROOT / "docs" / name).read_text() for name in ("serving.md", "serving-operations.md"))
-=======
-PAGE = (ROOT / "docs" / "serving.md").read_text()
->>>>>>> 1c86f5c (Rewrite serving in plain English; drop the hand-made /docs page; share test helpers by modules)
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 [PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
@@ -92,23 +86,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if not shutil.which("curl"):
         missing("curl")
     folder = tmp_path_factory.mktemp("page")
-<<<<<<< HEAD
     [tokens] = [line for line in "".join(SHELL).splitlines() if line.endswith("> admin_tokens")][:1]
-    write(folder / "bundle-2", graph(domain="ai.onnx"), window=512, buckets=[512])  # other bytes, another version
-    subprocess.run(["sh", "-c", tokens.replace("python3", sys.executable)], cwd=folder, check=True)
-    flag = f"--admin_tokens={folder / 'admin_tokens'}"
-    with served(bundle(folder / "bundle"), folder / "events.sqlite", flag) as running:
-        yield Site(folder, running)
-=======
-    [made] = [line for line in "".join(SHELL).splitlines() if line.endswith("> admin_tokens")][:1]
     write_bundle(
         folder / "bundle-2", make_graph(domain="ai.onnx"), window=512, buckets=[512]
     )  # other bytes, another version
-    subprocess.run(["sh", "-c", made.replace("python3", sys.executable)], cwd=folder, check=True)
-    tokens = f"--admin_tokens={folder / 'admin_tokens'}"
-    with served(write_serving_bundle(folder / "bundle"), folder / "events.sqlite", tokens) as running:
-        yield Place(folder, running)
->>>>>>> 1c86f5c (Rewrite serving in plain English; drop the hand-made /docs page; share test helpers by modules)
+    subprocess.run(["sh", "-c", tokens.replace("python3", sys.executable)], cwd=folder, check=True)
+    flag = f"--admin_tokens={folder / 'admin_tokens'}"
+    with served(write_serving_bundle(folder / "bundle"), folder / "events.sqlite", flag) as running:
+        yield Site(folder, running)
 
 
 def test_every_command_takes_its_flags() -> None:

@@ -47,18 +47,10 @@ class App:
         UserError: The store or the cases cannot be opened.
     """
 
-<<<<<<< HEAD
-    def __init__(self, asked: ServeConfig, ready: Callable[[Exception | None], None]) -> None:
-        self._asked, self._ready = asked, ready
-        self._cases = page.replay_cases(asked.cases)
-        self._openapi = document(bool(asked.tokens))
-        self._reference = reference.page(self._openapi)
-=======
     def __init__(self, config: ServeConfig, on_loaded: Callable[[Exception | None], None]) -> None:
         self._config, self._on_loaded = config, on_loaded
-        self._cases = page.cases(config.cases)
+        self._cases = page.replay_cases(config.cases)
         self._openapi = document(bool(config.tokens))
->>>>>>> 1c86f5c (Rewrite serving in plain English; drop the hand-made /docs page; share test helpers by modules)
         self._metrics = Metrics()
         self._store = Store(config.store)
         self._service: Service
