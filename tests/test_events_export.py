@@ -14,7 +14,7 @@ from event_fixtures import url as url
 from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.events import export as events_export
-from jaxtempl.serve.events.export import SCHEMA, __doc__, main
+from jaxtempl.serve.events.export import SCHEMA, __doc__
 from jaxtempl.serve.events.store import StoredSuggestion
 
 
@@ -91,7 +91,7 @@ def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch:
     url, out = f"sqlite:///{tmp_path / 'events.sqlite'}", tmp_path / "out.parquet"
     fill(url)
     out.write_text("older")
-    monkeypatch.setattr(events_export, "_placed", lambda _: 1 / 0)
+    monkeypatch.setattr(events_export, "_with_position", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([f"--store={url}", f"--out={out}", "--overwrite"])
     assert out.read_text() == "older"

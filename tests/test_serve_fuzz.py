@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import urllib.parse
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def check(operation: Operation, answer: Answer) -> None:
 def routes(store: Path) -> Iterator[Route]:
     """Those of the application."""
 
-    async def found() -> list[Any]:
+    async def found() -> Sequence[Any]:
         app = App(ServeConfig(store=f"sqlite:///{store}"), lambda error: None)
         async with app.lifespan(None):  # which closes the store
             return app.routes()

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -64,7 +64,7 @@ def admin(server: Server, what: str, **body: Any) -> Answer:
 
 
 @contextmanager
-def load(ask: Callable[[int], Any], threads: int = 4) -> Iterator[list[Any]]:
+def load(ask: Callable[[int], Any], threads: int = 4) -> Generator[list[Any]]:
     """Threads that ask one thing after another while the block runs; yields what they were answered."""
     found, ended = list[Any](), threading.Event()
 

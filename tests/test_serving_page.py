@@ -161,7 +161,7 @@ def test_the_metrics_are_those_of_the_server(server: Server) -> None:
 
 
 def test_the_page_states_the_settings() -> None:
-    assert f"up to {store.MOST:,} of them" in PAGE
+    assert f"up to {store.MAX_WAITING:,} of them" in PAGE
     assert f"about every {1000 * store.GATHER:.0f} ms" in PAGE
     config: Any = ServeConfig()
     assert f"{config.drain_seconds} s for requests and {store.CLOSE + store.PATIENCE:.0f} for the store" in PAGE
