@@ -11,6 +11,7 @@ from event_fixtures import NOON, ODD, commit, make_event, make_suggestion, open_
 from event_fixtures import postgres as postgres
 from event_fixtures import url as url
 
+from jaxtempl.commands.serve import export_events
 from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.events import export as events_export
@@ -35,7 +36,7 @@ def test_an_export_has_a_row_an_event_in_order(
 ) -> None:
     monkeypatch.setattr(events_export, "ROWS", 1)  # so that a suggestion's events are in two parts
     answered, out = fill(url), tmp_path / "out" / "events.parquet"
-    main([f"--store={url}", f"--out={out}"])
+    export_events([f"--store={url}", f"--out={out}"])
     assert f"{out}: 3 suggestions with 4 events of " in capsys.readouterr().out
     table = pyarrow.parquet.read_table(out)
     assert table.schema.metadata[b"format"] == b"1"
@@ -65,7 +66,7 @@ def test_an_export_is_of_the_days_that_are_asked_for(url: str, tmp_path: Path) -
         ("--since=2027-01-01",): [],
     }
     for flags, expected in wanted.items():
-        main([*export, *flags])
+        export_events([*export, *flags])
         found = pyarrow.parquet.read_table(tmp_path / "a.parquet")
         assert set(found["suggestion_id"].to_pylist()) == {record.suggestion_id for record in expected}
 
@@ -82,7 +83,7 @@ def test_an_export_is_of_the_days_that_are_asked_for(url: str, tmp_path: Path) -
 def test_an_export_that_cannot_be_is_one_line(flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=said) as error:
-        main(flags)
+        export_events(flags)
     assert isinstance(error.value, UsageError) == ("day" in said or "after" in said)
     assert not Path("none.sqlite").exists()
 
@@ -93,7 +94,7 @@ def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch:
     out.write_text("older")
     monkeypatch.setattr(events_export, "_with_position", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main([f"--store={url}", f"--out={out}", "--overwrite"])
+        export_events([f"--store={url}", f"--out={out}", "--overwrite"])
     assert out.read_text() == "older"
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".sqlite"} <= {
         out.name,
@@ -116,7 +117,7 @@ def test_an_export_of_a_damaged_database_is_one_line(url: str, tmp_path: Path) -
 
 def test_an_export_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError):
-        main(["--store=postgresql+psycopg://me:hunter2@127.0.0.1:1/db?password=hunter2"])
+        export_events(["--store=postgresql+psycopg://me:hunter2@127.0.0.1:1/db?password=hunter2"])
     said = capsys.readouterr()
     assert "me:***@127.0.0.1:1/db" in said.out
     assert "hunter2" not in said.out + said.err

@@ -31,7 +31,7 @@ def export_events(argv: Sequence[str]) -> None:
     if since and until and since >= until:
         raise UsageError(f"--until={config.until} is not after --since={config.since}; pass the day after the last one")
     if config.out.exists() and not config.overwrite:
-        raise UserError(f"{config.out} exists already; pass --overwrite to replace it, or another file as --out")
+        raise UserError(f"{config.out} exists already; --overwrite replaces it, or pass another file as --out")
     exported = export(config.store, config.out, since, until)
     print(f"{config.out}: {exported.suggestions:,} suggestions with {exported.events:,} events of {store}")
 
