@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import scaled
 import tiny
 import yaml
 
@@ -109,6 +110,33 @@ def test_cells_are_those_of_the_grids_each_once(tmp_path: Path) -> None:
 def test_impossible_studies_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(tmp_path, **changes)
+
+
+def test_a_study_of_format_1_is_read_with_the_current_names(tmp_path: Path) -> None:
+    old = {**SMALL, "exam": SMALL["zero_shot"]}
+    del old["zero_shot"]
+    old["adapt"] = {"steps": 4, "save_every": 2, "batch": 4, "accumulate": 1, "rate": 3e-3}
+    old["finetune"] = {"length": 32, "batch": 8, "accumulate": 1}
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(old))
+    assert study.read(path) == read(tmp_path)
+    path.write_text(yaml.safe_dump({**SMALL, "format": 3}))
+    with pytest.raises(UserError, match="has format 3; this release reads up to 2"):
+        study.read(path)
+
+
+def test_results_of_format_1_are_read_with_the_current_columns(tmp_path: Path) -> None:
+    rows = [{**scaled.row("nano-0.6m", 75), "zero_shot_top1": 0.5, "zero_shot_loss": 1.5}]
+    results.write(tmp_path, rows)
+    table = pq.read_table(tmp_path / results.FILE)
+    old = {new: name for name, new in columns.RENAMED.items()}
+    renamed = table.rename_columns([old.get(name, name) for name in table.column_names])
+    assert "exam_likeliest_top1" in renamed.column_names
+    pq.write_table(renamed.replace_schema_metadata(None), tmp_path / results.FILE)
+    assert results.read(tmp_path) == rows
+    pq.write_table(table.replace_schema_metadata({"format": "3"}), tmp_path / results.FILE)
+    with pytest.raises(UserError, match="has format 3; this release reads up to 2"):
+        results.read(tmp_path)
 
 
 def test_flags_are_formatted_for_the_commands() -> None:

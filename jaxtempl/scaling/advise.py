@@ -139,13 +139,13 @@ class Adviser:
     def _shortest_plan(self, size: str, latency: float, tokens: Sequence[float]) -> TrainingPlan:
         """Return the plan with the fewest tokens whose loss practically equals the best."""
         labels = self.constraints.labels
-        expected = [self.forecaster.predict(self._scenario(size, count, labels)) for count in tokens]
-        losses = np.array([forecast["loss"].value for forecast in expected])
+        scenarios = [self._scenario(size, count, labels) for count in tokens]
+        losses = np.array([self.forecaster.predict_quantity("loss", scenario).value for scenario in scenarios])
         at = int(np.argmax(losses <= EQUAL_LOSS * losses.min()))
         hours = self._hours(size, tokens[at], labels)
-        return TrainingPlan(
-            size, tokens[at], tokens[at] / self.constraints.tokens, labels, hours, latency, expected[at]
-        )
+        epochs = tokens[at] / self.constraints.tokens
+        expected = self.forecaster.predict(scenarios[at])
+        return TrainingPlan(size, tokens[at], epochs, labels, hours, latency, expected)
 
     def _doublings(self, plan: TrainingPlan) -> Iterator[Doubling]:
         """Yield the effect of doubling each resource within the extrapolation limit."""

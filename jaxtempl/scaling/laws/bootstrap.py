@@ -6,6 +6,7 @@ them take about as long as one.
 Dims: R resamples, N points, P parameters, G groups.
 """
 
+import functools
 import typing
 from typing import Any
 
@@ -43,6 +44,7 @@ def percentile_interval(value: Any, resampled: Shaped[np.ndarray, " R"], widenin
     return Interval(*(float(np.exp(min(end, MAX_EXPONENT)) if logarithm else end) for end in ends))
 
 
+@functools.cache
 def widening(groups: int, parameters: int) -> float:
     """Return the small-sample correction of an interval (Hesterberg, 2015, section 5.3).
 

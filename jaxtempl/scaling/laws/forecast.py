@@ -69,7 +69,7 @@ class Forecaster:
 
     def predict(self, scenario: Scenario) -> dict[str, Interval]:
         """Return the forecast of `domain_loss`, `loss`, `top1`, `top3` and `top5`, as far as there are laws."""
-        predicted = {quantity: self._predict(quantity, scenario) for quantity in self.laws}
+        predicted = {quantity: self.predict_quantity(quantity, scenario) for quantity in self.laws}
         return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in predicted.items()}
 
     def predict_ratio(self, quantity: str, before: Scenario, after: Scenario) -> Interval | None:
@@ -85,8 +85,8 @@ class Forecaster:
         names = [kept[i]["cell"] for i in range(len(weights))]
         return sorted(zip(names, (weights / weights.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
 
-    def _predict(self, quantity: str, scenario: Scenario) -> Interval:
-        """Return the prediction interval for one more cell of any seed.
+    def predict_quantity(self, quantity: str, scenario: Scenario) -> Interval:
+        """Return the prediction interval of a loss or missed share for one more cell of any seed.
 
         It combines the law's interval with the scatter of cells and of seeds, and is at least as wide as the law's
         error on held-out sizes.
