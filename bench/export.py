@@ -1,8 +1,8 @@
-"""What `bin/convert onnx` takes at 410m and 1.4b: seconds, peak memory, nodes and bytes. Random weights.
+"""The cost of `bin/convert onnx` at 410m and 1.4b: seconds, peak memory, nodes and bytes, with random weights.
 
     python -m bench.export [SIZE ...]
 
-Each conversion is a process of its own; the run that it converts is made by another. 1.4b in float32 needs some 20 GB.
+Each conversion is a separate process, and another writes the run. 1.4b in float32 needs about 20 GB of memory.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ TEMPLATES = 500
 
 
 def make(folder: Path, size: str) -> None:
-    """A finetune run of random weights at a size, and a dataset of synthetic cases."""
+    """Write a finetune run with random weights, and a dataset of synthetic cases."""
     from jaxtempl.prepare import pipeline
 
     generator.write(folder / "sample", 400)
@@ -50,7 +50,7 @@ def make(folder: Path, size: str) -> None:
 
 
 def convert(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
-    """One conversion, whole."""
+    """Measure a whole conversion."""
     from converters.onnx import export
 
     out = folder / dtype
@@ -61,7 +61,7 @@ def convert(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, size: str, dtype: Any) -> dict[str, Any]:
-    """The graph alone, not verified."""
+    """Measure writing the graph, without verification."""
     from converters.onnx import export
     from converters.onnx import graph as onnx_graph
     from converters.onnx.layers import GraphOptions
@@ -80,41 +80,41 @@ def _peak() -> dict[str, float]:
 
 
 def described(bundle: Bundle) -> dict[str, Any]:
-    """Nodes, bytes and verify figures of a bundle."""
+    """Return nodes, bytes and verify figures of a bundle."""
     nodes = sum(1 for _ in onnx_check.nodes(onnx_check.load_graph(bundle.model).graph))
     sizes = {name: known["bytes"] for name, known in bundle.manifest["files"].items() if name.startswith("model")}
     return {"nodes": nodes, "bytes": sizes, "verify": dict(bundle.manifest["verify"])}
 
 
 def measure(size: str) -> list[dict[str, Any]]:
-    """Every type of one size."""
-    found: list[dict[str, Any]] = []
+    """Measure every type of one size."""
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=common.ROOT / "runs") as folder:
         common.said("bench.export", "make", folder, size)
         for dtype in DTYPES:
             graph = common.alone("bench.export", "write", folder, size, dtype)
             whole = common.alone("bench.export", "convert", folder, size, dtype)
-            found.append(whole | {"graph": {key: graph[key] for key in ("seconds", "peak_gb")}})
-            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    return found
+            results.append(whole | {"graph": {key: graph[key] for key in ("seconds", "peak_gb")}})
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    return results
 
 
 def page(results: dict[str, Any]) -> str:
-    """The table."""
+    """Render the results as Markdown."""
     lines = [
-        "# What an export takes",
+        "# Cost of an export",
         "",
-        f"`bin/convert onnx` of random weights with {TEMPLATES} templates, each conversion in a process of its own; "
+        f"`bin/convert onnx` of random weights with {TEMPLATES} templates, each conversion in a separate process; "
         f"verified on {CONTEXTS} contexts of synthetic cases (the default is 1,000), 8 of each length bucket.",
         "",
         "| size | type | graph written | its peak | verified | its peak | nodes | model files | largest difference |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in results["exports"]),
         "",
-        "Peaks include reading the run's float32 parameters, and memory that is kept once it was taken "
-        "(bin/environment.sh). Above 2 GB weights are written one at a time; below, the model is one message in "
-        "memory. The second peak holds ONNX Runtime's session with its packed copies, and Flax, too. The difference "
-        "is the largest between two logits, beside the largest logit.",
+        "Peaks include reading the run's float32 parameters, and memory that stays allocated (bin/environment.sh). "
+        "Above 2 GB weights are written one at a time; below, the model is one message in memory. The second peak "
+        "includes Flax, and ONNX Runtime's session with its packed copies. The difference is the largest between two "
+        "logits, followed by the largest logit.",
         "",
         common.described(results["machine"]),
     ]
@@ -134,7 +134,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """All sizes, or those named; or one step of one in this process."""
+    """Measure all sizes, or the named ones; or run one step of one size in this process."""
     steps = {"make": make, "write": write, "convert": convert}
     if argv and argv[0] in steps:
         print(json.dumps(steps[argv[0]](Path(argv[1]), *argv[2:]), default=dataclasses.asdict))

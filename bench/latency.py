@@ -1,11 +1,11 @@
-"""Latency of a classifier on two threads of a CPU, beside Flax and torch: `python -m bench.latency`.
+"""Latency of a classifier on two threads of a CPU, compared with Flax and torch: `python -m bench.latency`.
 
-410m's shape, random weights, batch 1. Each library has a process of its own, which stays, and all are pinned to the
-same two cores; one call at a time is made, each side in its turn, round after round, so that what else the machine does
-falls on all alike. Ratios are of calls of one round.
+410m's shape, random weights, batch 1. Each library has a persistent process, pinned to the same two cores. The sides
+take turns, one call each per round, so that other load on the machine affects all equally. Ratios compare calls of the
+same round.
 
-On processors that are not Intel's, torch is asked twice: as it is, and with MKL told that the processor is Intel's, for
-its float32 products are half as fast otherwise, and a reader's processor may be Intel's.
+On processors of other makers, torch is measured twice: unchanged, and with MKL detecting an Intel processor. MKL's
+float32 products are half as fast otherwise, and a reader's processor may be Intel's.
 """
 
 import argparse
@@ -31,25 +31,25 @@ THREADS, LENGTHS = 2, (64, 128, 256, 512)
 PACKAGES = ("onnxruntime", "onnx-ir", "jax", "flax", "torch", "transformers")
 BASE = "fp32"
 OURS = {
-    "fp32": "ONNX Runtime fp32 (attention in parts)",
-    "fused": "ONNX Runtime fp32 (attention fused)",
+    "fp32": "ONNX Runtime fp32 (chunked attention)",
+    "fused": "ONNX Runtime fp32 (fused attention)",
     "fp16": "ONNX Runtime fp16",
     "int8": "ONNX Runtime int8",
 }
-INT8 = 0.36  # of fp32, wanted
-PAUSE = 0.05  # seconds after a call, in which the threads of its library stop spinning
+INT8 = 0.36  # target, as a share of fp32
+PAUSE = 0.05  # seconds after a call, until the library's threads stop spinning
 
-Seconds = dict[str, list[float]]  # by side, a call each round
+Seconds = dict[str, list[float]]  # by side, one call per round
 
 
 class Side(NamedTuple):
-    """What is asked: a side of a library's process."""
+    """A side of a library's process."""
 
     process: subprocess.Popen[str]
     name: str
 
-    def ask(self, length: int) -> dict[str, Any]:
-        """Seconds of a call, and its logits."""
+    def call(self, length: int) -> dict[str, Any]:
+        """Return the seconds of a call and its logits."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps([self.name, length]) + "\n")
@@ -62,7 +62,7 @@ class Side(NamedTuple):
 
 
 def child(library: str, folder: str) -> None:
-    """Answers what is asked on standard input until that ends."""
+    """Answer the requests on standard input until it ends."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     sides = classifiers.LIBRARIES[library](Path(folder), THREADS)
     print(json.dumps(list(sides)), flush=True)
@@ -77,7 +77,7 @@ def child(library: str, folder: str) -> None:
 
 @contextmanager
 def started(library: str, folder: Path, mark: str = "", **environment: str) -> Generator[dict[str, Side]]:
-    """A library's process; its sides' names get a mark."""
+    """Start a library's process; append a mark to the names of its sides."""
     process = subprocess.Popen(
         common.command("bench.latency", f"--child={library}", f"--folder={folder}"),
         cwd=common.ROOT,
@@ -94,7 +94,7 @@ def started(library: str, folder: Path, mark: str = "", **environment: str) -> G
 
 
 def measured(size: str, rounds: int) -> dict[str, Any]:
-    """Seconds of each side at each length, how far its logits are from Flax's, and the product's speed."""
+    """Measure each side at each length, the difference of its logits from Flax's, and the speed of a product."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         common.said("bench.latency", "--child=write", f"--folder={folder}", f"--size={size}")
@@ -104,37 +104,39 @@ def measured(size: str, rounds: int) -> dict[str, Any]:
         if "Intel" not in common.machine(())["processor"] and shutil.which("cc"):
             sides |= stack.enter_context(started("torch", folder, " as Intel", **classifiers.as_intel(folder)))
         product = sides.pop("product")
-        speed = 2 * classifiers.PRODUCT**3 / min(product.ask(1)["seconds"] for _ in range(rounds + 1))
+        speed = 2 * classifiers.PRODUCT**3 / min(product.call(1)["seconds"] for _ in range(rounds + 1))
         found = {length: turns(sides, length, rounds) for length in LENGTHS}
     return {"operations_per_second": speed, "lengths": found}
 
 
 def turns(sides: dict[str, Side], length: int, rounds: int) -> dict[str, Any]:
-    """After a call of each that warms up: a call of each, every round begun by another side."""
-    logits = {name: np.array(side.ask(length)["logits"]) for name, side in sides.items()}
-    apart = {name: float(np.abs(x - logits["flax"]).max() / np.abs(logits["flax"]).max()) for name, x in logits.items()}
+    """Call each side once per round after a warm-up; another side starts each round."""
+    logits = {name: np.array(side.call(length)["logits"]) for name, side in sides.items()}
+    difference = {
+        name: float(np.abs(x - logits["flax"]).max() / np.abs(logits["flax"]).max()) for name, x in logits.items()
+    }
     seconds: Seconds = {name: [] for name in sides}
     names = list(sides)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds[name].append(sides[name].ask(length)["seconds"])
+            seconds[name].append(sides[name].call(length)["seconds"])
         print(length, {name: round(1000 * s[-1]) for name, s in seconds.items()}, file=sys.stderr, flush=True)
-    return {"seconds": seconds, "apart": apart}
+    return {"seconds": seconds, "apart": difference}
 
 
 def summary(measured: dict[str, Any], size: str) -> dict[str, Any]:
-    """Medians, ratios to fp32 (of calls in one round, and of the fastest calls), the best of the others, by length."""
+    """Return medians, ratios to fp32 (per round, and of the fastest calls) and the best other library, by length."""
     return {str(length): _summary(found, length, measured, size) for length, found in measured["lengths"].items()}
 
 
 def _summary(found: dict[str, Any], length: int, measured: dict[str, Any], size: str) -> dict[str, Any]:
     seconds: Seconds = found["seconds"]
-    ratios = {name: _median_ratio(own, seconds[BASE]) for name, own in seconds.items()}
-    least = {name: min(own) / min(seconds[BASE]) for name, own in seconds.items()}
+    ratios = {name: _median_ratio(calls, seconds[BASE]) for name, calls in seconds.items()}
+    least = {name: min(calls) / min(seconds[BASE]) for name, calls in seconds.items()}
     quarters = statistics.quantiles(seconds[BASE], n=4)
-    operations = flops.per_context(steps.architecture(size), length, classifiers.SLOTS) / 3  # forward alone
+    operations = flops.per_context(steps.architecture(size), length, classifiers.SLOTS) / 3  # forward pass only
     return {
-        "milliseconds": {name: 1000 * statistics.median(own) for name, own in seconds.items()},
+        "milliseconds": {name: 1000 * statistics.median(calls) for name, calls in seconds.items()},
         "ratios": ratios,
         "least": least,
         "best_of_others": _best(ratios),
@@ -147,43 +149,46 @@ def _best(ratios: dict[str, float]) -> float:
     return min(ratio for name, ratio in ratios.items() if name not in OURS)
 
 
-def _median_ratio(own: list[float], base: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(own, base, strict=True))
+def _median_ratio(calls: list[float], base: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(calls, base, strict=True))
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    told, rounds = [results["summary"][str(length)] for length in LENGTHS], results["rounds"]
+    """Render the results as Markdown."""
+    summaries, rounds = [results["summary"][str(length)] for length in LENGTHS], results["rounds"]
     speed, found = results["measured"]["operations_per_second"] / 1e9, results["measured"]["lengths"].values()
-    names: list[str] = list(told[0]["ratios"])
-    apart = {name: max(each["apart"][name] for each in found) for name in names}
+    names: list[str] = list(summaries[0]["ratios"])
+    difference = {name: max(each["apart"][name] for each in found) for name in names}
     lengths = " | ".join(f"{length} tokens" for length in LENGTHS)
     return "\n".join(
         [
-            "# Latency on the CPU, beside Flax and transformers with torch",
+            "# Latency on the CPU, compared with Flax, and transformers with torch",
             "",
             f"The {results['size']} shape, random weights, batch 1, {THREADS} threads, the last token's logits. Each",
-            f"library has a process of its own on the same cores; {rounds} rounds, a call of each side a round, by",
-            "turns; medians of the ratios to fp32 in the same round (lower is better).",
+            f"library has a separate process on the same cores, and the sides take turns for {rounds} rounds.",
+            "Medians of the ratios to fp32 in the same round (lower is better).",
             "`python -m bench.latency` repeats it.",
             "",
-            f"| | {lengths} | apart from Flax |",
+            f"| | {lengths} | difference from Flax |",
             "|---" * (len(LENGTHS) + 2) + "|",
-            *[_row(OURS.get(n, n), [*(f"{t['ratios'][n]:.2f}" for t in told), f"{apart[n]:.0e}"]) for n in names],
+            *[
+                _row(OURS.get(n, n), [*(f"{t['ratios'][n]:.2f}" for t in summaries), f"{difference[n]:.0e}"])
+                for n in names
+            ],
             "",
             f"| | {lengths} |",
             "|---" * (len(LENGTHS) + 1) + "|",
-            _row("fp32, ms", [f"{t['milliseconds'][BASE]:,.0f}" for t in told]),
-            _row("floor of its products, ms", [f"{t['floor_milliseconds']:,.0f}" for t in told]),
-            _row("middle half of fp32's calls, share", [f"{t['spread']:.0%}" for t in told]),
-            _row("best of the others (1.00 or more is wanted)", [f"{t['best_of_others']:.2f}" for t in told]),
-            _row("the same, of the fastest call of each", [f"{_best(t['least']):.2f}" for t in told]),
-            _row(f"int8 ({INT8} or less is wanted)", [f"{t['ratios']['int8']:.2f}" for t in told]),
-            _row("the same, of the fastest call of each", [f"{t['least']['int8']:.2f}" for t in told]),
+            _row("fp32, ms", [f"{t['milliseconds'][BASE]:,.0f}" for t in summaries]),
+            _row("floor of its products, ms", [f"{t['floor_milliseconds']:,.0f}" for t in summaries]),
+            _row("middle half of fp32's calls, share", [f"{t['spread']:.0%}" for t in summaries]),
+            _row("best other library (target: 1.00 or more)", [f"{t['best_of_others']:.2f}" for t in summaries]),
+            _row("the same, by each side's fastest call", [f"{_best(t['least']):.2f}" for t in summaries]),
+            _row(f"int8 (target: {INT8} or less)", [f"{t['ratios']['int8']:.2f}" for t in summaries]),
+            _row("the same, by each side's fastest call", [f"{t['least']['int8']:.2f}" for t in summaries]),
             "",
-            f"The floor is of all products at the {speed:,.0f} G operations a second that ONNX Runtime reaches in one",
+            f"The floor is the time of all products at {speed:,.0f} G operations/s, which ONNX Runtime reaches in one",
             "float32 product of 2,048 rows. fp16 is for accelerators: on a CPU ONNX Runtime computes it in float32.",
-            "Apart is the largest difference of a logit, as a share of the largest.",
+            "The difference is the largest of a logit, as a share of the largest logit.",
             *_intel(names),
             "",
             common.described(results["machine"]),
@@ -197,8 +202,8 @@ def _intel(names: list[str]) -> list[str]:
         return []
     return [
         "",
-        "`as Intel`: torch multiplies with Intel's MKL, which leaves AVX-512 alone on other makers' processors; there",
-        "it was told that this one is Intel's. These count among the others.",
+        "`as Intel`: torch multiplies with Intel's MKL, without AVX-512 on other makers' processors; in these rows",
+        "MKL detects an Intel processor. They count as other libraries.",
     ]
 
 
@@ -207,21 +212,27 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def main() -> None:
-    """Measures and writes docs/benchmarks/latency.{json,md}."""
+    """Measure and write docs/benchmarks/latency.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="410m", help="one of configs/sizes/ (default: 410m)")
     parser.add_argument("--rounds", type=int, default=9, help="calls of each side at each length (default: 9)")
     parser.add_argument("--child", choices=["write", *classifiers.LIBRARIES], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child == "write":
-        return classifiers.write(asked.size, Path(asked.folder))
-    if asked.child:
-        return child(asked.child, asked.folder)
+    arguments = parser.parse_args()
+    if arguments.child == "write":
+        return classifiers.write(arguments.size, Path(arguments.folder))
+    if arguments.child:
+        return child(arguments.child, arguments.folder)
     machine = common.machine(PACKAGES)
-    found = measured(asked.size, asked.rounds)
-    results = {"machine": machine, "size": asked.size, "threads": THREADS, "rounds": asked.rounds, "measured": found}
-    results["summary"] = summary(found, asked.size)
+    found = measured(arguments.size, arguments.rounds)
+    results = {
+        "machine": machine,
+        "size": arguments.size,
+        "threads": THREADS,
+        "rounds": arguments.rounds,
+        "measured": found,
+    }
+    results["summary"] = summary(found, arguments.size)
     common.write("latency", results, page(results))
 
 

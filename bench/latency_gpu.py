@@ -1,10 +1,10 @@
-"""Latency of a classifier on this machine's accelerator beside torch: `python -m bench.gpu --parts=latency`.
+"""Latency of a classifier on this machine's accelerator, compared with torch: `python -m bench.gpu --parts=latency`.
 
-bfloat16 weights and computation, random, 512 tokens, one row and eight. Flax under jit; transformers with torch: sdpa
-as it is, compiled, and compiled into CUDA graphs. Each side is a process of its own; a call ends when its logits are
-here.
+Random bfloat16 weights, bfloat16 computation, 512 tokens, one and eight rows. The sides are Flax under jit, and
+transformers with torch: sdpa in eager mode, compiled, and compiled into CUDA graphs. Each side is a separate process; a
+call ends when its logits are on the host.
 
-It has not been run: it wants an NVIDIA GPU.
+This benchmark has not been run: it needs an NVIDIA GPU.
 """
 
 import json
@@ -28,11 +28,11 @@ SIDES = ("flax", "torch", "torch compiled", "torch graphs")
 MODES = {"torch compiled": "default", "torch graphs": "reduce-overhead"}  # of torch.compile
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers")
 
-Ask = Callable[[np.ndarray], np.ndarray]
+Call = Callable[[np.ndarray], np.ndarray]
 
 
-def flax(size: str) -> tuple[Ask, str]:
-    """A call, and the device."""
+def flax(size: str) -> tuple[Call, str]:
+    """Return a call of Flax and the device."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -45,55 +45,55 @@ def flax(size: str) -> tuple[Ask, str]:
     )
     classify = jax.jit(lambda params, ids, lengths: nnx.merge(graphdef, params).classify(ids, lengths))
 
-    def ask(ids: np.ndarray) -> np.ndarray:
+    def call_model(ids: np.ndarray) -> np.ndarray:
         return np.asarray(classify(params, ids, np.full(len(ids), ids.shape[1], np.int32)))
 
-    return ask, jax.local_devices()[0].device_kind
+    return call_model, jax.local_devices()[0].device_kind
 
 
-def torch(size: str, side: str) -> tuple[Ask, str]:
-    """The same of torch, as one of `SIDES`."""
+def torch(size: str, side: str) -> tuple[Call, str]:
+    """Return a call of torch, as one of `SIDES`, and the device."""
     import torch
     from transformers import AutoModelForSequenceClassification, GPTNeoXConfig
 
     from jaxtempl.huggingface import config
 
     gpu = torch.cuda.is_available()
-    told: Any = config.hugging_face_config(steps.architecture(size), "template")
-    settings: Any = GPTNeoXConfig(**told, use_cache=False, pad_token_id=1)
-    settings.num_labels = SLOTS
+    fields: Any = config.hugging_face_config(steps.architecture(size), "template")
+    neox_config: Any = GPTNeoXConfig(**fields, use_cache=False, pad_token_id=1)
+    neox_config.num_labels = SLOTS
     with torch.device("cuda" if gpu else "cpu"):
-        model = AutoModelForSequenceClassification.from_config(settings, attn_implementation="sdpa")
+        model = AutoModelForSequenceClassification.from_config(neox_config, attn_implementation="sdpa")
     model = model.to(torch.bfloat16).eval()
     call: Any = torch.compile(model, mode=MODES[side]) if side in MODES else model
 
-    def ask(ids: np.ndarray) -> np.ndarray:
+    def call_model(ids: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return call(torch.from_numpy(ids.astype(np.int64)).to(model.device)).logits.float().cpu().numpy()
 
-    return ask, torch.cuda.get_device_name() if gpu else "cpu"
+    return call_model, torch.cuda.get_device_name() if gpu else "cpu"
 
 
 def child(side: str, size: str) -> dict[str, Any]:
-    """Seconds of each call after the first ones, by rows."""
-    ask, device = flax(size) if side == "flax" else torch(size, side)
+    """Return the seconds of each call after the warm-up, by rows."""
+    call_model, device = flax(size) if side == "flax" else torch(size, side)
     seconds: dict[str, list[float]] = {}
     for rows in ROWS:
         ids = np.random.default_rng(0).integers(2, 1000, (rows, LENGTH)).astype(np.int32)
         for _ in range(WARM):
-            ask(ids)
-        seconds[str(rows)] = [_timed(ask, ids) for _ in range(CALLS)]
+            call_model(ids)
+        seconds[str(rows)] = [_timed(call_model, ids) for _ in range(CALLS)]
     return {"device": device, "seconds": seconds}
 
 
-def _timed(ask: Ask, ids: np.ndarray) -> float:
+def _timed(call_model: Call, ids: np.ndarray) -> float:
     start = time.perf_counter()
-    ask(ids)
+    call_model(ids)
     return time.perf_counter() - start
 
 
 def measure(clock: Clock, saved: Callable[[], None]) -> None:
-    """All sizes and sides as far as time allows, each saved on docs/benchmarks/latency_gpu.{json,md} at once."""
+    """Measure all sizes and sides as far as time allows, and save each in docs/benchmarks/latency_gpu.{json,md}."""
     found: dict[str, Any] = {"machine": common.machine(PACKAGES), "rows": []}
     for size in SIZES:
         for side in SIDES:
@@ -103,7 +103,7 @@ def measure(clock: Clock, saved: Callable[[], None]) -> None:
 
 
 def _alone(side: str, size: str, clock: Clock) -> dict[str, Any]:
-    """What a process of its own measures, or why it did not."""
+    """Return the measurement of a separate process, or its error."""
     try:
         return common.alone("bench.latency_gpu", side, size, seconds=clock.left, **ENVIRONMENT)
     except ChildError as error:
@@ -111,14 +111,14 @@ def _alone(side: str, size: str, clock: Clock) -> dict[str, Any]:
 
 
 def page(found: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Render the results as Markdown."""
     columns = ("size", "rows", "side", "ms", "floor, ms", "times the floor")
     return "\n".join(
         [
-            "# Latency on an accelerator, beside transformers with torch",
+            "# Latency on an accelerator, compared with transformers and torch",
             "",
             f"{LENGTH} tokens, bfloat16, random weights; medians of {CALLS} calls after {WARM}, each until its logits",
-            "are here. The floor is of all products of the whole model at the peak that the device's vendor states.",
+            "are on the host. The floor is the time of all products of the model at the vendor's peak.",
             "`python -m bench.gpu --parts=latency` repeats it.",
             "",
             f"| {' | '.join(columns)} |",
@@ -136,18 +136,18 @@ def _lines(row: dict[str, Any]) -> list[str]:
         return [
             f"| {row['size']} | | {row['side']} | failed: {row['error'].splitlines()[-1][:80].replace('|', '/')} | | |"
         ]
-    return [_line(row, int(rows), 1000 * statistics.median(own)) for rows, own in row["seconds"].items()]
+    return [_line(row, int(rows), 1000 * statistics.median(calls)) for rows, calls in row["seconds"].items()]
 
 
 def _line(row: dict[str, Any], rows: int, milliseconds: float) -> str:
     peak = flops.peak([row["device"]])
     floor = 1000 * rows * operations(row["size"]) / peak if peak else None
-    told = [f"{floor:.2f}", f"{milliseconds / floor:.1f}"] if floor else ["", ""]
-    return f"| {' | '.join([row['size'], str(rows), row['side'], f'{milliseconds:.2f}', *told])} |"
+    ratios = [f"{floor:.2f}", f"{milliseconds / floor:.1f}"] if floor else ["", ""]
+    return f"| {' | '.join([row['size'], str(rows), row['side'], f'{milliseconds:.2f}', *ratios])} |"
 
 
 def operations(size: str) -> float:
-    """Of one row: 335, 1,288 and 2,663 G at 410m, 1.4b and 2.8b, the last block counted whole, no head."""
+    """Return the operations of one row, with the whole last block and no head: 335, 1,288 and 2,663 G."""
     a = steps.architecture(size)
     return LENGTH * (flops.per_token(a, LENGTH) / 3 - 2 * a.hidden * a.vocabulary)
 

@@ -1,8 +1,8 @@
-"""What TensorRT makes of the graphs of real sizes, without a GPU: built by tensorrt_rtx for an A10, nothing is run.
+"""TensorRT's support for the graphs of real sizes, without a GPU: tensorrt_rtx builds for an A10, and nothing runs.
 
     python -m bench.tensorrt_check
 
-Weights are random; each size is written by one process and built by another, whose peak memory is told.
+Weights are random. One process writes each size, and another builds it and reports its peak memory.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ SLOTS, BATCH, CAPABILITY = 1024, 8, "8.6"
 
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """A stack of layers' weights, each made when it is asked for; no two alike, for those would be stored once."""
+    """Lazy random weights of a stack of layers; all differ, because equal ones would be stored once."""
 
     shape: tuple[int, ...]
     seed: int
@@ -36,7 +36,7 @@ class Random:
 
 
 def write(size: str, folder: Path) -> dict[str, Any]:
-    """The fp16 graph of a size, in a process that may use JAX."""
+    """Write the fp16 graph of a size, in a process that may use JAX."""
     import jax
 
     from converters.onnx import export
@@ -50,7 +50,7 @@ def write(size: str, folder: Path) -> dict[str, Any]:
     seeds = itertools.count()
     shapes = factory.abstract_params(architecture, SLOTS - 24)
     params = {name: jax.tree.map(lambda leaf: Random(leaf.shape, next(seeds)), part) for name, part in shapes.items()}
-    for name in ("embed", "norm", "head"):  # which are no stacks
+    for name in ("embed", "norm", "head"):  # these are not stacked
         params[name] = jax.tree.map(lambda leaf: Random((1, *leaf.shape), next(seeds))[0], shapes[name])
     graph = onnx_graph.build(params, architecture, GraphOptions("template", "fp16", slots=SLOTS))
     export.save(graph, folder)
@@ -58,42 +58,42 @@ def write(size: str, folder: Path) -> dict[str, Any]:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """What became of the graph in a folder."""
+    """Build the graph in a folder and report how its nodes run."""
     from converters.tensorrt import check as tensorrt_check
     from converters.tensorrt.check import import_tensorrt_rtx
     from converters.tensorrt.engine import BuildConfig
     from jaxtempl.bundle import bundle
     from jaxtempl.text import window
 
-    wanted = BuildConfig(window.buckets(window.WINDOW), BATCH, compute_capability=CAPABILITY)
-    found = tensorrt_check.check(import_tensorrt_rtx(), folder / bundle.ONNX, wanted)
+    config = BuildConfig(window.buckets(window.WINDOW), BATCH, compute_capability=CAPABILITY)
+    report = tensorrt_check.check(import_tensorrt_rtx(), folder / bundle.ONNX, config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    operators = {kind: use._asdict() for kind, use in found.operators.items()}
-    told = {**dataclasses.asdict(found), "operators": operators, "kernels": len(found.kernels)}
-    return {**told, "peak_bytes": peak, "buckets": list(wanted.buckets)}
+    operators = {kind: use._asdict() for kind, use in report.operators.items()}
+    facts = {**dataclasses.asdict(report), "operators": operators, "kernels": len(report.kernels)}
+    return {**facts, "peak_bytes": peak, "buckets": list(config.buckets)}
 
 
 def page(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Render the figures as Markdown."""
     rows = results["sizes"]
     return "\n".join(
         [
-            "# What TensorRT makes of the graph, without a GPU",
+            "# TensorRT's support for the graph, without a GPU",
             "",
             f"The fp16 graph of a template classifier with {SLOTS:,} slots, random weights, built by tensorrt_rtx "
             f"{rows[0]['version']} for",
-            f"compute capability {CAPABILITY} (the A10's), a profile of 1 to {BATCH} rows for each of "
+            f"compute capability {CAPABILITY} (the A10's), with a profile of 1 to {BATCH} rows for each of "
             f"{', '.join(map(str, rows[0]['buckets']))} tokens. **Nothing was",
-            "run**: it shows that each operator is supported and which are fused, not how fast or how exact an engine",
-            "is, and an engine of TensorRT itself may be made otherwise. `python -m bench.tensorrt_check`",
+            "run**: the page shows that each operator is supported and which are fused, not how fast or exact an",
+            "engine is. TensorRT itself may build another engine. `python -m bench.tensorrt_check` repeats it.",
             "",
             "| size | nodes | ONNX GB | plan GB | parsed s | built s | peak GB | kernels | attention in one kernel |",
             "|---|---|---|---|---|---|---|---|---|",
             *[_line(row) for row in rows],
             "",
-            "Peak is the memory of the process that builds. Kernels are those of the program of the longest rows. What",
-            "became of the graph's nodes there: run in one kernel with others, in one of their own, in several, or in",
-            "none (shapes, and what became needless).",
+            "Peak is the memory of the building process. Kernels are those of the program for the longest rows. Its",
+            "nodes run in one kernel with others, alone in one kernel, in several kernels, or in none (shapes, and nodes",
+            "that became unnecessary).",
             "",
             *[line for row in rows for line in _operators(row)],
             common.described(results["machine"]),
@@ -104,12 +104,12 @@ def page(results: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     whole = sum(row["attention"].values())
-    by = ", ".join(f"{name} {count}" for name, count in row["attention"].items())
+    kernels = ", ".join(f"{name} {count}" for name, count in row["attention"].items())
     sizes = " | ".join(f"{row[key] / 1e9:.2f}" for key in ("onnx_bytes", "bytes"))
     seconds = f"{row['parse_seconds']:.0f} | {row['build_seconds']:.0f}"
     return (
         f"| {row['size']} | {row['nodes']} | {sizes} | {seconds} | {row['peak_bytes'] / 1e9:.1f} | {row['kernels']} "
-        f"| {whole} of {whole + len(row['unfused'])} ({by}) |"
+        f"| {whole} of {whole + len(row['unfused'])} ({kernels}) |"
     )
 
 
@@ -123,14 +123,14 @@ def _operators(row: dict[str, Any]) -> list[str]:
 
 
 def measure(size: str) -> dict[str, Any]:
-    """One size, in two processes."""
+    """Measure one size in two processes."""
     with tempfile.TemporaryDirectory() as folder:
         written = common.alone(f"bench.{NAME}", "write", size, folder)
         return {"size": size, **written, **common.alone(f"bench.{NAME}", "check", folder)}
 
 
 def main() -> None:
-    """Measures every size, and writes docs/benchmarks/tensorrt_check.json and .md."""
+    """Measure every size and write docs/benchmarks/tensorrt_check.json and .md."""
     machine = common.machine(("tensorrt-rtx-cu13-libs", "onnx", "onnx-ir"))
     rows: list[dict[str, Any]] = []
     for size in SIZES:
