@@ -151,8 +151,8 @@ def test_a_dataset_that_the_run_was_not_trained_on_leaves_no_temperature(
     assert not found["dataset"]["trained_on"]
     assert not (other.folder / "calibration.json").exists()
     said = capsys.readouterr().err
-    assert "the baselines are fitted on as many labels of this" in said
-    assert "the temperature fitted here is not kept" in said
+    assert "the baselines are fitted on as many labels of this one" in said
+    assert "the temperature fitted here is not saved" in said
 
 
 def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) 
     nan = {**params, "norm": {**params["norm"], "scale": params["norm"]["scale"] * np.nan}}
     broken.checkpoints.save(4, "study", nan, None, {"step": 4})
     broken.checkpoints.wait()
-    with pytest.raises(UserError, match="@4 gives logits that are not numbers"):
+    with pytest.raises(UserError, match="@4 gives logits that are not finite"):
         evaluate.evaluate(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
 
 

@@ -108,7 +108,7 @@ def test_a_resample_takes_whole_cases() -> None:
         seen.update(np.atleast_1d(found).tolist())
         return found
 
-    assert Bootstrap(cases, 0).of(np.stack([values, np.ones(20)], axis=1), share) == (0.5, 0.0, 1.0)
+    assert Bootstrap(cases, 0).interval(np.stack([values, np.ones(20)], axis=1), share) == (0.5, 0.0, 1.0)
     assert seen == {0.0, 0.5, 1.0}
 
 

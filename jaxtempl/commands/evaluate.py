@@ -1,4 +1,4 @@
-"""`bin/evaluate`: a run on a split of a dataset."""
+"""`bin/evaluate`: measure a run on a split of a dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from jaxtempl.evaluation.table import format_table
 
 def main(argv: Sequence[str]) -> None:
     """Run `bin/evaluate`."""
-    asked = parsing.parse(EvaluateConfig, argv)
-    print(parsing.dump(asked), flush=True)
-    report = evaluate(asked)
+    config = parsing.parse(EvaluateConfig, argv)
+    print(parsing.dump(config), flush=True)
+    report = evaluate(config)
     print(format_table(report))
     print(f"page: {Path(report['out']) / PAGE}")

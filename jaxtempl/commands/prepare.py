@@ -1,4 +1,4 @@
-"""`bin/prepare`: transcripts to a dataset."""
+"""`bin/prepare`: make a dataset of transcripts."""
 
 from collections.abc import Sequence
 

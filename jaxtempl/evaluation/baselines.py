@@ -1,7 +1,6 @@
-"""What a model must beat: the majority class, the previous template, and a linear classifier of n-grams.
+"""Baselines of template classification: the majority class, the previous template, and a linear model of n-grams.
 
-Each is fitted on the run's own training labels and gives scores [N S], log-probabilities up to a constant a row,
-so that the metrics of the run apply to it unchanged.
+Each is fitted on the run's training labels and returns logits [N S], so that the metrics of the run apply unchanged.
 
 Dims: N contexts, S slots.
 """
@@ -24,8 +23,8 @@ from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.evaluation.metrics import Logits
 from jaxtempl.text.cases import Message
 
-RECENT = 3  # messages that are views of their own
-VIEW: dict[str, Any] = {  # of one view of a context; single signs are words too
+RECENT = 3  # newest messages, each of which is one view
+VIEW: dict[str, Any] = {  # features of one view of a context; punctuation marks are words too
     "ngram_range": (1, 2),
     "token_pattern": r"\w+|[^\w\s]",
     "binary": True,
@@ -33,15 +32,15 @@ VIEW: dict[str, Any] = {  # of one view of a context; single signs are words too
     "dtype": np.float32,
 }
 PREVIOUS: dict[str, Any] = {"handle_unknown": "ignore", "dtype": np.float32}
-# On cases held out from star's training side, thrice or a third of C, or thrice the passes, move top-1 by under .01.
+# On star, 3 C, C / 3 or three times the passes change top-1 by less than 0.01.
 SOLVER: dict[str, Any] = {"solver": "saga", "C": 30.0, "max_iter": 20}
-NOTHING = "nothing_yet"  # the text of a view that is empty
+NOTHING = "nothing_yet"  # text of an empty view
 
 Scorer = Callable[[LabelledContexts], Logits]
 
 
 def fit(training: LabelledContexts, slots: int, seed: int, progress: bool = False) -> dict[str, Scorer]:
-    """All baselines by name, simplest first."""
+    """Fit all baselines; return them by name, simplest first."""
     return {
         "majority": majority(training, slots),
         "previous_template": previous_template(training, slots),
@@ -50,7 +49,7 @@ def fit(training: LabelledContexts, slots: int, seed: int, progress: bool = Fals
 
 
 def majority(training: LabelledContexts, slots: int) -> Scorer:
-    """Scores every context alike, log p(t): training counts with one added to each (Laplace)."""
+    """Return log p(t) for every context, from training counts with one added to each (Laplace)."""
     row = _prior(training, slots)
     return lambda examples: np.tile(row, (len(examples), 1))
 
@@ -61,10 +60,10 @@ def _prior(training: LabelledContexts, slots: int) -> Float[np.ndarray, " S"]:
 
 
 def previous_template(training: LabelledContexts, slots: int) -> Scorer:
-    """Scores log p(t | last template in the context), with "none yet" as one of the conditions.
+    """Return log p(t | last template in the context), where "none yet" is one of the conditions.
 
-    Backed off by Witten and Bell's rule: (n(l, t) + d(l) p(t)) / (n(l) + d(l)), where n counts training examples,
-    d(l) is how many different templates follow l, and p is the majority's distribution.
+    Smoothed by Witten and Bell's rule: (n(l, t) + d(l) p(t)) / (n(l) + d(l)), where n counts training examples,
+    d(l) is the number of different templates that follow l, and p is the majority's distribution.
     """
     counts = np.zeros((slots + 1, slots))  # -1, none, is the last row
     np.add.at(counts, (training.previous, training.slot), 1)
@@ -75,12 +74,12 @@ def previous_template(training: LabelledContexts, slots: int) -> Scorer:
 
 
 def ngrams(training: LabelledContexts, slots: int, seed: int, progress: bool = False) -> Scorer:
-    """Multinomial logistic regression over 1- and 2-grams of the last messages and of all the customer wrote.
+    """Fit a multinomial logistic regression over 1- and 2-grams of the newest messages and of the customer's text.
 
-    Each view of a context (the newest message, the one before it, ..., the customer's text so far) has features of its
-    own, weighted by tf-idf; the previous template is one more. The regression knows only templates that have an
-    example, so its distribution is mixed with the majority's, by Witten and Bell's share; where the examples have one
-    template alone this is the majority.
+    Each view of a context (the newest message, the one before it, ..., the customer's text so far) has its own tf-idf
+    features; the previous template is one more feature. The regression covers only templates that have an example, so
+    its distribution is mixed with the majority's in Witten and Bell's proportion. With a single template in the
+    examples, this is the majority baseline.
     """
     if len(np.unique(training.slot)) < 2:
         return majority(training, slots)
@@ -88,7 +87,7 @@ def ngrams(training: LabelledContexts, slots: int, seed: int, progress: bool = F
         print(f"fitting n-grams on {len(training):,} contexts", file=sys.stderr, flush=True)
     model = make_pipeline(_features(), LogisticRegression(**SOLVER, random_state=seed))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # its passes are bounded on purpose
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of passes is bounded on purpose
         model.fit(_views(training), training.slot)
 
     seen = model.classes_
@@ -109,7 +108,7 @@ def _features() -> ColumnTransformer:
 
 
 def _views(examples: LabelledContexts) -> np.ndarray:
-    """[N RECENT + 2]: the last messages with their roles, newest first, the customer's text, the previous template."""
+    """Return [N RECENT + 2]: newest messages with their roles, the customer's text, and the previous template."""
     previous = examples.previous.tolist()
     return np.array([_view(examples.messages(i), last) for i, last in enumerate(previous)], object)
 

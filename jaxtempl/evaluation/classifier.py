@@ -1,4 +1,4 @@
-"""A fine-tuned run as a classifier of templates, next to the baselines on the same contexts.
+"""Evaluation of a fine-tuned run as a template classifier, with the baselines on the same contexts.
 
 Dims: N contexts, S slots.
 """
@@ -28,7 +28,7 @@ SplitLogits = Sequence[Float[np.ndarray, "_ S"]]  # of the evaluated split and o
 
 
 def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Classification, beside the baselines, all of them on the same contexts."""
+    """Return the metrics of the run and of the baselines, and write predictions.jsonl into `folder`."""
     test, validation = _contexts(subject, subject.config.split), _contexts(subject, "validation")
     if not len(test):
         raise UserError(
@@ -39,26 +39,26 @@ def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
     if subject.config.baselines:
         with subject.timed("baselines"):
             scores |= _baseline_scores(subject, (test, validation))
-    if _chosen_here(subject):
-        note(f"{page.CHOSEN_HERE}, so these figures are too good")
+    if _is_selected_here(subject):
+        note(f"{page.CHOSEN_HERE}, so these figures are optimistic")
     if subject.config.split == "validation":
-        note("the temperature is fitted on these same contexts, so what is said after it is too good")
+        note("the temperature is fitted on these same contexts, so the calibrated figures are optimistic")
     bootstrap = Bootstrap(test.case, subject.config.seed)
     measured = {name: _measured(pair, test, validation, bootstrap) for name, pair in scores.items()}
-    own = measured.pop("run")
-    _keep_temperature(subject, own["temperature"], validation)
+    result = measured.pop("run")
+    _save_temperature(subject, result["temperature"], validation)
     _write_predictions(folder / PREDICTIONS, scores["run"][0], test, subject.run)
     return {
-        "chosen_here": _chosen_here(subject),
+        "chosen_here": _is_selected_here(subject),
         "counts": _counts(test, validation),
-        **own,
+        **result,
         "baselines": measured,
-        **_details(scores["run"][0], own["temperature"], test, subject),
+        **_details(scores["run"][0], result["temperature"], test, subject),
     }
 
 
-def _chosen_here(subject: Subject) -> bool:
-    """Whether the checkpoint was chosen on the very labels that it is measured on, as the paper's BERT was."""
+def _is_selected_here(subject: Subject) -> bool:
+    """Return whether the checkpoint was selected on the labels that it is measured on, as the paper's BERT was."""
     several = len(subject.run.checkpoints.steps()) > 1
     return subject.is_trained_on and several and subject.run.manifest.get("select") == subject.config.split
 
@@ -69,20 +69,22 @@ def _contexts(subject: Subject, split: str) -> LabelledContexts:
 
 
 def _run_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> SplitLogits:
-    loaded = Predictor(subject.run, subject.step)
-    return [loaded.all(part, subject.config.batch_size, subject.progress) for part in parts]
+    predictor = Predictor(subject.run, subject.step)
+    return [predictor.all(part, subject.config.batch_size, subject.progress) for part in parts]
 
 
 def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
-    """Which training labels of the dataset the run was trained on."""
+    """Return the indices of the training labels that the run was trained on."""
     total, facts = len(subject.dataset.labels("train").slot), subject.run.manifest
     return nested_subset(total, facts["labels"] or None, facts["seed"])
 
 
 def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dict[str, SplitLogits]:
-    """Scores of baselines that were fitted on the labels that the run was trained on."""
+    """Return the logits of baselines fitted on the labels that the run was trained on."""
     if not subject.is_trained_on:
-        note(f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this")
+        note(
+            f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this one"
+        )
     stored = LabelledContexts.read(subject.dataset, "train", subject.run.window).take(_trained_on(subject))
     training = stored.relabel(slots_by_id(subject.run.templates)).known()
     fitted = baselines.fit(training, subject.run.outputs, subject.config.seed, subject.progress)
@@ -96,18 +98,18 @@ def _measured(
     return {"temperature": temperature, "metrics": metrics.classification(scores[0], test.slot, bootstrap, temperature)}
 
 
-def _keep_temperature(subject: Subject, temperature: float, validation: LabelledContexts) -> None:
-    """Leaves the temperature of this checkpoint in the run for `bin/suggest`, or says why not."""
+def _save_temperature(subject: Subject, temperature: float, validation: LabelledContexts) -> None:
+    """Save the temperature of this checkpoint in the run for `bin/suggest`, or report why not."""
     count = int((validation.slot >= 0).sum())
     if not count:
         note(f"{subject.dataset.folder} has no labelled validation contexts, so the temperature stays 1")
     elif not subject.is_trained_on:
-        note(f"{subject.run.folder} was trained on another dataset, so the temperature fitted here is not kept in it")
+        note(f"{subject.run.folder} was trained on another dataset, so the temperature fitted here is not saved in it")
     else:
         path = subject.run.folder / "calibration.json"
-        kept = files.read_json(path)["steps"] if path.exists() else {}
+        steps = files.read_json(path)["steps"] if path.exists() else {}
         facts = {"temperature": temperature, "count": count, "dataset": subject.dataset.fingerprint}
-        files.write_json(path, {"steps": {**kept, str(subject.step): facts}})
+        files.write_json(path, {"steps": {**steps, str(subject.step): facts}})
 
 
 def _counts(test: LabelledContexts, validation: LabelledContexts) -> dict[str, int]:
@@ -119,11 +121,11 @@ def _counts(test: LabelledContexts, validation: LabelledContexts) -> dict[str, i
     }
 
 
-def _write_predictions(path: Path, logits: Logits, test: LabelledContexts, evaluated: Run) -> None:
-    """One labelled context a line, in the dataset's order; probabilities are the model's own, at temperature 1."""
+def _write_predictions(path: Path, logits: Logits, test: LabelledContexts, run: Run) -> None:
+    """Write one line for each labelled context, in the dataset's order, with probabilities at temperature 1."""
     top, losses = metrics.top(logits, SHOWN), metrics.losses(logits, test.slot)
     probability = np.take_along_axis(special.softmax(logits.astype(np.float64), axis=1), top, axis=1)
-    ids = [template.id for template in evaluated.templates]
+    ids = [template.id for template in run.templates]
     with path.open("w", encoding="utf-8") as file:
         for i in range(len(test)):
             line = {
@@ -138,10 +140,10 @@ def _write_predictions(path: Path, logits: Logits, test: LabelledContexts, evalu
 
 
 def _details(logits: Logits, temperature: float, test: LabelledContexts, subject: Subject) -> dict[str, Any]:
-    """What the page draws: reliability before and after, hits by template, the most confused pairs."""
+    """Return the data of the page's figures: reliability, hits by template, and the most confused pairs."""
     best = logits.argmax(axis=1)
-    sure = {name: metrics.top_probability(logits, t) for name, t in (("before", 1.0), ("after", temperature))}
-    curves = {name: metrics.reliability(p, best == test.slot)._asdict() for name, p in sure.items()}
+    confidence = {name: metrics.top_probability(logits, t) for name, t in (("before", 1.0), ("after", temperature))}
+    curves = {name: metrics.reliability(p, best == test.slot)._asdict() for name, p in confidence.items()}
     return {
         "reliability": {name: {key: v.tolist() for key, v in curve.items()} for name, curve in curves.items()},
         "templates": _by_template(best, test, subject),
@@ -150,11 +152,11 @@ def _details(logits: Logits, temperature: float, test: LabelledContexts, subject
 
 
 def _by_template(best: np.ndarray, test: LabelledContexts, subject: Subject) -> list[dict[str, Any]]:
-    """Training count and top-1 hits of each template that is a label here."""
-    templates, known = subject.run.templates, test.slot >= 0
-    label = test.slot[known]
+    """Return the training count and the top-1 hits of each template that labels a context."""
+    templates, is_class = subject.run.templates, test.slot >= 0
+    label = test.slot[is_class]
     contexts = np.bincount(label, minlength=len(templates))
-    hits = np.bincount(label[best[known] == label], minlength=len(templates))
+    hits = np.bincount(label[best[is_class] == label], minlength=len(templates))
     training = _training_counts(subject)
     return [
         {"id": t.id, "training": training.get(t.id, 0), "contexts": int(contexts[t.slot]), "hits": int(hits[t.slot])}
@@ -168,10 +170,10 @@ def _training_counts(subject: Subject) -> dict[str, int]:
     return {t.id: int(counts[t.slot]) for t in subject.dataset.templates if t.slot < len(counts)}
 
 
-def _confused(best: np.ndarray, test: LabelledContexts, evaluated: Run, most: int = 20) -> list[dict[str, Any]]:
-    """The most frequent (label, wrong suggestion) pairs."""
+def _confused(best: np.ndarray, test: LabelledContexts, run: Run, limit: int = 20) -> list[dict[str, Any]]:
+    """Return the most frequent pairs of a label and a wrong first suggestion."""
     wrong = (test.slot >= 0) & (best != test.slot)
     pairs, counts = np.unique(np.stack([test.slot[wrong], best[wrong]], axis=1), axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
-    ids = [template.id for template in evaluated.templates]
+    order = np.argsort(-counts, kind="stable")[:limit]
+    ids = [template.id for template in run.templates]
     return [{"label": ids[pairs[i, 0]], "suggested": ids[pairs[i, 1]], "count": int(counts[i])} for i in order]

@@ -1,7 +1,7 @@
-"""Sums and counts: top-k, cross-entropy, calibration, bits a byte, and intervals from a bootstrap over cases.
+"""Top-k accuracy, cross-entropy, calibration error and bits per byte, with intervals from a bootstrap over cases.
 
-A label of -1 is a template that is no class: whatever is suggested is wrong, so it counts as a miss in top-k and in
-calibration; it has no cross-entropy, and whoever reports that gives the number of such contexts beside it.
+A label of -1 is a template that is not a class. Every suggestion is wrong there: it counts as a miss in top-k and in
+calibration, and has no cross-entropy. A report states the number of such contexts next to the cross-entropy.
 
 Dims: N contexts, S slots, B bins, C cases, R resamples, K columns of values.
 """
@@ -15,22 +15,22 @@ from scipy import optimize, special
 
 from jaxtempl.specs.interval import Interval
 
-BINS = 15  # of the calibration error, equal in width; Guo et al. 2017, section 4
+BINS = 15  # bins of the calibration error, of equal width; Guo et al. 2017, section 4
 RESAMPLES = 1000
 BLOCKS = 20
 LEVEL = 0.95
-MISS = 2**31  # rank of a label that is no class: beyond any k, also where there are fewer than k slots
+MISS = 2**31  # rank of a label that is not a class: beyond any k, even where there are fewer than k slots
 TOPS = (1, 3, 5)  # paper, Table 3
-TEMPERATURES = (0.05, 20.0)  # between which the fitted one lies
+TEMPERATURES = (0.05, 20.0)  # bounds of the fitted temperature
 
 Logits = Float[np.ndarray, "N S"]
 LabelSlots = Int[np.ndarray, " N"]
 
 
 def ranks(logits: Logits, slots: LabelSlots) -> Int[np.ndarray, " N"]:
-    """How many slots come before the label's: 0 is a top-1 hit; MISS where the label is no class.
+    """Return the number of slots ranked before the label: 0 is a top-1 hit, MISS a label that is not a class.
 
-    Of equal logits the lower slot comes first, as `top` has it.
+    Among equal logits the lower slot comes first, as in `top`.
     """
     own = np.take_along_axis(logits, np.maximum(slots, 0)[:, None], axis=1)
     earlier = np.arange(logits.shape[1])[None] < slots[:, None]
@@ -39,45 +39,45 @@ def ranks(logits: Logits, slots: LabelSlots) -> Int[np.ndarray, " N"]:
 
 
 def top(logits: Logits, k: int) -> Int[np.ndarray, "N k"]:
-    """The k best slots of each context, best first."""
+    """Return the k slots with the greatest logits of each context, best first."""
     return np.argsort(-logits, axis=1, kind="stable")[:, :k]
 
 
 def losses(logits: Logits, slots: LabelSlots) -> Float[np.ndarray, " N"]:
-    """-log softmax(logits)[label] in nats; NaN where the label is no class."""
+    """Return -log softmax(logits)[label] in nats; NaN where the label is not a class."""
     logits = logits.astype(np.float64)
     own = np.take_along_axis(logits, np.maximum(slots, 0)[:, None], axis=1)[:, 0]
     return np.where(slots >= 0, special.logsumexp(logits, axis=1) - own, np.nan)
 
 
 def top_probability(logits: Logits, temperature: float) -> Float[np.ndarray, " N"]:
-    """The greatest of softmax(logits / T)."""
+    """Return the maximum of softmax(logits / T)."""
     return special.softmax(logits.astype(np.float64) / temperature, axis=1).max(axis=1)
 
 
 def fit_temperature(logits: Logits, slots: LabelSlots) -> float:
-    """The T > 0 that minimises the cross-entropy of softmax(logits / T) over labels that are classes.
+    """Return the T > 0 that minimises the cross-entropy of softmax(logits / T) over labels that are classes.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. The loss is convex in 1 / T, so a
-    bounded search over log T finds it. Without any such label T is 1.
+    bounded search over log T finds the minimum. Without such a label T is 1.
     """
-    known = slots >= 0
-    if not known.any():
+    is_class = slots >= 0
+    if not is_class.any():
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        return float(losses(logits[known] / np.exp(log_temperature), slots[known]).mean())
+        return float(losses(logits[is_class] / np.exp(log_temperature), slots[is_class]).mean())
 
-    found = optimize.minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
-    return float(np.exp(found.x))
+    minimum = optimize.minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
+    return float(np.exp(minimum.x))
 
 
 class Reliability(NamedTuple):
     """Sums over the contexts of each bin of the top probability; bin b is (b / B, (b + 1) / B].
 
     Attributes:
-        contexts: how many.
-        correct: top-1 hits.
+        contexts: number of contexts.
+        correct: number of top-1 hits.
         probability: sum of the top probabilities.
     """
 
@@ -87,7 +87,7 @@ class Reliability(NamedTuple):
 
 
 def _binned(probability: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> Float[np.ndarray, "N columns"]:
-    """Columns whose sums are the three parts of `Reliability`, one after another."""
+    """Return columns whose sums are the three fields of `Reliability`, one after another."""
     bins = np.eye(BINS)[np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)]
     return np.concatenate([bins, bins * correct[:, None], bins * probability[:, None]], axis=1)
 
@@ -97,29 +97,29 @@ def _unbinned(sums: Float[np.ndarray, "*resamples columns"]) -> Reliability:
 
 
 def reliability(probability: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> Reliability:
-    """What the calibration error and a reliability plot are made of."""
+    """Return the sums behind the calibration error and a reliability plot."""
     return _unbinned(_binned(probability, correct).sum(axis=0))
 
 
 def calibration_error(sums: Reliability) -> Float[np.ndarray, "*resamples"]:
-    """Expected calibration error: sum over bins of |hits - summed probability| / N (Guo et al. 2017, equation 3)."""
+    """Return the expected calibration error: |hits - probability| summed over bins, / N (Guo et al. 2017, equation 3)."""
     return _divide(np.abs(sums.correct - sums.probability).sum(axis=-1), sums.contexts.sum(axis=-1))
 
 
 def _divide(above: Any, below: Any) -> Any:
-    """Quotient of numbers or of arrays; NaN where `below` is 0."""
+    """Return a quotient of numbers or arrays; NaN where `below` is 0."""
     return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
 
 
 class Bootstrap:
-    """Resamples of whole cases, because contexts of one case are alike (a cluster bootstrap).
+    """Cluster bootstrap over whole cases, because the contexts of a case are correlated.
 
-    Every metric here is a function of sums over contexts, so a resample is a weighting of per-case sums, and all
-    resamples are one matrix product. Percentile interval: Efron and Tibshirani 1993, section 13.3.
+    Every metric is a function of sums over contexts, so a resample is a weighting of per-case sums, and all resamples
+    are one matrix product. Percentile interval: Efron and Tibshirani 1993, section 13.3.
 
     Args:
-        cases: which case each context is of; any integers.
-        seed: of the resamples.
+        cases: case of each context; any integers.
+        seed: seed of the resamples.
     """
 
     def __init__(self, cases: Int[np.ndarray, " N"], seed: int) -> None:
@@ -130,15 +130,17 @@ class Bootstrap:
         drawn = [random.multinomial(self.cases, even) for _ in range(RESAMPLES)] if self.cases else [[]] * RESAMPLES
         self._times: UInt16[np.ndarray, "R C"] = np.array(drawn, np.uint16)
 
-    def of(self, values: Shaped[np.ndarray, "N K"], metric: Callable[[Any], Any], biased: bool = False) -> Interval:
-        """`metric` of the column sums [K], with the interval of its values on resampled sums [R K].
+    def interval(
+        self, values: Shaped[np.ndarray, "N K"], metric: Callable[[Any], Any], biased: bool = False
+    ) -> Interval:
+        """Return `metric` of the column sums [K], with the interval of its values on resampled sums [R K].
 
-        NaN where the metric is; resamples in which it is are left out of the interval. A metric that takes absolute
-        values grows under resampling: its `biased` interval is moved by the mean of that (Efron and Tibshirani, 10.2).
+        Resamples in which the metric is NaN are left out. A metric of absolute values grows under resampling: its
+        `biased` interval is shifted by the mean growth (Efron and Tibshirani 1993, section 10.2).
         """
         by_case = np.zeros((self.cases, values.shape[1]))
         np.add.at(by_case, self._case, values.astype(np.float64))
-        blocks = np.array_split(self._times, BLOCKS)  # one by one as floats, so that many cases fit in memory
+        blocks = np.array_split(self._times, BLOCKS)  # one block at a time as floats, so that many cases fit in memory
         whole = float(metric(by_case.sum(axis=0)))
         resampled = metric(np.concatenate([times.astype(np.float64) @ by_case for times in blocks]))
         sound = resampled[~np.isnan(resampled)]
@@ -149,24 +151,26 @@ class Bootstrap:
         return Interval(whole, float(low), float(high))
 
     def mean(self, values: Shaped[np.ndarray, " N"]) -> Interval:
-        """Mean over the contexts whose value is not NaN."""
-        known = ~np.isnan(values)
-        columns = np.stack([np.where(known, values, 0), known], axis=1)
-        return self.of(columns, lambda sums: _divide(sums[..., 0], sums[..., 1]))
+        """Return the mean over the contexts whose value is not NaN."""
+        is_number = ~np.isnan(values)
+        columns = np.stack([np.where(is_number, values, 0), is_number], axis=1)
+        return self.interval(columns, lambda sums: _divide(sums[..., 0], sums[..., 1]))
 
     def calibration_error(self, probability: Float[np.ndarray, " N"], correct: Bool[np.ndarray, " N"]) -> Interval:
-        """Expected calibration error."""
-        return self.of(_binned(probability, correct), lambda sums: calibration_error(_unbinned(sums)), True)
+        """Return the expected calibration error."""
+        return self.interval(_binned(probability, correct), lambda sums: calibration_error(_unbinned(sums)), True)
 
 
 def classification(logits: Logits, slots: LabelSlots, bootstrap: Bootstrap, temperature: float) -> dict[str, Interval]:
-    """`top1`, `top3`, `top5`; `cross_entropy` and `calibration_error`, before and after the temperature."""
+    """Return `top1`, `top3`, `top5`, `cross_entropy` and `calibration_error`, and the last two after the temperature."""
     rank = ranks(logits, slots)
-    found = {f"top{k}": bootstrap.mean((rank < k).astype(float)) for k in TOPS}
+    intervals = {f"top{k}": bootstrap.mean((rank < k).astype(float)) for k in TOPS}
     for prefix, divisor in (("", 1.0), ("calibrated_", temperature)):
-        found[f"{prefix}cross_entropy"] = bootstrap.mean(losses(logits / divisor, slots))
-        found[f"{prefix}calibration_error"] = bootstrap.calibration_error(top_probability(logits, divisor), rank == 0)
-    return found
+        intervals[f"{prefix}cross_entropy"] = bootstrap.mean(losses(logits / divisor, slots))
+        intervals[f"{prefix}calibration_error"] = bootstrap.calibration_error(
+            top_probability(logits, divisor), rank == 0
+        )
+    return intervals
 
 
 def language_model(
@@ -176,17 +180,27 @@ def language_model(
     size: Float[np.ndarray, " C"],
     seed: int,
 ) -> dict[str, Interval]:
-    """`loss` in nats a predicted token, and `bits_a_byte`, from sums of each case; one case is one context.
+    """Return `loss` in nats per predicted token, and `bits_a_byte`, from the sums of each case.
 
-    Bits a byte = loss a token / ln 2 x tokens a byte: the few tokens that no row predicts are taken to cost what the
-    others do, so that the figure can be compared across tokenizers.
+    Bits per byte = loss per token / ln 2 x tokens per byte. Tokens that no row predicts are assumed to cost as much as
+    the others, so that the figure is comparable across tokenizers.
+
+    Args:
+        loss: summed loss of each case, in nats.
+        predicted: number of predicted tokens.
+        tokens: number of tokens.
+        size: bytes of the text.
+        seed: seed of the resamples.
     """
     bootstrap, columns = Bootstrap(np.arange(len(loss)), seed), np.stack([loss, predicted, tokens, size], axis=1)
 
-    def a_token(sums: Any) -> Any:
+    def loss_per_token(sums: Any) -> Any:
         return _divide(sums[..., 0], sums[..., 1])
 
-    def a_byte(sums: Any) -> Any:
-        return a_token(sums) / np.log(2) * _divide(sums[..., 2], sums[..., 3])
+    def bits_per_byte(sums: Any) -> Any:
+        return loss_per_token(sums) / np.log(2) * _divide(sums[..., 2], sums[..., 3])
 
-    return {"loss": bootstrap.of(columns, a_token), "bits_a_byte": bootstrap.of(columns, a_byte)}
+    return {
+        "loss": bootstrap.interval(columns, loss_per_token),
+        "bits_a_byte": bootstrap.interval(columns, bits_per_byte),
+    }

@@ -1,4 +1,4 @@
-"""Logits of a finetune run's checkpoint: fixed shapes by length, then each back to where it belongs.
+"""Logits of a finetune run's checkpoint, computed in microbatches of fixed shapes and returned in order.
 
 Dims: N contexts, S slots, B rows, L length.
 """
@@ -24,11 +24,11 @@ from jaxtempl.runs.run import Run
 from jaxtempl.text.window import bucket_of, pad_rows
 from jaxtempl.training.precision import compute_dtype
 
-SORTED = 1024  # contexts that are sorted by length together
+SORTED = 1024  # contexts that are sorted by length at a time
 
 
 class Predictor:
-    """A checkpoint, loaded; it is compiled once for each bucket of lengths that it meets."""
+    """A loaded checkpoint that returns logits; it compiles once for each bucket of lengths."""
 
     def __init__(self, run: Run, step: int) -> None:
         graphdef = run.graphdef(compute_dtype("auto"))
@@ -44,37 +44,39 @@ class Predictor:
         self._name = f"{run.folder}@{step}"
 
     def one(self, tokens: Sequence[int]) -> Float32[np.ndarray, " S"]:
-        """Logits of one window."""
+        """Return the logits of one window."""
         ids, lengths = pad_rows([tokens], bucket_of(len(tokens), self._window.buckets))
         return self._rows({"tokens": ids, "lengths": lengths})[0]
 
     def all(self, contexts: LabelledContexts, rows: int, progress: bool = False) -> Float32[np.ndarray, "N S"]:
-        """Logits of all contexts, in order.
+        """Return the logits of all contexts, in order.
 
         Args:
-            contexts: of one split.
-            rows: of a microbatch of the shortest bucket; those of longer ones have fewer, and about as many tokens.
+            contexts: contexts of one split.
+            rows: rows of a microbatch of the shortest bucket; longer buckets have fewer rows of about as many tokens.
             progress: show a bar.
         """
-        found = np.empty((len(contexts), self._outputs), np.float32)
+        logits = np.empty((len(contexts), self._outputs), np.float32)
         with tqdm(total=len(contexts), desc="contexts", unit="", disable=not progress) as bar:
             for microbatch in (m for batch in _batches(contexts, rows) for m in batch):
                 real = microbatch["weights"] > 0
-                found[microbatch["slots"][real]] = self._rows(microbatch)[real]
+                logits[microbatch["slots"][real]] = self._rows(microbatch)[real]
                 bar.update(int(real.sum()))
-        return found
+        return logits
 
     def _rows(self, batch: loader.Microbatch) -> Float32[np.ndarray, "B S"]:
-        """Raises UserError for logits that are not finite: every rank of theirs would be the first."""
+        """Return the logits of a microbatch; raise UserError where they are not finite, as their ranks would be wrong."""
         logits = self._classify(self._params, jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"]))
         if not np.isfinite(logits).all():
-            raise UserError(f"{self._name} gives logits that are not numbers; use another checkpoint of it")
+            raise UserError(f"{self._name} gives logits that are not finite; use another checkpoint of the run")
         return np.asarray(logits)
 
 
 def _batches(contexts: LabelledContexts, rows: int) -> Iterator[Batch]:
     lengths = contexts.window.buckets
     cut = functools.partial(loader.microbatches, lengths=lengths, budget=rows * lengths[0], most=rows)
-    numbered = dataclasses.replace(contexts, slot=np.arange(len(contexts)))  # by which their logits find back
+    numbered = dataclasses.replace(
+        contexts, slot=np.arange(len(contexts))
+    )  # the index of each context, by which its logits are put in order
     source = grain.MapDataset.source(numbered).batch(SORTED, batch_fn=cut)
     return iter(source.to_iter_dataset(loader.WORKERS))

@@ -1,4 +1,4 @@
-"""What one evaluation is about: the run, its checkpoint, the dataset, and the time of each part."""
+"""The subject of one evaluation: a checkpoint of a run and a dataset, with the time that each part takes."""
 
 import contextlib
 import sys
@@ -10,19 +10,19 @@ from jaxtempl.config.evaluation import EvaluateConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.runs.run import Run
 
-REPORT, PREDICTIONS, PAGE = "report.json", "predictions.jsonl", "index.html"  # all that a report's folder holds
+REPORT, PREDICTIONS, PAGE = "report.json", "predictions.jsonl", "index.html"  # the files of a report's folder
 
 
 class Subject(NamedTuple):
-    """What is evaluated, on what.
+    """A checkpoint and the dataset that it is evaluated on.
 
     Attributes:
-        config: what was asked.
+        config: configuration of the evaluation.
         run: the run.
-        step: its checkpoint.
-        dataset: what it is measured on.
-        progress: whether to show bars.
-        seconds: of each part of the work, filled as it goes.
+        step: step of its checkpoint.
+        dataset: dataset of the evaluation.
+        progress: whether to show progress bars.
+        seconds: seconds that each part has taken so far.
     """
 
     config: EvaluateConfig
@@ -34,12 +34,12 @@ class Subject(NamedTuple):
 
     @property
     def is_trained_on(self) -> bool:
-        """Whether the dataset is one that the run was trained on."""
+        """Return whether the run was trained on the dataset."""
         return self.dataset.fingerprint in self.run.manifest["datasets"].values()
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Generator[None]:
-        """Adds the seconds of a block to those of `part`."""
+        """Add the seconds of a block to those of `part`."""
         start = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
