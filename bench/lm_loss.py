@@ -61,7 +61,7 @@ def make_run(folder: Path, length: int) -> Run:
     tokenizer = (ASSETS / "nano" / "tokenizer.json").read_text(encoding="utf-8")
     made = run.create(folder, "size: nano\n", nano.architecture, tokenizer, [], manifest)
     made.checkpoints.save(1, "study", jax.tree.map(jnp.asarray, nano.params), None, {"step": 1})
-    made.checkpoints.finish()
+    made.checkpoints.wait()
     return made
 
 

@@ -372,10 +372,10 @@ def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path: Path) -> None:
     assert again.fingerprint == first.fingerprint
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="no dataset"):
+    with pytest.raises(UserError, match="is not a dataset"):
         prepared(tmp_path, transcripts=(source,), overwrite=True, out=tmp_path / "home")
     (tmp_path / "home" / "manifest.json").write_text('{"kind": "run"}')
-    with pytest.raises(UserError, match="no dataset"):
+    with pytest.raises(UserError, match="is not a dataset"):
         prepared(tmp_path, transcripts=(source,), overwrite=True, out=tmp_path / "home")
     assert (tmp_path / "home" / "thesis.txt").exists()
 
@@ -405,11 +405,11 @@ def test_replies_are_exact_while_few_and_bounded_when_many() -> None:
     replies = ReplyCounter()
     for text in ["b", "a", "b", "a"]:
         replies.add(text)
-    assert replies.best() == "a"
+    assert replies.most_frequent() == "a"
     for i in range(10 * REPLIES):
         replies.add(f"odd {i}")
         replies.add("common")
-    assert replies.best() == "common"
+    assert replies.most_frequent() == "common"
     assert len(replies._counts) == REPLIES
 
 
@@ -451,7 +451,7 @@ def test_examples_are_written_as_tfds_would(tmp_path: Path) -> None:
     for builder, example in made.items():
         features: Any = builder.info.features
         theirs = ExampleSerializer(features.get_serialized_info()).get_tf_example(features.encode_example(example))
-        assert tfds_builders.serialized(example) == theirs.SerializeToString(deterministic=True)
+        assert tfds_builders.serialize(example) == theirs.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("label", ["role", "text"])

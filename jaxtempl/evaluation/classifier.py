@@ -83,7 +83,8 @@ def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dic
     """Return the logits of baselines fitted on the labels that the run was trained on."""
     if not subject.is_trained_on:
         note(
-            f"{subject.run.folder} was trained on another dataset; the baselines are fitted on as many labels of this one"
+            f"{subject.run.folder} was trained on another dataset; "
+            "the baselines are fitted on as many labels of this one"
         )
     stored = LabelledContexts.read(subject.dataset, "train", subject.run.window).take(_trained_on(subject))
     training = stored.relabel(slots_by_id(subject.run.templates)).known()

@@ -102,7 +102,7 @@ def reliability(probability: Float[np.ndarray, " N"], correct: Bool[np.ndarray, 
 
 
 def calibration_error(sums: Reliability) -> Float[np.ndarray, "*resamples"]:
-    """Return the expected calibration error: |hits - probability| summed over bins, / N (Guo et al. 2017, equation 3)."""
+    """Return the expected calibration error: the mean |hits - probability| (Guo et al. 2017, equation 3)."""
     return _divide(np.abs(sums.correct - sums.probability).sum(axis=-1), sums.contexts.sum(axis=-1))
 
 
@@ -162,7 +162,7 @@ class Bootstrap:
 
 
 def classification(logits: Logits, slots: LabelSlots, bootstrap: Bootstrap, temperature: float) -> dict[str, Interval]:
-    """Return `top1`, `top3`, `top5`, `cross_entropy` and `calibration_error`, and the last two after the temperature."""
+    """Return `top1`, `top3`, `top5`, `cross_entropy` and `calibration_error`, the last two also calibrated."""
     rank = ranks(logits, slots)
     intervals = {f"top{k}": bootstrap.mean((rank < k).astype(float)) for k in TOPS}
     for prefix, divisor in (("", 1.0), ("calibrated_", temperature)):

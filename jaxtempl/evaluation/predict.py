@@ -65,7 +65,7 @@ class Predictor:
         return logits
 
     def _rows(self, batch: loader.Microbatch) -> Float32[np.ndarray, "B S"]:
-        """Return the logits of a microbatch; raise UserError where they are not finite, as their ranks would be wrong."""
+        """Return the logits of a microbatch; raise UserError where they are not finite, as ranks would be wrong."""
         logits = self._classify(self._params, jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"]))
         if not np.isfinite(logits).all():
             raise UserError(f"{self._name} gives logits that are not finite; use another checkpoint of the run")

@@ -1,1 +1,1 @@
-"""Transcripts to a dataset: cases, labels and packed rows in one folder."""
+"""Preparation of a dataset from transcripts: cases, labels and packed rows in one folder."""

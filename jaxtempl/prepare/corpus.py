@@ -1,4 +1,4 @@
-"""The first pass: transcripts and documents stream by once; cases are written, the rest is gathered for the second."""
+"""The first pass: read transcripts and documents once, write the cases, and collect what the second pass needs."""
 
 import contextlib
 from collections import Counter
@@ -19,38 +19,38 @@ from jaxtempl.text.ingest import CaseReader, digest_of
 from jaxtempl.text.records import RecordFile
 from jaxtempl.text.tokenizer import Tokenizer
 
-InputFiles = Mapping[str, Sequence[RecordFile]]  # files by the flag that named them
+InputFiles = Mapping[str, Sequence[RecordFile]]  # by the flag that names them
 
 
 class CorpusReader:
-    """What the first pass gathers in the folder of `work`.
+    """Reads the inputs, and collects labels, tokens and digests in a spool folder.
 
     Attributes:
-        work: that folder.
-        labels: the labels and what is known of their templates.
-        documents: tokenized phase-1 texts of the two splits that rows are made of.
+        folder: the spool folder.
+        labels: collector of labels and templates.
+        documents: tokenized phase-1 texts of the two splits that have rows.
         sizes: bytes of each of those texts.
-        digests: digest of every case's and document's phase-1 text, by split.
+        digests: digest of the phase-1 text of every case and document, by split.
         ids: digest of every case_id, by split.
-        counts: how many of what, by split.
+        counts: numbers of cases, messages and documents, by split.
     """
 
-    def __init__(self, work: SpoolFolder, labels: LabelCollector) -> None:
-        self.labels, self.work = labels, work.folder
-        self.documents = {split: work.documents(f"documents.{split}") for split in ("train", "validation")}
-        self.sizes = {split: work.column(f"sizes.{split}", "<i8") for split in self.documents}
-        self.digests = {split: work.column(f"digests.{split}", "S16") for split in SPLITS}
-        self.ids = {split: work.column(f"ids.{split}", "S16") for split in SPLITS}
+    def __init__(self, spool: SpoolFolder, labels: LabelCollector) -> None:
+        self.labels, self.folder = labels, spool.folder
+        self.documents = {split: spool.documents(f"documents.{split}") for split in ("train", "validation")}
+        self.sizes = {split: spool.column(f"sizes.{split}", "<i8") for split in self.documents}
+        self.digests = {split: spool.column(f"digests.{split}", "S16") for split in SPLITS}
+        self.ids = {split: spool.column(f"ids.{split}", "S16") for split in SPLITS}
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("cases", "messages", "documents")}
 
-    def take(
+    def read(
         self, inputs: InputFiles, reader: CaseReader, tokenizer: Tokenizer, fractions: Sequence[float]
     ) -> SplitExamples:
-        """Reads everything once, tokenizing meanwhile; yields each case's split and example for the TFDS builder."""
+        """Read all inputs once, tokenizing meanwhile; yield the split and the TFDS example of each case."""
         with contextlib.ExitStack() as stack:
             stores = self.documents.items()
             encoders = {split: stack.enter_context(Encoder(store, tokenizer)) for split, store in stores}
-            for split, case in _placed(inputs, reader, fractions):
+            for split, case in _with_splits(inputs, reader, fractions):
                 self._add_case(split, case)
                 self._add_text(split, document(case.messages), encoders)
                 messages = [(message.role, message.text, message.template) for message in case.messages]
@@ -61,11 +61,11 @@ class CorpusReader:
                 self._add_text(split, text, encoders)
 
     def held_out(self) -> Shaped[np.ndarray, " held_out"]:
-        """Digests of the texts of validation and test."""
+        """Return the digests of the texts of validation and test."""
         return np.concatenate([self.digests["validation"].read(), self.digests["test"].read()])
 
-    def copied(self) -> Bool[np.ndarray, " train"]:
-        """Which training texts, cases first and then documents, are equal to a held-out one."""
+    def is_copied(self) -> Bool[np.ndarray, " train"]:
+        """Return a mask of the training texts, cases before documents, that equal a held-out text."""
         return ~is_allowed(self.digests["train"].read(), self.held_out())
 
     def _add_case(self, split: str, case: Case) -> None:
@@ -82,13 +82,13 @@ class CorpusReader:
             encoders[split].add(text)
 
 
-def _placed(inputs: InputFiles, reader: CaseReader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
-    """Cases with their split: by hash, or as given; a training side given alone lends 2 % to validation, by hash."""
+def _with_splits(inputs: InputFiles, reader: CaseReader, fractions: Sequence[float]) -> Iterator[tuple[str, Case]]:
+    """Yield cases with their split, by hash or as given; training cases without validation lend 2 % to it, by hash."""
     for case in reader.cases(inputs["transcripts"]):
         yield split_of(case.case_id, fractions), case
-    lend = VALIDATION if not inputs["validation"] else 0.0
+    lent = VALIDATION if not inputs["validation"] else 0.0
     for case in reader.cases(inputs["train"]):
-        yield ("validation" if hash_fraction(case.case_id) < lend else "train"), case
+        yield ("validation" if hash_fraction(case.case_id) < lent else "train"), case
     for split in ("validation", "test"):
         for case in reader.cases(inputs[split]):
             yield split, case

@@ -1,4 +1,4 @@
-"""Tokenizing beside the reader: texts are gathered into batches that another thread encodes meanwhile."""
+"""Tokenization in parallel with reading: another thread encodes batches of texts."""
 
 import itertools
 from collections import deque
@@ -9,15 +9,15 @@ import numpy as np
 from jaxtempl.prepare.spool import DocumentStore
 from jaxtempl.text.tokenizer import Tokenizer
 
-TEXTS, CHARACTERS = 1024, 1 << 20  # of one batch
-AHEAD = 2  # batches that may wait while one is encoded; more would only cost memory
+TEXTS, CHARACTERS = 1024, 1 << 20  # bounds of one batch
+AHEAD = 2  # maximum number of batches that wait while one is encoded; more would only cost memory
 
 
 class Encoder:
-    """Encodes texts in order into a store of documents, one end-of-text after each.
+    """Encodes texts in order into a store of documents, with an end-of-text after each.
 
-    The tokenizers library leaves the interpreter free while it works, and uses all cores. Use it in a `with` block:
-    all that was added is in the store when the block ends.
+    The tokenizers library releases the interpreter while it works, and uses all cores. Use the encoder in a `with`
+    block: when the block ends, all texts are in the store.
     """
 
     def __init__(self, store: DocumentStore, tokenizer: Tokenizer) -> None:
@@ -37,7 +37,7 @@ class Encoder:
                 self._wait(0)
 
     def add(self, text: str) -> None:
-        """Takes one text; waits when the encoding thread is `AHEAD` batches behind."""
+        """Add one text; wait when the encoding thread is `AHEAD` batches behind."""
         self._texts.append(text)
         self._characters += len(text)
         if len(self._texts) >= TEXTS or self._characters >= CHARACTERS:
@@ -48,8 +48,8 @@ class Encoder:
         self._running.append(self._executor.submit(self._encode, self._texts))
         self._texts, self._characters = [], 0
 
-    def _wait(self, left: int) -> None:
-        while len(self._running) > left:
+    def _wait(self, pending: int) -> None:
+        while len(self._running) > pending:
             self._running.popleft().result()
 
     def _encode(self, texts: list[str]) -> None:

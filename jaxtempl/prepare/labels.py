@@ -1,4 +1,4 @@
-"""Labels and templates: which template is which slot, and which labelled messages become examples."""
+"""Labels and templates: the slot of each template, and the labelled messages that become examples."""
 
 import dataclasses
 import struct
@@ -16,14 +16,14 @@ from jaxtempl.prepare.split import SPLITS
 from jaxtempl.prepare.spool import SpoolFolder
 from jaxtempl.text.cases import Case, Template
 
-REPLIES = 64  # distinct reply texts counted for a template at one time
-BLOCK = 1 << 16  # labels a record
+REPLIES = 64  # distinct reply texts that are counted for a template
+BLOCK = 1 << 16  # labels per record
 _LABEL = struct.Struct("<3i")  # case, message, template number
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenTemplate:
-    """A template of the user's file."""
+    """A template in the user's file."""
 
     id: str
     text: str
@@ -31,10 +31,10 @@ class GivenTemplate:
 
 
 def read_templates(path: Path) -> list[GivenTemplate]:
-    """Reads `[{"id", "text", "active"}]`.
+    """Read `[{"id", "text", "active"}]`.
 
     Raises:
-        UserError: naming the entry that is not like that, or the id that comes twice.
+        UserError: an entry has another form, or an id occurs twice.
     """
     value = read_json(path)
     if not isinstance(value, list):
@@ -57,41 +57,41 @@ def _given(path: Path, i: int, entry: Any) -> GivenTemplate:
 
 
 class ReplyCounter:
-    """The most frequent text of a stream, in bounded memory (Metwally's space saving, exact up to `REPLIES` texts)."""
+    """The most frequent text of a stream in bounded memory (Metwally's Space-Saving, exact up to `REPLIES` texts)."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
     def add(self, text: str) -> None:
-        """Counts one reply; when full, it takes over the place and count of the rarest one."""
+        """Count one reply; when the counter is full, it inherits the count of the rarest one, which is dropped."""
         if text in self._counts or len(self._counts) < REPLIES:
             self._counts[text] = self._counts.get(text, 0) + 1
             return
         rarest = min(self._counts, key=self._counts.__getitem__)
         self._counts[text] = self._counts.pop(rarest) + 1
 
-    def best(self) -> str:
-        """The most frequent; of equals the first in alphabetical order."""
+    def most_frequent(self) -> str:
+        """Return the most frequent text; among equals, the first in alphabetical order."""
         return min(self._counts, key=lambda text: (-self._counts[text], text))
 
 
 class LabelCollector:
-    """Gathers labels while cases stream by, then names the classes and yields the examples.
+    """Collects labels while cases are read, then decides the classes and yields the examples.
 
-    A label is held as case index, message index and template number (templates numbered as they are met).
+    A label is stored as case index, message index and template number, in the order in which templates occur.
     """
 
-    def __init__(self, work: SpoolFolder, given: Sequence[GivenTemplate]) -> None:
+    def __init__(self, spool: SpoolFolder, given: Sequence[GivenTemplate]) -> None:
         self._given = {entry.id: entry for entry in given}
         self._numbers: dict[str, int] = {}
         self._training: Counter[str] = Counter()
         self._replies = defaultdict[str, ReplyCounter](ReplyCounter)
-        self._columns = {split: work.column(f"labels.{split}", "<i4") for split in SPLITS}
+        self._columns = {split: spool.column(f"labels.{split}", "<i4") for split in SPLITS}
         self._copied: Bool[np.ndarray, " cases"] = np.zeros(0, bool)
-        self.skipped = 0  # labels with no message before them
+        self.skipped = 0  # labels without a message before them
 
     def add(self, split: str, index: int, case: Case) -> None:
-        """Takes the labels of one case; `index` is its place in the split."""
+        """Add the labels of one case; `index` is its index in the split."""
         for i, message in enumerate(case.messages):
             if message.template is None:
                 continue
@@ -109,18 +109,18 @@ class LabelCollector:
             self._replies[template].add(text)
 
     def leave_out(self, copied: Bool[np.ndarray, " cases"]) -> None:
-        """Takes back the labels of the marked training cases; called once, after the last `add`."""
+        """Leave out the labels of the marked training cases; called once, after the last `add`."""
         self._copied, names = copied, list(self._numbers)
         for case, _, number in self._blocks("train"):
-            gone = np.bincount(number[copied[case]], minlength=len(names))
-            self._training -= Counter(dict(zip(names, gone.tolist(), strict=True)))
+            dropped = np.bincount(number[copied[case]], minlength=len(names))
+            self._training -= Counter(dict(zip(names, dropped.tolist(), strict=True)))
 
     def _blocks(self, split: str) -> Iterator[Int32[np.ndarray, "3 n"]]:
-        """Case, message and template number of the labels of a split."""
+        """Yield blocks of the case, message and template number of each label of a split."""
         return (block.reshape(-1, 3).T for block in self._columns[split].blocks(3 * BLOCK))
 
     def templates(self, min_count: int) -> list[Template]:
-        """The classes by slot: those of the file in its order, then observed ones by falling count, then id."""
+        """Return the classes by slot: those of the file in its order, then observed ones by count, then id."""
         enough = {name for name, count in self._training.items() if count >= min_count}
         listed = [name for name in self._given if name in enough]
         observed = sorted(enough - self._given.keys(), key=lambda name: (-self._training[name], name))
@@ -129,19 +129,19 @@ class LabelCollector:
     def _template(self, slot: int, name: str) -> Template:
         entry, count = self._given.get(name), self._training[name]
         if entry is None:
-            return Template(slot, name, self._replies[name].best(), active=True, observed=True, count=count)
+            return Template(slot, name, self._replies[name].most_frequent(), active=True, observed=True, count=count)
         return Template(slot, name, entry.text, entry.active, observed=False, count=count)
 
-    def without_examples(self) -> int:
-        """Templates of the file that no training example has."""
+    def count_without_examples(self) -> int:
+        """Return the number of templates of the file without a training example."""
         return sum(name not in self._training for name in self._given)
 
-    def under(self, templates: Sequence[Template]) -> int:
-        """Templates with training examples, but too few to be a class."""
+    def count_rare(self, templates: Sequence[Template]) -> int:
+        """Return the number of templates with too few training examples to be a class."""
         return len(self._training) - len(templates)
 
     def examples(self, templates: Sequence[Template]) -> Iterator[tuple[str, dict[str, Int32[np.ndarray, " n"]]]]:
-        """Blocks of labels; training labels of no class are left out, held-out ones have slot -1."""
+        """Yield blocks of labels; training labels without a class are left out, held-out ones have slot -1."""
         slots = np.full(max(len(self._numbers), 1), -1, np.int32)
         for template in templates:
             slots[self._numbers[template.id]] = template.slot
@@ -153,7 +153,7 @@ class LabelCollector:
                     yield split, {"case": case[keep], "message": message[keep], "slot": slot[keep]}
 
     def counts(self, templates: Sequence[Template]) -> dict[str, dict[str, int]]:
-        """By split: labels written, those with slot -1, and training labels of no class or of copied cases, dropped."""
+        """Return the numbers of labels by split: written, without a class, dropped, and dropped with a copied case."""
         written, unknown, dropped, copies = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
         for split, block in self.examples(templates):
             written[split] += len(block["slot"])

@@ -1,4 +1,4 @@
-"""Packing the documents of a store into rows, in a given order."""
+"""Packing of stored documents into rows, in a given order."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ DOCUMENTS = 1024  # read and packed at a time
 
 
 def pack(store: DocumentStore, order: Int64[np.ndarray, " n"], packer: Packer, limit: float) -> Iterator[Row]:
-    """All rows of the documents in `order`; no further block of documents starts once `limit` tokens are packed."""
+    """Yield the rows of the documents in `order`; stop after the block in which `limit` tokens are packed."""
     for tokens, lengths in store.batches(order, DOCUMENTS):
         if packer.tokens >= limit:
             break

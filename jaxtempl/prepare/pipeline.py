@@ -1,4 +1,4 @@
-"""`prepare`: transcripts and documents in, a dataset folder out."""
+"""`prepare`: make a dataset folder of transcripts and documents."""
 
 import dataclasses
 import hashlib
@@ -35,28 +35,27 @@ from jaxtempl.text.records import find_files
 from jaxtempl.text.tokenizer import Tokenizer
 
 INPUTS = ("transcripts", "train", "validation", "test", "documents")
-HELD_OUT_TOKENS = 1e9  # the validation rows hold no more; DESIGN's decision 6
+HELD_OUT_TOKENS = 1e9  # maximum size of the validation rows; DESIGN's decision 6
 PACKAGES = ("tensorflow-datasets", "array-record", "tokenizers", "numpy")
 
 
 def run(config: PrepareConfig) -> None:
-    """Makes the dataset `config.out`, whole or not at all, and prints what it holds.
+    """Make the dataset `config.out`, whole or not at all, and print its counts.
 
     Raises:
-        UserError: a flag, a file or too large a share of the records is bad; when records are, the list of them is
-            left beside `out`.
+        UserError: a flag, a file, or too large a share of the records is bad; bad records are listed next to `out`.
     """
     _check(config)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else the library uses one core in a forked process
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # without it the library uses one core in a forked process
     tokenizer = _tokenizer(config)
     given = read_templates(Path(config.templates)) if config.templates else []
     inputs = {name: [source for path in getattr(config, name) for source in find_files(path)] for name in INPUTS}
     with files.atomic_folder(config.out, replace=config.overwrite) as folder:
         quarantine = Quarantine(folder / "quarantine.jsonl")
-        with SpoolFolder(folder) as work:
-            corpus = CorpusReader(work, LabelCollector(work, given))
+        with SpoolFolder(folder) as spool:
+            corpus = CorpusReader(spool, LabelCollector(spool, given))
             reader = _read(config, inputs, corpus, tokenizer, quarantine, folder)
-            copied = corpus.copied()
+            copied = corpus.is_copied()
             corpus.labels.leave_out(copied[: corpus.counts["cases"]["train"]])
             templates = _write_labels(config, corpus, folder)
             rows, proofs = _write_rows(config, corpus, copied, tokenizer, folder)
@@ -82,7 +81,7 @@ def _check(config: PrepareConfig) -> None:
     if not 2 <= config.length <= 65535:
         raise UserError(f"length is {config.length}; 2 to 65535 tokens a row are allowed")
     if config.label in ("role", "text"):
-        raise UserError(f"label is {config.label!r}, which says something else; name the key that holds template ids")
+        raise UserError(f"label is {config.label!r}, which has another meaning; name the key that holds template ids")
     if config.size and config.tokenizer:
         raise UserError("size and tokenizer are both given; give one, the rows belong to one tokenizer")
     files.check_target(config.out, config.overwrite, "manifest.json", "dataset")
@@ -107,18 +106,18 @@ def _read(
     quarantine: Quarantine,
     folder: Path,
 ) -> CaseReader:
-    """The first pass; it fails here when too many records were bad."""
+    """Run the first pass; raise UserError where too many records are bad."""
     with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
         reader = CaseReader(quarantine, config.label, bar.update)
         tfds_builders.build(
-            lambda: tfds_builders.CaseBuilder(folder, corpus.take(inputs, reader, tokenizer, config.fractions)),
-            corpus.work,
+            lambda: tfds_builders.CaseBuilder(folder, corpus.read(inputs, reader, tokenizer, config.fractions)),
+            corpus.folder,
         )
-    kept = config.out.with_name(f"{config.out.name}.quarantine.jsonl")
+    quarantined = config.out.with_name(f"{config.out.name}.quarantine.jsonl")
     try:
-        quarantine.check(config.max_bad, kept)
+        quarantine.check(config.max_bad, quarantined)
     except UserError:
-        shutil.copyfile(quarantine.path, kept)
+        shutil.copyfile(quarantine.path, quarantined)
         raise
     if not corpus.counts["cases"]["train"] and not corpus.counts["documents"]["train"]:
         raise UserError("no case or document is on the training side; give more of them or other fractions")
@@ -127,7 +126,7 @@ def _read(
 
 def _write_labels(config: PrepareConfig, corpus: CorpusReader, folder: Path) -> list[Template]:
     templates = corpus.labels.templates(config.min_count)
-    tfds_builders.build(lambda: tfds_builders.LabelBuilder(folder, corpus.labels.examples(templates)), corpus.work)
+    tfds_builders.build(lambda: tfds_builders.LabelBuilder(folder, corpus.labels.examples(templates)), corpus.folder)
     files.write_json(folder / "templates.json", [dataclasses.asdict(template) for template in templates])
     return templates
 
@@ -135,11 +134,11 @@ def _write_labels(config: PrepareConfig, corpus: CorpusReader, folder: Path) -> 
 def _write_rows(
     config: PrepareConfig, corpus: CorpusReader, copied: Bool[np.ndarray, " train"], tokenizer: Tokenizer, folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The second pass: rows of both splits, their counts, and the proofs that they hold nothing held out."""
+    """Run the second pass: write the rows of both splits, and return their counts and the proofs of no leak."""
     digests = {split: column.read() for split, column in corpus.digests.items()}
-    free = np.flatnonzero(~copied)
+    distinct = np.flatnonzero(~copied)
     orders = {
-        "train": free[prepare_split.order(len(free), config.seed)],
+        "train": distinct[prepare_split.order(len(distinct), config.seed)],
         "validation": prepare_split.order(len(digests["validation"]), config.seed),
     }
     packers = {split: Packer(config.length) for split in orders}
@@ -155,14 +154,14 @@ def _write_rows(
                     yield split, row
 
     tfds_builders.build(
-        lambda: tfds_builders.RowBuilder(folder, examples(), tokenizer.sha256, config.length), corpus.work
+        lambda: tfds_builders.RowBuilder(folder, examples(), tokenizer.sha256, config.length), corpus.folder
     )
     packed = {split: order[: packers[split].documents] for split, order in orders.items()}
     counts = {
         "rows": dict(rows),
         "tokens": {split: packer.tokens for split, packer in packers.items()},
         "text_bytes": {split: int(corpus.sizes[split].read()[order].sum()) for split, order in packed.items()},
-        "duplicates_of_held_out": len(digests["train"]) - len(free),
+        "duplicates_of_held_out": len(digests["train"]) - len(distinct),
     }
     return counts, _proofs(corpus, digests["train"][packed["train"]], corpus.held_out())
 
@@ -187,8 +186,8 @@ def _counts(corpus: CorpusReader, reader: CaseReader, templates: list[Template])
             "dropped_messages": reader.dropped_messages,
             "skipped_labels": corpus.labels.skipped,
             "templates": len(templates),
-            "templates_without_examples": corpus.labels.without_examples(),
-            "templates_under_min_count": corpus.labels.under(templates),
+            "templates_without_examples": corpus.labels.count_without_examples(),
+            "templates_under_min_count": corpus.labels.count_rare(templates),
         }
     )
 
@@ -202,7 +201,9 @@ def _manifest(
     folder: Path,
 ) -> dict[str, Any]:
     sums = files.sums(folder)
-    content = {name: sum_ for name, sum_ in sums.items() if name != "quarantine.jsonl"}  # that one names the inputs
+    content = {
+        name: sum_ for name, sum_ in sums.items() if name != "quarantine.jsonl"
+    }  # the quarantine names the inputs
     listed = {name: [source.facts() for source in of_flag] for name, of_flag in inputs.items() if of_flag}
     return {
         "format": files.FORMAT,
@@ -223,7 +224,7 @@ def _manifest(
 
 
 def _table(out: Path, manifest: dict[str, Any]) -> str:
-    """The counts as aligned lines, one column a split."""
+    """Return the counts as aligned lines, with one column for each split."""
     counts = manifest["counts"]
     lines = [f"{'':20}" + "".join(f"{split:>14}" for split in SPLITS)]
     for name, value in counts.items():

@@ -1,4 +1,4 @@
-"""Working files of one run: what is gathered while reading and needed again while writing, kept off the heap."""
+"""Temporary files for data that is collected while reading and needed again while writing, to keep it off the heap."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt16
 
-BUFFER = 1 << 20  # bytes gathered before a write
+BUFFER = 1 << 20  # bytes buffered before a write
 
 
 class SpoolFolder:
-    """A temporary folder of working files, closed and removed when its block ends.
+    """A temporary folder of spool files, closed and removed when its block ends.
 
     Attributes:
-        folder: where they lie.
+        folder: the folder.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -32,11 +32,11 @@ class SpoolFolder:
         self._stack.close()
 
     def column(self, name: str, dtype: str) -> "Column":
-        """A new column."""
+        """Open a new column."""
         return Column(self._open(name), dtype)
 
     def documents(self, name: str) -> "DocumentStore":
-        """A new store of token lists."""
+        """Open a new store of token lists."""
         return DocumentStore(self.column(f"{name}.tokens", "<u2"), self.column(f"{name}.lengths", "<i8"))
 
     def _open(self, name: str) -> BinaryIO:
@@ -44,7 +44,7 @@ class SpoolFolder:
 
 
 class Column:
-    """Items of one numpy dtype, appended one by one or as raw bytes, read back as an array or in blocks."""
+    """A file of items of one numpy dtype, appended as bytes and read as an array or in blocks."""
 
     def __init__(self, file: BinaryIO, dtype: str) -> None:
         self._file, self._dtype = file, np.dtype(dtype)
@@ -54,26 +54,26 @@ class Column:
         return self._bytes // self._dtype.itemsize
 
     def append(self, raw: bytes) -> None:
-        """Appends whole items given as their bytes."""
+        """Append whole items, given as bytes."""
         self._file.write(raw)
         self._bytes += len(raw)
 
     def flush(self) -> None:
-        """Brings what was appended to where `part` reads."""
+        """Write buffered items to the file, so that `part` can read them."""
         self._file.flush()
 
     def read(self) -> Shaped[np.ndarray, " items"]:
-        """All items, in memory."""
+        """Return all items, in memory."""
         self._file.flush()
         return np.fromfile(self._file.name, self._dtype)
 
     def part(self, start: int, stop: int) -> bytes:
-        """The bytes of some items."""
+        """Return the bytes of a range of items."""
         size = self._dtype.itemsize
         return os.pread(self._file.fileno(), (stop - start) * size, start * size)
 
     def blocks(self, items: int) -> Iterator[Shaped[np.ndarray, " items"]]:
-        """At most `items` at a time."""
+        """Yield blocks of at most `items` items."""
         self._file.flush()
         with Path(self._file.name).open("rb") as file:
             while len(block := np.fromfile(file, self._dtype, items)):
@@ -81,9 +81,9 @@ class Column:
 
 
 class DocumentStore:
-    """Token lists appended in order and read back in any order, at 8 bytes of memory each while they are read.
+    """A file of token lists, appended in order and read in any order with 8 bytes of memory for each.
 
-    The file is read by position, not mapped, so that the pages read do not count as this process's memory.
+    The file is read by position and not mapped, so that its pages do not count as memory of the process.
     """
 
     def __init__(self, tokens: Column, lengths: Column) -> None:
@@ -93,14 +93,14 @@ class DocumentStore:
         return len(self._lengths)
 
     def append(self, tokens: UInt16[np.ndarray, " tokens"], lengths: Int64[np.ndarray, " documents"]) -> None:
-        """Appends documents given one after another."""
+        """Append documents, given one after another."""
         self._tokens.append(tokens.tobytes())
         self._lengths.append(lengths.tobytes())
 
     def batches(
         self, order: Int64[np.ndarray, " n"], size: int
     ) -> Iterator[tuple[UInt16[np.ndarray, " tokens"], Int64[np.ndarray, " documents"]]]:
-        """The documents in `order`, `size` at a time: their tokens one after another, and their lengths."""
+        """Yield the documents in `order`, `size` at a time: their tokens one after another, and their lengths."""
         self._tokens.flush()
         ends = np.cumsum(self._lengths.read())
         for start in range(0, len(order), size):
