@@ -1,4 +1,4 @@
-"""Bundles of a size's shape with random weights, for what is measured of serving alone."""
+"""Bundles of a published size with random weights, for benchmarks of serving alone."""
 
 import dataclasses
 import sys

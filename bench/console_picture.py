@@ -1,4 +1,4 @@
-"""The picture of the console that opens the README: `python -m bench.console_picture URL` of a running bin/serve."""
+"""Draw the README's picture of the console: `python -m bench.console_picture URL` of a running bin/serve."""
 
 import shutil
 import sys

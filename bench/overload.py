@@ -1,4 +1,4 @@
-"""What becomes of a server under more load than it can bear, and of reloads and a kill under load.
+"""Measure a server under overload, and during reloads and a kill under load.
 
     python -m bench.overload
 

@@ -1,4 +1,4 @@
-"""What the service adds to the model: `python -m bench.serve`. The network is replaced by nothing; all else is real.
+"""Measure the service's overhead with a fake network and all other parts real: `python -m bench.serve`.
 
 Cases of 400 tokens in some 20 messages, Pythia's tokenizer, 640 templates, events kept in SQLite; Poisson arrivals. The
 generator has one core to itself as far as it goes; the server may use both. Two kinds of requests: `first`, of cases

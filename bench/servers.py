@@ -1,4 +1,4 @@
-"""A server and a load for benchmarks: the project's own commands, each in a process of its own and on given cores."""
+"""Run the server and the load test for benchmarks, each in its own process and on given cores."""
 
 import json
 import os

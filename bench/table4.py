@@ -1,4 +1,4 @@
-"""The paper's Table 4 on this machine's CPU: `python -m bench.table4`.
+"""Measure the paper's Table 4 on this machine's CPU: `python -m bench.table4`.
 
 Sizes with random weights, float32 and int8, in ONNX Runtime on all cores, asked by `bin/loadtest` about contexts of
 star at the paper's rates. The paper measured each rate for five minutes; here --minutes says how long, and so does the

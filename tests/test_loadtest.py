@@ -138,7 +138,7 @@ def asked(server: Server, cases: Path, tmp_path: Path) -> Callable[..., Loadtest
     return asked_
 
 
-Asked = Callable[..., LoadtestConfig]
+ConfigFactory = Callable[..., LoadtestConfig]
 
 
 def exchanged(url: str, due: list[float], timeout: float = 5.0) -> list[Exchange]:
@@ -152,7 +152,7 @@ def exchanged(url: str, due: list[float], timeout: float = 5.0) -> list[Exchange
     return asyncio.run(all_())
 
 
-def test_a_stalled_server_shows_in_what_others_waited(server: Server, asked: Asked) -> None:
+def test_a_stalled_server_shows_in_what_others_waited(server: Server, asked: ConfigFactory) -> None:
     """A generator that waits for each answer before it sends on meets the stall once."""
     server.reply = lambda number: (0.6 if number == 10 else 0.0001, JSONResponse(ANSWER))
     row = pipeline.run(asked(minutes=0.03))["rates"][0]
@@ -174,7 +174,7 @@ def test_latency_runs_from_when_a_request_was_due(server: Server) -> None:
 
 
 def test_a_generator_that_does_not_keep_up_voids_its_row(
-    asked: Asked, server: Server, monkeypatch: pytest.MonkeyPatch
+    asked: ConfigFactory, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_once = client._post
 
@@ -192,7 +192,7 @@ def test_a_generator_that_does_not_keep_up_voids_its_row(
     assert "is void: the generator" in (asked().out / "index.html").read_text()
 
 
-def test_outcomes_are_counted_by_kind(server: Server, asked: Asked) -> None:
+def test_outcomes_are_counted_by_kind(server: Server, asked: ConfigFactory) -> None:
     said: dict[int, Response] = {
         0: JSONResponse({"error": "full"}, 429),
         1: JSONResponse({"error": "late"}, 504),
@@ -241,14 +241,14 @@ def test_a_server_that_goes_away_is_counted_and_the_test_goes_on(cases: Path, tm
     assert found["capacity"]["max"] is None
 
 
-def test_warm_up_is_sent_and_not_counted(server: Server, asked: Asked) -> None:
+def test_warm_up_is_sent_and_not_counted(server: Server, asked: ConfigFactory) -> None:
     server.reply = lambda number: (0.0, JSONResponse(ANSWER, 500 if number < 25 else 200))
     row = pipeline.run(asked(warmup=0.5))["rates"][0]
     assert len(server.asked) == 75
     assert (row["requests"], row["answered"], row["errors"]) == (50, 50, {})
 
 
-def test_the_same_seed_asks_the_same(server: Server, asked: Asked) -> None:
+def test_the_same_seed_asks_the_same(server: Server, asked: ConfigFactory) -> None:
     def run(**changes: Any) -> tuple[list[str], list[int]]:
         server.asked.clear()
         found = pipeline.run(asked(rates=(100.0, 50.0), minutes=0.006, arrivals="poisson", overwrite=True, **changes))
@@ -260,7 +260,9 @@ def test_the_same_seed_asks_the_same(server: Server, asked: Asked) -> None:
     assert run(seed=1)[1] != counts
 
 
-def test_each_request_is_of_a_case_of_its_own_and_ends_where_an_advocate_answers(server: Server, asked: Asked) -> None:
+def test_each_request_is_of_a_case_of_its_own_and_ends_where_an_advocate_answers(
+    server: Server, asked: ConfigFactory
+) -> None:
     pipeline.run(asked(rates=(50.0, 25.0)))
     names = [body["case_id"] for body in server.asked]
     assert set(names) == {f"loadtest-0-{rate}-{i}" for rate in (50, 25) for i in range(rate)}
@@ -269,7 +271,7 @@ def test_each_request_is_of_a_case_of_its_own_and_ends_where_an_advocate_answers
 
 
 def test_no_word_of_a_message_is_in_what_is_written(
-    server: Server, asked: Asked, capsys: pytest.CaptureFixture[str]
+    server: Server, asked: ConfigFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.reply = lambda number: (0.0, JSONResponse(ANSWER if number % 2 else {"error": CANARY}, 200))
     given = asked()

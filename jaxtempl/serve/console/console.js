@@ -1,4 +1,4 @@
-// The advocate's console: a conversation, the suggestions for it, and the keys.
+// The advocate's console: a conversation, its suggestions, and the keyboard shortcuts.
 
 import { made, part, status } from "./page.js";
 import * as reply from "./reply.js";
@@ -9,11 +9,11 @@ import * as suggestions from "./suggestions.js";
 const NAMES = { customer: "Customer", advocate: "Advocate", system: "System" };
 const BEGINNING = "Suggestions come with the first message.";
 
-let version = "";  // of the model that the templates are of
+let version = "";  // version of the model whose templates are loaded
 let samples = [];
-let talk = { id: "", messages: [], waiting: [], replied: false };  // `waiting`: what a sample case still has to say
+let talk = { id: "", messages: [], waiting: [], replied: false };  // `waiting`: messages of the sample case still to come
 
-/** Begins a conversation, in which a sample case may wait for its turns. */
+/** Starts a conversation, optionally with the messages of a sample case. */
 function begin(waiting) {
   const random = crypto.getRandomValues(new Uint32Array(4));  // randomUUID is missing where there is no TLS
   const id = `console-${[...random].map((number) => number.toString(36)).join("")}`;
@@ -44,7 +44,7 @@ async function refresh() {
   });
 }
 
-/** Tries, asking for the token where the server wants one; what it refuses for good is shown. */
+/** Runs an attempt, asks for a token if the server requires one, and shows permanent errors. */
 async function withToken(attempt) {
   try {
     await attempt();
@@ -55,13 +55,13 @@ async function withToken(attempt) {
   }
 }
 
-/** Starts over with the token that was just given. */
+/** Reloads with the new token. */
 async function enter() {
   await load();
   if (talk.messages.length) await refresh();
 }
 
-/** The next message of the sample case; what its advocate said is left out where the reply was given here. */
+/** Adds the next message of the sample case; skips its advocate's messages after a reply from here. */
 function next() {
   while (talk.replied && talk.waiting[0]?.role === "advocate") talk.waiting.shift();
   const message = talk.waiting.shift();
@@ -99,7 +99,7 @@ const KEYS = {
   "?": () => part("keys").showModal(),
 };
 
-/** The key without what Alt or a keyboard's layout makes of it. */
+/** Returns the key, independent of Alt and the keyboard layout. */
 function named({ key, code, altKey }) {
   const digit = /^Digit([1-5])$/.exec(code);
   if (digit) return digit[1];

@@ -1,8 +1,8 @@
-// The few things that every part of the page does to it. Text goes in as text, never as markup.
+// Helpers for the page's elements. Text is inserted as text, never as markup.
 
 export const part = (id) => document.getElementById(id);
 
-/** A new element with a class and a text. */
+/** Returns a new element with a class and a text. */
 export function made(name, kind = "", text = "") {
   const element = document.createElement(name);
   if (kind) element.className = kind;
@@ -10,12 +10,12 @@ export function made(name, kind = "", text = "") {
   return element;
 }
 
-/** Says a sentence to those who hear the page. */
+/** Announces a sentence to screen readers. */
 export function tell(sentence) {
   part("told").textContent = sentence;
 }
 
-/** Says a sentence to all; the same one again is not heard again. */
+/** Shows and announces a sentence, unless it is already shown. */
 export function status(sentence) {
   if (part("status").textContent !== sentence) part("status").textContent = sentence;
 }

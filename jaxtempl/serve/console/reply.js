@@ -1,4 +1,4 @@
-// The reply as it is written: from a template, which may be edited, or in the advocate's own words.
+// The reply box: a template's text, which may be edited, or free text.
 
 import { part } from "./page.js";
 import { report } from "./service.js";
@@ -6,10 +6,10 @@ import { tellOf } from "./suggestions.js";
 
 const PLACEHOLDER = /\{\w+\}/;
 
-let origin = null;  // the template that the reply began as: `template`, `text`, `suggestion`, `position`
+let origin = null;  // the template that the reply started from: `template`, `text`, `suggestion`, `position`
 let send = () => {};
 
-/** Begins; `sent` is given the text of each reply. */
+/** Attaches the events; calls `sent` with the text of each reply. */
 export function start(sent) {
   send = sent;
   part("composer").addEventListener("submit", submit);
@@ -21,12 +21,12 @@ export function start(sent) {
   });
 }
 
-/** Begins the reply anew with a template's text, its first placeholder selected. */
+/** Replaces the reply by a template's text, and selects its first placeholder. */
 export function begin(from) {
   const reply = part("reply");
   reply.focus();
   reply.select();
-  // The one way that leaves Ctrl+Z to the browser
+  // The only way that preserves undo (Ctrl+Z)
   if (!document.execCommand("insertText", false, from.text)) reply.value = from.text;
   origin = from;
   const placeholder = PLACEHOLDER.exec(from.text);
@@ -35,13 +35,13 @@ export function begin(from) {
   source();
 }
 
-/** Empties the box. */
+/** Empties the reply box. */
 export function reset() {
   part("reply").value = "";
   source();
 }
 
-/** Says what the reply is made from; emptied, it is made from nothing. */
+/** Shows the origin of the reply; an empty reply has none. */
 function source() {
   const text = part("reply").value;
   if (!text) origin = null;

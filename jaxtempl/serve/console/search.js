@@ -1,4 +1,4 @@
-// Search over all active templates: a combobox with a list box, as the ARIA Authoring Practices have it.
+// Search over all active templates: a combobox with a list box, after the ARIA Authoring Practices.
 
 import { made, part, tell } from "./page.js";
 
@@ -9,7 +9,7 @@ let found = [];
 let at = -1;  // the option that Enter takes
 let take = () => {};
 
-/** Begins; `taken` is given the template that was chosen. */
+/** Attaches the events; calls `taken` with the chosen template. */
 export function start(taken) {
   take = taken;
   part("search").addEventListener("input", update);
@@ -19,7 +19,7 @@ export function start(taken) {
   part("found").addEventListener("mousedown", (event) => event.preventDefault());  // the focus stays where it is
 }
 
-/** Searches among these from now on. */
+/** Sets the templates to search. */
 export function among(all) {
   templates = all.filter((template) => template.active);
 }
@@ -59,7 +59,7 @@ function option(template, index) {
   return item;
 }
 
-/** Makes another option the one that Enter takes. */
+/** Selects the option that Enter takes. */
 function go(to) {
   at = to;
   [...part("found").children].forEach((item, index) => item.setAttribute("aria-selected", String(index === at)));

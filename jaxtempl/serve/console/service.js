@@ -1,13 +1,13 @@
-// What is asked of the server: with the token, and again where it could not answer for now.
+// Requests to the server, with the token and with retries of temporary failures.
 // Addresses are relative, so that the page works under any prefix.
 
 import { part } from "./page.js";
 
 const KEPT = "jaxtempl-token";
-const PASSING = [0, 429, 502, 503, 504];  // 0: it was not reached
+const PASSING = [0, 429, 502, 503, 504];  // 0: unreachable
 const LONGEST = 15;  // seconds between two tries
 
-/** An answer that is an error; `wait` is the seconds that the server asks for, `passing` whether waiting helps. */
+/** An error answer; `wait` is the server's Retry-After in seconds, `passing` whether a retry can succeed. */
 class Refusal extends Error {
   constructor(status, message, wait) {
     super(message);
@@ -32,7 +32,7 @@ async function fetched(path, options) {
   }
 }
 
-/** The JSON of an answer, null where it is empty; throws a Refusal, or AbortError once the signal is given. */
+/** Returns the JSON of an answer, or null if empty; throws a Refusal, or AbortError after the signal. */
 export async function ask(path, body, signal) {
   const [answer, text] = await fetched(path, request(body, signal));
   if (answer.ok) return text ? JSON.parse(text) : null;
@@ -54,7 +54,7 @@ function pause(seconds, signal) {
   });
 }
 
-/** Tries until it is done or refused for good; `refused` hears of each refusal that will pass. */
+/** Retries until success or a permanent error; calls `refused` with each temporary one. */
 export async function patiently(attempt, { refused = () => {}, tries = Infinity, signal } = {}) {
   for (let tried = 1; ; tried += 1) {
     try {
@@ -63,22 +63,22 @@ export async function patiently(attempt, { refused = () => {}, tries = Infinity,
       if (!error.passing || tried >= tries) throw error;
       refused(error);
       const wait = error.wait || Math.min(2 ** tried / 4, LONGEST);
-      await pause(wait * (1 + Math.random() / 4), signal);  // not all consoles in the same moment
+      await pause(wait * (1 + Math.random() / 4), signal);  // jitter, so that consoles do not retry at the same time
     }
   }
 }
 
-/** Reports what was done with suggestions; the same `at` at each try, so that the server counts it once. */
+/** Reports an event; `at` is the same for each retry, so that the server stores it once. */
 export async function report(suggestion, event, about = {}) {
   const body = { suggestion_id: suggestion, event, at: new Date().toISOString(), ...about };
   try {
     await patiently(() => ask("v1/events", body), { tries: 6 });
   } catch {
-    // An advocate can do nothing about it, and the conversation goes on.
+    // The advocate cannot fix it, and the conversation continues.
   }
 }
 
-/** Asks for the token, unless it is being asked for; true once there is one, false where none was given. */
+/** Asks for the token unless the dialog is open; resolves to whether one was entered. */
 export function askToken() {
   const dialog = part("asked");
   const again = sessionStorage.getItem(KEPT) !== null;

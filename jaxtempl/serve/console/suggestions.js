@@ -1,4 +1,4 @@
-// The panel of suggestions: asked for on each message, shown, picked, dismissed.
+// The panel of suggestions: requested for each message, shown, picked and dismissed.
 
 import { made, part, percent, status, tell } from "./page.js";
 import { ask, patiently, report } from "./service.js";
@@ -6,18 +6,18 @@ import { ask, patiently, report } from "./service.js";
 const BUSY = "The service is busy; suggestions will come with the next message.";
 const AWAY = "The server cannot be reached; trying again.";
 
-let running = null;  // the request in hand, of which there is one at most
-let answer = null;  // the one to the newest context, null until it comes
-let offered = [];  // its suggestions, none once they are dismissed
+let running = null;  // the current request, at most one
+let answer = null;  // answer to the newest context, or null
+let offered = [];  // its suggestions; empty once dismissed
 let take = () => {};
 
-/** Begins; `taken` is given the template that was picked, the suggestion it is of and its position. */
+/** Attaches the events; calls `taken` with the picked template, its suggestion id and its position. */
 export function start(taken) {
   take = taken;
   part("dismiss").addEventListener("click", dismiss);
 }
 
-/** Asks for suggestions in place of those asked for before; the answer, unless another took its place. */
+/** Requests suggestions and aborts the previous request; returns the answer, or null if superseded. */
 export async function refresh(context) {
   running?.abort();
   const mine = (running = new AbortController());
@@ -27,7 +27,7 @@ export async function refresh(context) {
     show(got, elapsed);
     return got;
   } catch (error) {
-    if (mine.signal.aborted || error.status === 409) return null;  // a newer one took its place
+    if (mine.signal.aborted || error.status === 409) return null;  // superseded by a newer request
     clear("");
     throw error;
   }
@@ -43,7 +43,7 @@ function refused(refusal) {
   clear(refusal.status ? BUSY : AWAY);
 }
 
-/** Stops what is asked for, and shows no suggestions but a sentence. */
+/** Aborts the request, and shows a sentence instead of suggestions. */
 export function stop(sentence) {
   running?.abort();
   clear(sentence);
@@ -54,7 +54,7 @@ function clear(sentence) {
   put([], sentence);
 }
 
-/** Shows these suggestions and this sentence. */
+/** Shows suggestions and a sentence. */
 function put(suggestions, sentence) {
   offered = suggestions;
   part("suggestions").replaceChildren(...suggestions.map(row));
@@ -95,13 +95,13 @@ function row({ template, text, probability }, index) {
   return item;
 }
 
-/** Reports something of the suggestions of now, where there are any, and gives their id. */
+/** Reports an event of the current suggestions, if any, and returns their id. */
 export function tellOf(event, about) {
   if (answer) report(answer.suggestion_id, event, about);
   return answer?.suggestion_id;
 }
 
-/** Takes the suggestion at a position from 1, where there is one. */
+/** Takes the suggestion at a position from 1, if there is one. */
 export function pick(position) {
   const suggestion = offered[position - 1];
   if (!suggestion) return;
@@ -109,7 +109,7 @@ export function pick(position) {
   take({ template, text, position, suggestion: tellOf("picked", { template, position }) });
 }
 
-/** Puts the suggestions away. */
+/** Dismisses the suggestions. */
 export function dismiss() {
   if (!offered.length) return;
   tellOf("dismissed");
