@@ -1,6 +1,6 @@
 """The README and docs/: their commands run in order in one folder, and every command, flag and link exists.
 
-Commands run in this process, except where a process is the point: the server, its clients, hosts, a bundle without JAX.
+Commands run in one process, except where a process is the point: the server, its clients, hosts, a bundle without JAX.
 Trainings are short and use small models. The pages about serving, meshes and Triton also have their own tests.
 """
 
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import Interpreter
 from scaled import study_rows, write
 from serving import free_port
 
 from converters.__main__ import CONVERTERS
-from converters.__main__ import main as convert
-from jaxtempl import __main__ as program
-from jaxtempl.commands import scaling
+from jaxtempl.commands import adapt, scaling
 from jaxtempl.config import parsing
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.evaluation import DemoConfig, EvaluateConfig, SuggestConfig
@@ -41,11 +40,14 @@ CONFIGS: dict[str, Any] = {
     **{f"scaling {name}": kind for name, (_, kind) in scaling.COMMANDS.items()},
     **{f"convert {name}": kind for name, (_, kind) in CONVERTERS.items()},
 }
-SMALLER = {"410m": "nano-0.6m", "bert-base": "bert-tiny", ", 600)": ", 40)"}
+SMALLER = {
+    **{"410m": "nano-0.6m", "bert-base": "bert-tiny"},
+    **{", 600)": ", 40)", "--length=512": "--length=128", "--zero_shot=20": "--zero_shot=4"},
+}
 EXTRA = {  # what the start of a line is completed with
     "bin/prepare --transcripts=transcripts.jsonl.gz": ["--size=nano-0.6m", "--length=128"],
     "bin/adapt": ["--steps=2", "--batch_size=4", "--weights=random"],
-    "bin/finetune": ["--steps=2"],
+    "bin/finetune": ["--steps=2", "--length=64", "--gradient_accumulation_steps=1"],
     "bin/evaluate": ["--baselines=false"],
     "bin/convert onnx": ["--verify_contexts=20"],
 }
@@ -104,13 +106,20 @@ def named(page: Path) -> list[str]:
     return re.findall(r"\bbin/(\w+)", page.read_text())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory as a checkout looks, with transcripts."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    generator.write(tmp_path, 40)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with transcripts, and with the examples of a checkout."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    generator.write(folder, 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interpreter(folder: Path) -> Iterator[Interpreter]:
+    interpreter = Interpreter(folder)
+    yield interpreter
+    interpreter.close()
 
 
 def completed(line: str) -> list[str]:
@@ -120,13 +129,6 @@ def completed(line: str) -> list[str]:
         return words
     extra = next((flags for start, flags in EXTRA.items() if line.startswith(start)), [])
     return [*words, *(flag for flag in extra if flag.split("=")[0] not in {word.split("=")[0] for word in words})]
-
-
-def run(words: list[str]) -> None:
-    """One command in this process."""
-    name = words[0].removeprefix("bin/")
-    main = convert if name == "convert" else program.command(name)
-    main(words[1:])
 
 
 def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
@@ -149,7 +151,7 @@ def serve(line: str, folder: Path) -> tuple["subprocess.Popen[str]", int]:
     return server, port
 
 
-def test_the_path_runs_as_written(folder: Path) -> None:
+def test_the_path_runs_as_written(folder: Path, interpreter: Interpreter) -> None:
     server, port, hosts = None, 0, list["subprocess.Popen[str]"]()
     lines = dict.fromkeys(line for page in PATH for line in commands(page))  # a line of several pages runs once
     assert list(lines)[:2] == ["bin/demo", "bin/test"]
@@ -159,7 +161,7 @@ def test_the_path_runs_as_written(folder: Path) -> None:
         elif "$i" in line:
             hosts = [start(completed(line.replace("$i", i)), folder) for i in ("0", "1")]
         elif line.startswith("bin/") and not line.startswith(SCRIPTS):
-            run(completed(line))
+            interpreter.run(completed(line))
         else:
             words = completed(line.replace(":8080", f":{port}").replace(".venv/bin/python", sys.executable))
             finish(start(words, folder))
@@ -175,15 +177,18 @@ def test_the_path_runs_as_written(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in commands(README) if line.startswith("bin/adapt --size=410m")])
-def test_a_large_size_without_a_dataset_names_prepare(line: str, folder: Path) -> None:
+def test_a_large_size_without_a_dataset_names_prepare(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="data is no dataset; make one: bin/prepare --transcripts=PATH --out=data"):
-        run(shlex.split(line))
+        adapt.main(shlex.split(line)[1:])
 
 
-def test_the_commands_of_scaling_run(folder: Path) -> None:
+def test_the_commands_of_scaling_run(folder: Path, interpreter: Interpreter) -> None:
     """docs/scaling.md, on results that stand in for hours of training."""
     write(folder / "runs" / "scaling" / "laptop", study_rows()[:66])
     for line in commands(ROOT / "docs" / "scaling.md"):
         if line.startswith(("bin/scaling report", "bin/scaling advise")):
-            run(shlex.split(line))
+            interpreter.run(shlex.split(line))
     assert (folder / "runs" / "scaling" / "laptop" / "report" / "index.html").is_file()
