@@ -66,7 +66,8 @@ def recovered(truth: GroundTruth, fits: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("truth", THREE_PARAMETERS[1:2] + THREE_PARAMETERS[-1:], ids=lambda truth: truth.law.name)
-def test_intervals_cover_the_exponents_of_noisy_curves(truth: GroundTruth) -> None:
+def test_intervals_cover_the_exponents_of_noisy_curves(truth: GroundTruth, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "REFINED_STARTS", 2)  # enough for three parameters
     assert (recovered(truth, 60) >= stats.binom.ppf(0.001, 60, bootstrap.LEVEL)).all()
 
 

@@ -274,10 +274,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, Pat
     ]
     (folder / "data" / "docs.jsonl").write_text("".join(lines))
     loaded = read(folder)
-    asked = {"study": str(folder / "study.yaml"), "data": str(folder / "data"), "out": str(folder / "out")}
-    runner.run(ScalingRunConfig(**asked, shard="1/2", processes=1))
+    flags = {"study": str(folder / "study.yaml"), "data": str(folder / "data"), "out": str(folder / "out")}
+    runner.run(ScalingRunConfig(**flags, shard="1/2", processes=1))
     assert len(results.read(folder / "out")) == 4
-    runner.run(ScalingRunConfig(**asked, processes=2))
+    runner.run(ScalingRunConfig(**flags, processes=2))
     return loaded, folder / "out"
 
 
@@ -341,8 +341,8 @@ def test_missing_results_are_reported(tmp_path: Path) -> None:
 def test_alignment_is_the_share_of_the_tasks_ngrams(tmp_path: Path) -> None:
     data = tiny.dataset(tmp_path / "made").folder
     for out in ("a.json", "b.json"):
-        asked = ["align", f"--data={data}", f"--task={data}", "--size=nano", f"--out={tmp_path}/{out}"]
-        subprocess.run([ROOT / "bin" / "scaling", *asked], check=True, capture_output=True)
+        arguments = ["align", f"--data={data}", f"--task={data}", "--size=nano", f"--out={tmp_path}/{out}"]
+        subprocess.run([ROOT / "bin" / "scaling", *arguments], check=True, capture_output=True)
     one, other = (files.read_json(tmp_path / out) for out in ("a.json", "b.json"))
     assert one == other
     assert 0.5 < one["alignment"] < 1  # the numbers of test cases are in no training case

@@ -50,12 +50,12 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the output exists."""
+        """True if the output exists."""
         return self.output.exists()
 
     @property
     def is_ready(self) -> bool:
-        """Whether all inputs exist."""
+        """True if all inputs exist."""
         return all(path.exists() for path in self.inputs)
 
     def clean_up(self) -> None:

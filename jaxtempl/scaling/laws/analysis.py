@@ -93,7 +93,7 @@ class CurveTrends(NamedTuple):
 
 
 class CorpusEfficiency(NamedTuple):
-    """How many times the general corpus's tokens replace the special corpus's at equal domain loss."""
+    """The ratio of the general corpus's tokens to the special corpus's at equal domain loss."""
 
     special: str
     general: str

@@ -36,7 +36,7 @@ class GroundTruth(NamedTuple):
         ]
 
     def sample(self, seed: int) -> Observations:
-        """Draw noisy measurements, each a group of its own."""
+        """Draw noisy measurements, each in its own group."""
         value, _ = self.law.log(self.theta, self.x)
         noise = np.random.default_rng(seed).normal(0, self.noise, len(value))
         return Observations(self.x, np.exp(value + noise), np.arange(len(value)))

@@ -67,7 +67,7 @@ class TokenRatio(NamedTuple):
 
 
 class TokenEfficiency(NamedTuple):
-    """How many times the general tokens a size needs to match domain tokens.
+    """The ratio of general to domain tokens at equal loss, by size.
 
     Attributes:
         by_size: Ratio at the best loss that both corpora reach, by parameters.
