@@ -132,13 +132,13 @@ def summary(measured: dict[str, Any], size: str) -> dict[str, Any]:
 def _summary(found: dict[str, Any], length: int, measured: dict[str, Any], size: str) -> dict[str, Any]:
     seconds: Seconds = found["seconds"]
     ratios = {name: _median_ratio(calls, seconds[BASE]) for name, calls in seconds.items()}
-    least = {name: min(calls) / min(seconds[BASE]) for name, calls in seconds.items()}
+    fastest = {name: min(calls) / min(seconds[BASE]) for name, calls in seconds.items()}
     quarters = statistics.quantiles(seconds[BASE], n=4)
     operations = flops.per_context(steps.architecture(size), length, classifiers.SLOTS) / 3  # forward pass only
     return {
         "milliseconds": {name: 1000 * statistics.median(calls) for name, calls in seconds.items()},
         "ratios": ratios,
-        "least": least,
+        "least": fastest,
         "best_of_others": _best(ratios),
         "spread": (quarters[2] - quarters[0]) / quarters[1],
         "floor_milliseconds": 1000 * operations / measured["operations_per_second"],

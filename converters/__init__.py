@@ -1,1 +1,1 @@
-"""From a run to formats that other software loads."""
+"""Converters from a run to formats that other software loads."""

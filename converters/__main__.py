@@ -1,6 +1,6 @@
-"""`python -m converters NAME --flags`: one converter by name, its flags after it.
+"""`python -m converters NAME --flags`: run one converter by name.
 
-A converter is imported when it is called: those for the serving machine run where there is no JAX.
+A converter is imported on use, because those for the serving machine run without JAX.
 """
 
 import importlib
@@ -25,19 +25,19 @@ CONVERTERS: dict[str, tuple[str, type]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the converter that `argv` names.
+    """Run the converter that `argv` names.
 
     Raises:
-        UsageError: no such converter, or a flag that it does not take.
-        UserError: the conversion failed.
+        UsageError: The converter does not exist, or does not have a flag.
+        UserError: The conversion failed.
     """
     name = cli.named("bin/convert", CONVERTERS, argv)
     if not name:
         return
     module, kind = CONVERTERS[name]
-    asked = parsing.parse(kind, argv[1:])
-    print(parsing.dump(asked), flush=True)
-    importlib.import_module(module).main(asked)
+    config = parsing.parse(kind, argv[1:])
+    print(parsing.dump(config), flush=True)
+    importlib.import_module(module).main(config)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def rows() -> Rows:
 
 
 def padded(rows: Rows, side: str, id: int, positions: bool) -> dict[str, torch.Tensor]:
-    """What transformers takes; `positions` counts from each row's first token, which is not needed."""
+    """Return a padded batch for transformers; optional position ids count from each row's first token."""
     spare = [max(map(len, rows)) - len(row) for row in rows]
     pads = [(0, n) if side == "right" else (n, 0) for n in spare]
     ids = [np.pad(row, pad, constant_values=id) for row, pad in zip(rows, pads, strict=True)]
@@ -233,20 +233,20 @@ def test_what_is_above_five_gigabytes_is_sharded(size: str, shards: int) -> None
 
 
 def code(folder: Path) -> tuple[str, dict[str, Any]]:
-    """What the card's own code prints, and its variables."""
+    """Run the card's code; return its output and its variables."""
     variables: dict[str, Any] = {}
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(block.replace("THIS_FOLDER", str(folder)), variables)
-    return said.getvalue(), variables
+    return output.getvalue(), variables
 
 
 @pytest.mark.parametrize("role_tags", [False, True])
 def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bool) -> None:
     """Through the same window, which the three newest messages fill to the last token; without the retired template."""
-    said = [("advocate", "Hello, how can I help?"), ("customer", "My card has not come")]
-    said += [("advocate", "When was it sent?"), ("customer", "Two weeks ago")]
-    messages = [Message(role, said_so, None) for role, said_so in said]
+    conversation = [("advocate", "Hello, how can I help?"), ("customer", "My card has not come")]
+    conversation += [("advocate", "When was it sent?"), ("customer", "Two weeks ago")]
+    messages = [Message(role, text, None) for role, text in conversation]
     encoded = Tokenizer(NANO).encode(formats.classifier_texts(messages, role_tags))
     length = sum(map(len, encoded[1:]))
     source = tiny.make_run(tmp_path / "run", TEMPLATES, length=length, role_tags=role_tags)
@@ -297,7 +297,7 @@ def test_the_card_tells_data_figures_and_limits(runs: dict[str, Run], converted:
 
 
 def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
-    """Of a dataset that is gone, and of a run that another has taken the place of."""
+    """A missing dataset, and a run that another one replaced, are reported as unknown."""
     datasets = {f"{tmp_path}/secret/gone": "0" * 64}
     older = tiny.make_run(tmp_path / "secret" / "older", [], steps=(7,)).folder
     init = {"run": str(older), "step": 7, "weights_sha256": {"manifest.json": "0" * 64}}
@@ -324,12 +324,12 @@ def test_published_weights_are_the_base_model(tmp_path: Path) -> None:
 
 
 def test_no_text_of_the_data_is_in_the_folder(converted: dict[str, Path]) -> None:
-    said = {m["text"] for n in range(20) for m in tiny.case(n, ("refund", "card")[n % 2])["messages"]}
+    texts = {m["text"] for n in range(20) for m in tiny.case(n, ("refund", "card")[n % 2])["messages"]}
     for folder in converted.values():
         small = [path for path in folder.iterdir() if path.suffix in (".json", ".md") and path.name != "tokenizer.json"]
         assert len(small) == 4
         written = "".join(path.read_text() for path in small)
-        assert not [line for line in said if len(line) > 6 and line != tiny.REPLIES["greet"] and line in written]
+        assert not [line for line in texts if len(line) > 6 and line != tiny.REPLIES["greet"] and line in written]
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:

@@ -111,12 +111,12 @@ def test_there_and_back_is_the_same_bits(runs: dict[str, Run], converted: dict[s
 
 
 def code(folder: Path) -> tuple[str, dict[str, Any]]:
-    """What the card's code prints, and what it knows then."""
+    """Run the card's code; return its output and its variables."""
     (found,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    said, variables = io.StringIO(), dict[str, Any]()
-    with contextlib.redirect_stdout(said):
+    output, variables = io.StringIO(), dict[str, Any]()
+    with contextlib.redirect_stdout(output):
         exec(found.replace("THIS_FOLDER", str(folder)), variables)
-    return said.getvalue(), variables
+    return output.getvalue(), variables
 
 
 def test_the_cards_code_suggests_what_the_run_does(runs: dict[str, Run], converted: dict[str, Path]) -> None:

@@ -129,7 +129,7 @@ def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
 
 
 def broadcast_params(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
-    """Of any size, and of no memory."""
+    """Return constant parameters of any size that take no memory."""
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0.01), leaf.shape), factory.abstract_params(a, outputs))
 
 

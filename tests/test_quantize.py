@@ -1,4 +1,4 @@
-"""Quantised bundles: their graphs, and the gate that lets none through that suggests worse."""
+"""Quantized bundles: their graphs, and the gate that rejects those with worse suggestions."""
 
 import copy
 import functools
@@ -49,7 +49,7 @@ from jaxtempl.text.cases import Message
 SMALL = NeoXArchitecture(layers=2, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
 WIDE = NeoXArchitecture(layers=3, hidden=128, heads=4, feed_forward=512, vocabulary=300, positions=64)
 TEMPLATES = [tiny.template(slot, name) for slot, name in enumerate(("bye", "unused", "card", "greet", "refund"))]
-MARKER = "Zwiebelfisch"  # said by a customer in every case
+MARKER = "Zwiebelfisch"  # a customer writes it in every case
 ROWS = [np.random.default_rng(n).integers(2, 300, n).tolist() for n in range(1, 41)]
 
 
@@ -62,7 +62,7 @@ def cases(first: int, count: int) -> str:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Of 120 training and 60 test cases with three labels each; their templates have other slots than the run's."""
+    """Prepare 120 training and 60 test cases of three labels; the templates have other slots than the run's."""
     folder = tmp_path_factory.mktemp("dataset")
     for split, first, count in (("train", 0, 120), ("test", 1000, 60)):
         (folder / f"{split}.jsonl").write_text(cases(first, count))
@@ -87,7 +87,7 @@ def made(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def taught(found: Run, dataset: Dataset) -> dict[str, Any]:
-    """Random weights with a head that is fitted by least squares to what they make of training contexts."""
+    """Return random weights with a head fitted by least squares to their residuals on training contexts."""
     drawn = factory.random_params(SMALL, len(TEMPLATES), 0)
     params: dict[str, Any] = {part: {**leaves} for part, leaves in drawn.items()}
     params["blocks"] = {
@@ -102,8 +102,8 @@ def taught(found: Run, dataset: Dataset) -> dict[str, Any]:
     last = [network.residuals(np.array([padded(c.tokens)], np.int32))[-1, len(c.tokens) - 1] for c in seen]
     x = np.array(last)
     normed = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + SMALL.norm_eps)
-    wanted = 10 * np.eye(len(TEMPLATES))[[slots[c.slot] for c in seen]]
-    head = np.linalg.solve(normed.T @ normed + 0.1 * np.eye(SMALL.hidden), normed.T @ wanted)
+    expected = 10 * np.eye(len(TEMPLATES))[[slots[c.slot] for c in seen]]
+    head = np.linalg.solve(normed.T @ normed + 0.1 * np.eye(SMALL.hidden), normed.T @ expected)
     return params | {"head": {"kernel": head.astype(np.float32)}}
 
 
@@ -196,27 +196,27 @@ def test_what_int8_breaks_is_refused_unless_forced(made: Run, tmp_path: Path, ca
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--quantize=int8", "--dtype=fp16"], "is made from fp32"),
         (["--quantize=int4"], "allowed: none, int8, tensorrt-int8, tensorrt-fp8"),
     ],
 )
-def test_wrong_use_is_one_line(made: Run, tmp_path: Path, flags: list[str], said: str, capsys: Any) -> None:
+def test_wrong_use_is_one_line(made: Run, tmp_path: Path, flags: list[str], message: str, capsys: Any) -> None:
     assert cli.run(main, ["onnx", f"--run={made.folder}", f"--out={tmp_path / 'out'}", *flags]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 def test_what_has_no_labels_is_refused(made: Run, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ConvertOnnxConfig(quantize="int8")
+    config = ConvertOnnxConfig(quantize="int8")
     monkeypatch.setattr(made, "templates", [tiny.template(0, "else")])
     with pytest.raises(UserError, match="no labelled test contexts of the templates of"):
-        quantize.collect_samples(made, dataset, asked)
+        quantize.collect_samples(made, dataset, config)
     monkeypatch.setitem(made.manifest, "phase", "adapt")
     with pytest.raises(UserError, match="is a language model"):
-        quantize.collect_samples(made, dataset, asked)
+        quantize.collect_samples(made, dataset, config)
 
 
 def test_labels_are_the_runs_slots(made: Run, dataset: Dataset) -> None:
@@ -247,7 +247,7 @@ def test_top1_may_fall_by_two_in_a_thousand(lost: int, passes: bool) -> None:
 
 @pytest.mark.parametrize(("contexts", "lost", "passes"), [(49, 9, True), (50, 1, True), (50, 2, False), (100, 3, True)])
 def test_no_template_may_fall_by_more_than_three_points(contexts: int, lost: int, passes: bool) -> None:
-    """Where others win as much, so that top-1 is the same."""
+    """Other templates gain as much, so that top-1 is the same."""
     slots = [2] * contexts + [0] * 200
     before, after = [1] * contexts + [0] * 200, [0] * lost + [1] * (contexts - lost) + [1] * lost + [0] * (200 - lost)
     found = verdict_of(before, after, slots)
@@ -298,8 +298,8 @@ def logits(path: Path) -> np.ndarray:
     return np.concatenate([network(np.array([row], np.int32), np.array([len(row)], np.int32)) for row in ROWS])
 
 
-def share_apart(got: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+def share_apart(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def initializers(path: Path) -> dict[str, np.ndarray]:
@@ -365,7 +365,7 @@ def test_explicit_nodes(tmp_path: Path, form: Any, method: str) -> None:
 
 
 def check_placed(graph: Any) -> None:
-    """Between quantised values are the products of the blocks, and nothing else."""
+    """Check that only the blocks' MatMuls read dequantized values."""
     made_by = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type == "MatMul" and node.name.split("/")[-1] in PRODUCTS]
@@ -379,7 +379,7 @@ def check_placed(graph: Any) -> None:
     read = {name for node in others for name in node.input}
     assert not [name for name in read if name in made_by and made_by[name].op_type == "DequantizeLinear"]
     by_value = [node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"]
-    assert len(by_value) == len(set(by_value)), "an activation is quantised once"
+    assert len(by_value) == len(set(by_value)), "an activation is quantized once"
 
 
 PRODUCTS = {"q", "k", "v", "out", "up", "down"}
@@ -427,13 +427,13 @@ def test_ranges_are_the_largest_over_all_rows_without_padding(tmp_path: Path) ->
     found = calibrate.absolute_maxima(tmp_path / "model.onnx", names, ROWS)
     model = onnx.load(tmp_path / "model.onnx")
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    onnx.save(model, tmp_path / "told.onnx")
-    network = OnnxRuntime(tmp_path / "told.onnx")
-    wanted = dict.fromkeys(names, 0.0)
+    onnx.save(model, tmp_path / "instrumented.onnx")
+    network = OnnxRuntime(tmp_path / "instrumented.onnx")
+    expected = dict.fromkeys(names, 0.0)
     for row, name in itertools.product(ROWS, names):
         (value,) = network.run([name], np.array([row], np.int32), np.array([len(row)], np.int32))
-        wanted[name] = max(wanted[name], float(np.abs(value).max()))
-    assert found == pytest.approx(wanted)
+        expected[name] = max(expected[name], float(np.abs(value).max()))
+    assert found == pytest.approx(expected)
     assert len(found) == 1 + 4 * WIDE.layers, "queries, keys and values share one, but for the last block's query"
 
 

@@ -81,7 +81,7 @@ def cases(folder: Path, count: int = 6) -> str:
     return str(folder / "cases.jsonl")
 
 
-def asked(tmp_path: Path, **changes: Any) -> ConvertTensorrtConfig:
+def configured(tmp_path: Path, **changes: Any) -> ConvertTensorrtConfig:
     cases(tmp_path)
     known = {"bundle": "in use", "cases": str(tmp_path / "cases.jsonl"), "out": tmp_path / "engine"}
     return ConvertTensorrtConfig(**{**known, "max_batch_size": 2, "verify_contexts": 8, **changes})
@@ -92,7 +92,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     """An ONNX bundle and the engine that was built of it on `machine()`; neither is written to."""
     folder = tmp_path_factory.mktemp("old")
     opened = made(folder / "bundle", with_head(0))
-    convert.convert(opened, asked(folder), machine())
+    convert.convert(opened, configured(folder), machine())
     return opened, Bundle.open(folder / "engine")
 
 
@@ -119,9 +119,9 @@ def test_the_fused_form_is_built_with_each_attention_in_one_kernel(tmp_path: Pat
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert sum(use.nodes for use in found.operators.values()) == len(graph.node)
     assert {node for kernel in found.kernels for node in kernel.nodes} <= {node.name for node in graph.node}
-    said = check.format_report(found)
-    assert "compute capability 8.6" in said
-    assert "attention in one kernel: 2 of 2" in said
+    text = check.format_report(found)
+    assert "compute capability 8.6" in text
+    assert "attention in one kernel: 2 of 2" in text
 
 
 def test_the_plain_form_is_built_in_float32_and_what_is_not_fused_is_named(tmp_path: Path) -> None:
@@ -149,19 +149,19 @@ def test_quantize_and_dequantize_nodes_are_taken(tmp_path: Path) -> None:
 
 def quantize(path: Path, name: str) -> None:
     """int8 for the inputs of one product, with scales of no meaning."""
-    told = onnx.load(path)
-    at = next(i for i, node in enumerate(told.graph.node) if node.name == name)
-    node, scale = told.graph.node[at], "quantize_scale"
-    told.graph.initializer.append(numpy_helper.from_array(np.float16(0.02), scale))
-    told.graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero"))
+    model_proto = onnx.load(path)
+    at = next(i for i, node in enumerate(model_proto.graph.node) if node.name == name)
+    node, scale = model_proto.graph.node[at], "quantize_scale"
+    model_proto.graph.initializer.append(numpy_helper.from_array(np.float16(0.02), scale))
+    model_proto.graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero"))
     nodes = []
     for i, given in enumerate(list(node.input)):
         nodes.append(helper.make_node("QuantizeLinear", [given, scale, "zero"], [f"q{i}"], name=f"quantize{i}"))
         nodes.append(helper.make_node("DequantizeLinear", [f"q{i}", scale, "zero"], [f"d{i}"], name=f"dequantize{i}"))
         node.input[i] = f"d{i}"
     for new in reversed(nodes):
-        told.graph.node.insert(at, new)
-    onnx.save(told, path)
+        model_proto.graph.node.insert(at, new)
+    onnx.save(model_proto, path)
 
 
 def test_fused_attention_in_float32_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_an_unsupported_operator_is_named_on_one_line(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     with pytest.raises(UserError) as caught:
         check.check(rtx, tmp_path / "m.onnx", SM86)
-    told = f"TensorRT does not support DynamicQuantizeLinear (dynamic), MatMulInteger (product) in {tmp_path}/m.onnx"
-    assert str(caught.value) == told
+    message = f"TensorRT does not support DynamicQuantizeLinear (dynamic), MatMulInteger (product) in {tmp_path}/m.onnx"
+    assert str(caught.value) == message
 
 
 def test_an_unknown_compute_capability_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -238,33 +238,33 @@ def test_progress_rises_and_control_c_ends_a_build(tmp_path: Path, monkeypatch: 
     engine.build(rtx, path, dataclasses.replace(SM86, buckets=[16]))
     assert shares == sorted(shares)
     assert 0.5 < shares[-1] <= 1
-    asked = list[float]()
+    shares_seen = list[float]()
 
     def stop(self: Bar, more: float) -> None:
-        asked.append(more)
+        shares_seen.append(more)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Bar, "update", stop)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         engine.build(rtx, path, dataclasses.replace(SM86, buckets=[16]))
-    assert len(asked) < len(shares), "it ends before it is done"
+    assert len(shares_seen) < len(shares), "it ends before it is done"
     assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
 def test_a_timing_cache_is_kept_in_a_file(tmp_path: Path) -> None:
     path, timing = model(tmp_path, fp16()), tmp_path / "timing" / "cache"
-    wanted = dataclasses.replace(SM86, buckets=[16], timing_cache=timing)
-    engine.build(rtx, path, wanted)
+    expected = dataclasses.replace(SM86, buckets=[16], timing_cache=timing)
+    engine.build(rtx, path, expected)
     assert timing.stat().st_size > 0
-    engine.build(rtx, path, wanted)
+    engine.build(rtx, path, expected)
     assert [p.name for p in timing.parent.iterdir()] == ["cache"]
 
 
 def test_an_engine_is_built_verified_and_loaded(tmp_path: Path) -> None:
     opened, here = made(tmp_path / "bundle"), machine()
-    convert.convert(opened, asked(tmp_path), here)
+    convert.convert(opened, configured(tmp_path), here)
     found = Bundle.open(tmp_path / "engine")
     assert (found.manifest["model"], found.model.name) == ("model.plan", "model.plan")
     facts = found.manifest["engine"]
@@ -292,7 +292,7 @@ def test_no_customer_text_is_in_an_engine(old: tuple[Bundle, Bundle]) -> None:
 def test_an_engine_that_is_another_network_is_refused_and_nothing_is_left(
     tmp_path: Path, old: tuple[Bundle, Bundle]
 ) -> None:
-    config = asked(tmp_path, refit=str(old[1].folder))  # which builds nothing
+    config = configured(tmp_path, refit=str(old[1].folder))  # which builds nothing
     with pytest.raises(UserError, match=r"the engine is not what .*bundle is: .*Nothing was written"):
         convert.convert(old[0], config, machine(worse=100.0))
     assert [p.name for p in tmp_path.iterdir()] == ["cases.jsonl"]
@@ -313,13 +313,13 @@ def test_rows_are_padded_to_a_profile_and_run_some_at_a_time(old: tuple[Bundle, 
 
 def test_an_engine_for_another_gpu_or_version_is_refused(old: tuple[Bundle, Bundle]) -> None:
     here = "NVIDIA A10 (compute capability 8.6), TensorRT 11.4.1"
-    for gpu, version, told in (
+    for gpu, version, found_here in (
         (("NVIDIA L4", 8, 9), "11.4.1", "NVIDIA L4 (compute capability 8.9), TensorRT 11.4.1"),
         (("NVIDIA A10", 8, 6), "10.15.1", "NVIDIA A10 (compute capability 8.6), TensorRT 10.15.1"),
     ):
         with pytest.raises(UserError) as caught:
             tensorrt.load_engine(old[1], Machine.of(fake_gpu.Trt(rtx, version), fake_gpu.Cuda(*gpu)))
-        assert f"was built for {here}; this is {told}; build an engine here" in str(caught.value)
+        assert f"was built for {here}; this is {found_here}; build an engine here" in str(caught.value)
 
 
 @pytest.mark.parametrize("profiles", [None, [], [{"length": 16}], [{"length": "16", "batch": 2}], "16"])
@@ -359,13 +359,13 @@ def with_head(seed: int, trunk: int = 0) -> Any:
 
 def test_a_new_head_in_the_old_graph_gives_the_new_logits(tmp_path: Path) -> None:
     old, new = (model(tmp_path / str(seed), fp16(), with_head(seed)) for seed in (0, 1))
-    told = onnx.load(old)
+    model_proto = onnx.load(old)
     weights = refit.head_weights(new)
     assert list(weights) == ["head", "head/bias"]
-    for weight in told.graph.initializer:
+    for weight in model_proto.graph.initializer:
         if weight.name in weights:
             weight.CopyFrom(numpy_helper.from_array(weights[weight.name], weight.name))
-    onnx.save(told, tmp_path / "refitted.onnx")
+    onnx.save(model_proto, tmp_path / "refitted.onnx")
     want = session(new, IDS, LENGTHS)
     np.testing.assert_array_equal(session(tmp_path / "refitted.onnx", IDS, LENGTHS), want)
     assert np.abs(want - session(old, IDS, LENGTHS)).max() > 0.1
@@ -390,34 +390,34 @@ def test_the_head_and_nothing_else_is_refittable_in_the_network(tmp_path: Path) 
 
 def test_a_refitted_engine_is_that_of_the_new_bundle(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
     new, here = made(tmp_path / "new", with_head(1)), machine()
-    convert.convert(new, asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
+    convert.convert(new, configured(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
     found = Bundle.open(tmp_path / "refitted")
     assert found.manifest["engine"]["bundle"] == new.manifest["version"]
     assert found.manifest["engine"]["refitted"] == old[1].manifest["version"]
     with tensorrt.load_engine(found, here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(new.model, IDS, LENGTHS))
-    convert.convert(old[0], asked(tmp_path, refit=str(found.folder), out=tmp_path / "again"), here)
+    convert.convert(old[0], configured(tmp_path, refit=str(found.folder), out=tmp_path / "again"), here)
     with tensorrt.load_engine(Bundle.open(tmp_path / "again"), here) as loaded:
         np.testing.assert_array_equal(loaded(IDS, LENGTHS), session(old[0].model, IDS, LENGTHS))
 
 
 def test_before_10_14_a_refitted_engine_is_not_refitted_again(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
     here = machine(again=False)
-    convert.convert(old[0], asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
-    again = asked(tmp_path, refit=str(tmp_path / "refitted"), out=tmp_path / "again")
+    convert.convert(old[0], configured(tmp_path, refit=str(old[1].folder), out=tmp_path / "refitted"), here)
+    again = configured(tmp_path, refit=str(tmp_path / "refitted"), out=tmp_path / "again")
     with pytest.raises(UserError, match="its head is fixed"):
         convert.convert(old[0], again, here)
 
 
 def test_a_refit_is_refused_where_more_than_the_head_differs(tmp_path: Path, old: tuple[Bundle, Bundle]) -> None:
-    for name, weights, changes, said in (
+    for name, weights, changes, message in (
         ("trunk", with_head(0, trunk=1), {}, "differs from .*engine in more than its head"),
         ("slots", None, {"slots": 7}, "the graph of .* differs from that of"),
         ("form", None, {"form": "plain"}, "the graph of .* differs from that of"),
     ):
         other = made(tmp_path / name, weights, **changes)
-        with pytest.raises(UserError, match=said):
-            convert.convert(other, asked(tmp_path, refit=str(old[1].folder), out=tmp_path / "out"), machine())
+        with pytest.raises(UserError, match=message):
+            convert.convert(other, configured(tmp_path, refit=str(old[1].folder), out=tmp_path / "out"), machine())
     assert not (tmp_path / "out").exists()
 
 
@@ -431,16 +431,16 @@ def test_an_engine_without_spare_slots_has_a_fixed_head(old: tuple[Bundle, Bundl
 def test_digests_are_of_values_wherever_they_lie(tmp_path: Path) -> None:
     inline, apart = model(tmp_path / "a", fp16()), model(tmp_path / "b", fp16(), external="data")
     assert refit.graph_digests(inline) == refit.graph_digests(apart)
-    told = onnx.load(inline)
-    node = next(node for node in told.graph.node if node.op_type == "Attention")
+    model_proto = onnx.load(inline)
+    node = next(node for node in model_proto.graph.node if node.op_type == "Attention")
     next(a for a in node.attribute if a.name == "scale").f = 0.5
-    onnx.save(told, inline)
+    onnx.save(model_proto, inline)
     assert refit.graph_digests(inline).graph != refit.graph_digests(apart).graph
     assert refit.graph_digests(inline).trunk == refit.graph_digests(apart).trunk
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "line 2 is not a case: not JSON: Expecting property name"),
         ("[]", "line 2 is not a case: wrong type"),
@@ -448,10 +448,10 @@ def test_digests_are_of_values_wherever_they_lie(tmp_path: Path) -> None:
         ('{"messages": [{"role": "robot", "text": "hi"}]}', "unknown role"),
     ],
 )
-def test_a_line_that_is_no_case_is_named(tmp_path: Path, line: str, said: str) -> None:
+def test_a_line_that_is_no_case_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = cases(tmp_path, 1)
     Path(path).write_text(Path(path).read_text() + f"\n{line}\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         list(read_cases(path))
 
 
@@ -460,9 +460,9 @@ def test_what_is_missing_or_unfit_is_said(tmp_path: Path, old: tuple[Bundle, Bun
     with pytest.raises(UsageError, match="which bundle"):
         convert.main(ConvertTensorrtConfig())
     with pytest.raises(UsageError, match="which cases"):
-        convert.convert(opened, asked(tmp_path, cases=""), machine())
+        convert.convert(opened, configured(tmp_path, cases=""), machine())
     with pytest.raises(UserError, match="is a language model"):
-        convert.convert(made(tmp_path / "lm", head="lm", slots=0), asked(tmp_path), machine())
+        convert.convert(made(tmp_path / "lm", head="lm", slots=0), configured(tmp_path), machine())
     with pytest.raises(UserError, match="has an engine already"):
         convert.main(ConvertTensorrtConfig(bundle=str(built.folder)))
 

@@ -28,13 +28,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What Triton sees: every file but what is hidden."""
+    """Return the files that Triton sees: all except hidden ones."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {str(p): (folder / p).read_bytes() for p in paths if not any(part.startswith(".") for part in p.parts)}
 
 
 def input_of(warmup: Any, name: str, model: Path) -> np.ndarray:
-    """What Triton makes of one input of a warm-up request: zeros or a file's bytes, repeated to the batch."""
+    """Return one input of a warm-up request as Triton builds it: zeros or a file's bytes, repeated to the batch."""
     declared = warmup.inputs[name]
     assert declared.data_type == PB2.TYPE_INT32
     shape = tuple(declared.dims)
