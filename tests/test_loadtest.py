@@ -260,9 +260,7 @@ def test_the_same_seed_asks_the_same(server: Server, asked: ConfigFactory) -> No
     assert run(seed=1)[1] != counts
 
 
-def test_each_request_is_of_a_case_of_its_own_and_ends_where_an_advocate_answers(
-    server: Server, asked: ConfigFactory
-) -> None:
+def test_each_request_has_its_own_case_and_ends_where_an_advocate_answers(server: Server, asked: ConfigFactory) -> None:
     pipeline.run(asked(rates=(50.0, 25.0)))
     names = [body["case_id"] for body in server.asked]
     assert set(names) == {f"loadtest-0-{rate}-{i}" for rate in (50, 25) for i in range(rate)}
