@@ -181,7 +181,7 @@ def test_a_large_size_without_a_dataset_names_prepare(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="data is no dataset; make one: bin/prepare --transcripts=PATH --out=data"):
+    with pytest.raises(UserError, match="data is not a dataset; make one with bin/prepare"):
         adapt.main(shlex.split(line)[1:])
 
 

@@ -248,7 +248,7 @@ def test_what_cannot_be_evaluated_is_one_line(data: Dataset, made: Run, tmp_path
         ([], 2, "which run?"),
         ([f"--run={tmp_path}", f"--data={data.folder}"], 1, "is not a run"),
         ([f"--run={made.folder}@4", f"--data={data.folder}"], 1, "is not a checkpoint"),
-        ([f"--run={made.folder}", f"--data={tmp_path}"], 1, "is no dataset"),
+        ([f"--run={made.folder}", f"--data={tmp_path}"], 1, "is not a dataset"),
         ([f"--run={made.folder}", f"--data={data.folder}", f"--out={other}"], 1, "is no report"),
         ([f"--run={made.folder}", f"--data={data.folder}", "--split=dev"], 2, "allowed: train, validation, test"),
     ]:

@@ -154,7 +154,7 @@ def test_each_process_reads_its_rows_alone() -> None:
     shares = [np.array([0, 1]), np.array([2, 3])]
     sources = [Counted(made) for _ in shares]
     parts = [
-        loader.row_batches([(source, None)], 8, 2, 3, own=lambda _, share=share: share)
+        loader.row_batches([(source, None)], 8, 2, 3, local_rows=lambda _, share=share: share)
         for source, share in zip(sources, shares, strict=True)
     ]
     for step in (0, 4):

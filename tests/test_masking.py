@@ -63,8 +63,8 @@ def test_a_tokenizer_without_a_mask_is_refused() -> None:
 
 def test_masks_are_a_function_of_the_step_and_new_in_each_pass() -> None:
     rows = [row(32, 0, seed) for seed in range(4)]
-    made = loader.row_batches([(rows, None)], 2, 1, 7, changed=MASKER)
-    again = loader.row_batches([(rows, None)], 2, 1, 7, changed=MASKER)
+    made = loader.row_batches([(rows, None)], 2, 1, 7, transform=MASKER)
+    again = loader.row_batches([(rows, None)], 2, 1, 7, transform=MASKER)
     for step in (0, 1, 5):
         np.testing.assert_array_equal(made[step][0]["tokens"], again[step][0]["tokens"])
     later = next(loader.batches_from(again, 5, 6))[0]

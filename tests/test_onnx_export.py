@@ -195,7 +195,7 @@ def test_the_first_diverging_layer_is_named(tmp_path: Path, layer: int | None, m
     [
         (["--head=lm"], "with the head template"),
         (["--slots=3"], "less than the run's 7 templates"),
-        (["--data=nowhere"], "is no dataset"),
+        (["--data=nowhere"], "is not a dataset"),
         (["--run=nowhere"], "is not a run"),
         (["--run="], "no run is named"),
         (["--out=."], "exists already"),

@@ -41,7 +41,7 @@ ONE = MeshShape(1, 1, 1)
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no dataset and no TPU's compiler, and JAX takes what it takes by default."""
+    """Where there is not a dataset and no TPU's compiler, and JAX takes what it takes by default."""
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "libtpu" else found(name, *of))
     monkeypatch.chdir(tmp_path)
@@ -295,7 +295,7 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
     positions = architecture("nano").positions
     monkeypatch.setattr(adapt, "PAPER_LENGTH", 2 * positions)
     assert named(lines(*[f for f in flags if f[:6] != "--data"], "--steps=3"), "tokens")[0][1] == f"{12 * positions:,}"
-    with pytest.raises(UserError, match="is no dataset"):
+    with pytest.raises(UserError, match="is not a dataset"):
         lines("--size=nano", "--data=nowhere", "--device=a10")
     (tmp_path / "data").symlink_to(data.folder)  # the default, and another model's
     assert "no dataset of this model" in named(lines("--size=410m", "--device=a10"), "tokens")[0][2]

@@ -386,7 +386,7 @@ def test_no_dataset_teaches_the_command(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_tokenizer_are_refused(given_split: Dataset) -> None:
-    with pytest.raises(UserError, match="prepare again with --tokenizer"):
+    with pytest.raises(UserError, match="prepare again with the model's --tokenizer"):
         given_split.rows(Tokenizer(ASSETS / "nano" / "tokenizer.json"), "train")
 
 

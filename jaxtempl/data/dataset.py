@@ -1,4 +1,4 @@
-"""Reading a prepared dataset: cases and rows at random, labels in memory."""
+"""A prepared dataset: random access to its cases and rows, and its labels in memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ Item = TypeVar("Item")
 
 
 class Labels(NamedTuple):
-    """Labelled messages of one split, 12 bytes each.
+    """Labelled messages of one split, as columns of 12 bytes a label.
 
     Attributes:
         case: index into `Dataset.cases(split)`.
         message: index of the labelled message in its case; the context is the messages before it.
-        slot: the template's slot; -1 where it is no class (never on the training side).
+        slot: the template's slot; -1 where it is not a class (never in the training split).
     """
 
     case: Int32[np.ndarray, " n"]
@@ -34,9 +34,9 @@ class Labels(NamedTuple):
 
 
 class SplitRecords(Sequence[Item], Generic[Item]):
-    """Records of one TFDS split at random; a split that was never written is empty.
+    """Random access to the records of one TFDS split; a split that was never written is empty.
 
-    Files are opened on first use, and again in a copy that was pickled to another process.
+    Files are opened on first use, and again in a copy that is pickled to another process.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -68,7 +68,7 @@ class SplitRecords(Sequence[Item], Generic[Item]):
         return self._decode(self._source[range(len(self))[index]])
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Item]:
-        """Many at once, read in parallel; grain calls this."""
+        """Return several records, read in parallel; grain calls this method."""
         if not indices:
             return []
         return [self._decode(record) for record in self._source.__getitems__([int(i) for i in indices])]
@@ -78,7 +78,7 @@ class SplitRecords(Sequence[Item], Generic[Item]):
 
 
 class Cases(SplitRecords[Case]):
-    """Cases of one split."""
+    """Random access to the cases of one split."""
 
     def _decode(self, record: dict[str, Any]) -> Case:
         messages = tuple(Message(*message) for message in msgspec.json.decode(record["messages"]))
@@ -86,14 +86,14 @@ class Cases(SplitRecords[Case]):
 
 
 class Rows(SplitRecords[PackedRow]):
-    """Packed rows of one split."""
+    """Random access to the packed rows of one split."""
 
     def _decode(self, record: dict[str, Any]) -> PackedRow:
         return {"tokens": record["tokens"], "segments": record["segments"]}
 
 
 def _open(folder: Path, split: str) -> Any:
-    """The TFDS data source of a split, or nothing when no example of it was written."""
+    """Return the TFDS data source of a split; an empty list if none of its examples was written."""
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(folder / "1.0.0")
@@ -101,54 +101,55 @@ def _open(folder: Path, split: str) -> Any:
 
 
 class Dataset:
-    """A folder that `bin/prepare` made.
+    """A dataset that `bin/prepare` wrote.
 
     Attributes:
-        folder: where it lies.
-        manifest: `manifest.json`.
-        fingerprint: hex digest that changes when any of its content does.
+        folder: the dataset's folder.
+        manifest: content of `manifest.json`.
+        fingerprint: hex digest of all content.
         templates: the classes, by slot.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError when `folder` is no dataset."""
+        """Open a dataset; raises UserError if `folder` is not one."""
         if not (folder / "manifest.json").is_file():
-            raise UserError(f"{folder} is no dataset; make one: bin/prepare --transcripts=PATH --out={folder}")
+            raise UserError(f"{folder} is not a dataset; make one with bin/prepare --transcripts=PATH --out={folder}")
         self.folder = folder
         self.manifest: dict[str, Any] = files.read_json(folder / "manifest.json")
         if self.manifest.get("kind") != "dataset":
             raise UserError(
-                f"{folder} is something else than a dataset; make one: bin/prepare --transcripts=PATH --out=DIR"
+                f"{folder} is not a dataset, but of kind {self.manifest.get('kind')!r}; name a folder that bin/prepare "
+                "wrote"
             )
         self.fingerprint: str = self.manifest["fingerprint"]
         self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
 
     def cases(self, split: str) -> Sequence[Case]:
-        """The cases of a split, at random."""
-        return Cases(self.folder / "cases", _known(split))
+        """Return the cases of a split."""
+        return Cases(self.folder / "cases", _checked(split))
 
     def labels(self, split: str) -> Labels:
-        """All labels of a split, in memory."""
-        blocks = list(_open(self.folder / "labels", _known(split)))
+        """Return all labels of a split, in memory."""
+        blocks = list(_open(self.folder / "labels", _checked(split)))
         empty = np.empty(0, np.int32)
         return Labels(*(np.concatenate([empty, *(block[name] for block in blocks)]) for name in Labels._fields))
 
     def rows(self, tokenizer: Tokenizer, split: str) -> Sequence[PackedRow]:
-        """The packed rows of a split: `{"tokens", "segments"}`, uint16 [length] each; segment 0 is padding.
+        """Return the packed rows of a split: `{"tokens", "segments"}`, uint16 [length] each; segment 0 is padding.
 
         Raises:
-            UserError: the rows belong to another tokenizer.
+            UserError: the dataset has no rows of this tokenizer.
         """
         folder = self.folder / "rows" / tokenizer.sha256
         if not folder.is_dir():
             raise UserError(
-                f"{self.folder} has no rows of this tokenizer ({tokenizer.sha256[:12]}), but of "
-                f"{self.manifest['tokenizer'][:12]}; prepare again with --tokenizer=FILE or --size=SIZE of the model"
+                f"{self.folder} has no rows of this tokenizer ({tokenizer.sha256[:12]}), only of "
+                f"{self.manifest['tokenizer'][:12]}; prepare again with the model's --tokenizer=FILE or --size=SIZE"
             )
-        return Rows(folder, _known(split))
+        return Rows(folder, _checked(split))
 
 
-def _known(split: str) -> str:
+def _checked(split: str) -> str:
     if split not in SPLITS:
         raise UserError(f"split is {split!r}; one of {', '.join(SPLITS)} is allowed")
     return split

@@ -1,8 +1,8 @@
-"""`batch_at(step)`: a pure function of (seed, step), for packed rows, labelled contexts and weighted mixtures.
+"""Batches as a pure function of (seed, step): packed rows, labelled contexts and weighted mixtures.
 
-A batch is a list of microbatches, each a dict of arrays of one of a few fixed shapes; the gradient of a batch is
-that of its rows together, however they are cut. An epoch is a seeded permutation, so any host can make any part
-of any step, and resuming is asking for a later step. Of several processes each makes its own rows alone.
+A batch is a list of microbatches, each a dict of arrays in one of a few fixed shapes. The gradient of a batch does not
+depend on how its rows are cut into microbatches. An epoch is a seeded permutation, so any host can build any part of
+any step, and resuming means reading from a later step. Each process builds only its local rows.
 
 Dims: B rows, L length.
 """
@@ -25,20 +25,18 @@ WORKERS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 Microbatch = Mapping[str, Shaped[np.ndarray, "..."]]
 Batch = list[Microbatch]
 RowTransform = Callable[[Microbatch, np.random.Generator], Microbatch]
-LocalRows = Callable[
-    [int], Integer[np.ndarray, " own"]
-]  # of so many rows of a microbatch, those that this process makes
+LocalRows = Callable[[int], Integer[np.ndarray, " local"]]  # rows of a microbatch -> those that this process builds
 
 
 def microbatch_rows(batch: int, accumulate: int) -> int:
-    """Rows computed at a time where a batch is cut into so many equal pieces.
+    """Return the rows of a microbatch when a batch is cut into `accumulate` equal ones.
 
     Raises:
-        UserError: it cannot be.
+        UserError: `accumulate` does not divide `batch`.
     """
     if batch % accumulate:
         raise UserError(
-            f"--gradient_accumulation_steps={accumulate} does not divide --batch_size={batch}; choose one that does"
+            f"--gradient_accumulation_steps={accumulate} does not divide --batch_size={batch}; use a divisor of {batch}"
         )
     return batch // accumulate
 
@@ -48,18 +46,18 @@ def row_batches(
     batch: int,
     accumulate: int,
     seed: int,
-    own: LocalRows = np.arange,
-    changed: RowTransform | None = None,
+    local_rows: LocalRows = np.arange,
+    transform: RowTransform | None = None,
 ) -> grain.MapDataset:
-    """Batches of packed rows by step, out of datasets mixed by weight.
+    """Return batches of packed rows by step, drawn from datasets mixed by weight.
 
     Args:
         sources: (rows, weight) pairs; a weight of None is the source's number of rows, so an epoch sees each once.
-        batch: rows an update.
-        accumulate: equal pieces the rows are computed in.
-        seed: of the order of the rows.
-        own: the rows of a piece that are read and made; all of them unless it is given.
-        changed: what is made of a row with a generator that is seeded by its place, so anew in each pass.
+        batch: rows of an update.
+        accumulate: number of equal microbatches of an update.
+        seed: seed of the order of the rows.
+        local_rows: rows of a microbatch that this process reads (default: all).
+        transform: changes a row, with a generator seeded by the row's place in the stream; each pass differs.
 
     Raises:
         UserError: `accumulate` does not divide `batch`, or a source has no rows.
@@ -67,25 +65,25 @@ def row_batches(
     size = microbatch_rows(batch, accumulate)
     if not all(len(rows) for rows, _ in sources):
         raise UserError("a dataset of --data has no packed training rows; prepare it again with more text")
-    places = [piece * size + int(row) for piece in range(accumulate) for row in own(size)]
+    positions = [microbatch * size + int(row) for microbatch in range(accumulate) for row in local_rows(size)]
     mixed = _mixed(sources, seed)
-    rows = mixed if changed is None else mixed.random_map(changed, seed=seed)
-    picked = grain.MapDataset.source(_Picked(rows, batch, places))
-    return picked.batch(len(places), batch_fn=functools.partial(_stack, pieces=accumulate))
+    rows = mixed if transform is None else mixed.random_map(transform, seed=seed)
+    selected = grain.MapDataset.source(_SelectedRows(rows, batch, positions))
+    return selected.batch(len(positions), batch_fn=functools.partial(_stack, accumulate=accumulate))
 
 
-class _Picked:
-    """The rows at some places of each batch."""
+class _SelectedRows:
+    """The rows at the same positions of every batch."""
 
-    def __init__(self, rows: Any, batch: int, places: Sequence[int]) -> None:
-        self._rows, self._batch, self._places = rows, batch, places
+    def __init__(self, rows: Any, batch: int, positions: Sequence[int]) -> None:
+        self._rows, self._batch, self._positions = rows, batch, positions
 
     def __len__(self) -> int:
-        return len(self._rows) // self._batch * len(self._places)
+        return len(self._rows) // self._batch * len(self._positions)
 
     def __getitem__(self, index: int) -> Microbatch:
-        step, place = divmod(index, len(self._places))
-        return self._rows[step * self._batch + self._places[place]]
+        step, i = divmod(index, len(self._positions))
+        return self._rows[step * self._batch + self._positions[i]]
 
 
 def _mixed(sources: Sequence[tuple[Any, float | None]], seed: int) -> grain.MapDataset:
@@ -94,25 +92,25 @@ def _mixed(sources: Sequence[tuple[Any, float | None]], seed: int) -> grain.MapD
     return shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(shuffled, weights)
 
 
-def _stack(rows: Sequence[Microbatch], pieces: int) -> Batch:
-    size = len(rows) // pieces
+def _stack(rows: Sequence[Microbatch], accumulate: int) -> Batch:
+    size = len(rows) // accumulate
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [{key: np.stack([row[key] for row in part]) for key in part[0]} for part in parts]
 
 
 class ProcessShare(NamedTuple):
-    """What one of several processes makes of each batch of contexts.
+    """The part of each batch of contexts that one process builds.
 
     Attributes:
-        own: its rows of a microbatch.
-        sizes: tokens of every context, by which all processes cut a batch alike; None where one reads them all.
+        local_rows: rows of a microbatch that this process builds.
+        lengths: tokens of every context, so that all processes cut a batch equally; None if this process reads all.
     """
 
-    own: LocalRows = np.arange
-    sizes: Integer[np.ndarray, " n"] | None = None
+    local_rows: LocalRows = np.arange
+    lengths: Integer[np.ndarray, " n"] | None = None
 
 
-WHOLE_SHARE = ProcessShare()  # of a process that is alone
+WHOLE_SHARE = ProcessShare()  # the share of a single process
 
 
 def labelled_batches(
@@ -123,15 +121,15 @@ def labelled_batches(
     multiple: int = 1,
     share: ProcessShare = WHOLE_SHARE,
 ) -> grain.MapDataset:
-    """Batches of labelled contexts by step: one random draw of `batch`, run as microbatches by length.
+    """Return batches of labelled contexts by step: one random draw of `batch`, run as microbatches by length.
 
     Args:
-        contexts: what is drawn from.
-        batch: contexts an update.
+        contexts: contexts to draw from.
+        batch: contexts of an update.
         accumulate: a microbatch has at most batch x limit / accumulate tokens.
-        seed: of the order of the contexts.
-        multiple: of which a microbatch's rows are, so that they can be cut over as many devices.
-        share: of this process.
+        seed: seed of the order of the contexts.
+        multiple: number that divides a microbatch's rows, so that they can be sharded over as many devices.
+        share: part of each batch that this process builds.
     """
     drawn = grain.MapDataset.source(range(len(contexts))).seed(seed).shuffle().repeat()
     return drawn.batch(batch, batch_fn=_cutter(contexts, batch, accumulate, multiple, share))
@@ -140,7 +138,7 @@ def labelled_batches(
 def labelled_in_order(
     contexts: LabelledContexts, batch: int, accumulate: int, multiple: int = 1, share: ProcessShare = WHOLE_SHARE
 ) -> Iterator[Batch]:
-    """All contexts once, in order, `batch` at a time, the last one short; for validation."""
+    """Return all contexts once, in order, in batches of `batch`; the last batch may be smaller."""
     cut = _cutter(contexts, batch, accumulate, multiple, share)
     return iter(grain.MapDataset.source(range(len(contexts))).batch(batch, batch_fn=cut).to_iter_dataset(WORKERS))
 
@@ -151,60 +149,75 @@ def _cutter(
     budget = max(batch * contexts.window.limit // accumulate, contexts.window.limit)
 
     def cut(drawn: Sequence[int]) -> Batch:
-        if share.sizes is None:
-            read = [contexts[index] for index in drawn]
-            return microbatches(read, contexts.window.buckets, budget, batch, multiple)
-        parts = plan_microbatches(
-            [int(share.sizes[index]) for index in drawn], contexts.window.buckets, budget, batch, multiple
-        )
-        return [_part([drawn[place] for place in part.places], part, contexts, share.own) for part in parts]
+        buckets = contexts.window.buckets
+        if share.lengths is None:
+            return microbatches([contexts[index] for index in drawn], buckets, budget, batch, multiple)
+        lengths = [int(share.lengths[index]) for index in drawn]
+        plans = plan_microbatches(lengths, buckets, budget, batch, multiple)
+        return [_local_part(plan, drawn, contexts, share.local_rows) for plan in plans]
 
     return cut
 
 
-def _part(drawn: Sequence[int], part: "MicrobatchPlan", contexts: LabelledContexts, own: LocalRows) -> Microbatch:
-    """This process's rows of a microbatch; only they are read."""
-    rows = own(part.rows)
-    return _pad([contexts[drawn[row]] for row in rows if row < len(drawn)], len(rows), part.length)
+def _local_part(
+    plan: "MicrobatchPlan", drawn: Sequence[int], contexts: LabelledContexts, local_rows: LocalRows
+) -> Microbatch:
+    """Return this process's rows of a microbatch; no other context is read."""
+    rows = local_rows(plan.rows)
+    indices = [drawn[plan.positions[row]] for row in rows if row < len(plan.positions)]
+    return _pad([contexts[index] for index in indices], len(rows), plan.length)
 
 
 class MicrobatchPlan(NamedTuple):
-    """A microbatch: the places of its contexts in the batch, rows with filler, and tokens of a row."""
+    """The shape of a microbatch and the contexts in it.
 
-    places: list[int]
+    Attributes:
+        positions: positions of the contexts in the batch.
+        rows: number of rows, filler included.
+        length: tokens of a row.
+    """
+
+    positions: list[int]
     rows: int
     length: int
 
 
 def plan_microbatches(
-    sizes: Sequence[int], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
+    lengths: Sequence[int], buckets: Sequence[int], budget: int, max_rows: int, multiple: int = 1
 ) -> list[MicrobatchPlan]:
-    """LabelledContexts of these sizes as fixed shapes [budget / L, L], one for each bucket length L, longest first.
+    """Cut contexts of given lengths into fixed shapes [budget / L, L], one for each bucket length L, longest first.
 
-    The free rows of a bucket's last microbatch take the longest contexts of the next bucket, which would cost
-    rows of their own otherwise; what is left is filled with rows of weight zero.
+    Free rows in a bucket's last microbatch take the longest contexts of the next bucket, which would otherwise need
+    rows of their own. The remaining rows are filler of weight zero.
+
+    Args:
+        lengths: tokens of each context.
+        buckets: allowed lengths of a row, ascending.
+        budget: maximum tokens of a microbatch.
+        max_rows: maximum rows of a microbatch, before rounding up to `multiple`.
+        multiple: number that divides a microbatch's rows.
     """
-    waiting = sorted(range(len(sizes)), key=lambda place: -sizes[place])
-    found: list[MicrobatchPlan] = []
+    waiting = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    plans: list[MicrobatchPlan] = []
     while waiting:
-        length = bucket_of(sizes[waiting[0]], lengths)
-        rows = min(max(budget // length, 1), most)
+        length = bucket_of(lengths[waiting[0]], buckets)
+        rows = min(max(budget // length, 1), max_rows)
         rows += -rows % multiple
-        found.append(MicrobatchPlan(waiting[:rows], rows, length))
+        plans.append(MicrobatchPlan(waiting[:rows], rows, length))
         waiting = waiting[rows:]
-    return found
+    return plans
 
 
 def microbatches(
-    contexts: Sequence[LabelledContext], lengths: Sequence[int], budget: int, most: int, multiple: int = 1
+    contexts: Sequence[LabelledContext], buckets: Sequence[int], budget: int, max_rows: int, multiple: int = 1
 ) -> Batch:
-    """LabelledContexts cut by their lengths, all their rows."""
-    parts = plan_microbatches([len(context.tokens) for context in contexts], lengths, budget, most, multiple)
-    return [_pad([contexts[place] for place in part.places], part.rows, part.length) for part in parts]
+    """Return encoded contexts as microbatches by length; see `plan_microbatches`."""
+    plans = plan_microbatches([len(context.tokens) for context in contexts], buckets, budget, max_rows, multiple)
+    return [_pad([contexts[i] for i in plan.positions], plan.rows, plan.length) for plan in plans]
 
 
 def _pad(contexts: Sequence[LabelledContext], rows: int, length: int) -> Microbatch:
-    """`tokens` [B L] padded on the right, `lengths`, `slots` and `weights` [B]; filler rows weigh 0."""
+    """Return `tokens` [B L] padded on the right, `lengths`, `slots` and `weights` [B]; filler rows have weight 0."""
     tokens, lengths = pad_rows([context.tokens for context in contexts], length, rows)
     slots = np.array([context.slot for context in contexts] + [-1] * (rows - len(contexts)), np.int32)
     weights = (slots >= 0).astype(np.float32)
@@ -212,10 +225,10 @@ def _pad(contexts: Sequence[LabelledContext], rows: int, length: int) -> Microba
 
 
 def steps_for_epochs(epochs: float, rows: int, batch: int) -> int:
-    """Updates that `epochs` passes take; the last may reach into the next pass."""
+    """Return the number of updates in `epochs` passes; the last update may reach into the next pass."""
     return max(math.ceil(epochs * rows / batch - 1e-9), 1)
 
 
 def batches_from(batches: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
-    """Batches `start` to `stop`, made ahead by threads; the same as batches[start], batches[start + 1], ..."""
+    """Return batches[start], ..., batches[stop - 1], prefetched by threads."""
     return iter(batches[start:stop].to_iter_dataset(WORKERS))

@@ -1,7 +1,7 @@
-"""Packed rows of the labelled contexts themselves, for task-adaptive pre-training (Gururangan et al., 2020).
+"""Task-adaptive pre-training (Gururangan et al., 2020): packed rows of the labelled contexts.
 
-Each case comes once, up to its last labelled message, in the form that a classifier reads: contexts of one case begin
-alike, and its earlier ones are in the last.
+A case's contexts are prefixes of one another, so each case is read once: its longest labelled context, in the form that
+a classifier reads.
 """
 
 from collections.abc import Iterator
@@ -17,31 +17,32 @@ from jaxtempl.text.window import Window
 
 
 def task_adaptive_rows(dataset: Dataset, tokenizer: Tokenizer, split: str, length: int) -> list[PackedRow]:
-    """The rows of a split, in memory.
+    """Return the packed rows of a split's labelled contexts, in memory.
 
     Args:
-        dataset: with labels.
-        tokenizer: the model's.
-        split: side of the dataset.
+        dataset: dataset with labels.
+        tokenizer: the model's tokenizer.
+        split: split of the dataset.
         length: tokens of a row.
 
     Raises:
-        UserError: the training side has no labels.
+        UserError: the training split has no labels.
     """
-    contexts = LabelledContexts.read(dataset, split, Window(tokenizer, length - 1))  # end-of-text takes one place
+    # One token is left for end-of-text.
+    contexts = LabelledContexts.read(dataset, split, Window(tokenizer, length - 1))
     documents = list(_documents(contexts, tokenizer.end_of_text))
     if not documents:
         if split == "train":
-            raise UserError(f"{dataset.folder} has no labelled training contexts, which --task_adaptive reads")
+            raise UserError(f"{dataset.folder} has no labelled training contexts; leave --task_adaptive out")
         return []
     packer, lengths = Packer(length), np.array([len(ids) for ids in documents], np.int64)
     return [*packer.add(np.array([i for ids in documents for i in ids], np.uint16), lengths), *packer.finish()]
 
 
 def _documents(contexts: LabelledContexts, end_of_text: int) -> Iterator[list[int]]:
-    for case in np.unique(contexts.case):
-        labels = np.flatnonzero(contexts.case == case)
-        last = int(labels[contexts.message[labels].argmax()])
-        ids = [token for message in contexts.window.newest(contexts.messages(last)) for token in message]
+    order = np.lexsort((contexts.message, contexts.case))
+    is_last = np.diff(contexts.case[order], append=-1) != 0
+    for index in order[is_last].tolist():
+        ids = [token for message in contexts.window.newest(contexts.messages(index)) for token in message]
         if ids:
             yield [*ids, end_of_text]

@@ -73,8 +73,8 @@ class Predictor:
 
 
 def _batches(contexts: LabelledContexts, rows: int) -> Iterator[Batch]:
-    lengths = contexts.window.buckets
-    cut = functools.partial(loader.microbatches, lengths=lengths, budget=rows * lengths[0], most=rows)
+    buckets = contexts.window.buckets
+    cut = functools.partial(loader.microbatches, buckets=buckets, budget=rows * buckets[0], max_rows=rows)
     numbered = dataclasses.replace(
         contexts, slot=np.arange(len(contexts))
     )  # the index of each context, by which its logits are put in order
