@@ -368,7 +368,7 @@ def test_a_folder_of_something_else_is_left_alone(
     (tmp_path / "mine" / "notes").write_text("mine")
     flags = [f"--cases={cases}", f"--url={server.url}", f"--out={tmp_path}/mine"]
     assert "exists already" in failed(capsys, *flags)[1]
-    assert "is no loadtest" in failed(capsys, *flags, "--overwrite")[1]
+    assert "is not a loadtest" in failed(capsys, *flags, "--overwrite")[1]
     assert not server.asked
 
 
