@@ -1,4 +1,4 @@
-# Sourced by every command: finds the project and its Python. Not a command itself.
+# Every command sources this file to find the project and its Python. It is not a command itself.
 root=$(cd "$(dirname "$0")/.." && pwd)
 python="$root/.venv/bin/python"
 [ -x "$python" ] || python=python3

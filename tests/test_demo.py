@@ -1,4 +1,4 @@
-"""The demonstration, whole: minutes long."""
+"""`bin/demo` runs to the end; the test takes minutes."""
 
 import os
 import re
@@ -22,28 +22,30 @@ def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
         "https_proxy": "http://127.0.0.1:9",
     }
     command = [str(ROOT / "bin" / "demo"), f"--out={tmp_path}/demo"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    said = found.stdout
-    assert re.search(r"customer: .+", said)
-    shares = [float(share) for share in re.findall(r"^[█ ]* +([\d.]+)%  [A-Z0-9_]+ +\S", said, re.MULTILINE)]
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    printed = completed.stdout
+    assert re.search(r"customer: .+", printed)
+    shares = [float(share) for share in re.findall(r"^[█ ]* +([\d.]+)%  [A-Z0-9_]+ +\S", printed, re.MULTILINE)]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
     assert 0 < sum(shares) <= 100.1
-    scores = {name: [float(x) for x in re.findall(r"(\d\.\d+) \(", line)] for name, line in rows(said).items()}
+    scores = {name: [float(x) for x in re.findall(r"(\d\.\d+) \[", line)] for name, line in rows(printed).items()}
     assert set(scores) == {"n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned"}
     assert all(len(values) == 3 and values == sorted(values) for values in scores.values())
     assert min(values[0] for values in scores.values()) > 0.3  # the majority class has a twelfth
-    assert said.index("bin/convert onnx") < said.index("largest difference") < said.index("bin/suggest --bundle=")
-    url = re.search(r"console: (http://\S+)/console", said[said.index("bin/serve --bundle=") :])
+    assert (
+        printed.index("bin/convert onnx") < printed.index("largest difference") < printed.index("bin/suggest --bundle=")
+    )
+    url = re.search(r"console: (http://\S+)/console", printed[printed.index("bin/serve --bundle=") :])
     assert url
-    assert re.search(r"over HTTP: [A-Z0-9_]+ in [\d.]+ ms", said)
+    assert re.search(r"over HTTP: [A-Z0-9_]+ in [\d.]+ ms", printed)
     with pytest.raises(urllib.error.URLError):  # nothing is left running
         urllib.request.urlopen(f"{url[1]}/livez", timeout=5)
     assert (tmp_path / "demo" / "adapted-classifier" / "evaluate-test" / "index.html").is_file()
 
 
-def rows(said: str) -> dict[str, str]:
+def rows(printed: str) -> dict[str, str]:
     names = ("n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned")
-    lines = [line.strip() for line in said.splitlines()]
+    lines = [line.strip() for line in printed.splitlines()]
     return {name: line for name in names for line in lines if line.startswith(f"{name}  ")}

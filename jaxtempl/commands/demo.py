@@ -1,6 +1,6 @@
-"""The whole path on the embedded model and synthetic cases, in one process and a few minutes.
+"""`bin/demo`: the whole path on the embedded model and synthetic cases, in a few minutes.
 
-Every stage is the command of its name with the flags that are printed, so a reader can go on from any of them.
+Each stage is a command with the flags that are printed, so a reader can continue from any of them.
 """
 
 import json
@@ -18,10 +18,11 @@ from jaxtempl.config import parsing
 from jaxtempl.config.evaluation import DemoConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.specs.interval import Interval
 from jaxtempl.synthetic import generator
 
 CASES = 1_400
-LABELS = 800  # scarce on purpose: adaptation pays most where labels are few
+LABELS = 800  # few on purpose: adapting gains most when labels are scarce
 STAGES: dict[str, Callable[[Sequence[str]], None]] = {
     "prepare": prepare.main,
     "adapt": adapt.main,
@@ -31,21 +32,20 @@ STAGES: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """`bin/demo`."""
-    asked = parsing.parse(DemoConfig, argv)
-    out = asked.out
+    """Run `bin/demo`."""
+    config = parsing.parse(DemoConfig, argv)
+    out = config.out
     started = time.perf_counter()
     print(f"Synthetic cases of an invented payments company go to {out}/sample", flush=True)
     generator.write(out / "sample", CASES)
     for command, *flags in _stages(out):
-        _stage(command, flags)
+        _run_stage(command, flags)
     _convert(out)
     _show_gain(out)
     _show_case(out)
-    print(
-        f"\n{time.perf_counter() - started:.0f} seconds. Files: {out}/  (start with the pages named above)", flush=True
-    )
-    _serve(out, asked.serve)
+    seconds = time.perf_counter() - started
+    print(f"\n{seconds:.0f} seconds. Files: {out}/ (start with the pages named above)", flush=True)
+    _serve(out, config.serve)
 
 
 def _stages(out: Path) -> list[list[str]]:
@@ -68,21 +68,21 @@ def _stages(out: Path) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _stage(command: str, flags: Sequence[str]) -> None:
+def _run_stage(command: str, flags: Sequence[str]) -> None:
     print(f"\n$ bin/{command} {' '.join(flags)}", flush=True)
     STAGES[command](flags)
 
 
 def _convert(out: Path) -> None:
-    """The classifier as a bundle; by a process of its own, for nothing in this package knows the converters."""
+    """Convert the classifier to a bundle, in a separate process: this package does not import the converters."""
     flags = [f"--run={out}/adapted-classifier", "--verify_contexts=200", "--overwrite", f"--out={out}/bundle"]
     print(f"\n$ bin/convert onnx {' '.join(flags)}", flush=True)
     if subprocess.run([sys.executable, "-m", "converters", "onnx", *flags], check=False).returncode:
-        raise UserError("the bundle could not be made, as the line above says")
+        raise UserError("bin/convert onnx failed; the line above states why")
 
 
 def _show_case(out: Path) -> None:
-    """One unseen case up to a labelled reply, and what is suggested there."""
+    """Print an unseen case up to a labelled reply, and the suggestions for it."""
     dataset = Dataset(out / "data")
     labels = dataset.labels("test")
     cases = dataset.cases("test")
@@ -99,44 +99,44 @@ def _show_case(out: Path) -> None:
 
 
 def _serve(out: Path, stay: bool) -> None:
-    """A server of the bundle, asked once; it stays only if it is to."""
+    """Serve the bundle and request one suggestion; keep the server running if `stay`."""
     flags = [f"--bundle={out}/bundle", f"--store=sqlite:///{out}/events.sqlite"]
     print(f"\n$ bin/serve {' '.join(flags)}", flush=True)
     command = [sys.executable, "-m", "jaxtempl", "serve", *flags, "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             url = _address(server)
-            answer = _asked(url, json.loads((out / "case.json").read_text(encoding="utf-8")))
+            answer = _request(url, json.loads((out / "case.json").read_text(encoding="utf-8")))
             print(f"The same case over HTTP: {answer['suggestions'][0]['template']} in {answer['latency_ms']:.1f} ms.")
             print(f"The advocate's console: {url}/console", flush=True)
             if stay:
-                print("Ctrl-C ends it.", flush=True)
+                print("Press Ctrl-C to stop it.", flush=True)
                 server.wait()
             else:
-                print("It is closed again; bin/demo --serve leaves it open, and so does the command above.")
+                print("The server has stopped. bin/demo --serve keeps it running, and so does the command above.")
         except KeyboardInterrupt:
-            print("\nThe server ends.")
+            print("\nThe server has stopped.")
         finally:
             server.terminate()
 
 
 def _address(server: "subprocess.Popen[str]") -> str:
-    """Where the server says that it is, once it is ready."""
-    found = (re.search(r"is served at (\S+)", line) for line in server.stdout or ())
-    ready = next((match for match in found if match), None)
-    if ready is None:
-        raise UserError("the server did not start; the command above says why")
-    return ready[1]
+    """Return the URL that the server prints when it is ready."""
+    for line in server.stdout or ():
+        if match := re.search(r"is served at (\S+)", line):
+            return match[1]
+    raise UserError("the server did not start; run the command above to see why")
 
 
-def _asked(url: str, case: dict[str, Any]) -> dict[str, Any]:
+def _request(url: str, case: dict[str, Any]) -> dict[str, Any]:
     body = json.dumps({"case_id": "demo", **case}).encode()
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's ports
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's ports
     with direct.open(urllib.request.Request(f"{url}/v1/suggest", body), timeout=30) as answer:
         return json.load(answer)
 
 
 def _show_gain(out: Path) -> None:
+    """Print the accuracy of n-grams and of both classifiers, with intervals."""
     reports = {
         name: json.loads((out / f"{name}-classifier/evaluate-test/report.json").read_text(encoding="utf-8"))
         for name in ("base", "adapted")
@@ -149,8 +149,7 @@ def _show_gain(out: Path) -> None:
     print(f"\nUnseen cases, {LABELS} labels each, with 95 % intervals (where they overlap, neither is ahead):\n")
     print(f"  {'':30}" + "".join(f"{name:>22}" for name in ("top-1", "top-3", "top-5")))
     for name, metrics in rows.items():
-        print(f"  {name:30}" + "".join(f"{_interval(metrics[key]):>22}" for key in ("top1", "top3", "top5")))
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
+        print(
+            f"  {name:30}"
+            + "".join(f"{format(Interval.from_json(metrics[key])):>22}" for key in ("top1", "top3", "top5"))
+        )
