@@ -75,8 +75,8 @@ def kill(data: Path, out: Path, steps: int, wait: float) -> dict[str, Any]:
     whole = newest(out)
     before = metrics(out)
     process = start(data, out, steps)
-    # Until it has told a step of its own, in the metrics that it cut to where it goes on.
-    while (metrics(out) == before or max(told(out), default=0) <= (whole or 0)) and process.poll() is None:
+    # Until it has read_losses a step of its own, in the metrics that it cut to where it goes on.
+    while (metrics(out) == before or max(read_losses(out), default=0) <= (whole or 0)) and process.poll() is None:
         time.sleep(0.002)
     time.sleep(wait)
     process.send_signal(signal.SIGKILL)
@@ -99,7 +99,7 @@ def metrics(out: Path) -> int:
     return path.stat().st_ino if path.exists() else 0
 
 
-def told(out: Path) -> dict[int, float]:
+def read_losses(out: Path) -> dict[int, float]:
     """The training loss of each step that a run, alive or dead, has written so far."""
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -108,10 +108,10 @@ def told(out: Path) -> dict[int, float]:
 
 
 def phase(out: Path) -> dict[str, Any]:
-    """What the dead training was doing, told by what it left: nothing, a part of a checkpoint, or all of one."""
+    """What the dead training was doing, read_losses by what it left: nothing, a part of a checkpoint, or all of one."""
     left = sorted((out / "checkpoints").glob(".*.partial*"))
     if not left:
-        return {"phase": "training", "step": max(told(out), default=0)}
+        return {"phase": "training", "step": max(read_losses(out), default=0)}
     committing = any((path / SUMS_FOLDER).exists() or (path / "manifest.json").exists() for path in left)
     return {"phase": "committing" if committing else "writing", "step": int(left[-1].name.split(".")[1])}
 

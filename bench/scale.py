@@ -1,8 +1,8 @@
-"""Which mesh for which size and machine: writes the tables of docs/scale.md. Nothing is run, no device is needed.
+"""A mesh for each size and machine: writes the tables of docs/scale.md. Nothing runs, no device is needed.
 
     python -m bench.scale
 
-The bytes are those of `bin/adapt --plan`, by its formula alone (`jaxtempl/planning/memory.py`).
+The bytes are those of `bin/adapt --plan`, by its formula (`jaxtempl/planning/memory.py`).
 """
 
 from typing import NamedTuple
@@ -22,19 +22,19 @@ from jaxtempl.training import trainer
 PAGE = common.ROOT / "docs" / "scale.md"
 SIZES = ("410m", "1.4b", "2.8b")
 STEPS, BATCH, LENGTH = 14_500, 1024, 2048  # Table 1 of the paper
-ROWS = trainer.MICROBATCH_TOKENS // LENGTH  # of a piece, a device
+ROWS = trainer.MICROBATCH_TOKENS // LENGTH  # of a microbatch, on one device
 ENVIRONMENT = {"XLA_CLIENT_MEM_FRACTION": "0.92"}  # as in deploy/
-ROOM = 0.9  # of what JAX takes of a device's memory; the rest is for what no formula counts
-SHARE = 0.4  # of the peak, that the days are reckoned with
+ROOM = 0.9  # fraction of the memory that JAX takes; the rest is a margin for the formula
+SHARE = 0.4  # fraction of the peak that the days assume
 
 
 class Machine(NamedTuple):
-    """What a training may run on.
+    """A machine to train on.
 
     Attributes:
-        name: as people say it; TPUs are sold by cores, of which a v5p device has two.
-        kind: a key of `DEVICES`.
-        devices: as JAX counts them.
+        name: Usual name; TPUs are named by cores, of which a v5p device has two.
+        kind: Key of `ACCELERATORS`.
+        devices: Number of devices, as JAX counts them.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Machine(NamedTuple):
 
     @property
     def device(self) -> Accelerator:
-        """One of them."""
+        """One of its devices."""
         return ACCELERATORS[self.kind]
 
 
@@ -56,36 +56,36 @@ MACHINES = (
 
 
 def choose(size: str, machine: Machine) -> MicrobatchShape | None:
-    """The largest piece up to the default with the least computed again that fits; None where nothing does."""
+    """Return the largest microbatch up to the default, with the least remat, that fits; None if none does."""
     for rows in (ROWS, ROWS // 2, ROWS // 4):
         for remat in REMAT:
-            piece = _piece(size, machine, rows, remat)
-            if fits(machine.device, held(size, machine, piece)):
-                return piece
+            microbatch = _microbatch(size, machine, rows, remat)
+            if fits(machine.device, device_memory(size, machine, microbatch)):
+                return microbatch
     return None
 
 
-def _piece(size: str, machine: Machine, rows: int, remat: Remat) -> MicrobatchShape:
+def _microbatch(size: str, machine: Machine, rows: int, remat: Remat) -> MicrobatchShape:
     """Return the microbatch of this many rows a device, given `--remat` and the accumulation steps alone."""
     count = BATCH // (rows * machine.devices)
-    asked = AdaptConfig(
+    config = AdaptConfig(
         size=size, batch_size=BATCH, gradient_accumulation_steps=count, remat=remat, devices=machine.devices
     )
-    return estimate.plan_microbatch(asked, _architecture(size), machine.device, LENGTH)
+    return estimate.plan_microbatch(config, _architecture(size), machine.device, LENGTH)
 
 
-def held(size: str, machine: Machine, piece: MicrobatchShape) -> DeviceMemory:
-    """Bytes of a device."""
-    return memory.formula_memory(_architecture(size), piece, machine.device.lanes)
+def device_memory(size: str, machine: Machine, microbatch: MicrobatchShape) -> DeviceMemory:
+    """Return the memory of one device."""
+    return memory.formula_memory(_architecture(size), microbatch, machine.device.lanes)
 
 
-def fits(device: Accelerator, held: DeviceMemory) -> bool:
-    """Whether that leaves a device the room that it should."""
-    return held.total <= ROOM * estimate.usable_memory(device, ENVIRONMENT)[0]
+def fits(device: Accelerator, needed: DeviceMemory) -> bool:
+    """Return whether the memory leaves the margin free."""
+    return needed.total <= ROOM * estimate.usable_memory(device, ENVIRONMENT)[0]
 
 
 def days(size: str, machine: Machine) -> float:
-    """Of Table 1 at SHARE of the machine's peak."""
+    """Return the days of Table 1's training at SHARE of the machine's peak."""
     operations = STEPS * BATCH * LENGTH * flops.per_token(_architecture(size), LENGTH)
     return operations / (SHARE * machine.device.peak * machine.devices) / 86_400
 
@@ -95,25 +95,25 @@ def _architecture(size: str) -> NeoXArchitecture:
 
 
 def table(size: str) -> list[str]:
-    """A size on all machines, as lines of Markdown."""
+    """Return the table of a size on all machines, as lines of Markdown."""
     head = ["| machine | mesh | rows a microbatch | `--gradient_accumulation_steps` | `--remat` | state | all | days |"]
     return [*head, "|---|---|---|---|---|---|---|---|", *(_row(size, machine) for machine in MACHINES)]
 
 
 def _row(size: str, machine: Machine) -> str:
-    piece = choose(size, machine)
-    if piece is None:
+    microbatch = choose(size, machine)
+    if microbatch is None:
         return f"| {machine.name} | does not fit | | | | | | |"
-    found, count = held(size, machine, piece), BATCH // piece.rows
-    cut = f"fsdp {piece.shape.fsdp}" if piece.shape.fsdp > 1 else "one device"
-    pieces = str(count) if piece.rows == ROWS * machine.devices else f"**{count}**"
-    state = f"{(found.total - found.activations) / 1e9:.1f}"
-    cells = [machine.name, cut, piece.rows, pieces, piece.remat, state, f"{found.total / 1e9:.0f}"]
+    needed, count = device_memory(size, machine, microbatch), BATCH // microbatch.rows
+    mesh = f"fsdp {microbatch.mesh.fsdp}" if microbatch.mesh.fsdp > 1 else "one device"
+    steps = str(count) if microbatch.rows == ROWS * machine.devices else f"**{count}**"
+    state = f"{(needed.total - needed.activations) / 1e9:.1f}"
+    cells = [machine.name, mesh, microbatch.rows, steps, microbatch.remat, state, f"{needed.total / 1e9:.0f}"]
     return f"| {' | '.join(map(str, [*cells, f'{days(size, machine):.1f}']))} |"
 
 
 def filled(page: str) -> str:
-    """The page with its tables written anew, each after a comment that names its size and before an empty line."""
+    """Return the page with new tables, each between a comment that names its size and an empty line."""
     for size in SIZES:
         before, comment, rest = page.partition(f"<!-- {size} -->\n")
         page = before + comment + "\n".join(table(size)) + rest[rest.index("\n\n") :]
@@ -121,7 +121,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the tables."""
+    """Rewrite the tables."""
     with files.atomic_file(PAGE) as temporary:
         temporary.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 

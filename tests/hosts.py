@@ -1,4 +1,4 @@
-"""Trainings of several real processes on this machine, for tests."""
+"""Trainings of several real processes on this machine."""
 
 import os
 import signal
@@ -12,12 +12,22 @@ from types import MappingProxyType
 
 from jaxtempl.config.paths import ROOT
 
-# Before a command: no file of it may grow beyond 1 MB, which is what a full disk is to the writer of a checkpoint.
+# Goes before a command: no file may grow beyond 1 MB, which the writer of a checkpoint sees as a full disk.
 NO_ROOM = ("sh", "-c", 'ulimit -f 2048; exec "$@"', "sh")
+LIMIT_SECONDS = 600.0  # generous, because the machine may be busy: tests wait for conditions
 
 
 class Hosts:
-    """Processes of one training, of some fake devices each; use as a context, which ends what is left of them."""
+    """The processes of one training, each with some fake devices; leaving the context kills those still running.
+
+    Args:
+        folder: Folder of their stderr files.
+        count: Number of processes.
+        flags: Command and flags of every process.
+        devices: Fake devices of each process.
+        extra_flags: One more flag of a process, by its index.
+        prefix: Words before the command of a process, by its index.
+    """
 
     def __init__(
         self,
@@ -25,27 +35,24 @@ class Hosts:
         count: int,
         *flags: str,
         devices: int = 2,
-        own: dict[int, str] | None = None,
+        extra_flags: Mapping[int, str] = MappingProxyType({}),
         prefix: Mapping[int, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._errors = [folder / f"{os.urandom(4).hex()}.{index}" for index in range(count)]
-        joins = ["--coordinator=" + free_port(), f"--num_processes={count}"] if count > 1 else []
+        self._stderr = [folder / f"{os.urandom(4).hex()}.{index}" for index in range(count)]
+        group = ["--coordinator=" + free_port(), f"--num_processes={count}"] if count > 1 else []
         self.processes: list[subprocess.Popen[bytes]] = []
         for index in range(count):
-            place = [f"--process_id={index}"] if count > 1 else []
-            command = [*flags, *joins, *place, *filter(None, [(own or {}).get(index)])]
-            self.processes.append(
-                self._start(
-                    [*prefix.get(index, ()), sys.executable, "-m", "jaxtempl", *command], self._errors[index], devices
-                )
-            )
+            process_id = [f"--process_id={index}"] if count > 1 else []
+            command = [*prefix.get(index, ()), sys.executable, "-m", "jaxtempl", *flags, *group, *process_id]
+            command += [extra_flags[index]] if index in extra_flags else []
+            self.processes.append(self._start(command, self._stderr[index], devices))
 
-    def _start(self, command: list[str], said: Path, devices: int) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str], stderr: Path, devices: int) -> "subprocess.Popen[bytes]":
         xla = f"--xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)}
-        with said.open("wb") as errors:
-            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        with stderr.open("wb") as file:
+            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file)
 
     def __enter__(self) -> "Hosts":
         return self
@@ -55,29 +62,37 @@ class Hosts:
             process.kill()
             process.wait()
 
-    def codes(self, seconds: float = 120.0) -> list[int]:
-        """Exit codes, when all have ended."""
-        end = time.monotonic() + seconds
+    def codes(self) -> list[int]:
+        """Return the exit codes once all processes have ended."""
+        end = time.monotonic() + LIMIT_SECONDS
         return [process.wait(max(end - time.monotonic(), 0.01)) for process in self.processes]
 
-    def said(self, index: int) -> str:
-        """What a process wrote to stderr."""
-        return self._errors[index].read_text()
+    def stderr(self, index: int) -> str:
+        """Return what a process has written to stderr."""
+        return self._stderr[index].read_text()
 
     def signal(self, index: int, number: signal.Signals) -> None:
+        """Send a signal to a process."""
         self.processes[index].send_signal(number)
 
-    def wait_until(self, true: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Raises AssertionError when it does not come true or a process ends before."""
-        end = time.monotonic() + seconds
-        while not true():
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition. Raises AssertionError if a process ends before."""
+        end = time.monotonic() + LIMIT_SECONDS
+        while not condition():
             ended = [i for i, process in enumerate(self.processes) if process.poll() is not None]
-            assert not ended, self.said(ended[0])
+            assert not ended, self.stderr(ended[0])
             assert time.monotonic() < end
             time.sleep(0.05)
 
 
 def free_port() -> str:
+    """Return the address of a free local port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return f"localhost:{probe.getsockname()[1]}"
+
+
+def run_script(script: str) -> "subprocess.CompletedProcess[str]":
+    """Run a Python script in its own process."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)

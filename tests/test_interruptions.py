@@ -16,7 +16,7 @@ from hosts import NO_ROOM, Hosts
 from rig import STEPS, Rig
 
 from bench import kill
-from bench.kill import told
+from bench.kill import read_losses
 from jaxtempl.config.paths import ROOT
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data import loader
@@ -53,12 +53,12 @@ def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
 def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Hosts(tmp_path, 1, *adapt(data, out), devices=1) as hosts:
-        hosts.wait_until(lambda: len(told(out)) > 2)
+        hosts.wait_until(lambda: len(read_losses(out)) > 2)
         hosts.signal(0, signal.SIGTERM)
-        assert hosts.codes(30) == [75], hosts.said(0)
+        assert hosts.codes() == [75], hosts.stderr(0)
     done = Run(out).checkpoints.newest_resumable()
-    assert done == max(told(out))
-    assert hosts.said(0).splitlines()[-1] == f"stopped after step {done}; run the same command again to resume"
+    assert done == max(read_losses(out))
+    assert hosts.stderr(0).splitlines()[-1] == f"stopped after step {done}; run the same command again to resume"
 
 
 def test_a_second_sigterm_ends_at_once() -> None:
@@ -72,7 +72,9 @@ with PreemptionHandler() as terminator:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in C, where no Python handler runs
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "True\n")
     assert "a second one ends at once" in done.stderr
 
@@ -88,7 +90,9 @@ def main(argv):
         print("still here")
 sys.exit(cli.run(main, []))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr == "stopped before the first step; run the same command to start again\n"
 
@@ -134,13 +138,13 @@ def test_as_many_recoveries_are_kept_as_is_asked(tmp_path: Path) -> None:
 def test_no_room_is_one_line_and_older_checkpoints_are_whole(data: Dataset, tmp_path: Path) -> None:
     out, flags = tmp_path / "run", ("--recover_minutes=0", "--keep=9")
     with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1) as hosts:
-        hosts.wait_until(lambda: len(told(out)) > 2)
+        hosts.wait_until(lambda: len(read_losses(out)) > 2)
         hosts.signal(0, signal.SIGTERM)
-        assert hosts.codes(30) == [75]
+        assert hosts.codes() == [75]
     steps = Run(out).checkpoints.steps()
     with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1, prefix={0: NO_ROOM}) as hosts:
-        assert hosts.codes(60) == [1]
-    (said,) = [line for line in hosts.said(0).splitlines() if line.startswith("error: ")]
+        assert hosts.codes() == [1]
+    (said,) = [line for line in hosts.stderr(0).splitlines() if line.startswith("error: ")]
     assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are complete" in said
     assert Run(out).checkpoints.steps() == steps
     assert Run(out).checkpoints.newest_resumable() == steps[-1]

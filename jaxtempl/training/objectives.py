@@ -126,7 +126,7 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
         hidden = model.hidden(batch["tokens"], bert.attention_mask(batch["segments"], mask_documents))
         masked = model.head(jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1))
         embedding = params["embed"]["embedding"]
-        bias = collectives.local_columns(params["head"]["bias"], len(embedding))
+        bias: Any = collectives.local_columns(params["head"]["bias"], len(embedding))
         weights = batch["weights"].astype(jnp.float32)
         return HeadInputs(collectives.copy_to_tensor_parallel(masked), embedding.T, batch["targets"], weights, bias)
 
