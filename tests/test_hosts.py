@@ -4,8 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hosts import NO_ROOM, Hosts
+from hosts import NO_ROOM, Hosts, run_script
 
 from bench.kill import read_losses
 from jaxtempl import cli, files
 from jaxtempl.commands import adapt as adapt_command
 from jaxtempl.commands import finetune as finetune_command
-from jaxtempl.config.paths import ROOT
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.config.training import AdaptConfig
 from jaxtempl.data import loader
@@ -192,9 +189,7 @@ process_group.START_SECONDS = 2
 with process_group.join(AdaptConfig(coordinator="localhost:1", num_processes=2, process_id=1)):
     print("here")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
+    done = run_script(script)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].startswith("error: the other processes did not join within 2 s; check")
 

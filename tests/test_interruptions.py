@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hosts import NO_ROOM, Hosts
+from hosts import NO_ROOM, Hosts, run_script
 from rig import STEPS, Rig
 
 from bench import kill
 from bench.kill import read_losses
-from jaxtempl.config.paths import ROOT
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data import loader
 from jaxtempl.data.dataset import Dataset
@@ -72,9 +69,7 @@ with PreemptionHandler() as terminator:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in C, where no Python handler runs
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
+    done = run_script(script)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "True\n")
     assert "a second one ends at once" in done.stderr
 
@@ -90,9 +85,7 @@ def main(argv):
         print("still here")
 sys.exit(cli.run(main, []))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
+    done = run_script(script)
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr == "stopped before the first step; run the same command to start again\n"
 
