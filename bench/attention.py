@@ -1,6 +1,6 @@
-"""Flash attention beside XLA's on this machine's accelerator, forward and gradients: `python -m bench.attention`.
+"""Flash attention against XLA's on this machine's accelerator, forward and gradients: `python -m bench.attention`.
 
-It has not been run: it wants an NVIDIA GPU or a TPU. The tests hold splash attention to XLA's by its interpreter.
+It needs an NVIDIA GPU or a TPU. The tests compare splash attention with XLA's by its interpreter.
 """
 
 import itertools
@@ -16,33 +16,33 @@ from jaxtempl.models import attention, flash_attention
 from jaxtempl.models.flash_attention import Kernel
 
 HEAD_DIMS = (64, 80, 128, 256)  # of 410m, 2.8b, 1.4b and 1b
-GREATEST = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2, jnp.float16: 3e-3}  # deviation that rounding explains
+MAX_DEVIATION = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2, jnp.float16: 3e-3}  # what rounding explains
 ROWS, LENGTH, HEADS = 2, 2048, 4
 
 
 def deviations(kernel: Kernel, head_dim: int, dtype: Any, documents: bool, length: int = LENGTH) -> dict[str, float]:
-    """How far output and gradients are from those of XLA in float32, as shares of the greatest value of each.
+    """Return the maximum deviations of output and gradients from XLA in float32, relative to each maximum.
 
     Args:
-        kernel: the attention to look at.
-        head_dim: of queries, keys and values.
-        dtype: of the numbers, which are random.
-        documents: whether a row is of three that do not see each other.
-        length: of a row.
+        kernel: Attention kernel to compare.
+        head_dim: Dims of queries, keys and values.
+        dtype: Type of the random numbers.
+        documents: Whether a row has three documents that do not attend to each other.
+        length: Length of a row.
     """
     numbers = jax.random.normal(jax.random.key(0), (4, ROWS, length, HEADS, head_dim)).astype(dtype)
     ends = jnp.array([[length // 5, length // 2], [length // 3, length - 7]])
-    told = (jnp.arange(length)[None, :, None] >= ends[:, None]).sum(axis=2) + 1 if documents else None
-    got = _results(lambda q, k, v: flash_attention.causal(kernel, q, k, v, told), numbers)
-    wanted = _results(lambda q, k, v: attention.causal(q, k, v, told), numbers.astype(jnp.float32))
+    ids = (jnp.arange(length)[None, :, None] >= ends[:, None]).sum(axis=2) + 1 if documents else None
+    got = _results(lambda q, k, v: flash_attention.causal(kernel, q, k, v, ids), numbers)
+    expected = _results(lambda q, k, v: attention.causal(q, k, v, ids), numbers.astype(jnp.float32))
     return {
         name: float(jnp.abs(x.astype(jnp.float32) - y).max() / jnp.abs(y).max())
-        for name, x, y in zip(("output", "query", "key", "value"), got, wanted, strict=True)
+        for name, x, y in zip(("output", "query", "key", "value"), got, expected, strict=True)
     }
 
 
 def _results(attend: Any, numbers: Array) -> tuple[Array, ...]:
-    """Output, and gradients of queries, keys and values."""
+    """Return the output, and the gradients of queries, keys and values."""
 
     def both(q: Array, k: Array, v: Array, cotangent: Array) -> Any:
         output, backward = jax.vjp(attend, q, k, v)
@@ -52,7 +52,7 @@ def _results(attend: Any, numbers: Array) -> tuple[Array, ...]:
 
 
 class Case(NamedTuple):
-    """What `deviations` looks at."""
+    """Arguments of `deviations`."""
 
     kernel: Kernel
     head_dim: int
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 def _cases(platform: str) -> Iterator[Case]:
-    """Every flash attention that a training there can be given."""
+    """Yield every flash attention that a training on a platform can use."""
     for dtype, head_dim in itertools.product((jnp.bfloat16, jnp.float16), HEAD_DIMS):
         kernel = flash_attention.choose_kernel(platform, head_dim, dtype)
         for documents in (False, True):
@@ -70,16 +70,16 @@ def _cases(platform: str) -> Iterator[Case]:
 
 
 def main() -> None:
-    """Prints every deviation, and ends with an error where one is too great or nothing could be looked at."""
+    """Print every deviation; exit with an error if one is too large or the platform has no flash attention."""
     jax.config.update("jax_default_matmul_precision", "highest")  # TPUs would round XLA's float32 to bfloat16
     platform = jax.default_backend()
-    found = [(case, deviations(*case)) for case in _cases(platform)]
-    if not found:
+    results = [(case, deviations(*case)) for case in _cases(platform)]
+    if not results:
         sys.exit(f"no flash attention on {platform}")
-    for (kernel, head_dim, dtype, documents), told in found:
-        print(f"{kernel} head_dim {head_dim} {jnp.dtype(dtype)} documents {documents}:", told)
-    if any(max(told.values()) > GREATEST[case.dtype] for case, told in found):
-        sys.exit("too far from XLA's")
+    for (kernel, head_dim, dtype, documents), values in results:
+        print(f"{kernel} head_dim {head_dim} {jnp.dtype(dtype)} documents {documents}:", values)
+    if any(max(values.values()) > MAX_DEVIATION[case.dtype] for case, values in results):
+        sys.exit("the deviation from XLA's is too large")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compile time of one training step at 6 and at 24 layers of the 70m width: `python -m bench.compile`.
 
-The blocks run in a scan, so depth must not show. Compilations of both depths take turns in one process, each from
-nothing: caches are cleared before each and no cache on disk is used.
+The blocks run in a scan, so compile time must not grow with depth. Compilations of both depths alternate in one
+process, with caches cleared before each and no cache on disk.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from jaxtempl.training.state import TrainState, state_shardings
 DEPTHS = (6, 24)
 ROUNDS = 5
 ROWS, LENGTH = 4, 512
-LIMIT = 1.2  # greatest ratio of the medians
+LIMIT = 1.2  # maximum ratio of the medians
 
 Seconds = dict[int, list[float]]
 
 
 def seconds_to_compile(architecture: NeoXArchitecture) -> float:
-    """Traces, lowers and compiles what a training step runs, from nothing; arrays are shapes only."""
-    task = objectives.causal_lm(factory.make_graphdef(architecture, architecture.vocabulary))
+    """Return the seconds to trace, lower and compile a training step without caches; arrays are shapes only."""
+    objective = objectives.causal_lm(factory.make_graphdef(architecture, architecture.vocabulary))
     optimizer = adamw(training.AdaptConfig(learning_rate=1e-3, warmup_ratio=0.01, weight_decay=0.01), 1000)
     params = factory.abstract_params(architecture, architecture.vocabulary)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(params, jax.eval_shape(optimizer.init, params), count)
     row = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
-    places = state_shardings(mesh.make_mesh(MeshShape(1, 1, 1)), optimizer, params)
-    functions: Any = step.compile_step(task, optimizer, places)
+    shardings = state_shardings(mesh.make_mesh(MeshShape(1, 1, 1)), optimizer, params)
+    functions: Any = step.compile_step(objective, optimizer, shardings)
     jax.clear_caches()
     start = time.perf_counter()
     gradient = functions.gradient.lower(params, {"tokens": row, "segments": row}, None)
@@ -49,7 +49,7 @@ def seconds_to_compile(architecture: NeoXArchitecture) -> float:
 
 
 def measure() -> Seconds:
-    """Seconds of each compilation by depth; the first of each is thrown away, for it also loads the compiler."""
+    """Return the seconds of each compilation by depth, except the first, which also loads the compiler."""
     base = NeoXArchitecture(**sizes.read_size("70m")["architecture"])
     times: Seconds = {depth: [] for depth in DEPTHS}
     for _ in range(ROUNDS + 1):
@@ -59,7 +59,7 @@ def measure() -> Seconds:
 
 
 def page(times: Seconds, ratio: float, machine: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     lines = [f"| {d} | {statistics.median(t):.2f} | {', '.join(f'{s:.2f}' for s in t)} |" for d, t in times.items()]
     return "\n".join(
         [
@@ -81,7 +81,7 @@ def page(times: Seconds, ratio: float, machine: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures and writes docs/benchmarks/compile.json and its page."""
+    """Measure, and write docs/benchmarks/compile.json and its page."""
     jax.config.update("jax_enable_compilation_cache", False)
     machine = common.machine(["jax", "jaxlib", "flax", "optax"])
     times = measure()

@@ -1,19 +1,18 @@
-"""All that is to be learnt on a GPU, in 33 minutes: `python -m bench.gpu [--parts=PART,...] [--out=DIR]`.
+"""All GPU benchmarks in 33 minutes: `python -m bench.gpu [--parts=PART,...] [--out=DIR]`.
 
-Each part has so many minutes, so that a slow one does not eat the others, and what is found is saved as it is found,
-under docs/benchmarks/ and in --out. Measurements that are there are not made again, so a visit that was cut off goes
-on with the same command; `--parts` names what is still to be done.
+Each part has a limit of minutes. Results are saved at once, under docs/benchmarks/ and in --out. Existing measurements
+are not repeated, so the same command resumes an interrupted visit; `--parts` names the parts to run.
 
-| part | minutes | what it finds |
+| part | minutes | result |
 |---|---|---|
-| `parity` | 3 | flash attention beside XLA's, the chunked loss beside the plain one, bfloat16 beside float32 |
-| `ceilings` | 1 | what this device's matrix products and memory reach by themselves |
-| `fit` | 8 | microbatches and rematerialisations that fit, and their speed, at each size |
-| `beside` | 7 | the fastest of each size beside torch |
-| `profile` | 2 | where 410m's time goes, by kind of kernel |
-| `flags` | 3 | 410m with flags of XLA's that may help |
-| `vocabulary` | 1 | memory against vocabulary, from this device's compiler |
-| `latency` | 8 | a classifier's latency beside torch |
+| `parity` | 3 | flash attention against XLA's, chunked loss against plain, bfloat16 against float32 |
+| `ceilings` | 1 | speed of matrix products and of memory alone |
+| `fit` | 8 | microbatches and rematerialisations that fit, and their speed, by size |
+| `compare` | 7 | the fastest of each size against torch |
+| `profile` | 2 | time of a 410m update by kind of kernel |
+| `flags` | 3 | 410m with XLA flags that may help |
+| `vocabulary` | 1 | memory by vocabulary, from this device's compiler |
+| `latency` | 8 | latency of a classifier against torch |
 """
 
 import argparse
@@ -26,10 +25,10 @@ from typing import Any
 
 from bench import common, latency_gpu, train_gpu
 from bench.common import ChildError
-from bench.measured import AIMS, ENVIRONMENT, Clock, Results
+from bench.measured import ENVIRONMENT, TARGETS, Clock, Results
 from jaxtempl import files
 
-MINUTES = {"parity": 3, "ceilings": 1, "fit": 8, "beside": 7, "profile": 2, "flags": 3, "vocabulary": 1, "latency": 8}
+MINUTES = {"parity": 3, "ceilings": 1, "fit": 8, "compare": 7, "profile": 2, "flags": 3, "vocabulary": 1, "latency": 8}
 SAVED = ("gpu", "train_gpu", "profile_gpu", "vocabulary_gpu", "latency_gpu")
 SIZE = "410m"  # of parity, profile and flags
 FLAGS = (
@@ -42,11 +41,11 @@ FLAGS = (
 
 
 class Visit:
-    """What a visit has found, saved as it goes.
+    """The results of a visit to a GPU, saved as they arrive.
 
     Args:
-        rows: a .npy file of token rows, or nothing for random tokens.
-        out: a folder that gets a copy of everything, or None.
+        rows: A .npy file of token rows; empty for random tokens.
+        out: Folder that gets a copy of every file, or None.
     """
 
     def __init__(self, rows: str, out: Path | None) -> None:
@@ -55,17 +54,17 @@ class Visit:
         self.found: dict[str, Any] = files.read_json(path) if path.exists() else {}
         self.results = Results(rows, self.copy)
 
-    def tell(self, name: str, ask: Callable[[], Any]) -> None:
-        """Keeps what is found, or why it was not."""
+    def record(self, name: str, measure: Callable[[], Any]) -> None:
+        """Save the result of a measurement, or its error."""
         try:
-            self.found[name] = ask()
+            self.found[name] = measure()
         except ChildError as error:
             self.found[name] = {"error": str(error)[-2000:]}
         common.save("gpu", self.found, page(self.found))
         self.copy()
 
     def copy(self) -> None:
-        """Into the folder that was named."""
+        """Copy the files into the output folder."""
         if self._out:
             self._out.mkdir(parents=True, exist_ok=True)
             for path in (common.RESULTS / f"{name}.{kind}" for name in SAVED for kind in ("json", "md")):
@@ -74,84 +73,84 @@ class Visit:
 
 
 def parity(visit: Visit, clock: Clock) -> None:
-    """Each check in a process of its own."""
+    """Run each check in a separate process."""
     for name in ("precision", "loss"):
-        visit.tell(name, lambda name=name: _child(name, clock))
-    visit.tell("attention", lambda: _said("bench.attention", clock=clock).splitlines())
+        visit.record(name, lambda name=name: _child(name, clock))
+    visit.record("attention", lambda: _run("bench.attention", clock=clock).splitlines())
 
 
 def ceilings(visit: Visit, clock: Clock) -> None:
-    """In a process of its own."""
-    visit.tell("ceilings", lambda: _child("ceilings", clock))
+    """Measure the ceilings in a separate process."""
+    visit.record("ceilings", lambda: _child("ceilings", clock))
 
 
 def fit(visit: Visit, clock: Clock) -> None:
-    """Of each size, with a share of the time."""
-    for left, size in zip(range(len(AIMS), 0, -1), AIMS, strict=True):
+    """Fit each size, with an equal share of the time."""
+    for left, size in zip(range(len(TARGETS), 0, -1), TARGETS, strict=True):
         train_gpu.fit(visit.results, size, Clock(clock.left / left))
 
 
-def beside(visit: Visit, clock: Clock) -> None:
-    """Of each size, with a share of the time."""
-    for left, size in zip(range(len(AIMS), 0, -1), AIMS, strict=True):
-        train_gpu.beside(visit.results, size, Clock(clock.left / left))
+def compare(visit: Visit, clock: Clock) -> None:
+    """Compare each size with torch, with an equal share of the time."""
+    for left, size in zip(range(len(TARGETS), 0, -1), TARGETS, strict=True):
+        train_gpu.compare(visit.results, size, Clock(clock.left / left))
 
 
 def profile(visit: Visit, clock: Clock) -> None:
-    """Of the fastest."""
+    """Profile the fastest setting."""
     best = visit.results.fastest("jaxtempl", SIZE)
     if best:
-        asked = ("bench.profile_gpu", best.size, str(best.rows), best.remat)
-        visit.tell("profile", lambda: f"{len(_said(*asked, clock=clock))} characters on a page of its own")
+        arguments = ("bench.profile_gpu", best.size, str(best.rows), best.remat)
+        visit.record("profile", lambda: f"{len(_run(*arguments, clock=clock))} characters on a page of its own")
 
 
 def flags(visit: Visit, clock: Clock) -> None:
-    """With the fastest."""
+    """Measure the fastest setting with each flag."""
     best = visit.results.fastest("jaxtempl", SIZE)
-    for some in FLAGS:
+    for flag in FLAGS:
         if best:
-            visit.results.measure(best._replace(flags=some), clock)
+            visit.results.measure(best._replace(flags=flag), clock)
 
 
 def vocabulary(visit: Visit, clock: Clock) -> None:
-    """As far as time allows; it saves what it has."""
-    visit.tell("vocabulary", lambda: f"{len(_said('bench.vocabulary', clock=clock))} characters on a page of its own")
+    """Measure memory by vocabulary as far as time allows."""
+    visit.record("vocabulary", lambda: f"{len(_run('bench.vocabulary', clock=clock))} characters on a page of its own")
 
 
 def latency(visit: Visit, clock: Clock) -> None:
-    """As far as time allows; it saves what it has."""
+    """Measure latencies as far as time allows."""
     latency_gpu.measure(clock, visit.copy)
 
 
-PARTS = {p.__name__: p for p in (parity, ceilings, fit, beside, profile, flags, vocabulary, latency)}
+PARTS = {p.__name__: p for p in (parity, ceilings, fit, compare, profile, flags, vocabulary, latency)}
 
 
-def _said(module: str, *arguments: str, clock: Clock) -> str:
+def _run(module: str, *arguments: str, clock: Clock) -> str:
     return common.said(module, *arguments, seconds=clock.left, **ENVIRONMENT)
 
 
 def _child(name: str, clock: Clock) -> dict[str, Any]:
-    return json.loads(_said("bench.gpu", f"--child={name}", clock=clock).splitlines()[-1])
+    return json.loads(_run("bench.gpu", f"--child={name}", clock=clock).splitlines()[-1])
 
 
 def precision(size: str = SIZE, length: int = 2048) -> dict[str, Any]:
-    """Loss and gradient of one row in bfloat16 beside float32."""
+    """Compare loss and gradient of one row in bfloat16 with float32."""
     import jax
     import jax.numpy as jnp
 
-    found = {name: _gradient(size, length, name) for name in ("fp32", "bf16")}
-    whole, half = (total.gradient for total in found.values())
+    totals = {name: _gradient(size, length, name) for name in ("fp32", "bf16")}
+    whole, half = (total.gradient for total in totals.values())
     apart = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), half, whole)
     squares = jax.tree.map(lambda a: jnp.sum(a**2), whole)
     named = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: float(jnp.sqrt(a / b)), apart, squares))
     worst, leaf = max((value, jax.tree_util.keystr(keys)) for keys, value in named)
     distance = float(jnp.sqrt(sum(jax.tree.leaves(apart)) / sum(jax.tree.leaves(squares))))
-    losses = {name: float(total.sums["loss"] / total.sums["weight"]) for name, total in found.items()}
+    losses = {name: float(total.sums["loss"] / total.sums["weight"]) for name, total in totals.items()}
     return {"loss": losses, "gradient_apart": distance, "worst_leaf": leaf, "worst_apart": worst}
 
 
 def _gradient(size: str, length: int, name: str) -> Any:
-    """Of one random row; float32 is not computed in TF32."""
+    """Return the gradient of one random row, with float32 products not in TF32."""
     import jax
     import numpy as np
 
@@ -165,15 +164,15 @@ def _gradient(size: str, length: int, name: str) -> Any:
 
     a, mesh = steps.architecture(size), make_mesh(MeshShape(1, 1, 1))
     params, optimizer = factory.random_params(a, a.vocabulary, 0), adamw(AdaptConfig(learning_rate=1e-3), 10)
-    task = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, compute_dtype(name)))
-    functions = step.compile_step(task, optimizer, state.state_shardings(mesh, optimizer, params))
+    objective = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, compute_dtype(name)))
+    functions = step.compile_step(objective, optimizer, state.state_shardings(mesh, optimizer, params))
     tokens = np.random.default_rng(0).integers(0, a.vocabulary, (1, length)).astype(np.uint16)
     with jax.default_matmul_precision("highest" if name == "fp32" else "default"):
         return functions.gradient(params, jax.device_put({"tokens": tokens, "segments": np.ones_like(tokens)}), None)
 
 
 def loss(tokens: int = 8192, width: int = 1024, columns: int = 50_304) -> dict[str, Any]:
-    """The chunked loss in bfloat16 beside the plain one: its value, and its gradients' relative distance."""
+    """Compare the chunked loss in bfloat16 with the plain one: values, and relative distance of the gradients."""
     import jax
     import jax.numpy as jnp
 
@@ -185,7 +184,7 @@ def loss(tokens: int = 8192, width: int = 1024, columns: int = 50_304) -> dict[s
     kernel = jax.random.normal(keys[1], (width, columns)) * 0.02
     targets = jax.random.randint(keys[2], hidden.shape[:2], 0, columns)
     weights = jnp.ones(targets.shape)
-    (ours, gradients), (plain, wanted) = (
+    (ours, gradients), (plain, expected) = (
         jax.jit(jax.value_and_grad(f, (0, 1)), static_argnums=4)(
             hidden, kernel, targets, weights, jax.default_backend()
         )
@@ -193,13 +192,13 @@ def loss(tokens: int = 8192, width: int = 1024, columns: int = 50_304) -> dict[s
     )
     apart = [
         float(jnp.linalg.norm((a - b).astype(jnp.float32).ravel()) / jnp.linalg.norm(b.astype(jnp.float32).ravel()))
-        for a, b in zip(gradients, wanted, strict=True)
+        for a, b in zip(gradients, expected, strict=True)
     ]
     return {"chunked": float(ours) / tokens, "plain": float(plain) / tokens, "gradients_apart": apart}
 
 
-def reached(side: int = 8192, numbers: int = 2**30, times: int = 10) -> dict[str, Any]:
-    """bfloat16 operations a second of a product of random matrices, and bytes a second read and written."""
+def ceilings_here(side: int = 8192, numbers: int = 2**30, times: int = 10) -> dict[str, Any]:
+    """Return bfloat16 operations a second of a matrix product, and bytes a second read and written."""
     import jax
     import jax.numpy as jnp
 
@@ -211,46 +210,46 @@ def reached(side: int = 8192, numbers: int = 2**30, times: int = 10) -> dict[str
     return {"operations": 2 * side**3 / product_seconds, "bytes": 4 * numbers / copy_seconds}
 
 
-def _seconds(ask: Callable[[], Any], times: int) -> float:
-    """Of one of several calls in a row, after one that compiles and warms up."""
-    ask().block_until_ready()
+def _seconds(run: Callable[[], Any], times: int) -> float:
+    """Return the mean seconds of consecutive calls, after one that compiles and warms up."""
+    run().block_until_ready()
     start = time.perf_counter()
     for _ in range(times - 1):
-        ask()
-    ask().block_until_ready()
+        run()
+    run().block_until_ready()
     return (time.perf_counter() - start) / times
 
 
-CHILDREN: dict[str, Callable[[], dict[str, Any]]] = {"precision": precision, "loss": loss, "ceilings": reached}
+CHILDREN: dict[str, Callable[[], dict[str, Any]]] = {"precision": precision, "loss": loss, "ceilings": ceilings_here}
 
 
 def page(found: dict[str, Any]) -> str:
-    """All but what has pages of its own."""
-    told = {name: value for name, value in found.items() if value and name != "format"}
-    lines = [f"## {name}\n\n```json\n{json.dumps(value, indent=1)}\n```\n" for name, value in told.items()]
-    beside = ", ".join(f"`{name}.md`" for name in SAVED[1:])
-    about = f"Beside {beside}. `python -m bench.gpu` repeats it."
+    """Return the results that have no page of their own as Markdown."""
+    rows = {name: value for name, value in found.items() if value and name != "format"}
+    lines = [f"## {name}\n\n```json\n{json.dumps(value, indent=1)}\n```\n" for name, value in rows.items()]
+    others = ", ".join(f"`{name}.md`" for name in SAVED[1:])
+    about = f"See also {others}. `python -m bench.gpu` repeats it."
     return "\n".join(["# What a visit to a GPU found", "", about, "", *lines])
 
 
 def main() -> None:
-    """Does the parts that are asked for."""
+    """Run the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, in order (default: all)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to run, in order (default: all)")
     parser.add_argument("--rows", default="", help=".npy file of token rows (default: random tokens)")
-    parser.add_argument("--out", type=Path, help="folder for copies of what is found")
+    parser.add_argument("--out", type=Path, help="folder for copies of the results")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child:
-        print(json.dumps(CHILDREN[asked.child]()))
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(CHILDREN[arguments.child]()))
         return
-    names = asked.parts.split(",")
+    names = arguments.parts.split(",")
     if set(names) - set(PARTS):
-        parser.error(f"--parts={asked.parts} has others than {', '.join(PARTS)}")
+        parser.error(f"--parts={arguments.parts} has others than {', '.join(PARTS)}")
     if train_gpu.device()["platform"] == "cpu":
         parser.error("this machine has no accelerator, or jax does not see it")
-    visit, start = Visit(asked.rows, asked.out), time.monotonic()
-    visit.tell("machine", lambda: common.machine(("jax", "jaxlib", "torch", "transformers")))
+    visit, start = Visit(arguments.rows, arguments.out), time.monotonic()
+    visit.record("machine", lambda: common.machine(("jax", "jaxlib", "torch", "transformers")))
     for name in names:
         PARTS[name](visit, Clock(60 * MINUTES[name]))
         print(f"{name} done after {(time.monotonic() - start) / 60:.1f} minutes", flush=True)

@@ -1,4 +1,4 @@
-"""What the text of a compiled program (HLO) says: its arrays and its collectives, and which of these run in a loop."""
+"""A parser of compiled programs (HLO text): arrays, collectives, and which of these run in a loop."""
 
 import math
 import re
@@ -19,9 +19,9 @@ class Collective(NamedTuple):
     """One collective operation of a compiled program.
 
     Attributes:
-        kind: its name in HLO.
-        arrays: what it yields on a device.
-        looped: whether it is inside a loop, so runs once a layer or chunk.
+        kind: Name in HLO.
+        arrays: Output arrays on a device.
+        looped: Whether it is inside a loop, and so runs once a layer or chunk.
     """
 
     kind: str
@@ -30,14 +30,14 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of what it yields on one device."""
+        """Bytes of the output on one device."""
         return sum(BYTES[dtype] * math.prod(sizes) for dtype, sizes in self.arrays)
 
 
 def collectives(program: str) -> list[Collective]:
-    """Every collective in the text of a compiled program.
+    """Return every collective in the text of a compiled program.
 
-    On a TPU one that runs beside other work stands in each computation that it is fused into, always with its channel.
+    On a TPU, an asynchronous collective appears in each computation that it is fused into, always with its channel.
     """
     lines = list(_lines(program))
     fused = set(re.findall(r"calls=%?([\w.-]+)", program))
@@ -47,22 +47,22 @@ def collectives(program: str) -> list[Collective]:
         match = _COLLECTIVE.search(line)
         if match:
             name, yields, kind = match.groups()
-            told = tuple(re.findall(r'channel_id=\d+|op_name="[^"]*"', line)) if inside in fused else name
+            identity = tuple(re.findall(r'channel_id=\d+|op_name="[^"]*"', line)) if inside in fused else name
             moved = tuple(arrays(yields))
             if kind == "collective-permute" and len(moved) > 1:
-                moved = moved[1:2]  # what it sends comes first
-            found[kind, moved, told] = Collective(kind, moved, inside in looped)
+                moved = moved[1:2]  # the operand comes first
+            found[kind, moved, identity] = Collective(kind, moved, inside in looped)
     return list(found.values())
 
 
 def arrays(text: str) -> Iterator[Array]:
-    """Every array type in a piece of HLO."""
+    """Yield every array type in HLO text."""
     for dtype, sizes in _ARRAY.findall(text):
         yield dtype, tuple(int(size) for size in sizes.split(",") if size)
 
 
 def _lines(program: str) -> Iterator[tuple[str, str]]:
-    """Every line of a program with the computation that it belongs to."""
+    """Yield each line of a program with the name of its computation."""
     inside = ""
     for line in program.splitlines():
         header = _COMPUTATION.match(line)
@@ -71,7 +71,7 @@ def _lines(program: str) -> Iterator[tuple[str, str]]:
 
 
 def _looped(lines: Iterable[tuple[str, str]]) -> set[str]:
-    """Computations that a loop runs, and all that these call."""
+    """Return the computations that a loop runs, directly or through calls."""
     called, waiting, found = defaultdict[str, set[str]](set), set[str](), set[str]()
     for inside, line in lines:
         called[inside].update(re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", line))
@@ -83,7 +83,7 @@ def _looped(lines: Iterable[tuple[str, str]]) -> set[str]:
 
 
 def listed(program: str) -> list[dict[str, Any]]:
-    """Its collectives as a report has them, alike ones together, those that move most first."""
+    """Return the collectives of a program for a report: equal ones grouped, the largest first."""
     counted = Counter(collectives(program)).items()
     return [
         {"kind": c.kind, "in_a_loop": c.looped, "times": n, "bytes": c.bytes, "arrays": [list(a) for a in c.arrays]}

@@ -1,8 +1,8 @@
-"""Kills a training at random instants and shows that nothing is lost: `python -m bench.kill`.
+"""Kill a training at random instants and check that nothing is lost: `python -m bench.kill`.
 
-A training that saves as often as it can is killed (SIGKILL) 100 times, each time some random part of a second after it
-has gone on, and started again by the same command. What is on the disk tells in which phase it died. Every start must
-load the newest whole checkpoint by itself, and the end must be that of a training never killed, bit for bit.
+A training that saves as often as it can is killed (SIGKILL) 100 times, each time a random fraction of a second after it
+has resumed, and restarted by the same command. The files on disk show the phase in which it died. Every start must load
+the newest complete checkpoint, and the final parameters must equal those of an uninterrupted training, bit for bit.
 """
 
 import collections
@@ -28,12 +28,12 @@ from jaxtempl.runs.run import Run
 from jaxtempl.synthetic import generator
 
 KILLS, STEPS, SEED = 100, 400, 0
-MOST_SECONDS, MOST_STEPS = 0.6, 3.0  # from the first step of a life to its end; whichever is longer on this machine
+MAX_SECONDS, MAX_STEPS = 0.6, 3.0  # from the first step of a life to its end; the longer one counts
 PHASES = ("training", "writing", "committing")
 
 
 def dataset(folder: Path) -> Path:
-    """A small one, out of the embedded sample."""
+    """Prepare a small dataset from the embedded sample."""
     generator.write(folder / "sample", 40)
     made = (str(folder / "sample" / "transcripts.jsonl.gz"),)
     pipeline.run(PrepareConfig(transcripts=made, size="nano", length=64, out=folder / "data"))
@@ -41,7 +41,7 @@ def dataset(folder: Path) -> Path:
 
 
 def start(data: Path, out: Path, steps: int) -> "subprocess.Popen[str]":
-    """One life of the training, which says where it begins."""
+    """Start one life of the training, which prints where it resumes."""
     flags = [
         "--size=nano",
         f"--data={data}",
@@ -56,51 +56,51 @@ def start(data: Path, out: Path, steps: int) -> "subprocess.Popen[str]":
 
 
 def finish(data: Path, out: Path, steps: int) -> None:
-    """Trains to the end; ends this script when that fails."""
-    said, errors = start(data, out, steps).communicate()
-    if "is complete at step" not in said:
+    """Train to the end; exit if that fails."""
+    output, errors = start(data, out, steps).communicate()
+    if "is complete at step" not in output:
         sys.exit(f"the training did not finish: {errors}")
 
 
 def longest(whole: Path) -> float:
-    """Seconds that a life may last from its first step on, where a step with its save takes as long as in that run."""
+    """Return the maximum seconds of a life after its first step, by the speed of an uninterrupted run."""
     first, *others = [line for line in Run(whole).metrics() if "loss" in line]
     trained = first["seconds"] + sum(line["seconds"] for line in others)
     elapsed = trained / others[-1]["training_share"] - first["seconds"]
-    return max(MOST_SECONDS, MOST_STEPS * elapsed / len(others))
+    return max(MAX_SECONDS, MAX_STEPS * elapsed / len(others))
 
 
 def kill(data: Path, out: Path, steps: int, wait: float) -> dict[str, Any]:
-    """One life and its end, so many seconds after its first step."""
+    """Start a life and kill it `wait` seconds after its first step."""
     whole = newest(out)
     before = metrics(out)
     process = start(data, out, steps)
-    # Until it has read_losses a step of its own, in the metrics that it cut to where it goes on.
+    # Wait for a new step in the metrics, which the start truncates to the step that it resumes from.
     while (metrics(out) == before or max(read_losses(out), default=0) <= (whole or 0)) and process.poll() is None:
         time.sleep(0.002)
     time.sleep(wait)
     process.send_signal(signal.SIGKILL)
-    said = process.communicate()[0]
+    output = process.communicate()[0]
     if process.returncode != -signal.SIGKILL:
-        sys.exit(f"the training ended by itself with {process.returncode} before it was killed: {said}")
-    loaded = next((line.rpartition("@")[2] for line in said.splitlines() if line.startswith("resuming from")), None)
+        sys.exit(f"the training ended by itself with {process.returncode} before it was killed: {output}")
+    loaded = next((line.rpartition("@")[2] for line in output.splitlines() if line.startswith("resuming from")), None)
     return {"newest_whole": whole, "loaded": loaded and int(loaded), **phase(out)}
 
 
 def newest(out: Path) -> int | None:
-    """The newest checkpoint on the disk that has its name, its manifest, and an optimizer."""
+    """Return the newest checkpoint on disk with a name, a manifest, and optimizer state."""
     named = [path for path in (out / "checkpoints").glob("[0-9]*") if (path / "manifest.json").exists()]
     return max((int(path.name) for path in named if (path / "optimizer").exists()), default=None)
 
 
 def metrics(out: Path) -> int:
-    """The file that metrics are in now; a start makes it anew."""
+    """Return the inode of the metrics file, which every start replaces."""
     path = out / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else 0
 
 
 def read_losses(out: Path) -> dict[int, float]:
-    """The training loss of each step that a run, alive or dead, has written so far."""
+    """Return the training loss of each step that a run has written so far."""
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -108,30 +108,30 @@ def read_losses(out: Path) -> dict[int, float]:
 
 
 def phase(out: Path) -> dict[str, Any]:
-    """What the dead training was doing, read_losses by what it left: nothing, a part of a checkpoint, or all of one."""
-    left = sorted((out / "checkpoints").glob(".*.partial*"))
-    if not left:
+    """Return the phase in which a training died, by its files: none, a part of a checkpoint, or all of one."""
+    partial = sorted((out / "checkpoints").glob(".*.partial*"))
+    if not partial:
         return {"phase": "training", "step": max(read_losses(out), default=0)}
-    committing = any((path / SUMS_FOLDER).exists() or (path / "manifest.json").exists() for path in left)
-    return {"phase": "committing" if committing else "writing", "step": int(left[-1].name.split(".")[1])}
+    committing = any((path / SUMS_FOLDER).exists() or (path / "manifest.json").exists() for path in partial)
+    return {"phase": "committing" if committing else "writing", "step": int(partial[-1].name.split(".")[1])}
 
 
 def same(one: Path, other: Path, step: int) -> bool:
-    """Whether all parameters are the same bits."""
+    """Return whether all parameters are equal bit for bit."""
     trees = [Run(folder).params(step) for folder in (one, other)]
     return all(map(np.array_equal, *map(jax.tree.leaves, trees)))
 
 
 def measure(folder: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
-    """All of it, in a folder; ends this script when a start did not load what it should."""
+    """Run the whole experiment in a folder; exit if a start did not load the newest complete checkpoint."""
     data, choose = dataset(folder), random.Random(seed)
     finish(data, folder / "whole", steps)
-    lives, most = [], longest(folder / "whole")
+    lives, limit = [], longest(folder / "whole")
     for number in range(kills):
-        lives.append(kill(data, folder / "killed", steps, choose.uniform(0, most)))
+        lives.append(kill(data, folder / "killed", steps, choose.uniform(0, limit)))
         print(f"kill {number + 1} of {kills}: {lives[-1]}", file=sys.stderr, flush=True)
         if lives[-1]["loaded"] != lives[-1]["newest_whole"]:
-            sys.exit(f"life {number + 1} did not load the newest whole checkpoint: {lives[-1]}")
+            sys.exit(f"life {number + 1} did not load the newest complete checkpoint: {lives[-1]}")
     finish(data, folder / "killed", steps)
     counts = collections.Counter(life["phase"] for life in lives)
     equal = same(folder / "whole", folder / "killed", steps)
@@ -139,7 +139,7 @@ def measure(folder: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     counts = results["phases"]
     saving = counts["writing"] + counts["committing"]
     return "\n".join(
@@ -166,7 +166,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Writes docs/benchmarks/kill.json and .md."""
+    """Write docs/benchmarks/kill.json and .md."""
     machine = common.machine(("jax", "flax", "optax", "orbax-checkpoint"))
     with tempfile.TemporaryDirectory() as folder:
         results = {"machine": machine, **measure(Path(folder), KILLS, STEPS, SEED)}

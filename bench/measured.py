@@ -1,4 +1,4 @@
-"""What bench.train_gpu has measured: kept in docs/benchmarks/train_gpu.json, told on the page beside it."""
+"""The measurements of bench.train_gpu, saved in docs/benchmarks/train_gpu.json and shown on its page."""
 
 import json
 import statistics
@@ -12,14 +12,14 @@ from bench.common import ChildError, TookTooLongError
 from jaxtempl import files
 from jaxtempl.specs import flops
 
-LENGTH, UPDATE = 2048, 64  # tokens of a row, rows an update
-WARM, STEPS = 1, 4  # updates of a process before those that are timed, and those
-LIMIT = 240.0  # seconds that a process may take
-AIMS = {"410m": 163_000, "1.4b": 54_000, "2.8b": 29_000}  # tokens a second on one H200
-RATIO = 1.3  # of torch's speed, wanted
+LENGTH, UPDATE = 2048, 64  # tokens of a row, rows of an update
+WARM, STEPS = 1, 4  # warm-up updates of a process, and timed ones
+LIMIT = 240.0  # maximum seconds of a process
+TARGETS = {"410m": 163_000, "1.4b": 54_000, "2.8b": 29_000}  # tokens a second on one H200
+TARGET_RATIO = 1.3  # of torch's speed
 RESULTS = common.RESULTS / "train_gpu.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
-# The device's whole memory for JAX, as torch has it; and what one process has compiled, others find.
+# JAX gets the device's whole memory, as torch does; processes share compiled programs.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", "JAX_COMPILATION_CACHE_DIR": "/tmp/jaxtempl-bench"}
 COLUMNS = ("side", "size", "rows", "computed again", "XLA's flags", "attention", "tokens/s", "MFU", "peak, GB", "data")
 
@@ -27,14 +27,14 @@ Row = dict[str, Any]
 
 
 class Setting(NamedTuple):
-    """What is measured.
+    """A configuration to measure.
 
     Attributes:
         side: `jaxtempl` or `torch`.
-        size: one of configs/sizes/.
-        rows: of a microbatch.
-        remat: what the backward pass computes again.
-        flags: XLA's, beside its defaults.
+        size: One of configs/sizes/.
+        rows: Rows of a microbatch.
+        remat: What the backward pass recomputes.
+        flags: XLA flags in addition to the defaults.
     """
 
     side: str
@@ -43,20 +43,20 @@ class Setting(NamedTuple):
     remat: str
     flags: str = ""
 
-    def of(self, row: Row) -> bool:
-        """Whether a row is of this setting."""
+    def matches(self, row: Row) -> bool:
+        """Return whether a row has this setting."""
         return all(row[name] == value for name, value in self._asdict().items())
 
 
 class Clock:
-    """What is left of a number of seconds."""
+    """A countdown."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return max(self._end - time.monotonic(), 0.0)
 
 
@@ -64,8 +64,8 @@ class Results:
     """The measurements so far, saved after each one.
 
     Args:
-        source: a .npy file of token rows, or nothing for random tokens.
-        saved: called after each save.
+        source: A .npy file of token rows; empty for random tokens.
+        saved: Callback after each save.
     """
 
     def __init__(self, source: str = "", saved: Callable[[], None] = lambda: None) -> None:
@@ -77,12 +77,12 @@ class Results:
         self.failed: list[Row] = known.get("failed", [])
 
     def fastest(self, side: str, size: str) -> Setting | None:
-        """The setting of most tokens a second without flags."""
+        """Return the setting with most tokens a second without flags."""
         row = fastest([row for row in self.rows if row["data"] == self._data], side, size)
         return Setting(side, size, row["rows"], row["remat"]) if row else None
 
     def measure(self, setting: Setting, clock: Clock, rounds: int = 1) -> bool:
-        """Runs processes until the setting has had so many, or time is up; says whether it has had one at all."""
+        """Run processes until the setting has had `rounds`, or time is up; return whether it has had any."""
         known = self._find(setting, self.rows)
         while (known["rounds"] if known else 0) < rounds and not self._find(setting, self.failed) and clock.left:
             self._run(setting, known, min(LIMIT, clock.left))
@@ -90,25 +90,25 @@ class Results:
         return known is not None
 
     def _find(self, setting: Setting, rows: list[Row]) -> Row | None:
-        return next((row for row in rows if row["data"] == self._data and setting.of(row)), None)
+        return next((row for row in rows if row["data"] == self._data and setting.matches(row)), None)
 
     def _run(self, setting: Setting, known: Row | None, seconds: float) -> None:
-        """One process; an end for want of time is only told where it had all that a process may have."""
-        asked = {"setting": setting, "rows": self._source, "update": UPDATE, "length": LENGTH, "warm": WARM}
-        child = f"--child={json.dumps({**asked, 'count': STEPS})}"
+        """Run one process; record a timeout as a failure only if the process had the full limit."""
+        arguments = {"setting": setting, "rows": self._source, "update": UPDATE, "length": LENGTH, "warm": WARM}
+        child = f"--child={json.dumps({**arguments, 'count': STEPS})}"
         flags = {"XLA_FLAGS": setting.flags} if setting.flags else {}
         try:
-            found = common.alone("bench.train_gpu", child, seconds=seconds, **ENVIRONMENT, **flags)
-            self.rows = [*(row for row in self.rows if row is not known), self._row(setting, found, known)]
+            measured = common.alone("bench.train_gpu", child, seconds=seconds, **ENVIRONMENT, **flags)
+            self.rows = [*(row for row in self.rows if row is not known), self._row(setting, measured, known)]
         except ChildError as error:
             if seconds == LIMIT or not isinstance(error, TookTooLongError):
                 self.failed.append({**setting._asdict(), "data": self._data, "error": _reason(str(error))})
         self._save()
 
-    def _row(self, setting: Setting, found: Row, known: Row | None) -> Row:
-        """Of a process, and of those before it."""
+    def _row(self, setting: Setting, measured: Row, known: Row | None) -> Row:
+        """Return the row of a process, merged with earlier ones."""
         row: Row = {**setting._asdict(), "length": LENGTH, "update_rows": UPDATE, "data": self._data, "rounds": 1}
-        row |= found
+        row |= measured
         if known:
             row["seconds"] = [*known["seconds"], *row["seconds"]]
             row["peak_bytes"] = max(known["peak_bytes"], row["peak_bytes"])
@@ -127,19 +127,19 @@ class Results:
 
 
 def _reason(error: str) -> str:
-    """The last line of a traceback that names an error."""
+    """Return the last line of a traceback that names an error."""
     lines = [line for line in error.splitlines() if "Error" in line or "RESOURCE_EXHAUSTED" in line]
     return (lines or [error.strip()[-300:]])[-1][:300]
 
 
 def fastest(rows: list[Row], side: str, size: str) -> Row | None:
-    """The row of most tokens a second without flags."""
-    own = [row for row in rows if (row["side"], row["size"], row["flags"]) == (side, size, "")]
-    return max(own, key=lambda row: row["tokens_per_second"], default=None)
+    """Return the row with most tokens a second without flags."""
+    candidates = [row for row in rows if (row["side"], row["size"], row["flags"]) == (side, size, "")]
+    return max(candidates, key=lambda row: row["tokens_per_second"], default=None)
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     rows, failed = results["rows"], results["failed"]
     return "\n".join(
         [
@@ -153,9 +153,9 @@ def page(results: dict[str, Any]) -> str:
             "",
             "| size | jaxtempl, tokens/s | MFU | wanted on an H200 | torch, tokens/s | MFU | ratio |",
             "|---" * 7 + "|",
-            *[_compared(rows, size) for size in AIMS],
+            *[_compared(rows, size) for size in TARGETS],
             "",
-            f"A ratio of {RATIO} is wanted.",
+            f"A ratio of {TARGET_RATIO} is wanted.",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|---" * len(COLUMNS) + "|",
@@ -172,7 +172,7 @@ def _compared(rows: list[Row], size: str) -> str:
     ours, theirs = (fastest(rows, side, size) for side in ("jaxtempl", "torch"))
     speeds = [f"{row['tokens_per_second']:,.0f} | {_share(row)}" if row else " | " for row in (ours, theirs)]
     ratio = f"{ours['tokens_per_second'] / theirs['tokens_per_second']:.2f}" if ours and theirs else ""
-    return f"| {size} | {speeds[0]} | {AIMS[size]:,} | {speeds[1]} | {ratio} |"
+    return f"| {size} | {speeds[0]} | {TARGETS[size]:,} | {speeds[1]} | {ratio} |"
 
 
 def _line(row: Row, speed: str) -> str:

@@ -1,8 +1,8 @@
-"""Where an update's time goes on this machine's device, by kind of kernel: `python -m bench.profile_gpu 410m 16 none`.
+"""Profile an update on this machine's device, by kind of kernel: `python -m bench.profile_gpu 410m 16 none`.
 
-Traces a few updates of a size in microbatches of so many rows with a rematerialisation, and writes
-docs/benchmarks/profile_gpu.{json,md}: the share of each kind, and the kernels that take longest with the operation of
-the model that each is of. Without the trace at hand, that is what to reason from.
+The arguments are size, rows of a microbatch and rematerialisation. The script traces a few updates and writes
+docs/benchmarks/profile_gpu.{json,md}: the share of each kind, and the slowest kernels with the model operation that
+each belongs to.
 """
 
 import collections
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FLAGS = "--xla_gpu_enable_command_buffer="  # none: a kernel that runs inside of one is not told apart
+FLAGS = "--xla_gpu_enable_command_buffer="  # no command buffers: the profile cannot separate the kernels inside one
 MICROBATCHES, UPDATES, LENGTH, SHOWN = 2, 3, 2048, 40
-DEVICE_LINES = ("Stream", "XLA Ops")  # of a trace on a GPU, on a TPU
+DEVICE_LINES = ("Stream", "XLA Ops")  # in a trace on a GPU, on a TPU
 MODULES = {"jit_update": "optimizer", "jit_add": "sum of gradients"}
-KINDS = {  # by what the name of a kernel, its instruction or its source has in it, the first that fits
+KINDS = {  # by substrings of a kernel's name, instruction or source; the first match counts
     "attention": ("fmha", "flash", "sdpa", "cudnn", "splash"),
     "matrix product": ("gemm", "cutlass", "cublas", "nvjet", "xmma", "dot"),
     "copy": ("memcpy", "memset", "copy", "dynamic-update-slice", "dynamic_update_slice"),
@@ -29,14 +29,14 @@ KINDS = {  # by what the name of a kernel, its instruction or its source has in 
 }
 
 
-class Kernel(NamedTuple):
-    """What ran on the device.
+class DeviceKernel(NamedTuple):
+    """A kernel that ran on the device.
 
     Attributes:
-        name: of the kernel.
-        module: the compiled function that it is of.
-        operation: the HLO instruction.
-        source: the operation of the model, as JAX names it.
+        name: Name of the kernel.
+        module: Compiled function that it belongs to.
+        operation: HLO instruction.
+        source: JAX's name of the model operation.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Kernel(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """A key of KINDS, or what a whole module or the loss is."""
+        """Key of KINDS, or the kind of a whole module or of the loss."""
         whole = next((kind for module, kind in MODULES.items() if self.module.startswith(module)), None)
         if whole or re.search(r"\bloss\b", self.source):
             return whole or ("loss: matrix product" if self._has(KINDS["matrix product"]) else "loss: rest")
@@ -57,22 +57,22 @@ class Kernel(NamedTuple):
         return any(part in name for part in parts for name in names)
 
 
-def kernels(folder: Path, sources: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[Kernel, float]]:
-    """Every kernel of a trace, and its seconds.
+def kernels(folder: Path, sources: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[DeviceKernel, float]]:
+    """Yield every kernel of a trace with its seconds.
 
     Args:
-        folder: that the trace was written to.
-        sources: of each compiled function's instructions, from `sources_of`.
+        folder: Folder of the trace.
+        sources: Model operation of each instruction by compiled function, from `sources_of`.
     """
     for event in _events(folder):
         stats = {str(name): str(value) for name, value in event.stats}
         module, operation = stats.get("hlo_module", "").split("(")[0], stats.get("hlo_op", "")
         source = sources.get(module, {}).get(operation, "")
-        yield Kernel(event.name, module, operation, source), event.duration_ns / 1e9
+        yield DeviceKernel(event.name, module, operation, source), event.duration_ns / 1e9
 
 
 def _events(folder: Path) -> Iterator[Any]:
-    """What ran on a device; on the CPU, which is none of its own, what XLA's code says that it ran."""
+    """Yield what ran on a device; on the CPU, which a trace does not list as a device, what XLA's code reports."""
     from jax.profiler import ProfileData
 
     (path,) = folder.rglob("*.xplane.pb")
@@ -82,24 +82,24 @@ def _events(folder: Path) -> Iterator[Any]:
         yield from (event for line in lines if line.name.startswith(DEVICE_LINES) for event in line.events)
     for event in (event for plane in planes if not lines for line in plane.lines for event in line.events):
         operation = next((str(value) for name, value in event.stats if name == "hlo_op"), "while")
-        if not operation.startswith("while"):  # which holds others
+        if not operation.startswith("while"):  # a loop contains others
             yield event
 
 
 def sources_of(program: str) -> dict[str, str]:
-    """The operation of the model that each instruction of a compiled program comes from."""
+    """Return the model operation of each instruction of a compiled program."""
     return dict(re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', program, re.MULTILINE))
 
 
 def trace(size: str, rows: int, remat: str, length: int = LENGTH) -> dict[str, Any]:
-    """Seconds of a few updates, whole and by kernel."""
+    """Return the seconds of a few updates, in total and by kernel."""
     import time
 
     import jax
 
     from bench import steps
 
-    ready, vocabulary = steps.jaxtempl(steps.Work(size, rows, remat), length), steps.architecture(size).vocabulary
+    ready, vocabulary = steps.jaxtempl(steps.StepConfig(size, rows, remat), length), steps.architecture(size).vocabulary
     tokens = np.random.default_rng(0).integers(0, vocabulary, (rows * MICROBATCHES, length))
     for _ in range(2):
         ready.step(tokens)
@@ -109,7 +109,7 @@ def trace(size: str, rows: int, remat: str, length: int = LENGTH) -> dict[str, A
             for _ in range(UPDATES):
                 ready.step(tokens)
             wall = time.perf_counter() - start
-        seconds, times = collections.defaultdict[Kernel, float](float), collections.Counter[Kernel]()
+        seconds, times = collections.defaultdict[DeviceKernel, float](float), collections.Counter[DeviceKernel]()
         for kernel, taken in kernels(Path(folder), {"jit_gradient": sources_of(ready.program())}):
             seconds[kernel] += taken
             times[kernel] += 1
@@ -117,23 +117,23 @@ def trace(size: str, rows: int, remat: str, length: int = LENGTH) -> dict[str, A
     return {**named, "updates": UPDATES, "microbatches": MICROBATCHES, "wall": wall, **summary(seconds, times)}
 
 
-def summary(seconds: Mapping[Kernel, float], times: Mapping[Kernel, int]) -> dict[str, Any]:
-    """Seconds by kind, and every kernel that took a thousandth or more."""
+def summary(seconds: Mapping[DeviceKernel, float], times: Mapping[DeviceKernel, int]) -> dict[str, Any]:
+    """Return the seconds by kind, and every kernel that took a thousandth or more."""
     kinds = {kernel.kind: 0.0 for kernel in seconds}
     for kernel, taken in seconds.items():
         kinds[kernel.kind] += taken
     whole = sum(seconds.values())
     longest = sorted(seconds, key=lambda kernel: -seconds[kernel])
-    told = [
+    rows = [
         {**kernel._asdict(), "kind": kernel.kind, "seconds": seconds[kernel], "times": times[kernel]}
         for kernel in longest
         if seconds[kernel] * 1000 >= whole
     ]
-    return {"busy": whole, "kinds": dict(sorted(kinds.items(), key=lambda kind: -kind[1])), "kernels": told}
+    return {"busy": whole, "kinds": dict(sorted(kinds.items(), key=lambda kind: -kind[1])), "kernels": rows}
 
 
 def page(found: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     wall = found["wall"]
     kinds = [f"| {kind} | {taken:.3f} | {taken / wall:.1%} |" for kind, taken in found["kinds"].items()]
     longest = [
@@ -163,7 +163,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Traces and writes docs/benchmarks/profile_gpu.{json,md}."""
+    """Trace, and write docs/benchmarks/profile_gpu.{json,md}."""
     from bench import common
 
     os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"

@@ -1,11 +1,11 @@
-"""What a training step of 2.8b becomes on 64 devices, read from the compiled program; nothing is run.
+"""The collectives and memory of a 2.8b training step on up to 64 devices, from the compiled program; nothing runs.
 
     python -m bench.sharding
 
 Compiles the gradient of a batch at real shapes (64 rows of 2,048 tokens, bfloat16) and the update after it, for meshes
-of fake CPU devices. It lists every collective with its bytes and what a device holds, and checks `faults`; one found
-ends it. XLA for CPUs computes bfloat16 products in float32 and has no pass that makes reduce-scatter out of an
-all-reduce whose result is sliced at once, so weights travel here at twice their size and gradients leave by the latter.
+of fake CPU devices. It lists every collective with its bytes and the memory of a device, and exits if `faults` finds
+one. XLA for CPUs computes bfloat16 products in float32 and has no pass that turns a sliced all-reduce into a
+reduce-scatter, so weights travel here at twice their size and gradients by all-reduce.
 """
 
 import math
@@ -29,26 +29,26 @@ SCALARS = 4096  # bytes; counts, norms and the like may go anywhere
 
 
 def faults(program: str, shapes: Any, rows: int, length: int, shape: MeshShape) -> list[str]:
-    """What a compiled gradient does that sharding promises not to do, a line each.
+    """Return the violations of the sharding in a compiled gradient, one line each.
 
     Args:
-        program: its text.
-        shapes: of the parameters.
-        rows: of the batch.
-        length: of a row.
-        shape: the mesh.
+        program: Text of the program.
+        shapes: Shapes of the parameters.
+        rows: Rows of the batch.
+        length: Length of a row.
+        shape: Shape of the mesh.
     """
     stacks = {leaf.shape for leaf in jax.tree.leaves(shapes["blocks"]) if leaf.ndim > 2}
     whole = [f"a stack of layers is whole: {sizes}" for sizes in {s for _, s in hlo.arrays(program)} & stacks]
-    # Of more rows than a device's own.
+    # Tokens of more rows than one device has.
     tokens = {rows // n * length for n in range(1, shape.row_shards) if shape.row_shards % n == 0}
-    told = []
+    violations = []
     for found in hlo.collectives(program):
         if found.kind in UNWANTED:
-            told.append(f"{found.kind} {UNWANTED[found.kind]}: {found.arrays}")
+            violations.append(f"{found.kind} {UNWANTED[found.kind]}: {found.arrays}")
         if found.kind == "all-gather" and any(_activation(sizes, rows, length, tokens) for _, sizes in found.arrays):
-            told.append(f"activations are gathered: {found.arrays}")
-    return whole + told
+            violations.append(f"activations are gathered: {found.arrays}")
+    return whole + violations
 
 
 def _activation(sizes: tuple[int, ...], rows: int, length: int, tokens: set[int]) -> bool:
@@ -56,17 +56,17 @@ def _activation(sizes: tuple[int, ...], rows: int, length: int, tokens: set[int]
 
 
 def measure(architecture: NeoXArchitecture, shape: MeshShape) -> dict[str, Any]:
-    """One mesh's row of the report; ends the run when something promised does not hold."""
+    """Return a mesh's row of the report; exit if the sharding is violated."""
     mesh = make_mesh(shape)
     computed, updated = (
         compiled_step.compile_gradient(architecture, mesh, ROWS, LENGTH),
         compiled_step.compile_update(architecture, mesh),
     )
     shapes = factory.abstract_params(architecture, architecture.vocabulary)
-    wrong = faults(computed.text, shapes, ROWS, LENGTH, shape)
-    wrong += [f"the update moves {c.kind} {c.arrays}" for c in hlo.collectives(updated.text) if c.bytes > SCALARS]
-    if wrong:
-        sys.exit(f"mesh {shape}: " + "; ".join(wrong))
+    violations = faults(computed.text, shapes, ROWS, LENGTH, shape)
+    violations += [f"the update moves {c.kind} {c.arrays}" for c in hlo.collectives(updated.text) if c.bytes > SCALARS]
+    if violations:
+        sys.exit(f"mesh {shape}: " + "; ".join(violations))
     return {
         "mesh": shape._asdict(),
         "state_bytes": compiled_step.state_bytes(architecture, shape),
@@ -77,7 +77,7 @@ def measure(architecture: NeoXArchitecture, shape: MeshShape) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     rows = results["meshes"]
     held = [
         f"| {MeshShape(**row['mesh'])} | {MeshShape(**row['mesh']).devices} | {row['state_bytes'] / 1e9:.2f} | "
@@ -118,7 +118,7 @@ def _table(row: dict[str, Any]) -> list[str]:
 
 
 def main(meshes: Sequence[MeshShape] = MESHES) -> None:
-    """Compiles, checks and writes docs/benchmarks/sharding.json and .md."""
+    """Compile, check, and write docs/benchmarks/sharding.json and .md."""
     jax.config.update("jax_num_cpu_devices", max(shape.devices for shape in meshes))
     machine = common.machine(("jax", "flax", "optax"))
     architecture = NeoXArchitecture(**read_size(SIZE)["architecture"])

@@ -1,4 +1,4 @@
-"""One update of a language model by this project and by transformers with torch, on whatever device there is.
+"""One update of a language model by this project and by transformers with torch, on the available device.
 
 Both keep float32 parameters and moments. On an accelerator both compute in bfloat16 (torch by autocast), and torch is
 compiled, with its fused AdamW; on the CPU both compute in float32, and torch is not compiled.
@@ -17,13 +17,13 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 RATE, DECAY = 1e-3, 0.01
 
 
-class Work(NamedTuple):
-    """What is trained and how.
+class StepConfig(NamedTuple):
+    """The model of a step and how it is computed.
 
     Attributes:
-        size: one of configs/sizes/.
-        rows: of a microbatch; an update's rows are computed in so many at a time.
-        remat: what the backward pass computes again; for torch `none` or `full`.
+        size: One of configs/sizes/.
+        rows: Rows of a microbatch.
+        remat: What the backward pass recomputes; for torch `none` or `full`.
     """
 
     size: str
@@ -32,14 +32,14 @@ class Work(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One side, ready to train.
+    """One side of the comparison, ready to train.
 
     Attributes:
-        step: an update with these tokens [rows of the update, length]; gives its mean loss when it is done.
-        peak: most bytes held so far: of the device's memory, or resident where that is the CPU.
-        device: as the side calls it.
-        attention: what computes it.
-        program: of a microbatch's gradient, compiled; empty for torch.
+        step: Runs an update with tokens [rows of the update, length] and returns its mean loss once it is done.
+        peak: Returns the peak bytes so far: of the device's memory, or resident on the CPU.
+        device: Name of the device.
+        attention: Name of the attention kernel.
+        program: Returns the compiled program of a microbatch's gradient; empty for torch.
     """
 
     step: Callable[[np.ndarray], float]
@@ -50,12 +50,12 @@ class Side(NamedTuple):
 
 
 def architecture(size: str) -> NeoXArchitecture:
-    """Of one of configs/sizes/."""
+    """Return the architecture of one of configs/sizes/."""
     return NeoXArchitecture(**sizes.read_size(size)["architecture"])
 
 
-def jaxtempl(work: Work, length: int) -> Side:
-    """This project's own compiled functions, called as `train.fit` calls them."""
+def jaxtempl(step_config: StepConfig, length: int) -> Side:
+    """Return this project's side: the compiled functions, called as `loop.fit` calls them."""
     import jax
 
     from jaxtempl.models import factory
@@ -64,19 +64,19 @@ def jaxtempl(work: Work, length: int) -> Side:
     from jaxtempl.training.optimizer import adamw
     from jaxtempl.training.step import compile_step
 
-    a, remat, mesh = architecture(work.size), _policy(work.remat), make_mesh(MeshShape(1, 1, 1))
-    task = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, precision.compute_dtype("auto"), remat))
+    a, remat, mesh = architecture(step_config.size), _policy(step_config.remat), make_mesh(MeshShape(1, 1, 1))
+    objective = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, precision.compute_dtype("auto"), remat))
     optimizer = adamw(training.AdaptConfig(learning_rate=RATE, weight_decay=DECAY), 1000)
     params = factory.random_params(a, a.vocabulary, 0)
-    functions = compile_step(task, optimizer, state.state_shardings(mesh, optimizer, params))
+    functions = compile_step(objective, optimizer, state.state_shardings(mesh, optimizer, params))
     holder = [state.initial_state(params, optimizer, mesh)]
-    del params  # the state's are a copy or the same
+    del params  # frees them, if the state has copies
 
     def microbatch(tokens: np.ndarray) -> dict[str, Any]:
         return jax.device_put({"tokens": tokens.astype(np.uint16), "segments": np.ones_like(tokens, np.uint16)})
 
     def step(tokens: np.ndarray) -> float:
-        parts = np.split(tokens, len(tokens) // work.rows)
+        parts = np.split(tokens, len(tokens) // step_config.rows)
         totals = (functions.gradient(holder[0].params, microbatch(part), None) for part in parts)
         holder[0], metrics = functions.update(holder[0], functools.reduce(functions.add, totals))
         return float(metrics["loss"])
@@ -86,14 +86,14 @@ def jaxtempl(work: Work, length: int) -> Side:
         return stats["peak_bytes_in_use"] if stats else _resident()
 
     gradient: Any = functions.gradient
-    lowered = gradient.lower(holder[0].params, microbatch(np.ones((work.rows, length))), None)
+    lowered = gradient.lower(holder[0].params, microbatch(np.ones((step_config.rows, length))), None)
     attention = next((kernel for kernel in ("cudnn", "splash") if kernel in lowered.as_text()), "xla")
     device = jax.local_devices()[0].device_kind
     return Side(step, peak, device, attention, lambda: lowered.compile().as_text())
 
 
 def _policy(remat: str) -> Any:
-    """The name of a policy of `stack.REMAT`; `attention`, which keeps attention's output too, is tried here first."""
+    """Return the name of a policy of `scan.REMAT`, after adding `attention`, which saves attention's output too."""
     import jax
 
     from jaxtempl.models import scan
@@ -107,18 +107,18 @@ def _policy(remat: str) -> Any:
     return remat
 
 
-def torch(work: Work, length: int) -> Side:
-    """The same by transformers and torch: sdpa attention, gradients clipped at 1."""
+def torch(step_config: StepConfig, length: int) -> Side:
+    """Return the side of transformers with torch: sdpa attention, gradients clipped at 1."""
     import torch
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
     from jaxtempl.huggingface import config
 
     gpu = torch.cuda.is_available()
-    settings = GPTNeoXConfig(**config.hugging_face_config(architecture(work.size), "lm"), use_cache=False)
+    gpt_neox = GPTNeoXConfig(**config.hugging_face_config(architecture(step_config.size), "lm"), use_cache=False)
     with torch.device("cuda" if gpu else "cpu"):
-        model = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa").float().train()
-    if work.remat == "full":
+        model = AutoModelForCausalLM.from_config(gpt_neox, attn_implementation="sdpa").float().train()
+    if step_config.remat == "full":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
         model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=DECAY, fused=True if gpu else None
@@ -126,7 +126,7 @@ def torch(work: Work, length: int) -> Side:
     compiled: Any = torch.compile(model) if gpu else model
 
     def step(tokens: np.ndarray) -> float:
-        batches = torch.tensor(tokens, dtype=torch.long).to(model.device).split(work.rows)
+        batches = torch.tensor(tokens, dtype=torch.long).to(model.device).split(step_config.rows)
         total = 0.0
         for batch in batches:
             with torch.autocast("cuda", torch.bfloat16, enabled=gpu):
@@ -146,4 +146,4 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-SIDES: dict[str, Callable[[Work, int], Side]] = {"jaxtempl": jaxtempl, "torch": torch}
+SIDES: dict[str, Callable[[StepConfig, int], Side]] = {"jaxtempl": jaxtempl, "torch": torch}

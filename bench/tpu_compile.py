@@ -1,10 +1,10 @@
-"""Training steps compiled for TPU slices by the TPU's own compiler, which needs no TPU; nothing is run.
+"""Training steps compiled for TPU slices by the TPU's compiler, which needs no TPU; nothing runs.
 
-    pip install libtpu==0.0.42     # the one that jax 0.10.2 asks for; 209 MB
+    pip install libtpu==0.0.42     # the version for jax 0.10.2; 209 MB
     python -m bench.tpu_compile
 
-Compiles the gradient of a microbatch (4 rows of 2,048 tokens a device, bfloat16) and the update after it. A case that
-docs/benchmarks/tpu_compile.json has is not compiled again, so a run that was cut off goes on; remove it to begin anew.
+Compiles the gradient of a microbatch (4 rows of 2,048 tokens a device, bfloat16) and the update after it. Cases in
+docs/benchmarks/tpu_compile.json are not compiled again, so a second run resumes; remove the file to start again.
 """
 
 import re
@@ -27,7 +27,7 @@ from jaxtempl.specs.accelerators import ACCELERATORS
 from jaxtempl.specs.architecture import NeoXArchitecture
 
 NAME = "tpu_compile"
-ROWS, LENGTH = 4, 2048  # a device's
+ROWS, LENGTH = 4, 2048  # of one device
 SHOWN = 1e6  # bytes of a collective that the page lists
 
 
@@ -35,9 +35,9 @@ class Case(NamedTuple):
     """One compilation.
 
     Attributes:
-        size: of configs/sizes/.
-        slice: chips, as JAX names them: kind and grid.
-        remat: what the backward pass computes again, the least that fits.
+        size: One of configs/sizes/.
+        slice: JAX's name of the chips: kind and grid.
+        remat: What the backward pass recomputes, the least that fits.
     """
 
     size: str
@@ -46,11 +46,11 @@ class Case(NamedTuple):
 
     @property
     def chip(self) -> str:
-        """The kind."""
+        """Kind of chip."""
         return self.slice.partition(":")[0]
 
     def __str__(self) -> str:
-        """As it is told to people."""
+        """Format the case as `410m on v5e:2x4, remat dots`."""
         return f"{self.size} on {self.slice}, remat {self.remat}"
 
 
@@ -67,12 +67,12 @@ _SPLASH = re.compile(r"%?(splash_[a-z_]+)[\d.]* = .* custom-call\(")
 
 
 def splash(program: str) -> dict[str, int]:
-    """How often each kernel of splash attention stands in the text of a program."""
+    """Return how often each kernel of splash attention occurs in a program."""
     return dict(Counter(_SPLASH.findall(program)))
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """One row of the report."""
+    """Return one row of the report."""
     start = time.perf_counter()
     devices = compiled_step.describe_slice(case.slice)
     shape = MeshShape(1, len(devices), 1)
@@ -81,21 +81,21 @@ def measure(case: Case) -> dict[str, Any]:
     row = {**case._asdict(), "devices": len(devices), "state_bytes": compiled_step.state_bytes(architecture, shape)}
     gradient = compiled_step.compile_gradient(architecture, mesh, ROWS * len(devices), LENGTH, case.remat)
     update = compiled_step.compile_update(architecture, mesh)
-    row |= {"gradient": _told(gradient), "update": _told(update), "splash": splash(gradient.text)}
-    row["held_bytes"] = held(row["state_bytes"], gradient, update)
+    row |= {"gradient": _memory(gradient), "update": _memory(update), "splash": splash(gradient.text)}
+    row["held_bytes"] = peak_bytes(row["state_bytes"], gradient, update)
     row["fits"] = row["held_bytes"] < ACCELERATORS[case.chip].memory
     return {**row, "seconds": round(time.perf_counter() - start)}
 
 
-def held(state: int, gradient: CompiledProgram, update: CompiledProgram) -> int:
-    """The most that a device holds at a time: its state, and what a microbatch or an update needs beside it.
+def peak_bytes(state: int, gradient: CompiledProgram, update: CompiledProgram) -> int:
+    """Return the peak bytes of a device: its state, and what a microbatch or an update needs in addition.
 
-    The gradient of the batch so far is a part of the state, that of the microbatch is not.
+    The summed gradient is a part of the state, the gradient of the microbatch is not.
     """
     return state + max(gradient.outputs + gradient.temporary, update.temporary)
 
 
-def _told(program: CompiledProgram) -> dict[str, Any]:
+def _memory(program: CompiledProgram) -> dict[str, Any]:
     return {
         "argument_bytes": program.arguments,
         "output_bytes": program.outputs,
@@ -105,7 +105,7 @@ def _told(program: CompiledProgram) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     rows = results["cases"]
     missing = [str(case) for case in CASES if not _has(rows, case)]
     return "\n".join(
@@ -140,12 +140,12 @@ def page(results: dict[str, Any]) -> str:
 def _line(row: dict[str, Any]) -> str:
     gradient = row["gradient"]
     sizes = (row["state_bytes"], gradient["argument_bytes"], gradient["output_bytes"], gradient["temporary_bytes"])
-    told = " | ".join(f"{size / 1e9:.2f}" for size in (*sizes, row["held_bytes"]))
+    cells = " | ".join(f"{size / 1e9:.2f}" for size in (*sizes, row["held_bytes"]))
     memory = ACCELERATORS[row["slice"].partition(":")[0]].memory / 1e9
     kernels = ", ".join(f"{name.removeprefix('splash_mha_')} {times}" for name, times in row["splash"].items())
     fits = "yes" if row["fits"] else "no"
     return (
-        f"| {row['size']} | {row['slice']} ({row['devices']}) | {row['remat']} | {told} | {memory:.0f} | {fits} "
+        f"| {row['size']} | {row['slice']} ({row['devices']}) | {row['remat']} | {cells} | {memory:.0f} | {fits} "
         f"| {kernels} | {row['seconds']} |"
     )
 
@@ -167,8 +167,8 @@ def _has(rows: Sequence[dict[str, Any]], case: Case) -> bool:
 
 
 def main() -> None:
-    """Compiles what is not there yet, and writes docs/benchmarks/tpu_compile.json and .md after each case."""
-    jax.config.update("jax_platforms", "cpu")  # of this process; the compiler is asked by name
+    """Compile the missing cases, and write docs/benchmarks/tpu_compile.json and .md after each."""
+    jax.config.update("jax_platforms", "cpu")  # for this process; the TPU's compiler is used by name
     path = common.RESULTS / f"{NAME}.json"
     machine = common.machine(("jax", "flax", "optax", "libtpu"))
     results: dict[str, Any] = files.read_json(path) if path.exists() else {"machine": machine, "cases": []}

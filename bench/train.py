@@ -1,8 +1,8 @@
-"""Training speed and peak memory beside transformers with torch: `python -m bench.train`.
+"""Training speed and peak memory against transformers with torch: `python -m bench.train`.
 
 On an accelerator this is `bench.train_gpu`. On the CPU it is the 70m shape, 4 rows of 512 tokens, float32, random
-weights, the same batch and the same AdamW. Each measurement is a process of its own, so that its peak of resident
-memory is its own; the two sides take turns.
+weights, the same batch and the same AdamW. Each measurement is a separate process, which gives it its own peak of
+resident memory; the two sides alternate.
 """
 
 import json
@@ -21,9 +21,9 @@ SIDES = ("jaxtempl", "torch")
 
 
 def child(side: str) -> None:
-    """Measures one side and prints its seconds a step, losses and peak memory as JSON."""
+    """Measure one side, and print its seconds a step, losses and peak memory as JSON."""
     tokens = np.random.default_rng(0).integers(0, 50_000, (ROWS, LENGTH))
-    ready = steps.SIDES[side](steps.Work(SIZE, ROWS), LENGTH)
+    ready = steps.SIDES[side](steps.StepConfig(SIZE, ROWS), LENGTH)
     losses, seconds = [ready.step(tokens)], []  # the first step compiles
     for _ in range(STEPS):
         start = time.perf_counter()
@@ -33,7 +33,7 @@ def child(side: str) -> None:
 
 
 def main() -> None:
-    """Takes turns and writes docs/benchmarks/train.{json,md}, or on an accelerator what `train_gpu` does."""
+    """Measure both sides in turn and write docs/benchmarks/train.{json,md}; on an accelerator run `train_gpu`."""
     if train_gpu.device()["platform"] != "cpu":
         return train_gpu.main()
     machine = common.machine(("jax", "flax", "optax", "torch", "transformers"))
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def page(machine: dict[str, Any], speed: dict[str, float], peak: dict[str, float], ratio: dict[str, float]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     lines = [f"| {side} | {speed[side]:,.0f} | {peak[side]:,.0f} |" for side in SIDES]
     return "\n".join(
         [

@@ -1,9 +1,9 @@
-"""What a gradient takes beside parameters, rows and gradients as the vocabulary grows: `python -m bench.vocabulary`.
+"""Temporary memory of a gradient as the vocabulary grows: `python -m bench.vocabulary`.
 
-Compiles the gradient of a model as wide as 410m at 4 rows of 2,048 tokens, bfloat16, with the chunked loss in the
-parts of a CPU and in those of an accelerator, and with a plain loss whose logits are whole. The model has one small
-layer, for 410m's own hold more than a chunk of the loss. Nothing is run. Where there is an accelerator, its compiler is
-asked, and the page is `vocabulary_gpu`.
+Compiles the gradient of a model as wide as 410m at 4 rows of 2,048 tokens, bfloat16: with the chunked loss in chunks of
+a CPU and of an accelerator, and with a plain loss that stores all logits. The model has one small layer, because the
+layers of 410m need more memory than a chunk of the loss. Nothing runs. An accelerator uses its own compiler and writes
+the page `vocabulary_gpu`.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ LOSSES = {"cpu": "chunked, as on a CPU", "accelerator": "chunked, as on an accel
 def plain_cross_entropy(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, platform: str, bias: None = None
 ) -> jax.Array:
-    """The loss with all logits at once, on any platform."""
+    """Return the loss with all logits at once, on any platform."""
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    found = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return -(weights * found).sum()
+    log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    return -(weights * log_probabilities).sum()
 
 
 def temporary(vocabulary: int) -> Iterator[tuple[str, int]]:
-    """Bytes under each of LOSSES."""
+    """Yield the temporary bytes with each of LOSSES."""
     architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)
     mesh = make_mesh(MeshShape(1, 1, 1))
     as_on_cpu = {mesh.devices.flat[0].platform: cross_entropy.CHUNK_LOGITS["cpu"]}
@@ -52,7 +52,7 @@ def temporary(vocabulary: int) -> Iterator[tuple[str, int]]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     rows = [
         f"| {row['vocabulary']:,} | "
         + " | ".join(f"{row['temporary_bytes'][name] / 1e9:.2f}" for name in LOSSES)
@@ -83,7 +83,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Compiles and writes docs/benchmarks/vocabulary.json and .md, as far as it is, after each vocabulary."""
+    """Compile, and write docs/benchmarks/vocabulary.json and .md after each vocabulary."""
     machine, device = common.machine(("jax", "flax", "optax")), jax.devices()[0]
     results: dict[str, Any] = {"machine": machine, "device": device.device_kind, "length": LENGTH}
     results["rows"] = list[dict[str, Any]]()

@@ -80,13 +80,13 @@ def test_the_choice(
     assert flash_attention.choose_kernel(platform, head_dim, dtype, capability) == chosen, "of a GPU that is elsewhere"
 
 
-@pytest.mark.parametrize(("told", "capability"), [("9.0", 9.0), ("12.1", 12.1), ("gfx90a", 0.0), (None, 0.0)])
-def test_the_capability_is_nvidias(monkeypatch: pytest.MonkeyPatch, told: str | None, capability: float) -> None:
+@pytest.mark.parametrize(("reported", "capability"), [("9.0", 9.0), ("12.1", 12.1), ("gfx90a", 0.0), (None, 0.0)])
+def test_the_capability_is_nvidias(monkeypatch: pytest.MonkeyPatch, reported: str | None, capability: float) -> None:
     class Device:
         """A GPU as JAX shows it; a CPU says nothing."""
 
-        if told:
-            compute_capability = told
+        if reported:
+            compute_capability = reported
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert flash_attention.local_capability() == capability
@@ -104,9 +104,9 @@ def test_the_capability_is_nvidias(monkeypatch: pytest.MonkeyPatch, told: str | 
 )
 @pytest.mark.usefixtures("interpreted")
 def test_splash_is_xlas_attention(head_dim: int, dtype: Any, documents: bool) -> None:
-    found = bench.deviations("splash", head_dim, dtype, documents, LENGTH)
-    assert set(found) == {"output", "query", "key", "value"}
-    assert max(found.values()) < bench.GREATEST[dtype], found
+    deviations = bench.deviations("splash", head_dim, dtype, documents, LENGTH)
+    assert set(deviations) == {"output", "query", "key", "value"}
+    assert max(deviations.values()) < bench.MAX_DEVIATION[dtype], deviations
 
 
 def test_blocks_are_the_greatest_that_divide_a_row() -> None:
@@ -124,18 +124,18 @@ def numbers(length: int, dtype: Any = jnp.float32) -> jax.Array:
 
 
 def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAX's own attention in XLA, asked for the same, is ours."""
-    theirs, asked = jax.nn.dot_product_attention, list[str]()
+    """JAX's attention in XLA gives the same result."""
+    theirs, implementations = jax.nn.dot_product_attention, list[str]()
 
     def on_xla(*arrays: jax.Array, implementation: str, **settings: Any) -> jax.Array:
-        asked.append(implementation)
+        implementations.append(implementation)
         return theirs(*arrays, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_xla)
     q, k, v = numbers(128)
     got = jax.jit(functools.partial(flash_attention.causal, "cudnn"))(q, k, v)
     np.testing.assert_allclose(got, jax.jit(attention.causal)(q, k, v), atol=1e-5)
-    assert asked == ["cudnn"]
+    assert implementations == ["cudnn"]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_what_a_kernel_cannot_serve_is_xlas(kernel: Kernel, length: int, documents: bool) -> None:
     q, k, v = numbers(length, jnp.bfloat16)
-    told = jnp.ones((2, length), jnp.int32) if documents else None
-    got = jax.jit(functools.partial(flash_attention.causal, kernel))(q, k, v, told)
-    np.testing.assert_array_equal(got, jax.jit(attention.causal)(q, k, v, told))
+    ids = jnp.ones((2, length), jnp.int32) if documents else None
+    got = jax.jit(functools.partial(flash_attention.causal, kernel))(q, k, v, ids)
+    np.testing.assert_array_equal(got, jax.jit(attention.causal)(q, k, v, ids))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
@@ -190,9 +190,9 @@ def test_a_training_on_tpus_is_of_splash_attention(
     shape: MeshShape, remat: Remat, forwards: int, documents: bool
 ) -> None:
     """Once a layer forward, and once more where the backward pass computes layers again."""
-    found = re.findall(r'kernel_name = "(\w+)"', lowered("tpu", shape, remat, documents))
+    kernels = re.findall(r'kernel_name = "(\w+)"', lowered("tpu", shape, remat, documents))
     named = [name.format("_segmented" if documents else "") for name in (*[FORWARD] * forwards, *BACKWARD)]
-    assert sorted(found) == sorted(named)
+    assert sorted(kernels) == sorted(named)
 
 
 @pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("full", 2)])
@@ -211,7 +211,7 @@ def test_documents_on_nvidia_are_xlas() -> None:
 
 
 def test_the_loss_is_cut_as_the_platform_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as this process's own platform does."""
+    """Independent of this process's platform."""
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", LENGTH * SMALL.vocabulary)  # a row of 8 rows at a time
     whole, part = (f"tensor<{8 * positions}x{SMALL.vocabulary}xf32>" for positions in (LENGTH, LENGTH // 8))
     cpu, tpu = lowered("cpu", MeshShape(1, 1, 1)), lowered("tpu", MeshShape(1, 1, 1))
@@ -226,7 +226,7 @@ def test_the_check_of_this_machines_attention_needs_an_accelerator() -> None:
 
 @pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU and jax with its CUDA plugin: cuDNN runs nowhere else")
 def test_cudnn_is_xlas_attention() -> None:
-    """In a process of its own, for this one has JAX on the CPU."""
+    """Run a separate process, because this one has JAX on the CPU."""
     env = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     done = subprocess.run(
         [sys.executable, "-m", "bench.attention"], cwd=ROOT, env=env, capture_output=True, text=True, check=False

@@ -79,46 +79,46 @@ def ragged() -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.array(LENGTHS, np.int32)
 
 
-def asked(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, torch.Tensor]:
+def torch_inputs(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, torch.Tensor]:
     real = np.arange(tokens.shape[1])[None] < lengths[:, None]
     return {"input_ids": torch.tensor(tokens, dtype=torch.long), "attention_mask": torch.tensor(real.astype(np.int64))}
 
 
-def assert_close(mine: Any, other: torch.Tensor) -> None:
+def assert_close(actual: Any, other: torch.Tensor) -> None:
     expected = other.detach().numpy()
-    assert np.abs(np.asarray(mine) - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert np.abs(np.asarray(actual) - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_layer_is_transformers_own(name: str, tmp_path: Path) -> None:
-    found = pair(ARCHITECTURES[name], "lm", tmp_path)
+    models = pair(ARCHITECTURES[name], "lm", tmp_path)
     tokens, lengths = ragged()
     with torch.no_grad():
-        expected = found.theirs(**asked(tokens, lengths), output_hidden_states=True)
-    _, layers = found.ours.residual(jnp.asarray(tokens), attention.padding_mask(tokens.shape[1], jnp.asarray(lengths)))
+        expected = models.theirs(**torch_inputs(tokens, lengths), output_hidden_states=True)
+    _, layers = models.ours.residual(jnp.asarray(tokens), attention.padding_mask(tokens.shape[1], jnp.asarray(lengths)))
     assert len(expected.hidden_states) == len(layers) + 1
     for row, length in enumerate(LENGTHS):
-        assert_close(found.ours.embed(jnp.asarray(tokens))[row, :length], expected.hidden_states[0][row, :length])
-        for mine, other in zip(layers, expected.hidden_states[1:], strict=True):
-            assert_close(mine[row, :length], other[row, :length])
-        logits = found.ours(jnp.asarray(tokens), jnp.asarray(lengths))
+        assert_close(models.ours.embed(jnp.asarray(tokens))[row, :length], expected.hidden_states[0][row, :length])
+        for actual, other in zip(layers, expected.hidden_states[1:], strict=True):
+            assert_close(actual[row, :length], other[row, :length])
+        logits = models.ours(jnp.asarray(tokens), jnp.asarray(lengths))
         assert_close(logits[row, :length], expected.logits[row, :length])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_templates_are_classified_as_transformers_does(name: str, tmp_path: Path) -> None:
-    found = pair(ARCHITECTURES[name], "template", tmp_path)
+    models = pair(ARCHITECTURES[name], "template", tmp_path)
     tokens, lengths = ragged()
     with torch.no_grad():
-        expected = found.theirs(**asked(tokens, lengths)).logits
-    assert_close(found.ours.classify(jnp.asarray(tokens), jnp.asarray(lengths)), expected)
+        expected = models.theirs(**torch_inputs(tokens, lengths)).logits
+    assert_close(models.ours.classify(jnp.asarray(tokens), jnp.asarray(lengths)), expected)
 
 
 def test_what_lies_beyond_a_rows_length_changes_nothing(tmp_path: Path) -> None:
-    found = pair(ODD, "template", tmp_path)
+    models = pair(ODD, "template", tmp_path)
     tokens, lengths = ragged()
     other = np.where(np.arange(tokens.shape[1])[None] < lengths[:, None], tokens, 5)
-    one, two = (found.ours.classify(jnp.asarray(x), jnp.asarray(lengths)) for x in (tokens, other))
+    one, two = (models.ours.classify(jnp.asarray(x), jnp.asarray(lengths)) for x in (tokens, other))
     np.testing.assert_array_equal(one, two)
 
 
@@ -139,8 +139,8 @@ def test_what_is_written_is_read_bit_for_bit_and_loads_in_transformers(head: Hea
     again = load.read(tmp_path / "ours", ODD)
     assert jax.tree.structure(again.params) == jax.tree.structure(read.params)
     jax.tree.map(np.testing.assert_array_equal, again.params, read.params)
-    loaded, told = CLASSES[head].from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded, info = CLASSES[head].from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(loaded.state_dict()[name].numpy(), tensor.numpy())
 
@@ -185,7 +185,7 @@ def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("position_embedding_type", "relative_key", "relative positions"),
         ("hidden_act", "gelu_new", "another activation"),
@@ -194,8 +194,8 @@ def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
         ("layer_norm_eps", "small", "layer_norm_eps is 'small'"),
     ],
 )
-def test_another_model_is_refused(key: str, value: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_another_model_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         config.architecture_from(config.hugging_face_config(ODD, "lm") | {key: value})
 
 
@@ -204,20 +204,20 @@ def test_our_config_reads_back(head: Head) -> None:
     assert config.architecture_from(config.hugging_face_config(ODD, head)) == ODD
 
 
-def masked(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+def mtorch_inputs(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(2)
-    places = np.stack([generator.integers(0, length, 3) for length in lengths]).astype(np.int32)
-    targets = generator.integers(1, ODD.vocabulary, places.shape).astype(np.int32)
+    positions = np.stack([generator.integers(0, length, 3) for length in lengths]).astype(np.int32)
+    targets = generator.integers(1, ODD.vocabulary, positions.shape).astype(np.int32)
     segments = (np.arange(tokens.shape[1])[None] < lengths[:, None]).astype(np.int32)
     weights_ = np.array([[1, 1, 0]] * len(tokens), np.int32)
-    return {"tokens": tokens, "segments": segments, "positions": places, "targets": targets, "weights": weights_}
+    return {"tokens": tokens, "segments": segments, "positions": positions, "targets": targets, "weights": weights_}
 
 
 def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path) -> None:
     model = theirs(ODD, BertForMaskedLM, tmp_path)
     tokens, lengths = ragged()
-    batch = masked(tokens, lengths)
-    logits = model(**asked(tokens, lengths)).logits
+    batch = mtorch_inputs(tokens, lengths)
+    logits = model(**torch_inputs(tokens, lengths)).logits
     picked = torch.gather(
         logits, 1, torch.tensor(batch["positions"], dtype=torch.long)[..., None].expand(-1, -1, logits.shape[2])
     )
@@ -233,13 +233,13 @@ def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path)
     assert float(sums["weight"]) == 2 * len(LENGTHS)
     (tmp_path / "gradient").mkdir()
     save.write(tmp_path / "gradient", ODD, gradient, "lm")
-    mine = load_file(tmp_path / "gradient" / "model.safetensors")
-    own = {name: weight.grad for name, weight in model.named_parameters()}
-    assert set(mine) <= set(own)
-    assert len(mine) > 20
-    largest = max(float(grad.abs().max()) for grad in own.values())
-    for name, array in mine.items():
-        assert np.abs(array - own[name].numpy()).max() <= TOLERANCE * largest, name
+    actual = load_file(tmp_path / "gradient" / "model.safetensors")
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    assert set(actual) <= set(gradients)
+    assert len(actual) > 20
+    largest = max(float(grad.abs().max()) for grad in gradients.values())
+    for name, array in actual.items():
+        assert np.abs(array - gradients[name].numpy()).max() <= TOLERANCE * largest, name
 
 
 @pytest.mark.parametrize(("size", "total"), [("bert-tiny", 4_416_698), ("bert-base", 109_514_298)])

@@ -35,7 +35,7 @@ def test_operations_of_a_trained_token(size: str, billions: float) -> None:
 
 
 def test_xla_counts_as_many_in_the_forward_pass() -> None:
-    """At a length where attention is computed in one piece, so that nothing of the square is spared."""
+    """Use a length at which attention is one chunk, so that the whole square is computed."""
     a = NeoXArchitecture(layers=1, hidden=256, heads=4, feed_forward=1024, vocabulary=4096, positions=64)
     rows, length = 4, 64
     task = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary))

@@ -1,4 +1,4 @@
-"""Whatever ends a training, the same command goes on from its newest whole checkpoint: real processes, real signals."""
+"""However a training ends, the same command resumes it: real processes, real signals."""
 
 import shutil
 import signal
@@ -39,7 +39,7 @@ def test_five_kills_lose_nothing(tmp_path: Path) -> None:
     results = kill.measure(tmp_path, kills=5, steps=24, seed=3)
     assert len(results["kills"]) == sum(results["phases"].values()) == 5
     assert results["same_bits"]
-    assert results["kills"][-1]["loaded"], "by then there was something to go on from"
+    assert results["kills"][-1]["loaded"], "by then there was a checkpoint to resume from"
 
 
 def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
     return ("adapt", *common, f"--out={out}", *flags)
 
 
-def test_sigterm_saves_and_says_where_it_goes_on(data: Dataset, tmp_path: Path) -> None:
+def test_sigterm_saves_and_states_the_step(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Hosts(tmp_path, 1, *adapt(data, out), devices=1) as hosts:
         hosts.wait_until(lambda: len(read_losses(out)) > 2)
@@ -90,7 +90,7 @@ sys.exit(cli.run(main, []))
     assert done.stderr == "stopped before the first step; run the same command to start again\n"
 
 
-def test_a_wish_to_stop_is_granted_where_all_is_saved(tmp_path: Path) -> None:
+def test_a_requested_stop_saves_first(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     with pytest.raises(Interrupted, match="stopped after step 2"):
         rig.fit(rig.fresh(), stopping=lambda: len(rig.lines()) >= 1 if (tmp_path / "metrics.jsonl").exists() else False)
@@ -111,9 +111,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
     victim.write_bytes(bytes(content))
     again = Rig(tmp_path)
     assert again.checkpoints.newest_resumable() == 4
-    told = capsys.readouterr().err
-    assert f"5 is damaged: optimizer/{victim.relative_to(tmp_path / 'checkpoints' / '5' / 'optimizer')} differ" in told
-    assert "resuming from the one before" in told
+    stderr = capsys.readouterr().err
+    assert (
+        f"5 is damaged: optimizer/{victim.relative_to(tmp_path / 'checkpoints' / '5' / 'optimizer')} differ" in stderr
+    )
+    assert "resuming from the one before" in stderr
     assert again.checkpoints.steps() == [4, 6]
     assert (tmp_path / "checkpoints" / "5.damaged" / "manifest.json").exists()
     (tmp_path / "checkpoints" / "4" / "manifest.json").write_text("{")
@@ -121,14 +123,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
         Rig(tmp_path).checkpoints.newest_resumable()
 
 
-def test_as_many_recoveries_are_kept_as_is_asked(tmp_path: Path) -> None:
+def test_keep_sets_the_number_of_recoveries(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.checkpoints.keep = 3
     rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
     assert rig.checkpoints.steps("recovery") == [3, 4, 5]
 
 
-def test_no_room_is_one_line_and_older_checkpoints_are_whole(data: Dataset, tmp_path: Path) -> None:
+def test_no_room_is_one_line_and_older_checkpoints_stay(data: Dataset, tmp_path: Path) -> None:
     out, flags = tmp_path / "run", ("--recover_minutes=0", "--keep=9")
     with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1) as hosts:
         hosts.wait_until(lambda: len(read_losses(out)) > 2)
@@ -137,8 +139,8 @@ def test_no_room_is_one_line_and_older_checkpoints_are_whole(data: Dataset, tmp_
     steps = Run(out).checkpoints.steps()
     with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1, prefix={0: NO_ROOM}) as hosts:
         assert hosts.codes() == [1]
-    (said,) = [line for line in hosts.stderr(0).splitlines() if line.startswith("error: ")]
-    assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are complete" in said
+    (message,) = [line for line in hosts.stderr(0).splitlines() if line.startswith("error: ")]
+    assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are complete" in message
     assert Run(out).checkpoints.steps() == steps
     assert Run(out).checkpoints.newest_resumable() == steps[-1]
 

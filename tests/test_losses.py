@@ -1,4 +1,4 @@
-"""The chunked loss beside the plain one, whose logits are whole: the same values, and not its memory."""
+"""The chunked loss equals the plain one, which stores all logits, and needs less memory."""
 
 import dataclasses
 import re
@@ -47,30 +47,30 @@ def test_chunked_loss_is_plain_cross_entropy(
 ) -> None:
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", chunk)
     arrays = some(length)
-    got, wanted = (
+    got, expected = (
         value_and_gradient(loss, arrays, jit) for loss in (cross_entropy.summed_cross_entropy, plain_cross_entropy)
     )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
-    np.testing.assert_allclose(cross_entropy.summed_cross_entropy(*arrays, "cpu"), wanted[0] / 2.5, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, expected)
+    np.testing.assert_allclose(cross_entropy.summed_cross_entropy(*arrays, "cpu"), expected[0] / 2.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("chunk", [22, 2**21])  # of two rows of the kernel, and of all of it
 def test_in_half_precision_sums_are_float32(monkeypatch: pytest.MonkeyPatch, dtype: Any, chunk: int) -> None:
-    """Beside the plain loss in float32 on the rounded numbers: what is left is the rounding of the logits' gradient."""
+    """The plain loss in float32 on the rounded numbers differs only by the rounding of the logits' gradient."""
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", chunk)
     hidden, kernel, *rest = some(12, dtype)
     kernel = kernel.astype(dtype).astype(jnp.float32)
     got = value_and_gradient(cross_entropy.summed_cross_entropy, (hidden, kernel, *rest))
-    wanted = value_and_gradient(plain_cross_entropy, (hidden.astype(jnp.float32), kernel, *rest))
-    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6)
+    expected = value_and_gradient(plain_cross_entropy, (hidden.astype(jnp.float32), kernel, *rest))
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
     eps = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(got[1][0].astype(jnp.float32), wanted[1][0], atol=4 * eps)
-    np.testing.assert_allclose(got[1][1], wanted[1][1], atol=4 * eps)
+    np.testing.assert_allclose(got[1][0].astype(jnp.float32), expected[1][0], atol=4 * eps)
+    np.testing.assert_allclose(got[1][1], expected[1][1], atol=4 * eps)
 
 
 def written(platform: str, dtype: Any) -> str:
-    """The loss and its gradient as JAX writes them."""
+    """Return the loss and its gradient as a jaxpr."""
     hidden, kernel, *rest = some(12, dtype)
 
     def loss(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -82,14 +82,14 @@ def written(platform: str, dtype: Any) -> str:
 
 
 def test_losses_are_added_up_and_not_multiplied_by_a_unit_for_matrices() -> None:
-    """Which rounds float32 to bfloat16 on a TPU, and to TF32 on an NVIDIA GPU, unless told."""
+    """Products of matrices round float32 to bfloat16 on a TPU, and to TF32 on an NVIDIA GPU, by default."""
     products = re.findall(r"\w+\[([\d,]*)\] = dot_general", written("tpu", jnp.float32))
     assert len(products) == 4
     assert all("," in sizes for sizes in products), products
 
 
 def temporary(vocabulary: int) -> int:
-    """Bytes that a gradient takes beside parameters, microbatch and gradients."""
+    """Return the bytes of a gradient in addition to parameters, microbatch and gradients."""
     architecture = dataclasses.replace(SMALL, vocabulary=vocabulary)
     return compiled_step.compile_gradient(
         architecture, mesh.make_mesh(MeshShape(1, 1, 1)), ROWS, LENGTH, "none"

@@ -144,10 +144,10 @@ def test_every_layer_equals_transformers(language_model: Pair, side: str) -> Non
     theirs, ours = language_model
     rows = ragged(LENGTHS, ours.architecture.vocabulary)
     batch, plain = padded(rows, side), padded(rows, "right")
-    wanted, their_logits = their_layers(theirs, batch)
+    expected, their_logits = their_layers(theirs, batch)
     got, our_logits = our_layers(ours, right(rows))
-    assert len(got) == len(wanted) == ours.architecture.layers + 1
-    for layer, (x, y) in enumerate(zip(got, wanted, strict=True)):
+    assert len(got) == len(expected) == ours.architecture.layers + 1
+    for layer, (x, y) in enumerate(zip(got, expected, strict=True)):
         off = error(real(x, plain.attention_mask), real(y, batch.attention_mask))
         assert off < TOLERANCE, f"after block {layer} of {ours.architecture.layers} the residual is off by {off:.1e}"
     assert np.abs(real(their_logits, batch.attention_mask)).max() > 10, "the weights are too small to show a fault"
@@ -157,8 +157,8 @@ def test_every_layer_equals_transformers(language_model: Pair, side: str) -> Non
 def test_rows_longer_than_a_chunk_of_queries(odd_model: Pair) -> None:
     rows = ragged((2 * attention.QUERY_CHUNK + 37, attention.QUERY_CHUNK), ODD.vocabulary)
     batch = padded(rows, "right")
-    got, wanted = odd_model.ours(right(rows)), their_layers(odd_model.theirs, batch)[1]
-    assert error(real(got, batch.attention_mask), real(wanted, batch.attention_mask)) < TOLERANCE
+    got, expected = odd_model.ours(right(rows)), their_layers(odd_model.theirs, batch)[1]
+    assert error(real(got, batch.attention_mask), real(expected, batch.attention_mask)) < TOLERANCE
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -167,17 +167,17 @@ def test_template_head_equals_transformers(tmp_path: Path, name: str, side: str)
     theirs, ours = pair(ARCHITECTURES[name], "template", tmp_path)
     rows = ragged(LENGTHS, ODD.vocabulary)
     with torch.no_grad():
-        wanted = theirs(**padded(rows, side)._asdict()).logits.numpy()
+        expected = theirs(**padded(rows, side)._asdict()).logits.numpy()
     got = np.asarray(ours.classify(right(rows), jnp.array(LENGTHS)))
     assert got.shape == (len(LENGTHS), SLOTS)
-    assert error(got, wanted) < TOLERANCE
+    assert error(got, expected) < TOLERANCE
 
 
 def test_template_head_reads_no_padding(odd_model: Pair) -> None:
     tokens, lengths = right(ragged(LENGTHS, ODD.vocabulary)), jnp.array(LENGTHS)
     other = jnp.where(jnp.arange(tokens.shape[1])[None] < lengths[:, None], tokens, 42)
-    got, wanted = odd_model.ours.classify(other, lengths), odd_model.ours.classify(tokens, lengths)
-    np.testing.assert_array_equal(got, wanted)
+    got, expected = odd_model.ours.classify(other, lengths), odd_model.ours.classify(tokens, lengths)
+    np.testing.assert_array_equal(got, expected)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -193,7 +193,7 @@ def leaf_paths() -> list[str]:
 def test_one_wrong_weight_is_seen(odd_model: Pair, path: str) -> None:
     rows = ragged(LENGTHS, ODD.vocabulary)
     batch = padded(rows, "right")
-    wanted = real(their_layers(odd_model.theirs, batch)[1], batch.attention_mask)
+    expected = real(their_layers(odd_model.theirs, batch)[1], batch.attention_mask)
     graphdef, state = nnx.split(odd_model.ours)
     *parents, leaf = path.split("/")
     params = nnx.to_pure_dict(state)
@@ -203,7 +203,7 @@ def test_one_wrong_weight_is_seen(odd_model: Pair, path: str) -> None:
     first = (rows[0][0], 0) if leaf == "embedding" else (0,) * node[leaf].ndim
     node[leaf] = node[leaf].at[first].add(0.5)
     got = real(logits_of(graphdef, params, right(rows)), batch.attention_mask)
-    assert error(got, wanted) > TOLERANCE
+    assert error(got, expected) > TOLERANCE
 
 
 def test_no_position_sees_a_later_one(odd_model: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_no_position_sees_a_later_one(odd_model: Pair, monkeypatch: pytest.Monke
     length, positions = 10, jnp.array([0, 3, 4, 7, 8])  # both sides of the chunks' edges
     graphdef, state = nnx.split(odd_model.ours)
     params = nnx.to_pure_dict(state)
-    tokens = jnp.arange(length)[None]  # each position has an embedding row of its own
+    tokens = jnp.arange(length)[None]  # each position has its own embedding row
 
     def logits(embedding: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, {**params, "embed": {"embedding": embedding}})(tokens)[0, positions, 5]
@@ -270,8 +270,8 @@ def test_embedded_model_has_transformers_loss_on_real_text(nano: Pair) -> None:
     ids = Tokenizer(NANO / "tokenizer.json").encode([TEXT])[0]
     assert len(ids) > 100
     with torch.no_grad():
-        wanted = nano.theirs(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
-    assert abs(next_token_loss(nano.ours(jnp.array([ids]))[0], ids) - wanted) < 1e-5
+        expected = nano.theirs(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+    assert abs(next_token_loss(nano.ours(jnp.array([ids]))[0], ids) - expected) < 1e-5
 
 
 def next_token_loss(logits: jax.Array, ids: list[int]) -> float:

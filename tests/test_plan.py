@@ -1,4 +1,4 @@
-"""What a training needs, said without running it: against the compiled program, autodiff itself, and arithmetic."""
+"""The plan of a training agrees with the compiled program, with autodiff, and with arithmetic."""
 
 import dataclasses
 import importlib.util
@@ -40,26 +40,28 @@ ONE = MeshShape(1, 1, 1)
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is not a dataset and no TPU's compiler, and JAX takes what it takes by default."""
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "libtpu" else found(name, *of))
+def _empty_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run without a dataset and without the TPU's compiler, with JAX's default share of memory."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: None if name == "libtpu" else find_spec(name, *of)
+    )
     monkeypatch.chdir(tmp_path)
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)
 
 
-def asked(*argv: str) -> AdaptConfig:
+def config(*argv: str) -> AdaptConfig:
     return parsing.parse(AdaptConfig, ["--plan", *argv], lambda given: initialization.config_layers("adapt", given))
 
 
 def lines(*argv: str) -> list[list[str]]:
     """Name, value and source of each line of a plan."""
-    return [re.split(r" {2,}", line.strip()) for line in estimate.format_plan(asked(*argv)).splitlines()]
+    return [re.split(r" {2,}", line.strip()) for line in estimate.format_plan(config(*argv)).splitlines()]
 
 
-def named(found: list[list[str]], name: str) -> list[list[str]]:
-    return [line for line in found if line[0] == name]
+def named(plan: list[list[str]], name: str) -> list[list[str]]:
+    return [line for line in plan if line[0] == name]
 
 
 def architecture(size: str) -> NeoXArchitecture:
@@ -84,21 +86,21 @@ def test_there_is_a_device_for_every_name() -> None:
 
 
 def test_the_paper_at_2_8b() -> None:
-    found = lines("--size=2.8b", "--recipe=paper", "--device=a100-80", "--devices=8", "--mfu=0.5", "--price=3")
-    counts, held = named(found, "parameters")
+    plan = lines("--size=2.8b", "--recipe=paper", "--device=a100-80", "--devices=8", "--mfu=0.5", "--price=3")
+    counts, needed = named(plan, "parameters")
     assert counts[1] == "2,775,208,960"
     assert counts[2].startswith("2,517,652,480")
     tokens = 14_500 * 1024 * 2048
-    assert named(found, "tokens")[0][1] == f"{tokens:,}" == "30,408,704,000"
-    assert named(found, "FLOPs")[0][1] == f"{tokens * flops.per_token(architecture('2.8b'), 2048):.4g}"
-    assert f"{6 * 2_775_208_960 * tokens:.4g}" in [line[0] for line in found]
-    assert named(found, "mesh")[0][1] == "1 x 8 x 1"
-    assert held[1] == f"{4 * 2_775_208_960 / 8 / 1e9:.2f} GB"
-    assert named(found, "moments")[0][1] == named(found, "gradients")[0][1] == f"{8 * 2_775_208_960 / 8 / 1e9:.2f} GB"
+    assert named(plan, "tokens")[0][1] == f"{tokens:,}" == "30,408,704,000"
+    assert named(plan, "FLOPs")[0][1] == f"{tokens * flops.per_token(architecture('2.8b'), 2048):.4g}"
+    assert f"{6 * 2_775_208_960 * tokens:.4g}" in [line[0] for line in plan]
+    assert named(plan, "mesh")[0][1] == "1 x 8 x 1"
+    assert needed[1] == f"{4 * 2_775_208_960 / 8 / 1e9:.2f} GB"
+    assert named(plan, "moments")[0][1] == named(plan, "gradients")[0][1] == f"{8 * 2_775_208_960 / 8 / 1e9:.2f} GB"
     speed = 8 * 312e12 * 0.5 / flops.per_token(architecture("2.8b"), 2048)
-    assert named(found, "speed")[0][1] == f"{speed:,.0f} tokens/s"
-    assert named(found, "time")[0][1] == f"{tokens / speed / 86400:.2f} days"
-    assert named(found, "cost")[0][1] == f"${tokens / speed / 3600 * 8 * 3:,.0f}"
+    assert named(plan, "speed")[0][1] == f"{speed:,.0f} tokens/s"
+    assert named(plan, "time")[0][1] == f"{tokens / speed / 86400:.2f} days"
+    assert named(plan, "cost")[0][1] == f"${tokens / speed / 3600 * 8 * 3:,.0f}"
 
 
 @pytest.mark.parametrize("shape", [ONE, MeshShape(1, 8, 1), MeshShape(2, 2, 2)], ids=str)
@@ -107,15 +109,15 @@ def test_the_state_is_that_of_the_shardings(shape: MeshShape) -> None:
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     share = whole / (shape.fsdp * shape.tensor)
     for accumulates in (False, True):
-        held = memory.formula_memory(SMALL, microbatch(shape, accumulates=accumulates))
-        assert held[:3] == (share, share * (1 + accumulates), 2 * share)
+        needed = memory.formula_memory(SMALL, microbatch(shape, accumulates=accumulates))
+        assert needed[:3] == (share, share * (1 + accumulates), 2 * share)
     total = memory.formula_memory(SMALL, microbatch(shape)).total
-    assert total == held.activations + compiled_step.state_bytes(SMALL, shape)
+    assert total == needed.activations + compiled_step.state_bytes(SMALL, shape)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_a_layer_keeps_what_autodiff_keeps(remat: Remat) -> None:
-    """What JAX hands from the forward to the backward pass, layer by layer, without parameters and copies of them."""
+def test_a_layer_saves_what_autodiff_saves(remat: Remat) -> None:
+    """Compare with what JAX passes from the forward to the backward pass, by layer, without copies of parameters."""
     rows, length = 2, 128
     graphdef = factory.make_graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
@@ -124,9 +126,9 @@ def test_a_layer_keeps_what_autodiff_keeps(remat: Remat) -> None:
     def backward(params: Any, batch: Any) -> Any:
         return jax.vjp(lambda params: objectives.causal_lm(graphdef).loss(params, batch)[0], params)[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
+    saved = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
     tokens = {rows, rows * length}  # an activation has the rows, or rows and length together, after its layer
-    stacked = [leaf for leaf in kept if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
+    stacked = [leaf for leaf in saved if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
     size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in stacked)
     assert memory.layer_activation_bytes(SMALL, microbatch(rows=rows, length=length, flash=False), remat) == size
 
@@ -142,10 +144,10 @@ def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor(
     assert memory.activation_bytes(a, microbatch(length=2048, flash=False)) > 3 * base
 
 
-def test_a_training_that_does_not_fit_is_told_what_would() -> None:
-    found = lines("--size=2.8b", "--device=a100-40", "--devices=8")
-    assert named(found, "DOES NOT FIT")
-    flags = [line[1] for line in named(found, "would fit")]
+def test_a_training_that_does_not_fit_gets_flags_that_would() -> None:
+    plan = lines("--size=2.8b", "--device=a100-40", "--devices=8")
+    assert named(plan, "DOES NOT FIT")
+    flags = [line[1] for line in named(plan, "would fit")]
     assert len(flags) == 2
     assert flags[0].startswith("--gradient_accumulation_steps=")
     for instead in flags:
@@ -155,9 +157,9 @@ def test_a_training_that_does_not_fit_is_told_what_would() -> None:
     assert named(lines("--size=12b", "--device=h100"), "would fit")[0][1] == "--devices=8 --remat=full"
 
 
-def test_nothing_near_that_fits_is_said() -> None:
-    found = lines("--size=12b", "--device=a10", "--mesh.fsdp=1")
-    assert [line[0] for line in found if "near" in line[0]] == ["nothing near fits"]
+def test_a_training_that_nothing_near_fits() -> None:
+    plan = lines("--size=12b", "--device=a10", "--mesh.fsdp=1")
+    assert [line[0] for line in plan if "near" in line[0]] == ["nothing near fits"]
 
 
 def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,15 +191,15 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         monkeypatch.setattr(module, "RESULTS", tmp_path / "train_gpu.json" if module is measured else tmp_path)
     monkeypatch.setattr(memory, "BENCHMARK", measured.RESULTS)
 
-    def run(setting: Setting, **found: Any) -> None:
-        told = {
+    def run(setting: Setting, **measured_values: Any) -> None:
+        defaults = {
             "device": "NVIDIA H200",
             "attention": "cudnn",
             "seconds": [1.0],
             "first_seconds": [9.0],
             "losses": [2.0],
         }
-        monkeypatch.setattr(common, "alone", lambda *_, **__: {**told, **found})
+        monkeypatch.setattr(common, "alone", lambda *_, **__: {**defaults, **measured_values})
         assert measured.Results().measure(setting, measured.Clock(60))
 
     return run
@@ -214,21 +216,21 @@ def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Calla
         ours._replace(size="1b"),
     ):
         benchmark(other, peak_bytes=1)
-    held = memory.estimate_memory(a, known, ACCELERATORS["h200"])
-    assert (held.activations, held.source.split(":")[0]) == (plain.activations, "formula, not corrected")
+    needed = memory.estimate_memory(a, known, ACCELERATORS["h200"])
+    assert (needed.activations, needed.source.split(":")[0]) == (plain.activations, "formula, not corrected")
     assert "40% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
     half = measured.UPDATE * measured.LENGTH * flops.per_token(a, measured.LENGTH) / (989e12 / 2)
     benchmark(ours, peak_bytes=plain.total + plain.activations / 2, seconds=[half])
-    held = memory.estimate_memory(a, known, ACCELERATORS["h200"])
-    assert held.activations == pytest.approx(1.5 * plain.activations)
-    assert "times 1.50, as measured at 4 rows" in held.source
+    needed = memory.estimate_memory(a, known, ACCELERATORS["h200"])
+    assert needed.activations == pytest.approx(1.5 * plain.activations)
+    assert "times 1.50, as measured at 4 rows" in needed.source
     assert "50% of 989" in named(lines("--size=410m", "--device=h200"), "speed")[0][2]
     for device, remat in (("h100", "none"), ("h200", "full")):
         other = memory.estimate_memory(a, known._replace(remat=remat), ACCELERATORS[device])
         assert other.source.startswith("formula, not corrected")
 
 
-def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tpu_uses_its_compiler_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler here is the CPU's, behind the same call; it finds other sizes, for its bfloat16 is float32."""
     small, device = microbatch(MeshShape(1, 8, 1), rows=16, length=64, remat="full", flash=False), ACCELERATORS["v5e"]
     assert memory.compiler_memory(SMALL, small, device).source == "formula, because libtpu is not installed"
@@ -242,16 +244,20 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "1")  # so that what is set is put back
-    made = list[Any]()
+    programs = list[Any]()
     compile_ = compiled_step.compile_gradient
-    monkeypatch.setattr(compiled_step, "compile_gradient", lambda *given: made.append(compile_(*given)) or made[-1])
-    held = memory.compiler_memory(SMALL, small, device)
-    assert [held.activations] == [program.temporary for program in made]
-    assert 0.5 < held.activations / memory.activation_bytes(SMALL, small) < 2
-    assert (held.source, slices) == ("the TPU's compiler", [("v5e:2x4", "tpu")])
+    monkeypatch.setattr(
+        compiled_step, "compile_gradient", lambda *given: programs.append(compile_(*given)) or programs[-1]
+    )
+    needed = memory.compiler_memory(SMALL, small, device)
+    assert [needed.activations] == [program.temporary for program in programs]
+    assert 0.5 < needed.activations / memory.activation_bytes(SMALL, small) < 2
+    assert (needed.source, slices) == ("the TPU's compiler", [("v5e:2x4", "tpu")])
     assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
-    said = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.56G) exceeds available HBM (15.75G)."
-    for message, bytes_ in ((said, 21.56 * 2**30), ("INTERNAL: it broke", None)):
+    too_much = (
+        "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.56G) exceeds available HBM (15.75G)."
+    )
+    for message, bytes_ in ((too_much, 21.56 * 2**30), ("INTERNAL: it broke", None)):
         error = jax.errors.JaxRuntimeError(message)
         monkeypatch.setattr(memory, "compiled_activations", lambda *_, error=error: (_ for _ in ()).throw(error))
         if bytes_:
@@ -262,19 +268,22 @@ def test_a_tpu_asks_its_own_compiler_where_that_is_installed(monkeypatch: pytest
     assert "no slice of 3 chips" in memory.compiler_memory(SMALL, microbatch(MeshShape(3, 1, 1), rows=3), device).source
 
 
-def test_a_tpu_s_compiler_is_given_the_training_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_of_tpus_gets_the_configured_training(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[Any]()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
     monkeypatch.setattr(compiled_step, "describe_slice", lambda slice_: jax.devices())
     monkeypatch.setattr(
         objectives, "causal_lm", lambda graphdef, masked=False: seen.append((graphdef, masked)) or 1 / 0
     )
-    for flags, wanted in ((("--mask_documents",), (jnp.bfloat16, True)), (("--precision=fp16",), (jnp.float16, False))):
+    for flags, expected in (
+        (("--mask_documents",), (jnp.bfloat16, True)),
+        (("--precision=fp16",), (jnp.float16, False)),
+    ):
         with pytest.raises(ZeroDivisionError):
-            lines("--size=nano", "--device=v5e", "--devices=8", *flags)
+            lines("--size=nano", "--device=v5e", "--devices=8", flag)
         graphdef, masked = seen.pop()
         model: Any = nnx.merge(graphdef, factory.abstract_params(architecture("nano"), architecture("nano").vocabulary))
-        assert (model.dtype, masked) == wanted
+        assert (model.dtype, masked) == expected
 
 
 def test_a_float16_gradient_has_its_scale() -> None:
@@ -302,7 +311,7 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "said"),
+    ("argv", "code", "message"),
     [
         (["--plan", "--size=410m"], 2, "pass --device=a10|a100-40|"),
         (["--plan", "--size=410m", "--device=b200"], 2, "allowed: none, a10, a100-40"),
@@ -322,21 +331,21 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line(argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line(argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(main, argv) == code
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
-    assert said in stderr
+    assert message in stderr
 
 
 def test_the_command_plans_and_leaves_nothing(tmp_path: Path) -> None:
-    """From an empty folder, with no network and no weights: what it made would be there."""
+    """The command runs in an empty folder, which would show any file that it writes."""
     (tmp_path / "empty").mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HOME": str(tmp_path / "empty"), "XLA_FLAGS": ""}
     command = [paths.ROOT / "bin" / "adapt", "--plan", "--size=6.9b", "--device=h200", "--devices=8"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "empty", env=environment)
-    assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout.startswith("model")
-    assert "FITS" in found.stdout
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "empty", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("model")
+    assert "FITS" in done.stdout
     assert list((tmp_path / "empty").iterdir()) == []

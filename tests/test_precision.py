@@ -1,4 +1,4 @@
-"""float16: the scale of the loss goes as Pythia's did, and an overflow costs an update and nothing else."""
+"""float16: the loss scale follows Pythia's rule, and an overflow skips one update only."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from jaxtempl.training.state import restore_state
 
 
 def after(steps: str, scale: float = INITIAL_SCALE, finite: int = 0) -> LossScale:
-    """The scale after steps that were finite (`.`) or overflowed (`!`)."""
+    """Return the scale after steps that were finite (`.`) or overflowed (`!`)."""
     zero = jnp.zeros((), jnp.int32)
     state = LossScale(jnp.float32(scale), jnp.int32(finite), jnp.int32(HYSTERESIS), zero)
     for step in steps:
@@ -27,7 +27,7 @@ def after(steps: str, scale: float = INITIAL_SCALE, finite: int = 0) -> LossScal
 @pytest.mark.parametrize(
     ("steps", "factor"), [("...", 1), ("!", 1), ("!!", 0.5), ("!!!", 0.25), ("!.!", 0.5), ("!..", 1)]
 )
-def test_the_scale_halves_once_its_patience_is_gone(steps: str, factor: float) -> None:
+def test_the_scale_halves_when_its_patience_ends(steps: str, factor: float) -> None:
     assert float(after(steps).scale) == INITIAL_SCALE * factor
     assert int(after(steps).skipped) == steps.count("!")
 
@@ -57,7 +57,7 @@ def test_float16_trains_as_float32_does(tmp_path: Path) -> None:
     assert "loss_scale" not in whole.lines()[0]
 
 
-def test_an_overflow_leaves_out_its_update_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overflow_skips_its_update_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "INITIAL_SCALE", 2.0**40)
     rig = Rig(tmp_path, dtype=jnp.float16)
     start = jax.tree.map(np.asarray, rig.fresh().params)
@@ -70,7 +70,7 @@ def test_an_overflow_leaves_out_its_update_and_is_counted(tmp_path: Path, monkey
     assert all("gradient_norm" not in line for line in rig.lines()[:2])
 
 
-def test_the_scale_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_scale_resumes(tmp_path: Path) -> None:
     whole, cut = Rig(tmp_path / "whole", dtype=jnp.float16), Rig(tmp_path / "cut", dtype=jnp.float16)
     expected = whole.fit(whole.fresh(), plan=plan())
     cut.fit(cut.fresh(), steps=3, plan=plan(recover=0.0))

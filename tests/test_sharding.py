@@ -1,4 +1,4 @@
-"""The benchmark that reads compiled programs: what it reports of ours, and that it sees what must not be."""
+"""The sharding benchmark finds no fault in our compiled programs, and reports faults that exist."""
 
 import jax
 import pytest
@@ -20,31 +20,31 @@ def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: MeshShape) -
     program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH)
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
-    kinds = {found.kind for found in hlo.collectives(program.text)}
-    assert "all-gather" in kinds, "weights come together"
-    assert kinds & {"all-reduce", "reduce-scatter"}, "gradients are added up"
+    kinds = {each.kind for each in hlo.collectives(program.text)}
+    assert "all-gather" in kinds, "weights are gathered"
+    assert kinds & {"all-reduce", "reduce-scatter"}, "gradients are reduced"
     assert all(
-        found.bytes <= sharding.SCALARS
-        for found in hlo.collectives(compiled_step.compile_update(SMALL, mesh.make_mesh(shape)).text)
+        each.bytes <= sharding.SCALARS
+        for each in hlo.collectives(compiled_step.compile_update(SMALL, mesh.make_mesh(shape)).text)
     )
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_what_is_kept_for_the_backward_pass_is_never_a_gathered_weight(remat: Remat) -> None:
+def test_gathered_weights_are_not_saved_for_the_backward_pass(remat: Remat) -> None:
     shape = MeshShape(1, 8, 1)
     program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH, remat)
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
 
 
-def test_no_chunk_of_the_loss_adds_up_the_head_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = ROWS // 8 * SMALL.vocabulary
-    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", own * 10)
-    assert cross_entropy.chunk_count(LENGTH, own, "cpu") == 4
+def test_no_chunk_of_the_loss_reduces_the_head_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = ROWS // 8 * SMALL.vocabulary
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", local * 10)
+    assert cross_entropy.chunk_count(LENGTH, local, "cpu") == 4
     program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(MeshShape(1, 8, 1)), ROWS, LENGTH)
     head = SMALL.hidden * SMALL.vocabulary * 4
-    looped = [found for found in hlo.collectives(program.text) if found.looped and found.bytes >= head // 8]
-    assert not [found for found in looped if any(SMALL.vocabulary in sizes for _, sizes in found.arrays)]
+    looped = [each for each in hlo.collectives(program.text) if each.looped and each.bytes >= head // 8]
+    assert not [each for each in looped if any(SMALL.vocabulary in sizes for _, sizes in each.arrays)]
 
 
 def test_a_device_holds_its_share_of_the_state() -> None:
@@ -55,7 +55,7 @@ def test_a_device_holds_its_share_of_the_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("%a = f32[3,64,96]{2,1,0} copy(%b)", "a stack of layers is whole"),
         ("%a = f32[4]{0} all-to-all(%b), replica_groups={}", "all-to-all"),
@@ -64,7 +64,7 @@ def test_a_device_holds_its_share_of_the_state() -> None:
         ("%a = f32[2]{0} collective-permute(%b)", "collective-permute"),
     ],
 )
-def test_what_must_not_be_is_seen(line: str, said: str) -> None:
+def test_faults_are_reported(line: str, message: str) -> None:
     program = f"HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {{\n  {line}\n}}\n"
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
-    assert said in "; ".join(sharding.faults(program, shapes, ROWS, LENGTH, MeshShape(1, 8, 1)))
+    assert message in "; ".join(sharding.faults(program, shapes, ROWS, LENGTH, MeshShape(1, 8, 1)))

@@ -7,8 +7,8 @@ from bench.hlo import Collective
 from jaxtempl.planning.compiled_step import CompiledProgram
 from jaxtempl.specs.accelerators import ACCELERATORS
 
-# As the compiler prints it: layouts hold brackets, a collective that runs beside other work stands in each computation
-# that it is fused into, and one made by the compiler has no name in the source.
+# As the compiler prints it: layouts have brackets, an asynchronous collective appears in each computation that it is
+# fused into, and a collective that the compiler adds has no name in the source.
 PROGRAM = """HloModule jit_gradient
 
 %gather.1 (p.1: bf16[1,8,4]) -> bf16[1,8,32] {
@@ -76,8 +76,8 @@ def test_the_page_says_what_fits_and_what_was_not_compiled() -> None:
     first, second, *rest = tpu_compile.CASES
     rows = [row(first, 17e9), row(second, 17e9)]
     page = tpu_compile.page({"machine": {**machine, "load_before": 0.0}, "cases": rows})
-    told = [line for line in page.splitlines() if line.startswith("| 410m")]
-    assert ["| 16 | no | fwd_residuals 2 |" in told[0], "| 95 | yes |" in told[1]] == [True, True]
+    rows = [line for line in page.splitlines() if line.startswith("| 410m")]
+    assert ["| 16 | no | fwd_residuals 2 |" in rows[0], "| 95 | yes |" in rows[1]] == [True, True]
     assert f"Not compiled yet: {'; '.join(map(str, rest))}." in page
     assert "Not compiled" not in tpu_compile.page(
         {"machine": {**machine, "load_before": 0.0}, "cases": [row(case, 1e9) for case in tpu_compile.CASES]}

@@ -1,4 +1,4 @@
-"""What a training tells, read back by the libraries of those it is told to."""
+"""The metrics of a training, read back by the libraries of the services that receive them."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ from jaxtempl.training.loop import Schedule
 from jaxtempl.training.mlflow_logger import MlflowLogger
 from jaxtempl.training.tracker import Tracker
 
-ASKED = dataclasses.replace(CONFIG, tracker="mlflow")
+MLFLOW_CONFIG = dataclasses.replace(CONFIG, tracker="mlflow")
 TIMES = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """MLflow with a store of files, which its light package has; named as users name a server."""
+    """MLflow with the file store of its light package, configured as users configure a server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/store")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -34,13 +34,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     return MlflowClient()
 
 
-def told(client: MlflowClient, run_id: str) -> dict[tuple[str, int], list[float]]:
-    """All values of each metric at each step."""
-    found: dict[tuple[str, int], list[float]] = {}
+def stored(client: MlflowClient, run_id: str) -> dict[tuple[str, int], list[float]]:
+    """Return all values of each metric at each step."""
+    values: dict[tuple[str, int], list[float]] = {}
     for name in client.get_run(run_id).data.metrics:
         for metric in client.get_metric_history(run_id, name):
-            found.setdefault((name, metric.step), []).append(metric.value)
-    return found
+            values.setdefault((name, metric.step), []).append(metric.value)
+    return values
 
 
 def run_id(folder: Path) -> str:
@@ -52,31 +52,33 @@ def step(number: int) -> dict[str, float]:
 
 
 def test_mlflow_shows_what_metrics_hold(tmp_path: Path, server: MlflowClient) -> None:
-    rig = Rig(tmp_path / "adapt-tiny", config=ASKED)
+    rig = Rig(tmp_path / "adapt-tiny", config=MLFLOW_CONFIG)
     rig.fit(rig.fresh(), steps=3)
     lines = {(name, line["step"]): [value] for line in rig.lines() for name, value in line.items() if name != "step"}
-    assert told(server, run_id(rig.folder)) == lines
-    made = server.get_run(run_id(rig.folder))
-    assert made.data.params == {k: str(v) for k, v in yaml.safe_load(parsing.dump(ASKED)).items() if v != ""}
-    assert (made.info.run_name, made.info.status) == ("adapt-tiny", "FINISHED")
-    assert server.get_experiment(made.info.experiment_id).name == "support"
+    assert stored(server, run_id(rig.folder)) == lines
+    mlflow_run = server.get_run(run_id(rig.folder))
+    assert mlflow_run.data.params == {
+        k: str(v) for k, v in yaml.safe_load(parsing.dump(MLFLOW_CONFIG)).items() if v != ""
+    }
+    assert (mlflow_run.info.run_name, mlflow_run.info.status) == ("adapt-tiny", "FINISHED")
+    assert server.get_experiment(mlflow_run.info.experiment_id).name == "support"
     assert not (rig.folder / "tensorboard").exists()
 
 
-def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
-    """It was cut off at step 5 with the state of step 3: steps 4 and 5 are done, but not told, again."""
-    rig = Rig(tmp_path / "run", config=ASKED)
+def test_a_resumed_training_continues_its_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
+    """It was interrupted at step 5 with the state of step 3: steps 4 and 5 run again, but are not sent again."""
+    rig = Rig(tmp_path / "run", config=MLFLOW_CONFIG)
     rig.fit(rig.fresh(), steps=3, plan=Schedule(6, save_every=99, recover_seconds=0.0))
     rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 3), steps=6)
     first = run_id(rig.folder)
     rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 3), steps=6)
     assert run_id(rig.folder) == first
     assert len(server.search_runs([server.get_run(first).info.experiment_id])) == 1
-    found = told(server, first)
-    assert {at for _, at in found} == set(range(1, 7))
-    assert all(len(values) == 1 for values in found.values())
+    metrics = stored(server, first)
+    assert {at for _, at in metrics} == set(range(1, 7))
+    assert all(len(values) == 1 for values in metrics.values())
     exact = {(k, line["step"]): [v] for line in rig.lines() for k, v in line.items() if k not in TIMES | {"step"}}
-    assert {key: value for key, value in found.items() if key in exact} == exact
+    assert {key: value for key, value in metrics.items() if key in exact} == exact
 
 
 def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
@@ -86,34 +88,34 @@ def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: Mlf
     assert server.get_run(run_id(tmp_path)).info.status == "FAILED"
 
 
-def test_a_validation_that_was_cut_off_is_told_with_its_step(tmp_path: Path, server: MlflowClient) -> None:
+def test_an_interrupted_validation_is_logged_with_its_step(tmp_path: Path, server: MlflowClient) -> None:
     for validated in (False, True):
         with Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:
             tracker.log_step(1, step(1))
             if validated:
                 tracker.log_validation(1, {"loss": 2.0})
-    found = told(server, run_id(tmp_path))
-    assert found["validation_loss", 1] == [2.0]
-    assert found["loss", 1] == [1.0]
+    metrics = stored(server, run_id(tmp_path))
+    assert metrics["validation_loss", 1] == [2.0]
+    assert metrics["loss", 1] == [1.0]
 
 
-def test_a_server_that_cannot_be_reached_is_told_once_and_training_goes_on(
+def test_an_unreachable_server_is_reported_once_and_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setattr(mlflow_logger, "SEND_SECONDS", 0.0)
-    with Tracker(loggers.open_loggers(ASKED, tmp_path, 0), lambda _: 0.1) as tracker:
+    with Tracker(loggers.open_loggers(MLFLOW_CONFIG, tmp_path, 0), lambda _: 0.1) as tracker:
         for number in range(1, 4):
             tracker.log_step(number, step(number))
-    said = capsys.readouterr().err
-    assert said.count("warning: MLflow fails") == 1
-    assert "127.0.0.1" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("warning: MLflow fails") == 1
+    assert "127.0.0.1" in stderr
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_what_a_server_did_not_take_is_sent_again(
+def test_metrics_that_a_server_rejected_are_sent_again(
     tmp_path: Path, server: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = iter([True, True, False, False, False])
@@ -125,15 +127,15 @@ def test_what_a_server_did_not_take_is_sent_again(
         return send(*given, **named)
 
     monkeypatch.setattr(MlflowClient, "log_batch", sometimes)
-    board = MlflowLogger(tmp_path, {"size": "nano"})
-    board._sending.result()
-    board.write(1, {"loss": 3.0})
+    logger = MlflowLogger(tmp_path, {"size": "nano"})
+    logger._sending.result()
+    logger.write(1, {"loss": 3.0})
     monkeypatch.setattr(mlflow_logger, "SEND_SECONDS", 0.0)
-    board.write(2, {"loss": 2.0})
-    board._sending.result()
-    board.close(True)
-    found = told(server, run_id(tmp_path))
-    assert found == {("loss", 1): [3.0], ("loss", 2): [2.0]}
+    logger.write(2, {"loss": 2.0})
+    logger._sending.result()
+    logger.close(True)
+    metrics = stored(server, run_id(tmp_path))
+    assert metrics == {("loss", 1): [3.0], ("loss", 2): [2.0]}
     assert server.get_run(run_id(tmp_path)).data.params == {"size": "nano"}
     assert capsys.readouterr().err.count("warning") == 1
 
@@ -141,16 +143,16 @@ def test_what_a_server_did_not_take_is_sent_again(
 def test_a_store_that_mlflow_does_not_have_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to your server") as raised:
-        loggers.open_loggers(ASKED, tmp_path, 0)
+        loggers.open_loggers(MLFLOW_CONFIG, tmp_path, 0)
     assert "\n" not in str(raised.value)
 
 
 def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match="pip install mlflow-skinny"):
-        loggers.open_loggers(ASKED, tmp_path, 0)
-    for board in loggers.open_loggers(CONFIG, tmp_path, 0):
-        board.close(finished=True)
+        loggers.open_loggers(MLFLOW_CONFIG, tmp_path, 0)
+    for logger in loggers.open_loggers(CONFIG, tmp_path, 0):
+        logger.close(finished=True)
 
 
 def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def tensorboard(file: Path) -> Iterator[Any]:
         content = content[16 + size :]
 
 
-def test_a_step_is_told_with_its_speed_and_share_of_the_peak(tmp_path: Path) -> None:
+def test_a_step_is_logged_with_its_speed_and_mfu(tmp_path: Path) -> None:
     with Tracker(loggers.open_loggers(CONFIG, tmp_path, 0), lambda done: done / 10, peak=1e6) as tracker:
         tracker.log_step(3, {**step(3), "data_seconds": 0.0})
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -182,7 +184,7 @@ def test_a_step_is_told_with_its_speed_and_share_of_the_peak(tmp_path: Path) -> 
     assert 0 < line["training_share"] <= 1
 
 
-def test_a_process_without_boards_is_silent(
+def test_a_process_without_loggers_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

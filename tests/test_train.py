@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from flax import nnx
 from rig import MESH, STEPS, Rig
 
 from jaxtempl.config.training import AdaptConfig
@@ -34,18 +35,18 @@ def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
     resumed = restore_state(cut.fresh(), cut.checkpoints, 3)
     same(cut.fit(resumed), expected)
     drop = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
-    told = [[{k: v for k, v in line.items() if k not in drop} for line in rig.lines()] for rig in (whole, cut)]
-    assert told[0] == told[1]
+    metrics = [[{k: v for k, v in line.items() if k not in drop} for line in rig.lines()] for rig in (whole, cut)]
+    assert metrics[0] == metrics[1]
 
 
 def test_an_update_is_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
-    """One step beside optax's own AdamW on the mean of a loss that makes all logits at once."""
+    """Compare one step with optax's AdamW on the mean of a loss that computes all logits at once."""
     rig = Rig(tmp_path)
     start = rig.fresh().params
     batch = rig.stream[0][0]
 
     def mean_loss(params: Any) -> jax.Array:
-        model: Any = __import__("flax").nnx.merge(rig.task.graphdef, params)
+        model: Any = nnx.merge(rig.task.graphdef, params)
         tokens, real = jnp.asarray(batch["tokens"], jnp.int32), batch["segments"][:, 1:] > 0
         losses = optax.softmax_cross_entropy_with_integer_labels(model(tokens)[:, :-1], tokens[:, 1:])
         return (losses * real).sum() / real.sum()
@@ -60,15 +61,15 @@ def test_an_update_is_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) ->
     assert float(got.step) == 1
 
     def close(a: jax.Array, b: jax.Array, g: jax.Array) -> None:
-        told = np.abs(g) > 1e-5  # Adam's first step is a sign, and that of a gradient of zero is rounding alone
-        np.testing.assert_allclose(np.asarray(a)[told], np.asarray(b)[told], atol=3e-5)
+        is_clear = np.abs(g) > 1e-5  # Adam's first step is the sign, which is rounding for a gradient near zero
+        np.testing.assert_allclose(np.asarray(a)[is_clear], np.asarray(b)[is_clear], atol=3e-5)
 
     jax.tree.map(close, got.params, expected, gradient)
-    rig.fit(rig.fresh(), steps=2)  # metrics are told one step late
+    rig.fit(rig.fresh(), steps=2)  # metrics are reported one step late
     assert rig.lines()[0]["gradient_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
 
 
-def test_accumulated_pieces_equal_one_batch(tmp_path: Path) -> None:
+def test_accumulated_microbatches_equal_one_batch(tmp_path: Path) -> None:
     one, four = Rig(tmp_path / "one"), Rig(tmp_path / "four", accumulate=4)
     for rig in (one, four):
         rig.fit(rig.fresh())
