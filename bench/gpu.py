@@ -101,7 +101,7 @@ def profile(visit: Visit, clock: Clock) -> None:
     best = visit.results.fastest("jaxtempl", SIZE)
     if best:
         arguments = ("bench.profile_gpu", best.size, str(best.rows), best.remat)
-        visit.record("profile", lambda: f"{len(_run(*arguments, clock=clock))} characters on a page of its own")
+        visit.record("profile", lambda: f"{len(_run(*arguments, clock=clock))} characters on a separate page")
 
 
 def flags(visit: Visit, clock: Clock) -> None:
@@ -114,7 +114,7 @@ def flags(visit: Visit, clock: Clock) -> None:
 
 def vocabulary(visit: Visit, clock: Clock) -> None:
     """Measure memory by vocabulary as far as time allows."""
-    visit.record("vocabulary", lambda: f"{len(_run('bench.vocabulary', clock=clock))} characters on a page of its own")
+    visit.record("vocabulary", lambda: f"{len(_run('bench.vocabulary', clock=clock))} characters on a separate page")
 
 
 def latency(visit: Visit, clock: Clock) -> None:

@@ -144,7 +144,7 @@ def page(results: dict[str, Any]) -> str:
     saving = counts["writing"] + counts["committing"]
     return "\n".join(
         [
-            "# Killed and gone on with",
+            "# Killed and resumed",
             "",
             f"`python -m bench.kill`: {len(results['kills'])} times SIGKILL to a training of nano that saves all the "
             f"time ({results['steps']} steps).",

@@ -143,7 +143,7 @@ def page(results: dict[str, Any]) -> str:
     rows, failed = results["rows"], results["failed"]
     return "\n".join(
         [
-            "# Training on an accelerator, beside transformers with torch",
+            "# Training on an accelerator, against transformers with torch",
             "",
             f"Rows of {LENGTH:,} tokens, {UPDATE} an update, on one {rows[0]['device'] if rows else 'device'}; in",
             "bfloat16 over float32 parameters and moments (torch: autocast), AdamW. torch is compiled, with sdpa",

@@ -57,7 +57,7 @@ def page(machine: dict[str, Any], speed: dict[str, float], peak: dict[str, float
     lines = [f"| {side} | {speed[side]:,.0f} | {peak[side]:,.0f} |" for side in SIDES]
     return "\n".join(
         [
-            "# Training on the CPU, beside transformers with torch",
+            "# Training on the CPU, against transformers with torch",
             "",
             f"The {SIZE} shape, {ROWS} x {LENGTH} tokens a step, float32, AdamW. {ROUNDS} processes a side by turns,",
             f"{STEPS} timed steps each after the first; medians. `python -m bench.train` repeats it.",

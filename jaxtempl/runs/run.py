@@ -65,7 +65,7 @@ class Run:
 
     @functools.cached_property
     def window(self) -> Window:
-        """What encodes messages for the model."""
+        """Window that encodes messages for the model."""
         limit = min(self.manifest.get("length", WINDOW), self.architecture.positions)
         return Window(self.tokenizer, limit, self.manifest.get("role_tags", True))
 

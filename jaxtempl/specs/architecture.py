@@ -67,7 +67,7 @@ class NeoXArchitecture(Architecture):
 
     @property
     def is_paper_classifier(self) -> bool:
-        """Whether a classifier reads its window as the paper does (section 4.3); only such a one can be exported."""
+        """Whether a classifier reads its window as in the paper (section 4.3), which an export requires."""
         return (self.attention, self.pooling) == ("causal", "last")
 
 
