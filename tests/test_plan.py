@@ -280,7 +280,7 @@ def test_the_compiler_of_tpus_gets_the_configured_training(monkeypatch: pytest.M
         (("--precision=fp16",), (jnp.float16, False)),
     ):
         with pytest.raises(ZeroDivisionError):
-            lines("--size=nano", "--device=v5e", "--devices=8", flag)
+            lines("--size=nano", "--device=v5e", "--devices=8", *flags)
         graphdef, masked = seen.pop()
         model: Any = nnx.merge(graphdef, factory.abstract_params(architecture("nano"), architecture("nano").vocabulary))
         assert (model.dtype, masked) == expected
