@@ -121,7 +121,7 @@ def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
     case = Case("case-1", tuple(Message(role, "text", name) for role, name in said))
     columns = (np.array([0, 0]), np.array([1, 3]), np.array([3, -1]))
     logits = np.array([[1, 0, 0.5, 2], [0, 3, 1, 2]], np.float32)
-    classifier._write_predictions(
+    classifier.write_predictions(
         tmp_path / "found.jsonl", logits, LabelledContexts(made.window, {"greet": 3}, [case], *columns), made
     )
     assert (tmp_path / "found.jsonl").read_text() == (GOLDEN / "predictions.jsonl").read_text()

@@ -24,7 +24,8 @@ DIGEST = "e0a96588e90453da4a686d440f5702c2a1281fab597d3e1644630d4acad6fafa"  # o
 
 @pytest.fixture(scope="module")
 def conversations() -> list[Messages]:
-    return [record["messages"] for record in generator.cases(CASES)]
+    records: list[dict[str, Any]] = list(generator.cases(CASES))
+    return [record["messages"] for record in records]
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
     measured = {name: _measured(pair, test, validation, bootstrap) for name, pair in scores.items()}
     result = measured.pop("run")
     _save_temperature(subject, result["temperature"], validation)
-    _write_predictions(folder / PREDICTIONS, scores["run"][0], test, subject.run)
+    write_predictions(folder / PREDICTIONS, scores["run"][0], test, subject.run)
     return {
         "chosen_here": _is_selected_here(subject),
         "counts": _counts(test, validation),
@@ -122,7 +122,7 @@ def _counts(test: LabelledContexts, validation: LabelledContexts) -> dict[str, i
     }
 
 
-def _write_predictions(path: Path, logits: Logits, test: LabelledContexts, run: Run) -> None:
+def write_predictions(path: Path, logits: Logits, test: LabelledContexts, run: Run) -> None:
     """Write one line for each labelled context, in the dataset's order, with probabilities at temperature 1."""
     top, losses = metrics.top(logits, SHOWN), metrics.losses(logits, test.slot)
     probability = np.take_along_axis(special.softmax(logits.astype(np.float64), axis=1), top, axis=1)
