@@ -171,7 +171,7 @@ def test_records_that_the_database_refuses_leave_the_others_of_their_group(
         assert store.dropped == 1
     assert stored_ids(url) == {record.suggestion_id for record in good}
     assert len(read_rows(url, tables.events)) == 2
-    assert "refuses a suggestion" in caplog.text
+    assert "rejected a suggestion" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -345,7 +345,7 @@ def test_a_database_that_went_and_came_back_has_all_once(
     assert sorted(row["event"] for row in read_rows(url, tables.events)) == ["edited", "picked", "picked"]
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "the event store cannot be reached",
-        "the event store is reached again",
+        "the event store is available again",
     ]
 
 
@@ -402,7 +402,7 @@ def test_tables_of_somebody_else_are_left_alone(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE events (a INTEGER)"))
     engine.dispose()
-    with pytest.raises(UserError, match="has a table events that is not ours"):
+    with pytest.raises(UserError, match="has a table events of another program"):
         Store(url)
 
 
@@ -411,10 +411,10 @@ def test_tables_of_somebody_else_are_left_alone(url: str) -> None:
     [
         ("events.sqlite", "is not the URL of a database"),
         ("postgresql+psycopg://me:hunter2@host:port/db", "is not the URL of a database"),
-        ("mysql://me:hunter2@host/db", "is for mysql"),
-        ("postgresql://me:hunter2@host/db", "is for postgresql;"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
+        ("mysql://me:hunter2@host/db", "has the driver mysql"),
+        ("postgresql://me:hunter2@host/db", "has the driver postgresql;"),
+        ("sqlite://", "has no file"),
+        ("sqlite:///:memory:", "has no file"),
         ("sqlite:////proc/none/a.sqlite", "unable to open"),
         ("sqlite:////etc/passwd", "not a database"),
         ("postgresql+psycopg://me:hunter2@127.0.0.1:1/db", "cannot be used"),
@@ -439,10 +439,10 @@ def test_a_missing_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reading_makes_no_database(url: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no suggestions|does not exist"):
+    with pytest.raises(UserError, match=r"has no suggestions|does not exist"):
         tables.open_to_read(url)
     (tmp_path / "empty").touch()
-    with pytest.raises(UserError, match="holds no suggestions"):
+    with pytest.raises(UserError, match="has no suggestions"):
         tables.open_to_read(f"sqlite:///{tmp_path / 'empty'}")
     assert (tmp_path / "empty").stat().st_size == 0
     assert not (tmp_path / "events.sqlite").exists()
