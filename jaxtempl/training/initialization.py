@@ -76,10 +76,11 @@ def _defaults_of(model: NamedModel) -> str:
     if model.size in sizes.size_names():
         return model.size
     nearest = published.nearest_size(model.architecture)
-    theirs = flops.parameter_count(published.size_architecture(nearest))
+    count = flops.parameter_count(model.architecture)
+    nearest_count = flops.parameter_count(published.size_architecture(nearest))
     print(
-        f"# {model.size} has {flops.parameter_count(model.architecture):,} parameters; its defaults are those of "
-        f"{nearest} ({theirs:,}), the nearest of configs/sizes/ in its family",
+        f"# {model.size} has {count:,} parameters; its defaults are those of {nearest} ({nearest_count:,}), the nearest "
+        "of configs/sizes/ in its family",
         flush=True,
     )
     return nearest
