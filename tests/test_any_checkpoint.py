@@ -3,6 +3,7 @@
 The config.json files are those of published models on the hub; the weights are random and of a tiny shape.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from flax import nnx
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast, GPTNeoXConfig, GPTNeoXForCausalLM
@@ -22,6 +24,7 @@ from jaxtempl import cli
 from jaxtempl.__main__ import command
 from jaxtempl.config.paths import ASSETS
 from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.config.training import AdaptConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
 from jaxtempl.huggingface import checks, config, hub, load
@@ -196,6 +199,15 @@ def test_logits_are_those_of_transformers(folders: dict[str, Path], name: str) -
     np.testing.assert_allclose(np.asarray(model(jnp.asarray(ids))), expected, atol=1e-5 * np.abs(expected).max())
 
 
+def write_as_format_1(run: Path) -> None:
+    """Rename the keys of config.yaml as an earlier release had them."""
+    former = {field.name: field.metadata["was"] for field in dataclasses.fields(AdaptConfig) if "was" in field.metadata}
+    keys = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({former.get(key, key): value for key, value in keys.items()}))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+
+
 def jnp_tree(tree: Any) -> Any:
     return {key: jnp_tree(value) if isinstance(value, dict) else jnp.asarray(value) for key, value in tree.items()}
 
@@ -224,6 +236,8 @@ def test_a_run_of_any_size_is_finetuned_resumed_evaluated_and_converted(
     adapt = ("adapt", f"--weights={folders[name]}", f"--data={data[name]}", *ONE_STEP, f"--out={tmp_path / 'adapted'}")
     assert call(*adapt) == 0
     assert call("adapt", f"--config={tmp_path / 'adapted' / 'config.yaml'}") == 0
+    write_as_format_1(tmp_path / "adapted")
+    assert call(*adapt) == 0
     start = ("finetune", f"--from={tmp_path / 'adapted'}", f"--data={data[name]}", "--length=24", *ONE_STEP)
     assert call(*start, f"--out={tmp_path / 'tuned'}") == 0
     assert Run(tmp_path / "tuned").manifest["size"] == name

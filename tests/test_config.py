@@ -23,6 +23,7 @@ CLASSES = [
     for name, kind in vars(area).items()
     if name.endswith("Config") and dataclasses.is_dataclass(kind)
 ]
+GOLDEN = Path(__file__).parent / "golden"
 SIZES = sorted(path.stem for path in (paths.CONFIGS / "sizes").glob("*.yaml"))
 
 
@@ -180,6 +181,42 @@ def test_a_piece_of_a_batch_fits_in_a_device(monkeypatch: pytest.MonkeyPatch, si
         ).gradient_accumulation_steps
         == 3
     )
+
+
+FORMER = [(kind, field) for kind in CLASSES for field in dataclasses.fields(kind) if "was" in field.metadata]
+
+
+@pytest.mark.parametrize(("kind", "field"), FORMER, ids=lambda value: getattr(value, "__name__", None) or value.name)
+def test_a_former_flag_is_answered_with_its_new_name(kind: type, field: dataclasses.Field[object]) -> None:
+    former, current = field.metadata["was"], field.metadata.get("flag", field.name)
+    with pytest.raises(UsageError, match=f"is now --{current}$"):
+        parsing.parse(kind, [f"--{former}=1"])
+    with pytest.raises(UsageError, match=f"is now --{current}$"):
+        parsing.build(kind, {former: 1})
+    assert parsing.current_keys(kind, {former: 1}) == {current: 1}
+
+
+@pytest.mark.parametrize(("phase", "kind"), [("adapt", AdaptConfig), ("finetune", FinetuneConfig)])
+def test_the_config_of_a_run_of_format_1_is_read(phase: str, kind: type) -> None:
+    former = dict.fromkeys((GOLDEN / f"{phase}.format1.config.yaml").read_text().split(), 1)
+    assert {"batch", "rate", "warmup", "decay", "clip", "accumulate"} <= set(former)
+    assert set(parsing.current_keys(kind, former)) == set(yaml.safe_load(parsing.dump(kind())))
+
+
+def test_former_names_are_unique_and_not_current() -> None:
+    for kind in CLASSES:
+        former = [field.metadata["was"] for other, field in FORMER if other is kind]
+        assert len(former) == len(set(former))
+        assert not set(former) & {field.metadata.get("flag", field.name) for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_line_of_help_is_a_sentence_or_a_noun_phrase(kind: type) -> None:
+    for field in dataclasses.fields(kind):
+        text = field.metadata["help"]
+        assert text.endswith("."), f"{field.name}: {text}"
+        assert text[0].isupper() or not text[0].isalpha(), f"{field.name}: {text}"
+        assert not text.startswith(("Of ", "That ", "What ", "Who ", "Where ", "By ", "To ")), f"{field.name}: {text}"
 
 
 def test_null_in_yaml_is_not_given(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from folders import assert_same, saved
 
+from jaxtempl import files
 from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
 from jaxtempl.huggingface import hub, load
@@ -29,13 +30,22 @@ REPOSITORIES = {
         "README.md": b"words",
     },
     "owner/pickled": {"config.json": b"{}", "pytorch_model.bin": b"a pickle"},
+    "owner/encoder": {
+        "modules.json": b'[{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]',
+        "0_Transformer/config.json": b'{"model_type": "bert"}',
+        "0_Transformer/model.safetensors": b"the weights",
+        "0_Transformer/pytorch_model.bin": b"a pickle",
+        "0_Transformer/vocab.txt": b"[PAD]",
+        "0_Transformer/tokenizer_config.json": b"{}",
+        "1_Pooling/config.json": b"{}",
+    },
 }
 SCRIPT = """
 import sys
 from jaxtempl.huggingface import hub
 from jaxtempl.errors import UserError
 try:
-    print(hub.fetch(sys.argv[1], sys.argv[2] or None))
+    print(hub.fetch(sys.argv[1], sys.argv[2] or None, tensors=len(sys.argv) < 4))
 except UserError as error:
     print("refused:", error)
 """
@@ -55,14 +65,14 @@ class Hub(BaseHTTPRequestHandler):
         name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         if name not in REPOSITORIES:
             return self.send("RepoNotFound", {}, b"", body)
-        files, rest = REPOSITORIES[name], parts[4:] if parts[0] == "api" else parts[2:]
+        stored, rest = REPOSITORIES[name], parts[4:] if parts[0] == "api" else parts[2:]
         if rest[1] not in ("main", "step1", COMMIT):
             return self.send("RevisionNotFound", {}, b"", body)
         if rest[0] == "revision":
-            return self.send_json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]})
+            return self.send_json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in stored]})
         if rest[0] == "tree":
-            return self.send_json([tree_entry(path, content) for path, content in files.items()])
-        content = files[rest[2]]
+            return self.send_json([tree_entry(path, content) for path, content in stored.items()])
+        content = stored["/".join(rest[2:])]
         return self.send("", {"ETag": f'"{blob(content)}"', "X-Repo-Commit": COMMIT}, content, body)
 
     def send_json(self, value: Any) -> None:
@@ -99,12 +109,12 @@ def endpoint() -> Iterator[str]:
     thread.join()
 
 
-def fetch(endpoint: str, home: Path, name: str, revision: str = "") -> str:
-    """In a process of its own: huggingface_hub reads its environment when it is imported."""
+def fetch(endpoint: str, home: Path, name: str, revision: str = "", *without: str) -> str:
+    """Fetch in another process: huggingface_hub reads its environment when it is imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
     root = str(ROOT)
     environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": root}
-    command = [sys.executable, "-c", SCRIPT, name, revision]
+    command = [sys.executable, "-c", SCRIPT, name, revision, *without]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -126,6 +136,21 @@ def test_weights_are_read_out_of_the_hubs_cache(endpoint: str, tmp_path: Path) -
     assert all(path.is_symlink() for path in folder.iterdir())
     assert_same(load.read(folder).params, load.read(tmp_path / "made").params)
     assert folder_tokenizer(folder).end_of_text == 0
+
+
+def test_an_encoder_is_fetched_out_of_its_subfolder(endpoint: str, tmp_path: Path) -> None:
+    """With the files that describe it, whose links lead to the cache's blobs, and nothing of its other modules."""
+    folder = Path(fetch(endpoint, tmp_path, "owner/encoder"))
+    assert folder.name == "0_Transformer"
+    names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.parent.iterdir()} == {"0_Transformer", "modules.json"}
+    assert files.downloaded(folder, "config.json").read_bytes() == b'{"model_type": "bert"}'
+
+
+def test_a_description_is_fetched_without_tensors(endpoint: str, tmp_path: Path) -> None:
+    folder = Path(fetch(endpoint, tmp_path, "owner/model", "", "without tensors"))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json"}
 
 
 def test_what_was_fetched_is_used_without_a_network(endpoint: str, tmp_path: Path) -> None:

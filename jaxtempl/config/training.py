@@ -67,10 +67,10 @@ class TrainConfig:
         "Resume from the newest complete checkpoint if there is one; must requires a run, never a new folder.",
     )
     tracker: Literal["tensorboard", "mlflow"] = option(
-        "tensorboard", "Where metrics are logged, in addition to metrics.jsonl."
+        "tensorboard", "Logger of the metrics, in addition to metrics.jsonl."
     )
     allow_change: tuple[str, ...] = option(
-        (), "What may change when a run resumes: names of flags, dataset, start, jax, ...."
+        (), "Names of what may change when a run resumes: a flag, dataset, start, jax, ...."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "Type of the computation; auto is bf16 on accelerators and fp32 on the CPU."

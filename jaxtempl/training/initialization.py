@@ -79,8 +79,8 @@ def _defaults_of(model: NamedModel) -> str:
     count = flops.parameter_count(model.architecture)
     nearest_count = flops.parameter_count(published.size_architecture(nearest))
     print(
-        f"# {model.size} has {count:,} parameters; its defaults are those of {nearest} ({nearest_count:,}), the nearest "
-        "of configs/sizes/ in its family",
+        f"# {model.size} has {count:,} parameters; its defaults are those of {nearest} ({nearest_count:,}), "
+        "the nearest of configs/sizes/ in its family",
         flush=True,
     )
     return nearest
