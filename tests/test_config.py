@@ -130,21 +130,21 @@ READERS = {  # the packages that are handed each command's config
     "FinetuneConfig": ["training", "parallel"],
     "EvaluateConfig": ["evaluation"],
     "SuggestConfig": ["commands"],
-    "ServeConfig": ["serve"],
-    "ServeEventsExportConfig": ["serve/events"],
+    "ServeConfig": ["serve", "commands"],
+    "ServeEventsExportConfig": ["serve/events", "commands"],
     "LoadtestConfig": ["loadtest"],
     "DemoConfig": ["commands"],
     "ScalingRunConfig": ["scaling"],
-    "ScalingAlignConfig": ["scaling"],
-    "ScalingReportConfig": ["scaling"],
-    "ScalingAdviseConfig": ["scaling"],
+    "ScalingAlignConfig": ["scaling", "commands"],
+    "ScalingReportConfig": ["scaling", "commands"],
+    "ScalingAdviseConfig": ["commands"],
     "ScalingFilterConfig": ["scaling"],
     "ConvertHuggingfaceConfig": ["../converters/huggingface"],
     "ConvertOnnxConfig": ["../converters/onnx", "../converters/quantize"],
     "ConvertTensorrtConfig": ["../converters/tensorrt"],
     "ConvertTritonConfig": ["../converters/triton"],
 }
-NAMES = {"asked", "self._asked", "config", "settings", "self.config", "subject.config"}  # what those files call it
+NAMES = {"asked", "config", "self.config", "self._config", "subject.config"}  # names of a config in those files
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
