@@ -340,21 +340,19 @@ NOISE = st.sampled_from([b"", b"\xff", b"{", b'"', b"\x01", b",", b"]", b" ", b"
 
 @settings(max_examples=300, deadline=None)
 @given(RECORDS, st.booleans(), NOISE, st.integers(0, 200), st.sampled_from(["template", "other"]))
-def test_decoding_at_once_comes_to_what_the_long_way_comes_to(
-    record: Any, ascii: bool, noise: bytes, at: int, label: str
-) -> None:
+def test_both_decoders_give_the_same_cases(record: Any, ascii: bool, noise: bytes, at: int, label: str) -> None:
     raw = json.dumps(record, ensure_ascii=ascii).encode(errors="surrogatepass")
     line = raw[: at % (len(raw) + 1)] + noise + raw[at % (len(raw) + 1) :]
     decoder = CaseDecoder(label)
-    at_once = decoder._at_once(line)
+    at_once = decoder._decode_typed(line)
     if at_once is not None:
         value = json.loads(line.decode())
         assert at_once[0] == parse_case(value, label)
         assert at_once[1] == len(value["messages"]) - len(at_once[0].messages)
 
 
-def test_a_line_in_order_is_decoded_at_once() -> None:
-    assert CaseDecoder("template")._at_once(line("a", region="süd")) is not None
+def test_a_valid_line_takes_the_fast_path() -> None:
+    assert CaseDecoder("template")._decode_typed(line("a", region="süd")) is not None
 
 
 @pytest.mark.parametrize("key", ["case_id", "messages"])

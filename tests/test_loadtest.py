@@ -357,7 +357,7 @@ def test_cases_that_ask_nothing_are_one_line(
     path.write_text(json.dumps({"case_id": "a", "messages": [{"role": "advocate", "text": CANARY}]}) + "\nnoise\n")
     code, told = failed(capsys, f"--cases={path}", f"--url={server.url}")
     assert code == 1
-    assert "nothing to ask about (1 good and 1 bad records)" in told
+    assert "no context to request suggestions for (1 good and 1 bad records)" in told
     assert failed(capsys, "--cases=nowhere.jsonl", f"--url={server.url}")[0] == 1
 
 

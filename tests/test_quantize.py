@@ -258,7 +258,7 @@ def test_no_template_may_fall_by_more_than_three_points(contexts: int, lost: int
 
 
 def test_what_is_no_number_never_passes() -> None:
-    assert gate.faults(verdict_of([0] * 600, [0] * 600, not_finite=1)) == ["the logits of 1 contexts are no numbers"]
+    assert gate.faults(verdict_of([0] * 600, [0] * 600, not_finite=1)) == ["the logits of 1 contexts are not finite"]
     nan = np.array([[np.nan, 1, 0]], np.float32)
     found = gate.score({"x": lambda *_: nan}, GateContexts([[5]], np.array([0]), np.array([0])))["x"]
     assert (found.hits.tolist(), found.not_finite) == ([False], 1)

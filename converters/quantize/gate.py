@@ -1,4 +1,4 @@
-"""The accuracy gate: a quantised network is let through only when it still suggests what people sent.
+"""The accuracy gate: a quantized network is accepted only if its top-1 accuracy holds.
 
 Dims: N contexts, S slots.
 """
@@ -23,10 +23,10 @@ from jaxtempl.specs.interval import Interval
 from jaxtempl.text.cases import Template
 
 SPLIT = "test"
-MAX_DROP = Fraction(2, 1000)  # of top-1; issue 4
-MAX_TEMPLATE_DROP = Fraction(3, 100)  # of one template's top-1
-MIN_CONTEXTS = 50  # that a template is judged by itself on
-ENOUGH = 500  # contexts, so that the most that top-1 may fall by is one of them
+MAX_DROP = Fraction(2, 1000)  # drop of top-1; issue 4
+MAX_TEMPLATE_DROP = Fraction(3, 100)  # drop of one template's top-1
+MIN_CONTEXTS = 50  # from which on a template is judged by itself
+ENOUGH = 500  # contexts, so that the allowed drop of top-1 is one of them
 NAMED = 3  # templates in an error; all are in the figures
 
 
@@ -55,17 +55,17 @@ def read_gate_contexts(found: Run, dataset: Dataset, wanted: int) -> GateContext
     if not len(chosen):
         raise UserError(
             f"{dataset.folder} has no labelled {SPLIT} contexts of the templates of {found.folder}, on which the "
-            "quantised network is compared; pass --data=DIR of a dataset that has some"
+            "quantized network is compared; pass --data=DIR of a dataset that has some"
         )
     return GateContexts([chosen[i].tokens for i in range(len(chosen))], chosen.slot, chosen.case)
 
 
 class ScoredContexts(NamedTuple):
-    """What a network made of labelled contexts.
+    """A network's hits on labelled contexts.
 
     Attributes:
-        hits: whether the template that was sent comes first; not where a logit is no number.
-        not_finite: contexts with such a logit.
+        hits: whether the template that was sent ranks first; false where a logit is not finite.
+        not_finite: number of contexts with a logit that is not finite.
     """
 
     hits: Bool[np.ndarray, " N"]
@@ -75,7 +75,7 @@ class ScoredContexts(NamedTuple):
 def score(
     networks: Mapping[str, NetworkFunction], found: GateContexts, progress: bool = False
 ) -> dict[str, ScoredContexts]:
-    """Each network on each context alone: where scales are taken from the activations, others in its batch matter."""
+    """Score each network on each context, one at a time: dynamic scales would depend on the other rows of a batch."""
     with tqdm(total=len(networks) * len(found.rows), desc="scoring", unit=" contexts", disable=not progress) as bar:
         return {name: _score(network, found, bar) for name, network in networks.items()}
 
@@ -95,10 +95,10 @@ class Top1Change:
     """Top-1 hits on the same contexts before and after.
 
     Attributes:
-        name: what they are the contexts of.
-        contexts: how many, at least 1.
+        name: group of contexts: all, or those of one template.
+        contexts: number of contexts, at least 1.
         before: hits of the float network.
-        after: hits of the quantised one.
+        after: hits of the quantized one.
     """
 
     name: str
@@ -108,24 +108,24 @@ class Top1Change:
 
     @property
     def drop(self) -> Fraction:
-        """Exact share of the contexts; below 0 where there are more hits than before."""
+        """Lost hits as an exact share of the contexts; negative if there are more hits than before."""
         return Fraction(self.before - self.after, self.contexts)
 
     def summary(self) -> str:
-        """The change in words."""
+        """Return the change as text."""
         before, after = (hits / self.contexts for hits in (self.before, self.after))
         return f"{self.name}: {before:.2%} -> {after:.2%} of {self.contexts:,}, {points(self.drop)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found.
+    """The verdict of the gate.
 
     Attributes:
-        overall: of all contexts.
-        drop: the same with its 95 % interval from resamples of whole cases, a share.
-        templates: those with contexts, greatest fall first.
-        not_finite: contexts for which the quantised network gives no numbers.
+        overall: change over all contexts.
+        drop: its drop as a share, with a 95 % confidence interval from a bootstrap over cases.
+        templates: change of each template that has contexts, largest drop first.
+        not_finite: number of contexts for which the quantized network gives logits that are not finite.
     """
 
     overall: Top1Change
@@ -135,20 +135,20 @@ class GateVerdict:
 
     @property
     def judged(self) -> list[Top1Change]:
-        """The templates that have contexts enough."""
+        """Templates with at least MIN_CONTEXTS contexts."""
         return [change for change in self.templates if change.contexts >= MIN_CONTEXTS]
 
 
 def judge(
     before: ScoredContexts, after: ScoredContexts, found: GateContexts, templates: Sequence[Template]
 ) -> GateVerdict:
-    """Compares the quantised network with the float one that it stands for."""
-    fall = Bootstrap(found.cases, 0).mean(before.hits.astype(float) - after.hits)
+    """Compare the quantized network with the float one."""
+    drop = Bootstrap(found.cases, 0).mean(before.hits.astype(float) - after.hits)
     names = {template.slot: template.id for template in templates}
     each = [_change(names[slot], before, after, found.slots == slot) for slot in np.unique(found.slots).tolist()]
     each.sort(key=lambda change: (-change.drop, -change.contexts, change.name))
     everything = np.ones(len(found.rows), bool)
-    return GateVerdict(_change("top-1", before, after, everything), fall, each, after.not_finite)
+    return GateVerdict(_change("top-1", before, after, everything), drop, each, after.not_finite)
 
 
 def _change(name: str, before: ScoredContexts, after: ScoredContexts, of: Bool[np.ndarray, " N"]) -> Top1Change:
@@ -156,24 +156,24 @@ def _change(name: str, before: ScoredContexts, after: ScoredContexts, of: Bool[n
 
 
 def faults(verdict: GateVerdict) -> list[str]:
-    """Why the network is not let through; none if it is."""
+    """Return the reasons why the network is rejected; an empty list if it is accepted."""
     found: list[str] = []
     if verdict.not_finite:
-        found.append(f"the logits of {verdict.not_finite:,} contexts are no numbers")
+        found.append(f"the logits of {verdict.not_finite:,} contexts are not finite")
     if verdict.overall.drop > MAX_DROP:
         found.append(f"{verdict.overall.summary()} ({points(MAX_DROP)} allowed)")
-    fallen = [change for change in verdict.judged if change.drop > MAX_TEMPLATE_DROP]
-    if fallen:
-        worst = "; ".join(change.summary() for change in fallen[:NAMED])
+    dropped = [change for change in verdict.judged if change.drop > MAX_TEMPLATE_DROP]
+    if dropped:
+        worst = "; ".join(change.summary() for change in dropped[:NAMED])
         found.append(
-            f"{len(fallen)} of {len(verdict.judged)} templates with {MIN_CONTEXTS} contexts fall by more than "
+            f"{len(dropped)} of {len(verdict.judged)} templates with {MIN_CONTEXTS} contexts fall by more than "
             f"{points(MAX_TEMPLATE_DROP)}, worst {worst}"
         )
     return found
 
 
 def caveats(verdict: GateVerdict) -> list[str]:
-    """Why the verdict says little; none if it says what it should."""
+    """Return the reasons why the verdict is weak; an empty list if it is not."""
     found: list[str] = []
     if verdict.overall.contexts < ENOUGH:
         one = points(Fraction(1, verdict.overall.contexts))
@@ -184,12 +184,12 @@ def caveats(verdict: GateVerdict) -> list[str]:
 
 
 def points(share: Fraction | float) -> str:
-    """A share in percentage points."""
+    """Return a share in percentage points."""
     return f"{float(100 * share):.2g} points"
 
 
 def to_dict(verdict: GateVerdict) -> Mapping[str, Any]:
-    """The verdict as `bundle.json` keeps it; shares, and ids of templates."""
+    """Return the verdict as it is stored in `bundle.json`: shares and template ids."""
     overall = verdict.overall
     return {
         "split": SPLIT,

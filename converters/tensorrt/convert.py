@@ -1,4 +1,4 @@
-"""An ONNX bundle -> a bundle with a TensorRT engine, on the machine that will serve it, verified there. No JAX.
+"""Convert an ONNX bundle to a TensorRT engine, built and verified on the machine that will serve it. No JAX.
 
 TensorRT and CUDA need a GPU to run a plan. Building has been run with tensorrt_rtx, which needs none; what runs or
 refits a plan only against stand-ins (tests/fake_gpu.py).
@@ -26,10 +26,10 @@ from jaxtempl.text.case_files import read_cases
 
 
 def main(config: ConvertTensorrtConfig) -> None:
-    """Checks, builds or refits.
+    """Check, build or refit an engine.
 
     Raises:
-        UserError: it cannot be done here, or the engine is not what the bundle is; nothing is left then.
+        UserError: this machine cannot do it, or the engine does not match the bundle; nothing is written then.
     """
     if not config.bundle:
         raise UsageError("which bundle? pass --bundle=DIR of one that bin/convert onnx --dtype=fp16 made")
@@ -47,12 +47,12 @@ def main(config: ConvertTensorrtConfig) -> None:
 
 
 def convert(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine) -> None:
-    """Writes the bundle of an engine, whole or not at all.
+    """Write the bundle of an engine, whole or not at all.
 
     Args:
         opened: an ONNX bundle.
-        config: the command's.
-        machine: to build on and for.
+        config: flags of the command.
+        machine: machine that builds and serves the engine.
 
     Raises:
         UserError: see `main`.
@@ -80,7 +80,7 @@ def convert(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine) -> 
 
 
 def refuse_older(opened: Bundle, compute_capability: str) -> None:
-    """Raises UserError where a quantised bundle needs a GPU of a higher compute capability than the one named."""
+    """Raise UserError if a quantized bundle needs a higher compute capability than the one given."""
     needed = opened.manifest.get("compute_capability", "0")
     if _numbers(compute_capability) < _numbers(needed):
         raise UserError(
@@ -94,7 +94,7 @@ def _numbers(compute_capability: str) -> list[int]:
 
 
 def _built(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, folder: Path) -> dict[str, Any]:
-    """Writes a new plan; the `engine` of its manifest."""
+    """Write a new plan, and return the `engine` entry of its manifest."""
     timing = Path(config.timing_cache) if config.timing_cache else None
     refittable = refit.refittable_weights(opened.model)
     wanted = BuildConfig(opened.manifest["buckets"], config.max_batch_size, refittable, timing)
@@ -111,7 +111,7 @@ def _built(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, fold
 
 
 def _refitted(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, folder: Path) -> dict[str, Any]:
-    """Writes an older plan with the bundle's head; the `engine` of its manifest."""
+    """Write an older plan with the bundle's head, and return the `engine` entry of its manifest."""
     old = Bundle.open(Path(config.refit))
     tensorrt.check_engine(old, machine)
     refit.check(old, opened)
@@ -128,20 +128,20 @@ def _refitted(opened: Bundle, config: ConvertTensorrtConfig, machine: Machine, f
 
 
 def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> VerificationSamples:
-    """What the engine is verified on: the windows of the given cases, each read to its end.
+    """Return the contexts to verify the engine on: each given case as one context.
 
     Raises:
-        UserError: the file is not there or is not one of cases.
+        UserError: the file does not exist, or a record is not a case.
     """
     rows = (opened.window.encode(case.messages).ids for case in read_cases(config.cases))
     return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts)
 
 
 def verified(opened: Bundle, built: Engine, chosen: VerificationSamples) -> verify.Agreement:
-    """The figures of an engine that is what the bundle is.
+    """Return the agreement of an engine with the bundle.
 
     Raises:
-        UserError: it is not.
+        UserError: the engine does not match the bundle.
     """
     reference, buckets = OnnxRuntime(opened.model), opened.manifest["buckets"]
     figures = verify.compare(reference, built, chosen.rows, buckets, sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""Which runs can be converted: those whose classifier reads its window as the paper's do."""
+"""Check that a run can be converted: ablations of attention and pooling cannot."""
 
 from jaxtempl.errors import UserError
 from jaxtempl.runs.run import Run
@@ -6,7 +6,7 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 
 
 def check(found: Run) -> None:
-    """Raises UserError for a run of an ablation, which transformers would not read as it was trained."""
+    """Raise UserError for a run of an ablation, which other libraries would not compute as it was trained."""
     a = found.architecture
     if isinstance(a, NeoXArchitecture) and not a.is_paper_classifier:
         raise UserError(

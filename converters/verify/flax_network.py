@@ -1,4 +1,4 @@
-"""A run's checkpoint as the network that a conversion is held to: float32, whatever the machine computes in.
+"""The reference of a conversion: a run's checkpoint in float32, run by Flax.
 
 Dims: B rows, L length, S slots (or vocabulary), N layers, D hidden.
 """
@@ -19,10 +19,10 @@ from jaxtempl.specs.architecture import Architecture, BertArchitecture
 
 
 class FlaxNetwork:
-    """Parameters with a head, run by Flax.
+    """A network with a head, run by Flax in float32.
 
     Attributes:
-        place: in a row, where a template head reads: at the last token, or at BERT's [CLS].
+        head_position: position that a template head reads: the last token, or BERT's [CLS].
     """
 
     def __init__(self, params: PyTree, architecture: Architecture, head: Head) -> None:
@@ -48,12 +48,12 @@ class FlaxNetwork:
     def __call__(
         self, ids: Int32[np.ndarray, "B L"], lengths: Int32[np.ndarray, " B"]
     ) -> Float32[np.ndarray, "B *L S"]:
-        """Logits of rows padded on the right."""
+        """Return the logits of rows padded on the right."""
         with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 products otherwise
             return np.asarray(self._logits(self._params, jnp.asarray(ids), jnp.asarray(lengths)))
 
     def residuals(self, ids: Int32[np.ndarray, "1 L"]) -> Float32[np.ndarray, "N L D"]:
-        """The residual stream of one row after every layer."""
+        """Return the residual stream of one row after every layer."""
         with jax.default_matmul_precision("highest"):
             found: Any = self._residual(self._params, jnp.asarray(ids))
         return np.asarray(found)[:, 0]

@@ -1,4 +1,4 @@
-"""Where a converted network parts from the real one: the first layer whose activations are not the same.
+"""Find the first layer whose activations differ between a converted network and its source.
 
 Dims: N layers, L length, D hidden.
 """
@@ -12,39 +12,39 @@ from jaxtyping import Float, Float32
 from jaxtempl.bundle import onnx_check
 from jaxtempl.serve.inference.backends import OnnxRuntime
 
-TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}  # of a layer's largest activation
+TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}  # share of a layer's largest activation
 
 
 def first_diverging_layer(
-    model: Path, row: list[int], residuals: Float32[np.ndarray, "N L D"], dtype: str, place: int = -1
+    model: Path, row: list[int], residuals: Float32[np.ndarray, "N L D"], dtype: str, position: int = -1
 ) -> str:
-    """The name of the first layer that parts, and by how much; the head where none does.
+    """Return the name of the first layer that diverges, and by how much; the head if no layer does.
 
     Args:
-        model: model.onnx; a copy that gives its layers away is written beside it for as long as this takes.
-        row: one context.
-        residuals: what each layer should leave for it.
-        dtype: of the model.
-        place: where a template head reads; the last layer of its graph has that alone.
+        model: model.onnx; a copy with the layers as outputs is written next to it while this runs.
+        row: token ids of one context.
+        residuals: expected residual stream after each layer.
+        dtype: type of the model.
+        position: position that a template head reads; the graph's last layer computes only that.
     """
     layers = [f"block_{layer}/residual" for layer in range(len(residuals))]
-    for name, wanted, got in zip(layers, residuals, _activations(model, layers, row), strict=True):
-        apart = _apart(wanted if got.shape[1] > 1 else wanted[[place]], got[0])
-        if not apart <= TOLERANCE[dtype]:  # a NaN is no number below anything
-            return f"{name.split('/')[0]} (by {apart:.2g} of its largest activation)"
+    for name, expected, actual in zip(layers, residuals, _activations(model, layers, row), strict=True):
+        difference = _relative_difference(expected if actual.shape[1] > 1 else expected[[position]], actual[0])
+        if not difference <= TOLERANCE[dtype]:  # true for NaN
+            return f"{name.split('/')[0]} (by {difference:.2g} of its largest activation)"
     return "the head"
 
 
 def _activations(model: Path, layers: list[str], row: list[int]) -> list[Float[np.ndarray, "1 L D"]]:
-    told = onnx_check.load_graph(model)
-    told.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in layers)
-    beside = model.with_name("layers.onnx")  # beside it, where its external data is
-    onnx.save(told, beside)
+    graph = onnx_check.load_graph(model)
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in layers)
+    copy = model.with_name("layers.onnx")  # in the same folder as its external data
+    onnx.save(graph, copy)
     try:
-        return OnnxRuntime(beside).run(layers, np.array([row], np.int32), np.array([len(row)], np.int32))
+        return OnnxRuntime(copy).run(layers, np.array([row], np.int32), np.array([len(row)], np.int32))
     finally:
-        beside.unlink()
+        copy.unlink()
 
 
-def _apart(wanted: Float32[np.ndarray, "L D"], got: Float[np.ndarray, "L D"]) -> float:
-    return float(np.abs(wanted - got.astype(np.float32)).max() / np.abs(wanted).max())
+def _relative_difference(expected: Float32[np.ndarray, "L D"], actual: Float[np.ndarray, "L D"]) -> float:
+    return float(np.abs(expected - actual.astype(np.float32)).max() / np.abs(expected).max())

@@ -1,6 +1,6 @@
-"""The shared comparison: is a converted network the one it was made from? On real contexts, single and batched.
+"""Compare a converted network with its source on real contexts, one at a time and in batches.
 
-Dims: B rows, L length, N places compared, S slots (or vocabulary).
+Dims: B rows, L length, N positions compared, S slots (or vocabulary).
 """
 
 import dataclasses
@@ -17,29 +17,32 @@ NetworkFunction = Callable[[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]], 
 TokenIds = Sequence[int]
 
 BATCH_ROWS = 8  # contexts of a batch
-# Agreement outside ties; issue 4. An engine of a quantised graph is held to that graph by the bounds of its own dtype.
+# Minimum agreement outside ties; issue 4. An engine of a quantized graph is compared with that graph, by the bounds of
+# its own dtype.
 MIN_TOP1 = {"fp32": 1.0, "fp16": 0.999, "tensorrt-int8": 0.999, "tensorrt-fp8": 0.999}
-# What moves no logit by more than d moves no top-1 whose margin is over 2 d, so a wrong network makes ties of nearly
-# all places and changes many. A true one had 1.1 % in fp16 (nano, star), and 8 % as a language model: the largest of
-# a thousand million differences is far from a usual one. Eight bits make more of what floats are rounded to: one
-# quantised graph with floats of fp32 and of fp16 had 7 % in int8 and 16 % in fp8.
+# If no logit moves by more than d, no top-1 changes whose margin exceeds 2 d. A wrong network therefore ties at nearly
+# all positions. A correct one had 1.1 % ties in fp16 (nano, star), and 8 % as a language model, where the largest of
+# 10^9 differences is far above a typical one. Eight bits amplify rounding: one quantized graph had 7 % in int8 and 16 %
+# in fp8 between fp32 and fp16.
 MAX_TIES = {"fp32": 0.01, "fp16": 0.1, "tensorrt-int8": 0.2, "tensorrt-fp8": 0.4}
 MIN_TOP1_WITH_TIES = {"fp32": 0.999, "fp16": 0.99, "tensorrt-int8": 0.99, "tensorrt-fp8": 0.99}
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """What was found; shares are of the places compared: one a context, or every token for a language model.
+    """How far two networks agree.
+
+    Shares are of the positions compared: one per context, or every token for a language model.
 
     Attributes:
-        compared: places, each context single and batched.
-        largest_logit: of the reference, without sign.
-        largest_difference: between two logits.
+        compared: number of positions; each context counts single and batched.
+        largest_logit: largest magnitude of a logit of the reference.
+        largest_difference: largest difference between two logits.
         top1: share with the same best slot.
         top5: share with the same five best, in any order.
         ties: share whose best two logits are less than twice the largest difference apart in the reference.
         top1_outside_ties: share of the others with the same best slot.
-        not_finite: logits that are no numbers.
+        not_finite: number of logits that are not finite.
     """
 
     compared: int
@@ -53,7 +56,7 @@ class Agreement:
 
 
 class Comparison:
-    """Two networks' logits, compared piece by piece."""
+    """Accumulates the agreement of two networks over batches."""
 
     def __init__(self) -> None:
         self._largest = self._difference = 0.0
@@ -63,7 +66,7 @@ class Comparison:
         self._same5: list[Bool[np.ndarray, " N"]] = []
 
     def add(self, reference: Float32[np.ndarray, "N S"], candidate: Float32[np.ndarray, "N S"]) -> None:
-        """Compares some places."""
+        """Add the logits of some positions."""
         bad = ~np.isfinite(candidate)
         self._not_finite += int(bad.sum())
         candidate = np.where(bad, np.float32(-np.inf), candidate)
@@ -76,7 +79,7 @@ class Comparison:
         self._same5.append((_top5(reference) == _top5(candidate)).all(axis=1))
 
     def agreement(self) -> Agreement:
-        """All that was added, summed up."""
+        """Return the agreement over all positions added."""
         margins, same1, same5 = (np.concatenate(parts) for parts in (self._margins, self._same1, self._same5))
         tied = margins < 2 * self._difference
         return Agreement(
@@ -98,16 +101,16 @@ def compare(
     buckets: Sequence[int],
     progress: bool = False,
 ) -> Agreement:
-    """Runs both networks on every row: the reference batched, the candidate batched and one row at a time.
+    """Run both networks on every row: the reference in batches, the candidate in batches and one row at a time.
 
-    Slots that the reference does not have, which are padding, are left out.
+    Padding slots, which the reference does not have, are ignored.
 
     Args:
-        reference: what the candidate was made from.
-        candidate: what is verified.
+        reference: network that the candidate was converted from.
+        candidate: network to verify.
         rows: token ids, none longer than the last bucket.
         buckets: lengths that batches are padded to.
-        progress: show a bar.
+        progress: show a progress bar.
     """
     found = Comparison()
     with tqdm(total=len(rows), desc="verifying", unit=" contexts", disable=not progress) as bar:
@@ -124,10 +127,10 @@ def compare(
 
 
 def find_faults(figures: Agreement, dtype: str) -> list[str]:
-    """Why the candidate is not what it was made from; none if it is."""
+    """Return the reasons why the candidate does not match its source; an empty list if it does."""
     found: list[str] = []
     if figures.not_finite:
-        found.append(f"{figures.not_finite:,} logits are no numbers")
+        found.append(f"{figures.not_finite:,} logits are not finite")
     if figures.top1_outside_ties < MIN_TOP1[dtype]:
         found.append(f"top-1 agrees in {figures.top1_outside_ties:.2%} outside ties, not {MIN_TOP1[dtype]:.1%}")
     if figures.top1 < MIN_TOP1_WITH_TIES[dtype]:
@@ -141,7 +144,7 @@ def find_faults(figures: Agreement, dtype: str) -> list[str]:
 
 
 def summary(figures: Agreement) -> str:
-    """The figures in one line."""
+    """Return the agreement as one line."""
     return (
         f"largest difference {figures.largest_difference:.2g} of logits up to {figures.largest_logit:.3g}, "
         f"top-1 the same in {figures.top1:.2%}, top-5 in {figures.top5:.2%}, ties {figures.ties:.2%}, "
@@ -151,14 +154,19 @@ def summary(figures: Agreement) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PaddedBatch:
-    """Rows that are padded to one length."""
+    """Rows that are padded to one length.
+
+    Attributes:
+        rows: token ids of each row.
+        bucket: padded length.
+    """
 
     rows: Sequence[TokenIds]
     bucket: int
 
 
 def batch_by_length(rows: Sequence[TokenIds], buckets: Sequence[int], size: int = BATCH_ROWS) -> list[PaddedBatch]:
-    """The rows by bucket, `size` at a time."""
+    """Return the rows grouped by bucket, in batches of `size`."""
     found: list[PaddedBatch] = []
     for bucket in buckets:
         own = [row for row in rows if bucket_of(len(row), buckets) == bucket]
@@ -169,7 +177,7 @@ def batch_by_length(rows: Sequence[TokenIds], buckets: Sequence[int], size: int 
 def real_positions(
     logits: Float32[np.ndarray, "B *L S"], lengths: Int32[np.ndarray, " B"]
 ) -> Float32[np.ndarray, "N S"]:
-    """The logits that count: one a row, or those of every token that is not padding."""
+    """Return the logits to compare: one per row, or those of every token that is not padding."""
     if logits.ndim == 2:
         return logits
     return np.concatenate([row[:length] for row, length in zip(logits, lengths, strict=True)])
@@ -181,5 +189,5 @@ def _top5(logits: Float32[np.ndarray, "N S"]) -> Int32[np.ndarray, "N K"]:
 
 
 def to_dict(figures: Agreement) -> Mapping[str, Any]:
-    """The figures as `bundle.json` keeps them."""
+    """Return the agreement as it is stored in `bundle.json`."""
     return dataclasses.asdict(figures)

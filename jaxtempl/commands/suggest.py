@@ -1,4 +1,4 @@
-"""A case in, the templates that an advocate most likely wants next out."""
+"""Suggest templates for a case with a run or a bundle, and print them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,23 +22,27 @@ SHOWN = 100  # characters of a template's text in the table
 
 
 def main(argv: Sequence[str]) -> None:
-    """`bin/suggest`."""
-    asked = parsing.parse(SuggestConfig, argv)
-    if bool(asked.run) == bool(asked.bundle):
+    """Run `bin/suggest`."""
+    config = parsing.parse(SuggestConfig, argv)
+    if bool(config.run) == bool(config.bundle):
         raise UsageError(
             "what is to suggest? pass one of --bundle=DIR and --run=RUN (RUN@STEP, RUN@best) of a finetune"
         )
-    messages = read_case(asked.case).messages
-    suggester, origin = _chosen(asked)
-    found = suggester.suggest(messages, asked.k)
-    print(json.dumps(to_dict(found, origin), ensure_ascii=False, indent=1) if asked.json else format_table(found))
+    messages = read_case(config.case).messages
+    suggester, origin = _load(config)
+    suggestions = suggester.suggest(messages, config.k)
+    print(
+        json.dumps(to_dict(suggestions, origin), ensure_ascii=False, indent=1)
+        if config.json
+        else format_table(suggestions)
+    )
 
 
 def run_suggester(run: "Run", step: int) -> Suggester:
-    """Suggests with a run's checkpoint in JAX.
+    """Return a suggester with a run's checkpoint, in JAX.
 
     Raises:
-        UserError: the run is an adapt run, which knows no templates.
+        UserError: the run is an adapt run, which has no templates.
     """
     from jaxtempl.evaluation.predict import Predictor
 
@@ -48,34 +52,34 @@ def run_suggester(run: "Run", step: int) -> Suggester:
     return Suggester(Predictor(run, step).one, run.window, ranker)
 
 
-def _chosen(asked: SuggestConfig) -> tuple[Suggester, dict[str, Any]]:
-    """What is to suggest, and how `--json` names it; a bundle needs no JAX, so only a run imports it."""
-    if asked.bundle:
-        bundle = Bundle.open(Path(asked.bundle))
-        return bundle_suggester(bundle), {"bundle": asked.bundle, "version": bundle.manifest["version"]}
+def _load(config: SuggestConfig) -> tuple[Suggester, dict[str, Any]]:
+    """Return the suggester and its entries of the JSON; only a run imports JAX."""
+    if config.bundle:
+        bundle = Bundle.open(Path(config.bundle))
+        return bundle_suggester(bundle), {"bundle": config.bundle, "version": bundle.manifest["version"]}
     from jaxtempl.runs.run import resolve
 
-    run, step = resolve(asked.run)
+    run, step = resolve(config.run)
     return run_suggester(run, step), {"run": str(run.folder), "step": step}
 
 
-def to_dict(found: Suggestions, origin: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `--json` prints."""
+def to_dict(suggestions: Suggestions, origin: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the JSON that `--json` prints."""
     return {
         "format": files.FORMAT,
-        "suggestions": [suggestion._asdict() for suggestion in found.suggestions],
-        "tokens": found.tokens,
-        "dropped_messages": found.dropped_messages,
+        "suggestions": [suggestion._asdict() for suggestion in suggestions.suggestions],
+        "tokens": suggestions.tokens,
+        "dropped_messages": suggestions.dropped_messages,
         **origin,
     }
 
 
-def format_table(found: Suggestions) -> str:
-    """One line a suggestion: a bar, the probability, the id and the text."""
-    width = max(len(suggestion.template) for suggestion in found.suggestions)
-    lines = [_line(suggestion, width) for suggestion in found.suggestions]
-    if found.dropped_messages:
-        lines.append(f"(the oldest {found.dropped_messages} messages do not fit in the window)")
+def format_table(suggestions: Suggestions) -> str:
+    """Return a line for each suggestion: a bar, the probability, the id and the text."""
+    width = max(len(suggestion.template) for suggestion in suggestions.suggestions)
+    lines = [_line(suggestion, width) for suggestion in suggestions.suggestions]
+    if suggestions.dropped_messages:
+        lines.append(f"(the oldest {suggestions.dropped_messages} messages do not fit in the window)")
     return "\n".join(lines)
 
 

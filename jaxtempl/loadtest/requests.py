@@ -1,4 +1,4 @@
-"""What is asked: contexts drawn from a file of cases, each ending where an advocate answers, as bytes of JSON."""
+"""The requests of a load test: contexts drawn from a file of cases, each ending before an advocate's reply."""
 
 import heapq
 import random
@@ -18,12 +18,12 @@ from jaxtempl.text.ingest import CaseReader, Quarantine
 
 
 class RequestContexts(NamedTuple):
-    """What requests are made of.
+    """The contexts of requests.
 
     Attributes:
-        messages: `{"messages": [...]}` of each context, in JSON.
-        cases: that were read.
-        bad: records that were left out, by reason.
+        messages: JSON of each context, `{"messages": [...]}`.
+        cases: number of cases read.
+        bad: number of bad records by reason.
     """
 
     messages: list[bytes]
@@ -32,33 +32,33 @@ class RequestContexts(NamedTuple):
 
 
 def draw_contexts(path: str, count: int, seed: int) -> RequestContexts:
-    """Draws contexts from all of a file, each with the same chance, none of them twice.
+    """Draw contexts uniformly from a whole file, without replacement.
 
     Args:
         path: file, folder or URL of cases.
-        count: how many; all of them where the cases have fewer.
-        seed: the same one draws the same contexts.
+        count: number of contexts; all of them if there are fewer.
+        seed: seed of the draw.
 
     Raises:
-        UserError: nothing is there, or no case in which an advocate answers.
+        UserError: no file matches, or no case has an advocate's reply.
     """
-    with tempfile.TemporaryDirectory() as folder:  # bin/prepare lists bad records; here they are only counted
+    with tempfile.TemporaryDirectory() as folder:  # only the counts of bad records are kept
         quarantine = Quarantine(Path(folder) / "bad.jsonl")
-        chosen = random.Random(seed)
-        # The least of as many random keys is a uniform sample in random order, in one pass that keeps no more.
-        keyed = ((chosen.random(), i, *found) for i, found in enumerate(_all(CaseReader(quarantine), path)))
+        # The contexts with the smallest random keys are a uniform sample in random order, found in one pass.
+        generator = random.Random(seed)
+        keyed = ((generator.random(), i, *context) for i, context in enumerate(_all(CaseReader(quarantine), path)))
         drawn = heapq.nsmallest(count, keyed)
     if not drawn:
         raise UserError(
-            f"{path} has nothing to ask about ({quarantine.good} good and {quarantine.reasons.total()} bad records); "
-            "it needs cases in which an advocate answers a message"
+            f"{path} has no context to request suggestions for ({quarantine.good} good and "
+            f"{quarantine.reasons.total()} bad records); name a file of cases in which an advocate replies to a message"
         )
     messages = [_json(case, end) for _, _, case, end in drawn]
     return RequestContexts(messages, quarantine.good, dict(quarantine.reasons))
 
 
 def _all(reader: CaseReader, path: str) -> Iterator[tuple[Case, int]]:
-    """Every place of a case, as the number of messages before it, at which an advocate answers."""
+    """Yield each reply of an advocate as its case and the number of messages before it."""
     for case in reader.cases(records.find_files(path)):
         for end, message in enumerate(case.messages):
             if end and message.role == "advocate":
@@ -70,14 +70,14 @@ def _json(case: Case, end: int) -> bytes:
 
 
 def draw_order(contexts: int, requests: int, rng: np.random.Generator) -> Int[np.ndarray, " N"]:
-    """Which context each request asks about: none twice while there are enough, else drawn with replacement."""
+    """Return the context of each request: drawn without replacement if there are enough contexts, else with it."""
     return rng.permutation(contexts)[:requests] if requests <= contexts else rng.integers(contexts, size=requests)
 
 
 def request_bodies(contexts: RequestContexts, chosen: Int[np.ndarray, " N"], name: str) -> Iterator[bytes]:
-    """The requests one by one, each of a case of its own: a server drops the older of two requests of one case.
+    """Yield the body of each request, each with its own case_id: a server drops the older of two requests of a case.
 
-    They are joined as they are taken, which costs a microsecond, so that an hour's requests need not be held.
+    Bodies are built on demand, in a microsecond each, so that memory does not grow with the number of requests.
     """
     for i, context in enumerate(chosen.tolist()):
         yield b'{"case_id":"%b-%d",%b' % (name.encode(), i, contexts.messages[context][1:])

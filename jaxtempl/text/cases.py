@@ -1,4 +1,4 @@
-"""Cases, messages and templates: what they are, and how a decoded record becomes one or says why it cannot."""
+"""Cases, messages and templates, and how a decoded record is checked and becomes one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ ROLES = get_args(Role)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message; `template` is set on advocates' messages that were sent from one."""
+    """One message; `template` is set on an advocate's message that was sent from a template."""
 
     role: str
     text: str
@@ -21,7 +21,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One support conversation, its messages in order; none of them is empty."""
+    """One support conversation: its messages in order, none of them empty."""
 
     case_id: str
     messages: tuple[Message, ...]
@@ -32,8 +32,8 @@ class Template:
     """A canned reply and its slot, the row of the head that scores it.
 
     Attributes:
-        observed: the text is the most frequent reply seen with this id, not one that the owner of the templates wrote.
-        count: training examples.
+        observed: whether the text is the most frequent reply seen with this id, because no list of templates has it.
+        count: number of training examples.
     """
 
     slot: int
@@ -45,7 +45,12 @@ class Template:
 
 
 class RecordError(UserError):
-    """A record that cannot be used; `reason` is the short name that quarantined records are counted by."""
+    """A record is unusable.
+
+    Attributes:
+        reason: short name that quarantined records are counted by.
+        detail: field and value that are wrong.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -61,8 +66,7 @@ def _kind(value: object) -> str:
         bool: "true or false",
         type(None): "null",
     }
-    known = names.get(type(value))
-    return known or ("a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
+    return names.get(type(value)) or ("a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 
 
 def _object(value: object) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _text(record: dict[str, Any], key: str) -> str:
-    """The string at `key`, which must be there and have no lone surrogate (such text has no UTF-8 form)."""
+    """Return the string at `key`; it must exist and have no lone surrogate, which has no UTF-8 form."""
     value = record.get(key)
     if not isinstance(value, str):
         if key not in record:
@@ -107,11 +111,11 @@ def _messages(values: list[object], label: str) -> Iterator[Message]:
 
 
 def parse_case(record: object, label: str = "template") -> Case:
-    """A case out of one decoded JSON object; messages that are empty after strip are dropped, unknown keys ignored.
+    """Return the case of one decoded JSON object, without blank messages; unknown keys are ignored.
 
     Args:
         record: `{"case_id", "messages": [{"role", "text", <label>?}, ...]}`.
-        label: which key of an advocate's message names its template.
+        label: key of an advocate's message that names its template.
 
     Raises:
         RecordError: (a UserError) naming the field that is missing or wrong.
@@ -132,7 +136,7 @@ def parse_case(record: object, label: str = "template") -> Case:
 
 
 def parse_document(record: object) -> tuple[str, str]:
-    """Id and text of one `{"id", "text"}` record.
+    """Return the id and text of one `{"id", "text"}` record.
 
     Raises:
         RecordError: (a UserError) naming the field that is missing or wrong.

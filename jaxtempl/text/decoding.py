@@ -1,7 +1,7 @@
-"""Records as they were read, a line of JSON or a row of Parquet, to cases and documents.
+"""Decode records, lines of JSON or rows of Parquet, to cases and documents.
 
-A line that is in order becomes a case in one typed decoding, several times faster than json and checks in Python; any
-other goes the long way, which says what is wrong with it. Both come to the same (a property test holds them to it).
+A valid line is decoded to typed structs in one pass, several times faster than `json` and checks in Python. Any other
+line takes the slow path, which names what is wrong. A property test asserts that both give the same cases.
 """
 
 import json
@@ -13,7 +13,7 @@ from jaxtempl.text.cases import Case, Message, RecordError, Role, parse_case, pa
 
 
 def json_value(record: object) -> object:
-    """The JSON value of a line; a row is one already."""
+    """Return the JSON value of a record: a line is parsed, a Parquet row is returned as it is."""
     if not isinstance(record, bytes):
         return record
     try:
@@ -25,17 +25,17 @@ def json_value(record: object) -> object:
 
 
 def _typed(label: str) -> "msgspec.json.Decoder[Any]":
-    """Decodes a record whose messages name their template under `label`."""
+    """Return a decoder of records whose messages name their template under `label`."""
     fields = [("role", Role), ("text", str), ("template", str | None, None)]
     message = msgspec.defstruct("Labelled", fields, rename={"template": label}, gc=False)
     return msgspec.json.Decoder(msgspec.defstruct("Record", [("case_id", str), ("messages", list[message])]))
 
 
 class CaseDecoder:
-    """Decodes cases.
+    """Decodes records to cases.
 
     Args:
-        label: the key of an advocate's message that names its template; neither `role` nor `text`.
+        label: key of an advocate's message that names its template; neither `role` nor `text`.
     """
 
     def __init__(self, label: str) -> None:
@@ -43,41 +43,41 @@ class CaseDecoder:
         self._typed = _typed(label)
 
     def __call__(self, record: object) -> tuple[Case, int]:
-        """The case, and how many of its messages were empty after strip and so dropped.
+        """Return the case, and the number of blank messages dropped from it.
 
         Args:
             record: a line of JSON as bytes, or a decoded value.
 
         Raises:
-            RecordError: saying what is wrong.
+            RecordError: the record is not a case.
         """
-        at_once = self._at_once(record) if isinstance(record, bytes) else None
-        if at_once is not None:
-            return at_once
+        decoded = self._decode_typed(record) if isinstance(record, bytes) else None
+        if decoded is not None:
+            return decoded
         value = json_value(record)
         case = parse_case(value, self._label)
         return case, len(cast(dict[str, list[object]], value)["messages"]) - len(case.messages)
 
-    def _at_once(self, line: bytes) -> tuple[Case, int] | None:
-        """None when something is odd."""
+    def _decode_typed(self, line: bytes) -> tuple[Case, int] | None:
+        """Return None if the line needs the slow path."""
         try:
-            found = self._typed.decode(line.decode())  # as str, for msgspec does not look at text that it skips
+            parsed = self._typed.decode(line.decode())  # as str: msgspec does not validate the UTF-8 of skipped text
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         messages = tuple(
-            Message(said.role, said.text, (said.template or None) if said.role == "advocate" else None)
-            for said in found.messages
-            if said.text.strip()
+            Message(m.role, m.text, (m.template or None) if m.role == "advocate" else None)
+            for m in parsed.messages
+            if m.text.strip()
         )
-        if not (messages and found.case_id):
+        if not (messages and parsed.case_id):
             return None
-        return Case(found.case_id, messages), len(found.messages) - len(messages)
+        return Case(parsed.case_id, messages), len(parsed.messages) - len(messages)
 
 
 def decode_document(record: object) -> tuple[str, str]:
-    """Id and text of a document.
+    """Return the id and text of a document.
 
     Raises:
-        RecordError: saying what is wrong.
+        RecordError: the record is not a document.
     """
     return parse_document(json_value(record))

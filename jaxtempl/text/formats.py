@@ -12,12 +12,12 @@ TAGS = {"customer": "<CUSTOMER>: ", "system": "<SYSTEM>: ", "advocate": "<ADVOCA
 
 
 def document(messages: Sequence[Message]) -> str:
-    """Phase 1: the whole case as tagged lines (paper Figure 7, "Pre-training Sample")."""
+    """Return the phase-1 form: the whole case as tagged lines (paper Figure 7, "Pre-training Sample")."""
     return "\n".join(TAGS[message.role] + message.text for message in messages)
 
 
 def classifier_texts(messages: Sequence[Message], role_tags: bool = False) -> list[str]:
-    """Phase 2: the texts to encode one by one; each later one starts with the space that joins it.
+    """Return the phase-2 texts, to encode one by one; each later one starts with the space that joins it.
 
     Args:
         messages: the context, oldest first.

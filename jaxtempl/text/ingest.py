@@ -1,6 +1,6 @@
-"""Good cases and documents out of streams of records; bad ones are set aside with their file, line and reason.
+"""Read cases and documents from files of records; bad records are quarantined with their file, line and reason.
 
-The run goes on past them; `Quarantine.check` fails it when too many were bad.
+Reading continues after a bad record. `Quarantine.check` fails when too many records are bad.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ Parsed = TypeVar("Parsed")
 
 
 class DigestSet:
-    """A growing set of 16-byte digests that costs about 16 bytes each: one sorted array and a few recent ones.
+    """A growing set of 16-byte digests that costs about 16 bytes each: a sorted array and a small set of recent ones.
 
-    The recent digests are merged when they are more than 1/64 of all, so their Python objects stay a small part.
+    Recent digests are merged when they exceed 1/64 of all, so that Python objects stay a small part of the memory.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class DigestSet:
         return len(self._sorted) + len(self._recent)
 
     def add(self, digest: bytes) -> bool:
-        """Adds; False when it was there already."""
+        """Add a digest; return whether it is new."""
         if digest in self._recent or self._in_sorted(digest):
             return False
         self._recent.add(digest)
@@ -44,10 +44,10 @@ class DigestSet:
         return True
 
     def _in_sorted(self, digest: bytes) -> bool:
-        # numpy's S16 drops trailing zero bytes on the way out; two digests of 16 bytes compare equal only when they are
+        # Compare bytes: numpy's S16 drops trailing zero bytes when an element is read.
         key = np.frombuffer(digest, "S16")
-        place = int(np.searchsorted(self._sorted, key)[0])
-        return place < len(self._sorted) and self._sorted[place : place + 1].tobytes() == digest
+        index = int(np.searchsorted(self._sorted, key)[0])
+        return index < len(self._sorted) and self._sorted[index : index + 1].tobytes() == digest
 
     def _merge(self) -> None:
         recent = np.sort(np.frombuffer(b"".join(self._recent), "S16"))
@@ -56,16 +56,16 @@ class DigestSet:
 
 
 def digest_of(text: bytes) -> bytes:
-    """The 16 bytes that stand for a text wherever texts are compared."""
+    """Return the 16-byte digest by which texts are compared."""
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
 class Quarantine:
-    """Bad records, counted and written one JSON line each as `{"file", "line", "reason", "detail"}`.
+    """Bad records, counted, and written as JSON lines of `{"file", "line", "reason", "detail"}`.
 
     Attributes:
-        good: records that were kept.
-        reasons: bad records by reason.
+        good: number of good records.
+        reasons: number of bad records by reason.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class Quarantine:
         path.touch()
 
     def add(self, file: str, line: int, error: RecordError) -> None:
-        """Sets one record aside; its text is not copied, file and line find it."""
+        """Record a bad record by file and line; its text is not copied."""
         record = {"file": file, "line": line, "reason": error.reason, "detail": error.detail}
         with self.path.open("a") as out:
             out.write(json.dumps(record) + "\n")
@@ -84,7 +84,7 @@ class Quarantine:
         self._first = self._first or f"{file} line {line}: {error}"
 
     def check(self, max_bad: float, listed: Path) -> None:
-        """Raises UserError, naming where the bad records are `listed`, when over the share `max_bad` of all was bad."""
+        """Raise UserError, naming the file `listed`, if more than the share `max_bad` of all records is bad."""
         bad = self.reasons.total()
         if bad > max_bad * (bad + self.good):
             kinds = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
@@ -96,10 +96,10 @@ class Quarantine:
 
 @dataclasses.dataclass
 class CaseReader:
-    """Reads cases and documents through one quarantine, so that a case_id counts once over all files of a run.
+    """Reads cases and documents through one quarantine; a case_id may occur once over all files.
 
     Attributes:
-        dropped_messages: messages that were empty after strip.
+        dropped_messages: number of blank messages dropped so far.
     """
 
     quarantine: Quarantine
@@ -112,13 +112,13 @@ class CaseReader:
         self._decode = decoding.CaseDecoder(self.label)
 
     def cases(self, files: Sequence[RecordFile]) -> Iterator[Case]:
-        """The good cases of all files, streamed in order."""
+        """Yield the good cases of all files, in order."""
         for case, dropped in self._good(files, self._case):
             self.dropped_messages += dropped
             yield case
 
     def documents(self, files: Sequence[RecordFile]) -> Iterator[str]:
-        """The texts of the good documents of all files, streamed in order."""
+        """Yield the texts of the good documents of all files, in order."""
         return self._good(files, self._document)
 
     def _case(self, record: object) -> tuple[Case, int]:

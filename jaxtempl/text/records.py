@@ -1,6 +1,6 @@
-"""Files of records (JSON Lines, plain or compressed, and Parquet, from any fsspec URL) as streams of numbered records.
+"""Stream numbered records from JSON Lines (plain or compressed) and Parquet files, from any fsspec URL.
 
-Reading never stops at a bad record: a RecordError stands in its place.
+Reading continues after a bad record: a RecordError is yielded instead of it.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ STEP = 1 << 10  # compressed bytes at a time: zstd makes at most 128 KiB of 4 by
 
 @dataclasses.dataclass
 class RecordFile:
-    """One input file: where it is, its size, and the sha256 of the bytes read so far.
+    """One input file, with the sha256 of the bytes read so far.
 
     Attributes:
-        name: its path or URL, without the user, password and query that a URL may carry.
-        size: bytes, as stored.
-        system: fsspec's file system.
-        path: inside that.
-        hash: of what was read.
+        name: path or URL, without user, password and query.
+        size: stored size in bytes.
+        system: fsspec file system.
+        path: path in the file system.
+        hash: sha256 of the bytes read.
     """
 
     name: str
@@ -40,12 +40,12 @@ class RecordFile:
     hash: Any = dataclasses.field(default_factory=hashlib.sha256)
 
     def facts(self) -> dict[str, Any]:
-        """For a manifest, once all is read."""
+        """Return the manifest entry of the file, once all of it is read."""
         return {"name": self.name, "bytes": self.size, "sha256": self.hash.hexdigest()}
 
 
 class _Hashing(io.RawIOBase):
-    """A readable view of `inner`, any of fsspec's files, that hashes and counts what passes."""
+    """A readable view of an fsspec file that hashes and counts the bytes read."""
 
     def __init__(self, inner: Any, source: RecordFile, progress: Callable[[int], object]) -> None:
         self._inner, self._source, self._progress = inner, source, progress
@@ -62,10 +62,10 @@ class _Hashing(io.RawIOBase):
 
 
 class _Decompressing(io.RawIOBase):
-    """The plain bytes of gzip members or zstd frames, handed out as soon as they are known.
+    """The decompressed bytes of gzip members or zstd frames.
 
-    The standard readers either lose what they hold when an archive breaks off or do not notice that it did; here
-    every byte before the break comes first, and then BrokenArchiveError.
+    If an archive is truncated, every byte before the break is returned, then BrokenArchiveError is raised. The standard
+    readers either lose buffered bytes or do not report the truncation.
     """
 
     def __init__(self, inner: io.BufferedReader, frame: Callable[[], Any]) -> None:
@@ -85,7 +85,7 @@ class _Decompressing(io.RawIOBase):
         return size
 
     def _fill(self) -> bool:
-        """Decompresses one step; False at the end."""
+        """Decompress one step; return False at the end."""
         self._compressed = self._compressed or self._inner.read(STEP)
         if self._frame is None:
             self._compressed = self._compressed.lstrip(b"\0")  # padding between and after gzip members
@@ -104,7 +104,7 @@ class _Decompressing(io.RawIOBase):
 
 
 class BrokenArchiveError(Exception):
-    """An archive that ends early or holds noise."""
+    """An archive is truncated or corrupt."""
 
 
 def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
@@ -112,7 +112,7 @@ def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
 
 
 def _plain(name: str, raw: io.BufferedReader) -> io.BufferedReader:
-    """The decompressed bytes of an opened file, by its suffix."""
+    """Return the decompressed bytes of an open file, by its suffix."""
     if name.endswith(".gz"):
         return _buffered(_Decompressing(raw, lambda: zlib.decompressobj(wbits=31)))
     if name.endswith(".zst"):
@@ -122,12 +122,12 @@ def _plain(name: str, raw: io.BufferedReader) -> io.BufferedReader:
     return raw
 
 
-# Line number from 1, and the line's bytes, the row of a Parquet file, or the RecordError in its place.
-Numbered = Iterator[tuple[int, object]]
+# Line number from 1, and the bytes of the line, the row of a Parquet file, or a RecordError.
+NumberedRecords = Iterator[tuple[int, object]]
 
 
-def _lines(stream: io.BufferedReader) -> Numbered:
-    """Numbered lines as bytes; one over the limit comes as a RecordError, its rest skipped block by block."""
+def _lines(stream: io.BufferedReader) -> NumberedRecords:
+    """Yield numbered lines as bytes; a line over the limit gives a RecordError, and its rest is skipped by blocks."""
     number = 0
     try:
         while line := stream.readline(LINE_LIMIT + 1):
@@ -142,7 +142,7 @@ def _lines(stream: io.BufferedReader) -> Numbered:
         yield number + 1, RecordError("truncated archive", str(error))
 
 
-def _json_lines(stream: io.BufferedReader) -> Numbered:
+def _json_lines(stream: io.BufferedReader) -> NumberedRecords:
     for number, line in _lines(stream):
         if isinstance(line, bytes):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # a byte order mark
@@ -152,8 +152,8 @@ def _json_lines(stream: io.BufferedReader) -> Numbered:
             yield number, line
 
 
-def _parquet(stream: Any) -> Numbered:
-    """Rows of a Parquet file, numbered from 1; a broken file is one RecordError."""
+def _parquet(stream: Any) -> NumberedRecords:
+    """Yield the rows of a Parquet file, numbered from 1; a corrupt file gives one RecordError."""
     import pyarrow
     import pyarrow.parquet
 
@@ -180,30 +180,30 @@ def _row(batch: Any) -> object:
 
 
 def find_files(path: str) -> list[RecordFile]:
-    """The files that `path` names: a file, a folder, a glob, or a file's name without its suffix; any fsspec URL.
+    """Return the files that `path` names: a file, folder, glob, or a file's name without its suffix; any fsspec URL.
 
     Raises:
-        UserError: nothing is there, or a file of another kind.
+        UserError: no file matches, or a file has another suffix.
     """
     import fsspec
 
     try:
         system, inner = fsspec.core.url_to_fs(path)
-        found = [
+        sources = [
             RecordFile(_name(system, name), system.size(name) or 0, system, name) for name in _matches(system, inner)
         ]
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not found:
+    if not sources:
         raise UserError(f"{path} names no file; a file, folder or glob of {', '.join(SUFFIXES)} is allowed")
-    odd = next((source.name for source in found if not source.name.endswith(SUFFIXES)), None)
-    if odd is not None:
-        raise UserError(f"{odd} has none of the suffixes {', '.join(SUFFIXES)}; rename or convert it")
-    return found
+    other = next((source.name for source in sources if not source.name.endswith(SUFFIXES)), None)
+    if other is not None:
+        raise UserError(f"{other} has none of the suffixes {', '.join(SUFFIXES)}; rename or convert it")
+    return sources
 
 
 def _name(system: Any, path: str) -> str:
-    """A local file's path as it is; a URL without user, password and query."""
+    """Return a local file's path unchanged, or a URL without user, password and query."""
     from fsspec.implementations.local import LocalFileSystem
 
     if isinstance(system, LocalFileSystem):
@@ -222,22 +222,22 @@ def _matches(system: Any, path: str) -> list[str]:
     return [path + suffix for suffix in SUFFIXES if system.exists(path + suffix)]
 
 
-def read_records(source: RecordFile, progress: Callable[[int], object] = lambda size: None) -> Numbered:
-    """Streams the records of one file; bad ones come as RecordError, in their place.
+def read_records(source: RecordFile, progress: Callable[[int], object] = lambda size: None) -> NumberedRecords:
+    """Yield the numbered records of one file; a bad record gives a RecordError.
 
     Args:
-        source: one of `sources(path)`; its hash is complete once the iterator is exhausted.
-        progress: told the number of compressed bytes of each block read.
+        source: file from `find_files`; its hash is complete once the iterator is exhausted.
+        progress: called with the number of stored bytes of each block read.
     """
     with source.system.open(source.path, "rb") as raw:
         hashing = _buffered(_Hashing(raw, source, progress))
-        if source.name.endswith(".parquet"):  # read by seeking, so hashed in a pass of its own
+        if source.name.endswith(".parquet"):  # read by seeking, so hashed in a separate pass
             _drain(hashing)
             yield from _parquet(raw)
             return
-        plain = _plain(source.name, hashing)  # held, for it closes what is under it when it goes
+        plain = _plain(source.name, hashing)  # kept alive: its finalizer closes the streams below it
         yield from _json_lines(plain)
-        _drain(hashing)  # what follows an archive's end, or its break, counts for the hash
+        _drain(hashing)  # the hash covers the whole file, also after an archive's end
 
 
 def _drain(stream: io.BufferedReader) -> None:

@@ -1,7 +1,7 @@
-"""A tokenizer.json: batch encoding, its end-of-text id, and no special id out of text.
+"""A tokenizer.json: batch encoding that never yields a special id from text.
 
 A customer may type `<|endoftext|>`. With `encode_special_tokens` on, those characters are encoded as text;
-the end-of-text id enters a sequence only where this package puts it.
+only this package adds special ids to a sequence.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ BEGIN, MASK = "[CLS]", "[MASK]"
 
 
 class Tokenizer:
-    """Text to ids of one tokenizer.json.
+    """Encodes text with one tokenizer.json.
 
     Attributes:
-        json: the file's own text, kept so that a run can carry it unchanged.
-        sha256: hex digest of what it does, however its file is written; names the packed rows that belong to it.
+        json: content of the file, which runs and bundles copy unchanged.
+        sha256: hex digest of the parsed tokenizer, whatever the file's formatting; names its packed rows.
         end_of_text: id put after each packed document.
-        begin: ids that a model's sequence begins with: BERT's [CLS], nothing for GPT-NeoX.
-        end: ids that it ends with: BERT's [SEP].
-        mask: id that hides a token, where there is one: BERT's [MASK].
+        begin: ids before a model's sequence: BERT's [CLS], none for GPT-NeoX.
+        end: ids after a model's sequence: BERT's [SEP], none for GPT-NeoX.
+        mask: id of BERT's [MASK]; None for GPT-NeoX.
         special: ids that text never yields.
-        vocabulary: number of ids, the added ones included.
+        vocabulary: number of ids, added tokens included.
     """
 
     def __init__(self, path: Path, json: str | None = None) -> None:
-        """Raises UserError when `path` is missing, too large, or no tokenizer.json with an end-of-text token.
+        """Load a tokenizer; raises UserError if it is missing, too large, or has no end-of-text token.
 
         Args:
             path: The file.
@@ -69,14 +69,14 @@ class Tokenizer:
 
     @property
     def overhead(self) -> int:
-        """Special tokens of a sequence."""
+        """Number of special tokens of a sequence."""
         return len(self.begin) + len(self.end)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, no special ones among them; all cores are used."""
+        """Return the ids of each text, without special ids; all cores are used."""
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids."""
+        """Return the text of ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)

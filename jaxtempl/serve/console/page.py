@@ -1,4 +1,4 @@
-"""The advocate's console: one static page, and the sample cases that it replays. No JAX."""
+"""The advocate's console: a static page that replays sample cases. No JAX."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,47 +14,47 @@ from jaxtempl.synthetic import generator
 from jaxtempl.text.case_files import read_cases
 from jaxtempl.text.cases import Case, parse_case
 
-MOST, MADE_UP = 50, 12  # cases of a file, which all go to the page, and those without one
-SEED = 2405  # of the made-up ones, which are then none of those that bin/demo trains on
+MAX_CASES, SYNTHETIC_CASES = 50, 12  # cases from a file, and synthetic cases without one
+SEED = 2405  # of the synthetic cases; differs from the seed of bin/demo's training data
 
 _FOLDER = Path(__file__).parent
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _HEADERS = {
-    # Nothing but its own files and the server it is from: what a customer wrote can neither run nor call out.
+    # Only the page's files and its server are allowed: a customer's text can neither run nor send requests.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # a new server's page is not to run with the old one's scripts
+    "Cache-Control": "no-cache",  # a new server's page must not run an older server's scripts
 }
 
 
 def replay_cases(path: str) -> list[dict[str, Any]]:
-    """The cases that can be replayed, `{"case_id", "messages": [{"role", "text"}]}` each.
+    """Return the cases to replay, each `{"case_id", "messages": [{"role", "text"}]}`.
 
     Args:
-        path: files of cases as bin/prepare reads them, of which the first 50 are taken; made-up ones where empty.
+        path: files of cases, of which the first 50 are used; empty for synthetic cases.
 
     Raises:
-        UserError: there is no file, no case in it, or a record among the first that is none.
+        UserError: there is no file or no case in it, or one of the first 50 records is not a case.
     """
     if not path:
-        return [_told(parse_case(record)) for record in generator.cases(MADE_UP, SEED)]
-    told = [_told(case) for case in itertools.islice(read_cases(path), MOST)]
-    if not told:
-        raise UserError(f"{path} has no case; name a file of cases with --cases, or none for made-up ones")
-    return told
+        return [_to_dict(parse_case(record)) for record in generator.cases(SYNTHETIC_CASES, SEED)]
+    shown = [_to_dict(case) for case in itertools.islice(read_cases(path), MAX_CASES)]
+    if not shown:
+        raise UserError(f"{path} has no case; name a file of cases with --cases, or leave it out for synthetic cases")
+    return shown
 
 
-def _told(case: Case) -> dict[str, Any]:
-    return {"case_id": case.case_id, "messages": [{"role": said.role, "text": said.text} for said in case.messages]}
+def _to_dict(case: Case) -> dict[str, Any]:
+    return {"case_id": case.case_id, "messages": [{"role": m.role, "text": m.text} for m in case.messages]}
 
 
 def routes(replayed: Sequence[dict[str, Any]]) -> list[Route]:
-    """The page, its parts and its cases; the files are read once.
+    """Return the routes of the page, its files and its cases; the files are read once.
 
     Args:
-        replayed: what `cases` gives.
+        replayed: cases from `replay_cases`.
     """
     parts = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
     page = parts.pop("index.html")

@@ -1,4 +1,4 @@
-"""Logits in, templates out: only those that may be suggested, calibrated, best first, none twice. No JAX.
+"""Rank templates by logits: allowed ones only, calibrated, best first, without near-duplicates. No JAX.
 
 Dims: S slots.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from jaxtempl.errors import UserError
 from jaxtempl.text.cases import Template
 
-# Words by which two texts may differ and yet say the same; a negation, a number or a noun is none of them.
+# Words that do not change what a text says; no negation, number or noun is among them.
 _FILLERS = "a an the i you we it its this that am m is s are re be will ll would d have ve has had to of and so please"
 FILLERS = frozenset(_FILLERS.split())
 SPELLINGS = {"’": "'", "cannot": "can not", "can't": "can not", "won't": "will not", "n't": " not"}  # noqa: RUF001
@@ -31,9 +31,9 @@ class Ranker:
     """Ranks the templates of one model.
 
     Args:
-        name: of what suggests, for errors.
+        name: name of the model in errors.
         templates: the classes by slot; slots of the head beyond them are padding.
-        temperature: that the logits are divided by.
+        temperature: divisor of the logits.
 
     Raises:
         UserError: all templates are retired.
@@ -49,24 +49,24 @@ class Ranker:
 
     @property
     def active(self) -> int:
-        """How many templates may be suggested."""
+        """Number of templates that may be suggested."""
         return int(self._active.sum())
 
     def best(self, logits: Float[np.ndarray, " S"], k: int, allowed: Collection[str] | None = None) -> list[Suggestion]:
-        """The k most likely templates, best first; fewer where there are no more.
+        """Return the k most likely templates, best first, or fewer if there are no more.
 
-        Retired templates and those not `allowed` have no part in the probabilities. Of several with all but the same
-        text, the likeliest stands for all, with its own probability.
+        Probabilities are over the active and allowed templates. Of templates with nearly equal texts only the likeliest
+        is returned, with its probability.
 
         Args:
-            logits: of one context, by slot.
-            k: most templates.
-            allowed: ids of those that may be suggested; ids that the model does not know are passed over.
+            logits: logits of one context, by slot.
+            k: maximum number of templates.
+            allowed: ids of templates that may be suggested (default: all); unknown ids are ignored.
         """
         candidates = self._active if allowed is None else self._active & self._mask(allowed)
         logits = logits[: len(candidates)]
         probability = probabilities(logits, candidates, self._temperature)
-        # By logits: of candidates too unlikely for a float the probability is 0, as that of what is none.
+        # By logits: a very unlikely candidate's probability underflows to 0, which is that of a template not allowed.
         order = np.argsort(np.where(candidates, -logits, np.inf), kind="stable")
         chosen: dict[object, int] = {}
         for slot in order[: candidates.sum()].tolist():
@@ -86,7 +86,7 @@ class Ranker:
 def probabilities(
     logits: Float[np.ndarray, " S"], candidates: Bool[np.ndarray, " S"], temperature: float
 ) -> Float[np.ndarray, " S"]:
-    """Softmax over the candidates; 0 for the others."""
+    """Return the softmax over the candidates; 0 for the others."""
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(
         scaled - scaled.max(initial=-np.inf, where=candidates), where=candidates, out=np.zeros_like(scaled)
@@ -95,9 +95,9 @@ def probabilities(
 
 
 def comparable_words(text: str) -> tuple[str, ...]:
-    """What two near-identical texts have in common: their words without case, punctuation and fillers, in order."""
-    spoken = text.casefold()
+    """Return the words of a text without case, punctuation and fillers; equal for near-duplicates."""
+    normalized = text.casefold()
     for short, long in SPELLINGS.items():
-        spoken = spoken.replace(short, long)
-    found = re.findall(r"\w+", spoken)
+        normalized = normalized.replace(short, long)
+    found = re.findall(r"\w+", normalized)
     return tuple(word for word in found if word not in FILLERS) or tuple(found)

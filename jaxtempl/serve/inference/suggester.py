@@ -1,4 +1,4 @@
-"""Messages in, the templates that an advocate most likely wants next out; whatever scores the window.
+"""Suggest the templates that an advocate most likely wants next.
 
 Dims: S slots.
 """
@@ -19,12 +19,12 @@ from jaxtempl.text.window import Window
 
 
 class Suggestions(NamedTuple):
-    """What is suggested for a context.
+    """Suggestions for a context.
 
     Attributes:
         suggestions: best first.
-        tokens: of the window that was read.
-        dropped_messages: messages older than the window.
+        tokens: number of tokens of the window.
+        dropped_messages: number of messages older than the window.
     """
 
     suggestions: list[Suggestion]
@@ -34,12 +34,12 @@ class Suggestions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Suggester:
-    """A classifier with all that turns messages into its input and its logits into suggestions.
+    """A classifier, its window and its ranker.
 
     Attributes:
-        score: the ids of one window -> logits [S]; slots beyond the templates are padding.
-        window: messages to ids.
-        ranker: logits to templates.
+        score: ids of one window -> logits [S]; slots beyond the templates are padding.
+        window: encodes messages to ids.
+        ranker: turns logits into suggestions.
     """
 
     score: Callable[[Sequence[int]], Float[np.ndarray, " S"]]
@@ -47,17 +47,17 @@ class Suggester:
     ranker: Ranker
 
     def suggest(self, messages: Sequence[Message], k: int) -> Suggestions:
-        """The k templates most likely to come after `messages`, oldest first; retired ones are left out."""
-        ids, dropped = self.window.encode(messages)
-        return Suggestions(self.ranker.best(self.score(ids), k), len(ids), dropped)
+        """Return the k active templates most likely to follow `messages`, which are oldest first."""
+        context = self.window.encode(messages)
+        best = self.ranker.best(self.score(context.ids), k)
+        return Suggestions(best, len(context.ids), context.dropped_messages)
 
 
 def bundle_suggester(bundle: Bundle) -> Suggester:
-    """Suggests with a bundle's network: its TensorRT engine on this machine's GPU, or its graph in ONNX Runtime.
+    """Return a suggester with a bundle's TensorRT engine on this machine's GPU, or its graph in ONNX Runtime.
 
     Raises:
-        UserError: the bundle is a language model, which knows no templates, its engine is not for this machine, or all
-            its templates are retired.
+        UserError: the bundle is a language model, its engine is for another machine, or all its templates are retired.
     """
     check_head(bundle)
     network = backends.load_network(bundle)
@@ -69,11 +69,11 @@ def bundle_suggester(bundle: Bundle) -> Suggester:
 
 
 def check_head(bundle: Bundle) -> None:
-    """Raises UserError where a bundle is a language model, which knows no templates."""
+    """Raise UserError if a bundle is a language model, which has no templates."""
     if bundle.manifest["head"] != "template":
         raise UserError(f"{bundle.folder} is a language model, which knows no templates; name one with a template head")
 
 
 def ranker_of(bundle: Bundle) -> Ranker:
-    """Ranks the bundle's templates; raises UserError where all are retired."""
+    """Return the ranker of the bundle's templates; raises UserError if all are retired."""
     return Ranker(str(bundle.folder), bundle.templates, bundle.manifest["temperature"])
