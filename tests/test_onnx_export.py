@@ -81,7 +81,7 @@ def test_overwrite_replaces_a_bundle_and_nothing_else(source: Run, tmp_path: Pat
     again = export_bundle(source, out, overwrite=True, form="plain")
     assert first.manifest["version"] != again.manifest["version"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(UserError, match="is no bundle, so --overwrite leaves it alone"):
+    with pytest.raises(UserError, match="is not a bundle, so --overwrite does not replace it"):
         export_bundle(source, source.folder, overwrite=True)
 
 
