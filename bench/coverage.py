@@ -59,7 +59,7 @@ def _covered(index: int, seed: int) -> list[bool]:
 
 
 def _page(machine: dict[str, Any], fits: int, laws: dict[str, Any]) -> str:
-    threshold = stats.binom.ppf(0.025, fits, bootstrap.LEVEL) / fits
+    threshold = float(stats.binom.ppf(0.025, fits, bootstrap.LEVEL) / fits)
     rows = [
         f"| {name} | {law['points']} | {law['noise']:.1%} | {_shares(law['held'], threshold)} |"
         for name, law in laws.items()
