@@ -123,6 +123,13 @@ def test_a_training_step_needs_no_data_pipeline() -> None:
     assert "grain" in without(DATA, ["jaxtempl.data.loader"]).stderr, "what is missing is missed"
 
 
+def test_no_test_imports_another_test_file() -> None:
+    """What tests share lies in modules of its own, named by what they hold."""
+    tests = sorted((ROOT / "tests").glob("*.py"))
+    found = {path.name: sorted(name for name in imports(path) if name.startswith("test_")) for path in tests}
+    assert {name: shared for name, shared in found.items() if shared} == {}
+
+
 def test_one_file_touches_jax_internals() -> None:
     touching = [module_of(path) for path in FILES if any(name.startswith("jax._src") for name in imports(path))]
     assert touching == ["jaxtempl.parallel.watchdog"]

@@ -7,3 +7,4 @@ ROOT = PACKAGE.parent  # of a checkout
 # A wheel carries the configurations inside the package; in a checkout they are at the top, where people edit them.
 CONFIGS = next(folder for folder in (ROOT / "configs", PACKAGE / "configs") if folder.is_dir())
 ASSETS = PACKAGE / "assets"
+SCRIPTS = ROOT / "bin"  # of a checkout; an installed package has its console script instead

@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 import jaxtempl
-from jaxtempl.config.paths import ROOT
+from jaxtempl.config.paths import ROOT, SCRIPTS
 
 
 def provenance() -> dict[str, Any]:
@@ -18,7 +18,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, or None outside a checkout."""
+    """Return the checkout's commit, or None outside a checkout: an installed package may lie in somebody else's."""
+    if not SCRIPTS.is_dir():
+        return None
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
