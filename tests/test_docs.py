@@ -168,9 +168,12 @@ def test_the_path_runs_as_written(folder: Path, interpreter: Interpreter) -> Non
     for host in hosts:
         finish(host)
     assert server
+    [loadtest] = [line for line in commands(ROOT / "docs" / "serving-operations.md") if line.startswith("bin/loadtest")]
+    interpreter.run([*shlex.split(loadtest), f"--url=http://localhost:{port}", "--minutes=0.02", "--warmup=0"])
     server.terminate()
     assert server.wait(30) == 0
     server.communicate()
+    assert (folder / "loadtest" / "index.html").is_file()
     assert (folder / "converted" / "model.safetensors").is_file()
     assert (folder / "runs" / "finetune-nano-0.6m" / "evaluate-test" / "index.html").is_file()
     assert (folder / "zero-shot" / "report.json").is_file()
@@ -191,4 +194,6 @@ def test_the_commands_of_scaling_run(folder: Path, interpreter: Interpreter) -> 
     for line in commands(ROOT / "docs" / "scaling.md"):
         if line.startswith(("bin/scaling report", "bin/scaling advise")):
             interpreter.run(shlex.split(line))
+        elif line.startswith("bin/scaling run"):
+            interpreter.run([*shlex.split(line), "--plan=true"])
     assert (folder / "runs" / "scaling" / "laptop" / "report" / "index.html").is_file()
