@@ -24,7 +24,7 @@ def write(folder: Path, size: str, dtype: str) -> Path:
         size: one of configs/sizes/.
         dtype: fp32 or int8.
     """
-    common.said("bench.bundles", str(folder), size, dtype)
+    common.output_of("bench.bundles", str(folder), size, dtype)
     return folder
 
 

@@ -23,7 +23,7 @@ AS_INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }"
 
 
 def write(size: str, folder: Path) -> None:
-    """The same weights for all: a Hugging Face folder `weights`, and the graphs fp32, fused, fp16 and int8 .onnx."""
+    """Write the same weights as a Hugging Face folder `weights`, and as the graphs fp32, fused, fp16 and int8 .onnx."""
     import onnx_ir as ir
 
     from converters.onnx import graph as onnx_graph
@@ -46,7 +46,7 @@ def write(size: str, folder: Path) -> None:
 
 
 def onnx_runtime(folder: Path, threads: int) -> dict[str, Ask]:
-    """The graphs, and beside them a product by itself."""
+    """Return the graphs, and a matrix product for comparison."""
     return {name: _session(folder / f"{name}.onnx", threads) for name in ("fp32", "fused", "fp16", "int8")} | {
         "product": product(threads)
     }
@@ -68,7 +68,7 @@ def _lengths(ids: np.ndarray) -> np.ndarray:
 
 
 def product(threads: int) -> Ask:
-    """Of two square float32 matrices, whatever is asked."""
+    """Return a product of two square float32 matrices that ignores its input."""
     from onnx import TensorProto, helper
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [PRODUCT, PRODUCT]) for name in "xy")
@@ -79,7 +79,7 @@ def product(threads: int) -> Ask:
 
 
 def flax(folder: Path, threads: int) -> dict[str, Ask]:
-    """Under jit; the threads are as many as the process has cores."""
+    """Return the Flax model under jit; it uses as many threads as the process has cores."""
     import jax
     from flax import nnx
 
@@ -94,7 +94,7 @@ def flax(folder: Path, threads: int) -> dict[str, Ask]:
 
 
 def torch(folder: Path, threads: int) -> dict[str, Ask]:
-    """One model, its attention switched."""
+    """Return one torch model with each of its attention implementations."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -120,7 +120,7 @@ LIBRARIES: Mapping[str, Callable[[Path, int], dict[str, Ask]]] = {
 
 
 def as_intel(folder: Path) -> dict[str, str]:
-    """An environment in which MKL takes any processor for Intel's; wants a C compiler."""
+    """Return an environment in which MKL takes any processor for Intel's; needs a C compiler."""
     library = folder / "as_intel.so"
     subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", library], input=AS_INTEL.encode(), check=True)
     return {"LD_PRELOAD": str(library)}

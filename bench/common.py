@@ -1,4 +1,4 @@
-"""What every benchmark shares: where data lies, what machine this is, and how results are written."""
+"""Shared parts of the benchmarks: the data folder, the description of the machine, and the writing of results."""
 
 import importlib.metadata
 import json
@@ -20,15 +20,17 @@ RESULTS = ROOT / "docs" / "benchmarks"
 
 
 def data() -> Path:
-    """The folder named by JAXTEMPL_DATA, with `star/`, `sgd/` and so on in it (bench/data/README.md makes it)."""
+    """Return the folder that JAXTEMPL_DATA names, with `star/`, `sgd/` and so on (see bench/data/README.md)."""
     folder = os.environ.get("JAXTEMPL_DATA")
     if not folder or not Path(folder).is_dir():
-        raise SystemExit("JAXTEMPL_DATA names no folder; set it to the data folder (bench/data/README.md makes one)")
+        raise SystemExit(
+            "JAXTEMPL_DATA names no folder; set it to the data folder (bench/data/README.md says how to make one)"
+        )
     return Path(folder)
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Processor, cores, memory, system, and the versions of Python and of `packages`."""
+    """Return processor, cores, memory, system, and the versions of Python and of `packages`."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -49,8 +51,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def described(machine: dict[str, Any]) -> str:
-    """The machine as one sentence of Markdown."""
+def describe(machine: dict[str, Any]) -> str:
+    """Return the machine as one sentence of Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"Measured on {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory, "
@@ -59,29 +61,29 @@ def described(machine: dict[str, Any]) -> str:
 
 
 class ChildError(Exception):
-    """What a process that ended with an error said."""
+    """A child process ended with an error; the message is its stderr."""
 
 
 class TookTooLongError(ChildError):
-    """It was ended."""
+    """A child process exceeded its time limit and was killed."""
 
 
-def alone(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> dict[str, Any]:
-    """What a process of its own prints last, as JSON; see `said`."""
-    return json.loads(said(module, *arguments, seconds=seconds, **environment).splitlines()[-1])
+def run_child(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> dict[str, Any]:
+    """Return the last line that a child process prints, as JSON; see `output_of`."""
+    return json.loads(output_of(module, *arguments, seconds=seconds, **environment).splitlines()[-1])
 
 
-def said(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> str:
-    """What `python -m MODULE ARGUMENTS` prints, in the environment that `bin/` gives to training.
+def output_of(module: str, *arguments: str, seconds: float | None = None, **environment: str) -> str:
+    """Return the output of `python -m MODULE ARGUMENTS`, in the environment that `bin/` gives to training.
 
     Args:
-        module: to run, in a process of its own.
-        arguments: of its command line.
-        seconds: after which it is ended, with all that it started.
-        environment: variables of it beside this process's.
+        module: module to run in a child process.
+        arguments: arguments of its command line.
+        seconds: time limit, after which it is killed with all processes that it started.
+        environment: variables to add to this process's environment.
 
     Raises:
-        ChildError: it ended with an error, or was ended.
+        ChildError: the child ended with an error, or was killed.
     """
     process = subprocess.Popen(
         command(module, *arguments),
@@ -104,13 +106,13 @@ def said(module: str, *arguments: str, seconds: float | None = None, **environme
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """`python -m MODULE ARGUMENTS` in the environment that `bin/` gives to training; to be run in ROOT."""
-    script = '. bin/environment.sh; exec "$@"'  # which finds the project by $0
+    """Return the command of `python -m MODULE ARGUMENTS` in the environment that `bin/` gives to training, for ROOT."""
+    script = '. bin/environment.sh; exec "$@"'  # finds the project by $0
     return ["sh", "-c", script, "bin/bench", sys.executable, "-m", module, *arguments]
 
 
 def save(name: str, results: dict[str, Any], markdown: str) -> None:
-    """Writes `docs/benchmarks/<name>.json` and the page beside it."""
+    """Write `docs/benchmarks/<name>.json` and its page."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     files.write_json(RESULTS / f"{name}.json", results)
     with files.atomic_file(RESULTS / f"{name}.md") as temporary:
@@ -118,6 +120,6 @@ def save(name: str, results: dict[str, Any], markdown: str) -> None:
 
 
 def write(name: str, results: dict[str, Any], markdown: str) -> None:
-    """The same, and prints the page."""
+    """Write the results and print the page."""
     save(name, results, markdown)
     print(markdown)

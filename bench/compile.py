@@ -74,7 +74,7 @@ def page(times: Seconds, ratio: float, machine: dict[str, Any]) -> str:
             "",
             f"Ratio of the medians: **{ratio:.2f}** (at most {LIMIT} is wanted). `python -m bench.compile` repeats it.",
             "",
-            common.described(machine),
+            common.describe(machine),
             "",
         ]
     )

@@ -76,7 +76,7 @@ def _page(machine: dict[str, Any], fits: int, laws: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            common.described(machine),
+            common.describe(machine),
             "",
         ]
     )

@@ -90,10 +90,10 @@ def measure(size: str) -> list[dict[str, Any]]:
     """Measure every type of one size."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=common.ROOT / "runs") as folder:
-        common.said("bench.export", "make", folder, size)
+        common.output_of("bench.export", "make", folder, size)
         for dtype in DTYPES:
-            graph = common.alone("bench.export", "write", folder, size, dtype)
-            whole = common.alone("bench.export", "convert", folder, size, dtype)
+            graph = common.run_child("bench.export", "write", folder, size, dtype)
+            whole = common.run_child("bench.export", "convert", folder, size, dtype)
             results.append(whole | {"graph": {key: graph[key] for key in ("seconds", "peak_gb")}})
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     return results
@@ -116,7 +116,7 @@ def page(results: dict[str, Any]) -> str:
         "includes Flax, and ONNX Runtime's session with its packed copies. The difference is the largest between two "
         "logits, followed by the largest logit.",
         "",
-        common.described(results["machine"]),
+        common.describe(results["machine"]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -126,7 +126,7 @@ PARTS = {p.__name__: p for p in (parity, ceilings, fit, compare, profile, flags,
 
 
 def _run(module: str, *arguments: str, clock: Clock) -> str:
-    return common.said(module, *arguments, seconds=clock.left, **ENVIRONMENT)
+    return common.output_of(module, *arguments, seconds=clock.left, **ENVIRONMENT)
 
 
 def _child(name: str, clock: Clock) -> dict[str, Any]:

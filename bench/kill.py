@@ -159,7 +159,7 @@ def page(results: dict[str, Any]) -> str:
             + ("**the same bits** as" if results["same_bits"] else "**NOT the same** as")
             + " those of a training never killed.",
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

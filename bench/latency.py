@@ -97,7 +97,7 @@ def measured(size: str, rounds: int) -> dict[str, Any]:
     """Measure each side at each length, the difference of its logits from Flax's, and the speed of a product."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        common.said("bench.latency", "--child=write", f"--folder={folder}", f"--size={size}")
+        common.output_of("bench.latency", "--child=write", f"--folder={folder}", f"--size={size}")
         sides: dict[str, Side] = {}
         for library in classifiers.LIBRARIES:
             sides |= stack.enter_context(started(library, folder))
@@ -191,7 +191,7 @@ def page(results: dict[str, Any]) -> str:
             "The difference is the largest of a logit, as a share of the largest logit.",
             *_intel(names),
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

@@ -105,7 +105,7 @@ def measure(clock: Clock, saved: Callable[[], None]) -> None:
 def _alone(side: str, size: str, clock: Clock) -> dict[str, Any]:
     """Return the measurement of a separate process, or its error."""
     try:
-        return common.alone("bench.latency_gpu", side, size, seconds=clock.left, **ENVIRONMENT)
+        return common.run_child("bench.latency_gpu", side, size, seconds=clock.left, **ENVIRONMENT)
     except ChildError as error:
         return {"error": str(error)[-300:]}
 
@@ -125,7 +125,7 @@ def page(found: dict[str, Any]) -> str:
             "|---" * len(columns) + "|",
             *[line for row in found["rows"] for line in _lines(row)],
             "",
-            common.described(found["machine"]),
+            common.describe(found["machine"]),
             "",
         ]
     )

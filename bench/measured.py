@@ -98,7 +98,7 @@ class Results:
         child = f"--child={json.dumps({**arguments, 'count': STEPS})}"
         flags = {"XLA_FLAGS": setting.flags} if setting.flags else {}
         try:
-            measured = common.alone("bench.train_gpu", child, seconds=seconds, **ENVIRONMENT, **flags)
+            measured = common.run_child("bench.train_gpu", child, seconds=seconds, **ENVIRONMENT, **flags)
             self.rows = [*(row for row in self.rows if row is not known), self._row(setting, measured, known)]
         except ChildError as error:
             if seconds == LIMIT or not isinstance(error, TookTooLongError):
@@ -162,7 +162,7 @@ def page(results: dict[str, Any]) -> str:
             *[_line(row, f"{row['tokens_per_second']:,.0f}") for row in rows],
             *[_line(row, f"failed: {row['error'][:80].replace('|', '/')}") for row in failed],
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

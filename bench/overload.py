@@ -203,7 +203,7 @@ def page(results: dict[str, Any]) -> str:
             f" {_others(dead['row'])}. Answers that are not answers: {_wrong(dead['row'])}.",
             "That no acknowledged event is lost is a test (tests/test_serve_process.py, tests/test_events.py).",
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

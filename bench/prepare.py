@@ -34,21 +34,21 @@ GROWTH = (1, 10)
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def seconds_to_prepare(out: str, *paths: str) -> float:
-    """Of a second run, so that the files are in memory as the library's texts are."""
+    """Return the time of a second run, so that the files are in memory as the library's texts are."""
     config = PrepareConfig(train=paths, out=Path(out), overwrite=True)
     pipeline.run(config)
     return seconds(lambda: pipeline.run(config))
 
 
 def seconds_to_encode(out: str, batch: str) -> float:
-    """What the library takes for the texts of a dataset, `batch` texts a call."""
+    """Return the library's time for the texts of a dataset, with `batch` texts a call."""
     texts, size = texts_of(Dataset(Path(out))), int(batch)
     tokenizer = Tokenizer.from_file(str(tokenizer_path("")))
     starts = range(0, len(texts), size)
@@ -56,19 +56,19 @@ def seconds_to_encode(out: str, batch: str) -> float:
 
 
 def peak_to_prepare(out: str, path: str) -> float:
-    """Most resident MB; VmHWM, for the peak that getrusage tells of a child starts at its parent's."""
+    """Return the peak resident MB (VmHWM, as the peak that getrusage reports of a child starts at its parent's)."""
     pipeline.run(PrepareConfig(train=(path,), out=Path(out)))
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def texts_of(dataset: Dataset) -> list[str]:
-    """The texts that its rows hold."""
+    """Return the texts in the rows of a dataset."""
     return [document(case.messages) for split in ("train", "validation") for case in dataset.cases(split)]
 
 
 def alone(function: Callable[..., float], *arguments: str) -> float:
-    """A function's value in a process of its own, started as the commands start theirs."""
+    """Return the value of a function in a child process, started as the commands start theirs."""
     python = f"import sys; from bench import prepare; print(prepare.{function.__name__}(*sys.argv[1:]))"
     command = ["sh", "-c", '. bin/environment.sh; exec "$python" -c "$@"', "bin/prepare", python, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=common.ROOT)
@@ -76,7 +76,7 @@ def alone(function: Callable[..., float], *arguments: str) -> float:
 
 
 def speed(paths: tuple[str, ...], folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of each, run in turn, and the ratio of the medians."""
+    """Return the seconds of both, run in turn, and the ratio of the medians."""
     out = str(folder / "data")
     whole: list[float] = []
     library: dict[int, list[float]] = {batch: [] for batch in BATCHES}
@@ -102,7 +102,7 @@ def speed(paths: tuple[str, ...], folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def grown(source: Path, times: int) -> Iterator[str]:
-    """The lines of star's training side, `times` over, each copy with its own case_ids and first messages."""
+    """Yield the lines of star's training side `times` times, each copy with its own case_ids and first messages."""
     for copy in range(times):
         with gzip.open(source, "rt") as lines:
             for line in lines:
@@ -113,7 +113,7 @@ def grown(source: Path, times: int) -> Iterator[str]:
 
 
 def memory(source: Path, folder: Path) -> list[dict[str, Any]]:
-    """Peak resident MB of a process of its own for each size."""
+    """Return the peak resident MB of a child process for each size."""
     rows: list[dict[str, Any]] = []
     for times in GROWTH:
         path, out = folder / f"x{times}.jsonl", folder / f"x{times}"
@@ -125,12 +125,12 @@ def memory(source: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     quick, rows = results["speed"], results["memory"]
     sizes = "\n".join(f"| {r['times']} | {r['cases']:,} | {r['input_mb']:.0f} | {r['peak_mb']:.0f} |" for r in rows)
     return f"""# prepare
 
-{common.described(results["machine"])}
+{common.describe(results["machine"])}
 
 Whole runs of `prepare` on {", ".join(results["sets"])} ({quick["cases"]:,} cases, {quick["text_mb"]:.1f} MB of text,
 {quick["tokens"] / 1e6:.1f} M tokens) against the tokenizers library's `encode_batch` on the same text in memory,
@@ -153,7 +153,7 @@ Again: `JAXTEMPL_DATA=FOLDER python -m bench.prepare`.
 
 
 def main() -> None:
-    """Measures and writes docs/benchmarks/prepare.json and .md."""
+    """Measure, and write docs/benchmarks/prepare.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats

@@ -132,8 +132,7 @@ def page(measured: dict[str, Any]) -> str:
         *_laws(measured["laws"]),
         *(_other_corpora(measured["corpora"]) if "corpora" in measured else ()),
         (common.RESULTS / "scaling.notes.md").read_text(),
-        common.described(measured["machine"])
-        + f" The cells and models took {measured['hours']:.1f} hours of one core.",
+        common.describe(measured["machine"]) + f" The cells and models took {measured['hours']:.1f} hours of one core.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -165,7 +165,7 @@ def page(results: dict[str, Any]) -> str:
             "What lies between `total` and the client's time is HTTP, the sockets and the client itself.",
             *NOTES,
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

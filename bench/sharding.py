@@ -99,7 +99,7 @@ def page(results: dict[str, Any]) -> str:
             *held,
             "",
             *[line for row in (rows[-2], rows[-1]) for line in _table(row)],
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

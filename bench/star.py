@@ -228,7 +228,7 @@ def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any
             f"Labelled batches by length (64, 128, 256, 512) hold {padding['padding']:.0%} padding; padded to 512 they "
             f"would hold {padding['padding_at_512']:.0%}. That spares {padding['spared']:.0%} of the tokens computed.",
             "",
-            f"All trainings together took {hours:.1f} hours. {common.described(machine)}",
+            f"All trainings together took {hours:.1f} hours. {common.describe(machine)}",
             "",
         ]
     )

@@ -73,7 +73,7 @@ def page(results: dict[str, Any]) -> str:
             "The paper's, on an A10 with TensorRT in fp16, for comparison: 410m 15 / 35 / 47 at 20/s, 1.4b 33 / 80 /",
             "116 at 10/s, 2.8b 46 / 71 / 72 at 1/s. No GPU was at hand here.",
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

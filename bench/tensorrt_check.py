@@ -96,7 +96,7 @@ def page(results: dict[str, Any]) -> str:
             "nodes that became unnecessary).",
             "",
             *[line for row in rows for line in _operators(row)],
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )
@@ -125,8 +125,8 @@ def _operators(row: dict[str, Any]) -> list[str]:
 def measure(size: str) -> dict[str, Any]:
     """Measure one size in two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        written = common.alone(f"bench.{NAME}", "write", size, folder)
-        return {"size": size, **written, **common.alone(f"bench.{NAME}", "check", folder)}
+        written = common.run_child(f"bench.{NAME}", "write", size, folder)
+        return {"size": size, **written, **common.run_child(f"bench.{NAME}", "check", folder)}
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def page(results: dict[str, Any]) -> str:
             "about twice as much.",
             "",
             *[line for row in rows for line in _table(row)],
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

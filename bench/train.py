@@ -40,7 +40,7 @@ def main() -> None:
     rounds = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side in SIDES:
-            rounds[side].append(common.alone("bench.train", side))
+            rounds[side].append(common.run_child("bench.train", side))
             print(side, rounds[side][-1], file=sys.stderr)
     speed = {
         side: ROWS * LENGTH / statistics.median(s for r in found for s in r["seconds"])
@@ -67,7 +67,7 @@ def page(machine: dict[str, Any], speed: dict[str, float], peak: dict[str, float
             *lines,
             f"| **ratio** | **{ratio['speed']:.2f}** (1.0 or more is wanted) | **{ratio['peak']:.2f}** (1.0 or less) |",
             "",
-            common.described(machine),
+            common.describe(machine),
             "",
         ]
     )

@@ -33,7 +33,7 @@ HOURS = 3  # limit of a run without bench.gpu
 
 def device() -> dict[str, str]:
     """Return platform and kind of this machine's device, from a separate process, which frees its memory."""
-    return common.alone("bench.train_gpu", "--child=device")
+    return common.run_child("bench.train_gpu", "--child=device")
 
 
 def child(what: str) -> dict[str, Any]:

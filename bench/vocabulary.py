@@ -76,7 +76,7 @@ def page(results: dict[str, Any]) -> str:
             f"{cross_entropy.CHUNK_LOGITS['cpu']:,} numbers on a CPU, "
             f"or {cross_entropy.DEFAULT_CHUNK_LOGITS:,} on an accelerator.",
             "",
-            common.described(results["machine"]),
+            common.describe(results["machine"]),
             "",
         ]
     )

@@ -12,10 +12,10 @@ def format_table(report: Mapping[str, Any]) -> str:
     rows = {"run": report["metrics"]} | {name: each["metrics"] for name, each in report.get("baselines", {}).items()}
     columns = [name for name in report["metrics"] if not name.startswith("calibrated")]
     lines = [f"{report['run']}@{report['step']} on {report['split']}: {_format_counts(report['counts'])}"]
-    lines.append(f"{'':18}" + "".join(f"{name.replace('_', ' '):>22}" for name in columns))
+    lines.append(f"{'':18}" + "".join(f"{name.replace('_', ' '):>25}" for name in columns))
     for name in (n for n in page.BASELINE_NAMES if n in rows):
         cells = (format(Interval.from_json(rows[name][column])) for column in columns)
-        lines.append(f"{page.BASELINE_NAMES[name]:18}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(f"{page.BASELINE_NAMES[name]:18}" + "".join(f"{cell:>25}" for cell in cells))
     if "zero_shot" in report:
         lines += _format_zero_shot(report["zero_shot"])
     if "temperature" in report:
