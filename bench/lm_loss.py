@@ -189,7 +189,8 @@ def page(results: dict[str, Any]) -> str:
 {common.describe(results["machine"])}
 
 `nano` on {TOKENS:,} tokens of packed synthetic cases, one row a call against microbatches of 8,192 tokens, in turn, in
-one process, medians of {results["repeats"]}; "wall" compares wall time and "CPU" processor time. The losses agree within {results["difference"]:.0e} nats.
+one process, medians of {results["repeats"]}; "wall" compares wall time and "CPU" processor time.
+The losses agree within {results["difference"]:.0e} nats.
 
 | tokens of a row | rows | one row, tokens/s | microbatches, tokens/s | factor, wall | factor, CPU | bound, CPU |
 |---|---|---|---|---|---|---|

@@ -199,7 +199,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             "first_seconds": [9.0],
             "losses": [2.0],
         }
-        monkeypatch.setattr(common, "alone", lambda *_, **__: {**defaults, **measured_values})
+        monkeypatch.setattr(common, "run_child", lambda *_, **__: {**defaults, **measured_values})
         assert measured.Results().measure(setting, measured.Clock(60))
 
     return run
