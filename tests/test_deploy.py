@@ -104,7 +104,7 @@ def test_a_job_trains_on_a_mesh_that_fits(size: str, nodes: int, tmp_path: Path)
     machine = Machine("", GPU, 8 * nodes)
     piece = planned(settings, machine)
     assert (piece.shape, piece.rows) == (MeshShape(nodes, 8, 1), scale.ROWS * 8 * nodes)
-    assert scale.fits(machine.device, scale.held(size, machine, piece))
+    assert scale.fits(machine.device, scale.device_memory(size, machine, piece))
 
 
 def test_a_user_s_flags_are_passed_on_and_go_over_ours(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_jobset_trains_on_a_mesh_that_fits(folder: Path) -> None:
     assert (settings.size, settings.out) == (folder.name, f"/volume/runs/adapt-{folder.name}")
     piece = planned(settings, machine)
     assert (piece.shape.devices, piece.rows) == (machine.devices, scale.ROWS * machine.devices)
-    assert scale.fits(machine.device, scale.held(settings.size, machine, piece))
+    assert scale.fits(machine.device, scale.device_memory(settings.size, machine, piece))
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")

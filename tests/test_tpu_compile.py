@@ -52,12 +52,12 @@ def test_kernels_are_counted_by_name() -> None:
 
 def test_a_device_holds_its_state_and_what_a_microbatch_needs() -> None:
     gradient, update = CompiledProgram("", arguments=5, outputs=4, temporary=20), CompiledProgram("", 20, 15, 7)
-    assert tpu_compile.held(16, gradient, update) == 16 + 4 + 20
-    assert tpu_compile.held(16, gradient, update._replace(temporary=90)) == 16 + 90
+    assert tpu_compile.peak_bytes(16, gradient, update) == 16 + 4 + 20
+    assert tpu_compile.peak_bytes(16, gradient, update._replace(temporary=90)) == 16 + 90
 
 
 def row(case: tpu_compile.Case, held: float) -> dict[str, Any]:
-    gradient = tpu_compile._told(CompiledProgram(PROGRAM, arguments=5, outputs=4, temporary=20))
+    gradient = tpu_compile._memory(CompiledProgram(PROGRAM, arguments=5, outputs=4, temporary=20))
     return {
         **case._asdict(),
         "devices": 8,
