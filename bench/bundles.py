@@ -17,7 +17,7 @@ SEED = 0
 
 
 def write(folder: Path, size: str, dtype: str) -> Path:
-    """A bundle, made by a process of its own, as that needs JAX and memory.
+    """Write a bundle in a separate process, because it needs JAX and memory.
 
     Args:
         folder: to write.

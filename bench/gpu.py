@@ -224,7 +224,7 @@ CHILDREN: dict[str, Callable[[], dict[str, Any]]] = {"precision": precision, "lo
 
 
 def page(found: dict[str, Any]) -> str:
-    """Return the results that have no page of their own as Markdown."""
+    """Return the results without a page as Markdown."""
     rows = {name: value for name, value in found.items() if value and name != "format"}
     lines = [f"## {name}\n\n```json\n{json.dumps(value, indent=1)}\n```\n" for name, value in rows.items()]
     others = ", ".join(f"`{name}.md`" for name in SAVED[1:])

@@ -2,8 +2,8 @@
 
     python -m bench.overload
 
-A real network in ONNX Runtime (70m's shape, int8) on one core, the generator on the other. Its capacity is what it
-answers when it is asked far too much; then a minute at that rate, a minute at three times that, and seconds after it.
+A real network in ONNX Runtime (70m's shape, int8) on one core, the generator on the other. Its capacity is its
+answer rate far above what it can answer; then a minute at that rate, a minute at three times that, and seconds after it.
 """
 
 import argparse
@@ -35,16 +35,16 @@ PACKAGES = ("starlette", "uvicorn", "onnxruntime", "aiohttp")
 
 
 class Watch:
-    """Every tenth of a second inside the block reads a server's memory and asks it for a suggestion.
+    """A sampler that reads a server's memory and requests a suggestion every tenth of a second inside its block.
 
     Attributes:
         memory: MB.
-        asked: when, in seconds since 1970, the status, and the milliseconds of the answer.
+        requests: time in seconds since 1970, status, and milliseconds of each answer.
     """
 
     def __init__(self, server: Server) -> None:
         self._server, self._ended = server, threading.Event()
-        self.memory, self.asked = list[float](), list[tuple[float, int, float]]()
+        self.memory, self.requests = list[float](), list[tuple[float, int, float]]()
         self._thread = threading.Thread(target=self._look)
 
     def __enter__(self) -> "Watch":
@@ -60,10 +60,10 @@ class Watch:
             self.memory.append(self._server.memory)
             began, status = time.time(), 200
             try:
-                self._server.post("/v1/suggest", {"case_id": f"watch-{len(self.asked)}", "messages": MESSAGES})
+                self._server.post("/v1/suggest", {"case_id": f"watch-{len(self.requests)}", "messages": MESSAGES})
             except urllib.error.HTTPError as error:
                 status = error.code
-            self.asked.append((began, status, 1000 * (time.time() - began)))
+            self.requests.append((began, status, 1000 * (time.time() - began)))
 
 
 def shed(log: Path) -> list[tuple[float, float]]:
@@ -106,7 +106,7 @@ def overloaded(rig: Rig) -> dict[str, Any]:
         after = rig.load(server, capacity / 3, 0.2, warmup=1)
     refused = shed(rig.folder / "log")
     last = max(when for when, _ in refused)
-    since = [(status, took) for when, status, took in watch.asked if when > last + 1]
+    since = [(status, took) for when, status, took in watch.requests if when > last + 1]
     return {
         **{"capacity": capacity, "at": at, "above": above, "after": after, "memory_mb": watch.memory},
         "shed_ms": quantiles([took for _, took in refused]),
@@ -122,7 +122,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 def reloaded(rig: Rig) -> dict[str, Any]:
-    """Bundles read anew while requests come."""
+    """Measure reloads of bundles while requests come."""
     with rig.served(*FLAGS) as server, ThreadPoolExecutor(1) as pool:
         loading = pool.submit(rig.load, server, RELOAD_RATE, 3.0)
         took, memory = list[float](), [server.memory]
@@ -232,13 +232,13 @@ def main() -> None:
     """Measures and writes docs/benchmarks/overload.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0, help="at capacity and above it (default: 1)")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     machine = common.machine(PACKAGES)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundles.write(folder / "bundle", SIZE, DTYPE)
-        rig = Rig(folder, common.data() / "star" / "dev.jsonl.gz", asked.minutes)
-        results: dict[str, Any] = {"machine": machine, "minutes": asked.minutes}
+        rig = Rig(folder, common.data() / "star" / "dev.jsonl.gz", arguments.minutes)
+        results: dict[str, Any] = {"machine": machine, "minutes": arguments.minutes}
         results |= {"overload": overloaded(rig), "reload": reloaded(rig), "kill": killed(rig)}
     common.write("overload", results, page(results))
 

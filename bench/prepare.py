@@ -3,7 +3,7 @@
     JAXTEMPL_DATA=data python -m bench.prepare
 
 The ratio compares whole runs of `prepare` (reading, validating, splitting, tokenizing, packing, writing) with
-`encode_batch` alone on the texts that the rows hold, already in memory. Each is a process of its own, in turn.
+`encode_batch` alone on the texts that the rows hold, already in memory. Each is a separate process, in turn.
 Memory is the peak resident size of a process that prepares star's training side once and ten times over.
 """
 
@@ -134,7 +134,7 @@ def page(results: dict[str, Any]) -> str:
 
 Whole runs of `prepare` on {", ".join(results["sets"])} ({quick["cases"]:,} cases, {quick["text_mb"]:.1f} MB of text,
 {quick["tokens"] / 1e6:.1f} M tokens) against the tokenizers library's `encode_batch` on the same text in memory,
-each in a process of its own, in turn, medians of {results["repeats"]}.
+each in a separate process, in turn, medians of {results["repeats"]}.
 
 | | MB of text a second |
 |---|---|

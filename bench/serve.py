@@ -52,9 +52,9 @@ def cases(path: Path, kind: str) -> Path:
         for number in range(CONTEXTS):
             *older, last = bases[number % CASES]
             older = [f"{number} {text}" for text in older] if kind == "first" else older
-            said = [{"role": "customer", "text": text} for text in [*older, f"{number} {last}"]]
+            messages = [{"role": "customer", "text": text} for text in [*older, f"{number} {last}"]]
             reply = {"role": "advocate", "text": "."}
-            file.write(json.dumps({"case_id": f"c-{number}", "messages": [*said, reply]}) + "\n")
+            file.write(json.dumps({"case_id": f"c-{number}", "messages": [*messages, reply]}) + "\n")
     return path
 
 
@@ -95,13 +95,13 @@ def measured(minutes: float, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = bundles.write(folder / "bundle", SIZE, "fp32")
-        asked = {kind: cases(folder / f"{kind}.jsonl", kind) for kind in KINDS}
+        files = {kind: cases(folder / f"{kind}.jsonl", kind) for kind in KINDS}
         with servers.served(bundle, folder, "--backend=fake") as server:
             for _ in range(rounds):
                 for kind, rate in itertools.product(KINDS, RATES):
                     before = server.metrics()
                     flags = (f"--rates={rate}", f"--minutes={minutes}", "--warmup=5", f"--contexts={CONTEXTS}")
-                    found = servers.load(server, asked[kind], folder / "out", *flags, cores=generator)
+                    found = servers.load(server, files[kind], folder / "out", *flags, cores=generator)
                     row = {"kind": kind, **found["rates"][0], "stages": stages(before, server.metrics())}
                     rows.append({**row, "empty": empty(server, rate, 5)})
     return rows
@@ -110,10 +110,10 @@ def measured(minutes: float, rounds: int) -> list[dict[str, Any]]:
 def summary(rows: list[dict[str, Any]], kind: str, rate: int) -> dict[str, Any]:
     """Medians over the rounds of one kind at one rate."""
     own = [row for row in rows if (row["kind"], row["rate"]) == (kind, rate)]
-    told = {name: statistics.median(row["run"][name] for row in own) for name in ("p50", "p90", "p99", "max")}
+    latency = {name: statistics.median(row["run"][name] for row in own) for name in ("p50", "p90", "p99", "max")}
     parts = {name: statistics.median(row["stages"][name] for row in own) for name in STAGES}
     parts["empty"] = statistics.median(row["empty"] for row in own)
-    return {**told, **parts, "tokens": statistics.median(row["tokens"] for row in own), "void": _void(own)}
+    return {**latency, **parts, "tokens": statistics.median(row["tokens"] for row in own), "void": _void(own)}
 
 
 def _void(rows: list[dict[str, Any]]) -> list[str]:
@@ -139,15 +139,15 @@ PARTS = {
 def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     pairs = list(itertools.product(KINDS, RATES))
-    told = [results["summary"][f"{kind} {rate}"] for kind, rate in pairs]
+    summaries = [results["summary"][f"{kind} {rate}"] for kind, rate in pairs]
     columns = " | ".join(f"{KINDS[kind]}, {rate}/s" for kind, rate in pairs)
-    void = [line for each in told for line in each["void"]]
+    void = [line for each in summaries for line in each["void"]]
     return "\n".join(
         [
             "# What the service adds to the model",
             "",
-            "`bin/serve` with a network that computes nothing, asked by `bin/loadtest` (Poisson arrivals, latency from",
-            f"the intended send time): cases of some {told[0]['tokens']:.0f} tokens in some 20 messages, Pythia's",
+            "`bin/serve` with a network that computes nothing, loaded by `bin/loadtest` (Poisson arrivals, latency from",
+            f"the intended send time): cases of some {summaries[0]['tokens']:.0f} tokens in some 20 messages, Pythia's",
             "tokenizer, 640 templates, suggestions kept in SQLite. The generator is pinned to one core, the server may",
             "use both. What messages encode to is remembered: of a case that goes on only the last one is tokenized.",
             f"Medians of {results['rounds']} rounds of {results['minutes']:g} minutes each.",
@@ -155,11 +155,11 @@ def page(results: dict[str, Any]) -> str:
             "",
             f"| milliseconds | {columns} |",
             "|---" * (len(pairs) + 1) + "|",
-            *[_row(name, [each[key] for each in told]) for key, name in TIMES.items()],
+            *[_row(name, [each[key] for each in summaries]) for key, name in TIMES.items()],
             "",
             f"| means of each part | {columns} |",
             "|---" * (len(pairs) + 1) + "|",
-            *[_row(name, [each[key] for each in told]) for key, name in PARTS.items()],
+            *[_row(name, [each[key] for each in summaries]) for key, name in PARTS.items()],
             "",
             *([f"Rows in which the generator was late: {'; '.join(void)}.", ""] if void else []),
             "What lies between `total` and the client's time is HTTP, the sockets and the client itself.",
@@ -180,10 +180,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0, help="of each rate and round (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="of all rates (default: 3)")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     machine = common.machine(PACKAGES)
-    rows = measured(asked.minutes, asked.rounds)
-    results: dict[str, Any] = {"machine": machine, "minutes": asked.minutes, "rounds": asked.rounds, "rows": rows}
+    rows = measured(arguments.minutes, arguments.rounds)
+    results: dict[str, Any] = {
+        "machine": machine,
+        "minutes": arguments.minutes,
+        "rounds": arguments.rounds,
+        "rows": rows,
+    }
     results["summary"] = {f"{k} {rate}": summary(rows, k, rate) for k, rate in itertools.product(KINDS, RATES)}
     common.write("serve", results, page(results))
 

@@ -30,10 +30,10 @@ class Server:
         self.process, self.url = process, url
 
     def post(self, path: str, value: Any = None) -> Any:
-        """What a route answers to JSON; raises urllib's errors."""
+        """Return the answer of a route to JSON; raises urllib's errors."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        asked = urllib.request.Request(self.url + path, json.dumps(value).encode(), headers)
-        with urllib.request.urlopen(asked, timeout=120) as got:
+        request = urllib.request.Request(self.url + path, json.dumps(value).encode(), headers)
+        with urllib.request.urlopen(request, timeout=120) as got:
             return json.loads(got.read())
 
     def metrics(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ def served(bundle: Path, folder: Path, *flags: str, cores: Collection[int] = (),
 
 
 def load(server: Server, cases: Path, out: Path, *flags: str, cores: Collection[int] = ()) -> dict[str, Any]:
-    """What `bin/loadtest` reports; its progress goes to standard error."""
+    """Return the report of `bin/loadtest`; its progress goes to standard error."""
     command = [sys.executable, "-m", "jaxtempl", "loadtest", f"--url={server.url}", f"--cases={cases}", f"--out={out}"]
     environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
     subprocess.run(

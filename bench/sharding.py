@@ -92,7 +92,7 @@ def page(results: dict[str, Any]) -> str:
             f"{SIZE} at {ROWS} x {LENGTH:,} tokens on fake CPU devices; nothing was run. `python -m bench.sharding`",
             "",
             "State is parameters, gradients and both moments, all float32. Temporary is what XLA for the CPU keeps",
-            "beside them: activations of the device's own rows, and the weights of the layer in hand, in float32.",
+            "in addition: activations of the device's rows, and the weights of the current layer, in float32.",
             "",
             "| mesh | devices | state, GB a device | times fsdp x tensor, GB | temporary, GB a device |",
             "|---|---|---|---|---|",

@@ -149,12 +149,12 @@ def _cell(start: str, labels: int, core: int) -> Cell:
 
 
 def _steps(folder: Path) -> list[dict[str, Any]]:
-    """What a run measured of each of its updates."""
+    """Return the metrics of each update of a run."""
     return [line for line in Run(folder).metrics() if "seconds" in line]
 
 
 def _seconds(folder: Path) -> float:
-    """Of training alone."""
+    """Return the seconds of training alone."""
     return sum(line["seconds"] for line in _steps(folder))
 
 

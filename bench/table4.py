@@ -1,6 +1,6 @@
 """Measure the paper's Table 4 on this machine's CPU: `python -m bench.table4`.
 
-Sizes with random weights, float32 and int8, in ONNX Runtime on all cores, asked by `bin/loadtest` about contexts of
+Sizes with random weights, float32 and int8, in ONNX Runtime on all cores, loaded by `bin/loadtest` with contexts of
 star at the paper's rates. The paper measured each rate for five minutes; here --minutes says how long, and so does the
 page.
 """
@@ -97,15 +97,15 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures and writes docs/benchmarks/table4.{json,md}, anew after each bundle."""
+    """Measure each bundle, and rewrite docs/benchmarks/table4.{json,md} after it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="of each rate (default: 5)")
-    asked = parser.parse_args()
-    results: dict[str, Any] = {"machine": common.machine(PACKAGES), "minutes": asked.minutes, "reports": []}
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": common.machine(PACKAGES), "minutes": arguments.minutes, "reports": []}
     results["operations_per_second"] = speed()
     for size in SIZES:
         for dtype in DTYPES:
-            report = measured(size, dtype, asked.minutes, results["operations_per_second"])
+            report = measured(size, dtype, arguments.minutes, results["operations_per_second"])
             results["reports"].append(report)
             common.save("table4", results, page(results))
     print(page(results))

@@ -116,7 +116,7 @@ def page(results: dict[str, Any]) -> str:
             "TPU. **Nothing was run**, so how long a step takes is not known. `python -m bench.tpu_compile`",
             "",
             "In GB a device: state is parameters, gradients and both moments, all float32; arguments are what a",
-            "microbatch reads of it, with its tokens; beside it lie the microbatch's gradient and what is temporary.",
+            "microbatch reads of it, with its tokens; the microbatch's gradient and temporaries are added to it.",
             "Held is the state and these two, and fits where it is less than the chip's memory.",
             "",
             "| size | slice | remat | state | arguments | gradient | temporary | held | of | fits | splash | s |",

@@ -64,7 +64,7 @@ def page(results: dict[str, Any]) -> str:
             "# Memory against vocabulary",
             "",
             f"{ROWS} x {LENGTH:,} tokens, bfloat16, hidden {SMALL.hidden:,}, one layer, small, so that the loss holds",
-            "most. GB that the gradient holds beside parameters, rows and gradients, as XLA plans it for",
+            "most. GB that the gradient holds in addition to parameters, rows and gradients, as XLA plans it for",
             f"{results['device']}; nothing was run.",
             "`python -m bench.vocabulary` repeats it.",
             "",

@@ -1,4 +1,4 @@
-"""What both makers share: clean text, a split by hash, and files that come out the same byte for byte every time."""
+"""Shared by both makers: clean text, a split by hash, and files that come out the same byte for byte every time."""
 
 import argparse
 import gzip

@@ -6,7 +6,7 @@ People played the agent: for each reply they typed a rough idea, were shown up t
 (event pick_suggestion, whose ActionLabel is the canned reply's id). That pick is `template`.
 
 - customer: User/utter
-- advocate: Wizard/pick_suggestion (`custom` is a reply of their own: null) and Wizard/utter (null)
+- advocate: Wizard/pick_suggestion (`custom` is free text: null) and Wizard/utter (null)
 - system: a look-up in the knowledge base, the query and what came back
 - template2: `<task>/<ActionLabel>`, the task being the dialogue's only one, or the only one that has that reply, or
   the last one selected
@@ -64,8 +64,8 @@ class Conversion:
                 case "Wizard", "pick_suggestion" | "utter":
                     yield self._reply(event)
                 case "Wizard", "query":
-                    asked = {key: value for some in event.get("Constraints", []) for key, value in some.items()}
-                    self._query = f"{event['APIName']}({pairs(asked)})"
+                    constraints = {key: value for some in event.get("Constraints", []) for key, value in some.items()}
+                    self._query = f"{event['APIName']}({pairs(constraints)})"
                 case "KnowledgeBase", "return_item":
                     yield self._answer(event)
                 case _:

@@ -36,7 +36,7 @@ class GateContexts(NamedTuple):
     Attributes:
         rows: token ids of each window.
         slots: the run's slot of each.
-        cases: which case each is of; those of one case are alike.
+        cases: case of each; contexts of one case are correlated.
     """
 
     rows: list[list[int]]

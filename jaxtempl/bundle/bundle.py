@@ -86,7 +86,7 @@ class Bundle:
 
     @functools.cached_property
     def window(self) -> Window:
-        """What encodes messages for the network."""
+        """Window that encodes messages for the network."""
         return Window(self.tokenizer, self.manifest["window"], self.manifest["role_tags"])
 
 

@@ -188,7 +188,7 @@ def plan_microbatches(
     """Cut contexts of given lengths into fixed shapes [budget / L, L], one for each bucket length L, longest first.
 
     Free rows in a bucket's last microbatch take the longest contexts of the next bucket, which would otherwise need
-    rows of their own. The remaining rows are filler of weight zero.
+    further rows. The remaining rows are filler of weight zero.
 
     Args:
         lengths: tokens of each context.

@@ -144,11 +144,10 @@ def _stack(inputs: Sequence[Microbatch], count: int) -> Microbatch:
 def _targets(inputs: Sequence[Microbatch]) -> tuple[Int[np.ndarray, "rows P"], np.ndarray]:
     """Return the position in the packed row of each target, and whether there is one."""
     if "positions" in inputs[0]:
-        places = np.stack(
-            [row["positions"] for row in inputs]
-        )  # behind [CLS], one position later than in the packed row
+        # [CLS] comes first, so a position is one later than in the packed row.
+        masked = np.stack([row["positions"] for row in inputs])
         is_predicted = np.stack([row["weights"] for row in inputs]) > 0
-        return np.where(is_predicted, places - 1, 0), is_predicted
+        return np.where(is_predicted, masked - 1, 0), is_predicted
     segments = np.stack([row["segments"] for row in inputs])
     following = np.roll(segments, -1, axis=1)
     following[:, -1] = 0

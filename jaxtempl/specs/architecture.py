@@ -67,7 +67,7 @@ class NeoXArchitecture(Architecture):
 
     @property
     def is_paper_classifier(self) -> bool:
-        """Whether a classifier reads its window as in the paper (section 4.3), which an export requires."""
+        """Return whether a classifier reads its window as in the paper (section 4.3), which an export requires."""
         return (self.attention, self.pooling) == ("causal", "last")
 
 

@@ -15,6 +15,7 @@ from jaxtempl.config import sizes
 from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.huggingface import checks, hub
+from jaxtempl.huggingface.layout import Params
 from jaxtempl.huggingface.load import read
 from jaxtempl.models import factory
 from jaxtempl.parallel import rules
@@ -25,7 +26,6 @@ from jaxtempl.text.pretrained import folder_tokenizer
 from jaxtempl.text.tokenizer import Tokenizer
 
 PhaseConfig = AdaptConfig | FinetuneConfig
-Params = dict[str, Any]  # by part: embed, blocks, head and the family's other ones
 
 
 class NamedModel(NamedTuple):
