@@ -3,7 +3,8 @@
     python -m bench.overload
 
 A real network in ONNX Runtime (70m's shape, int8) on one core, the generator on the other. Its capacity is its
-answer rate far above what it can answer; then a minute at that rate, a minute at three times that, and seconds after it.
+answer rate far above what it can answer; then come a minute at that rate, a minute at
+three times that, and seconds after it.
 """
 
 import argparse

@@ -146,8 +146,8 @@ def page(results: dict[str, Any]) -> str:
         [
             "# What the service adds to the model",
             "",
-            "`bin/serve` with a network that computes nothing, loaded by `bin/loadtest` (Poisson arrivals, latency from",
-            f"the intended send time): cases of some {summaries[0]['tokens']:.0f} tokens in some 20 messages, Pythia's",
+            "`bin/serve` with a network that computes nothing, loaded by `bin/loadtest` (Poisson arrivals, latency",
+            f"from the intended send time): cases of some {summaries[0]['tokens']:.0f} tokens in some 20 messages, Pythia's",
             "tokenizer, 640 templates, suggestions kept in SQLite. The generator is pinned to one core, the server may",
             "use both. What messages encode to is remembered: of a case that goes on only the last one is tokenized.",
             f"Medians of {results['rounds']} rounds of {results['minutes']:g} minutes each.",
