@@ -102,9 +102,9 @@ def test_a_job_trains_on_a_mesh_that_fits(size: str, nodes: int, tmp_path: Path)
     assert {"--wait=120", "--kill-on-bad-exit=0", "--cpus-per-task=32"} == set(srun[1:command])
     settings = parsed(srun[command:])
     machine = Machine("", GPU, 8 * nodes)
-    piece = planned(settings, machine)
-    assert (piece.shape, piece.rows) == (MeshShape(nodes, 8, 1), scale.ROWS * 8 * nodes)
-    assert scale.fits(machine.device, scale.device_memory(size, machine, piece))
+    microbatch = planned(settings, machine)
+    assert (microbatch.mesh, microbatch.rows) == (MeshShape(nodes, 8, 1), scale.ROWS * 8 * nodes)
+    assert scale.fits(machine.device, scale.device_memory(size, machine, microbatch))
 
 
 def test_a_user_s_flags_are_passed_on_and_go_over_ours(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_jobset_trains_on_a_mesh_that_fits(folder: Path) -> None:
     machine = machine_of(found)
     settings = parsed([word for word in command(found) if not word.startswith(JOINING)])
     assert (settings.size, settings.out) == (folder.name, f"/volume/runs/adapt-{folder.name}")
-    piece = planned(settings, machine)
-    assert (piece.shape.devices, piece.rows) == (machine.devices, scale.ROWS * machine.devices)
-    assert scale.fits(machine.device, scale.device_memory(settings.size, machine, piece))
+    microbatch = planned(settings, machine)
+    assert (microbatch.mesh.devices, microbatch.rows) == (machine.devices, scale.ROWS * machine.devices)
+    assert scale.fits(machine.device, scale.device_memory(settings.size, machine, microbatch))
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
