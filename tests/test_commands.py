@@ -21,7 +21,7 @@ from jaxtempl.config.paths import ASSETS, ROOT
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.models import factory
 from jaxtempl.runs import run
-from jaxtempl.training import step as training_step
+from jaxtempl.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, 
         (["adapt", "--size=410m", "--data=nowhere"], 1, "bin/prepare --transcripts"),
         (["adapt", "--size=nano", "--data=DATA", "--recipe=paper"], 1, "rows of 2048 tokens"),
         (["adapt", "--sise=nano"], 2, "nearest: --size"),
-        (["finetune", "--from=nowhere"], 1, "no run"),
-        (["finetune", "--size=nano", "--data=DATA", "--labels=100000"], 1, "ask for fewer"),
+        (["finetune", "--from=nowhere"], 1, "is not a run"),
+        (["finetune", "--size=nano", "--data=DATA", "--labels=100000"], 1, "use fewer"),
         (["finetune", "--size=nano", "--data=DATA", "--length=4096"], 1, "positions"),
         (["adapt", "--size=70m", "--data=DATA", "--weights=random"], 1, "another tokenizer|no rows of this tokenizer"),
         (["adapt", "--size=nano", "--data=DATA", "--weights=no/such/folder"], 1, "hub id"),
@@ -204,7 +204,7 @@ def test_a_device_that_is_full_is_one_line(
     def full(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
 
-    monkeypatch.setattr(training_step, "run_update", full)
+    monkeypatch.setattr(loop, "run_update", full)
     flags = ["--size=nano", f"--data={data.folder}", "--batch_size=4", "--steps=1", f"--out={tmp_path}/run"]
     assert call("adapt", *flags) == 1
     told = capsys.readouterr().err.splitlines()[-1]
