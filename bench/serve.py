@@ -149,7 +149,7 @@ def page(results: dict[str, Any]) -> str:
             "`bin/serve` with a network that computes nothing, loaded by `bin/loadtest` (Poisson arrivals, latency",
             f"from the intended send time): cases of some {summaries[0]['tokens']:.0f} tokens in some 20 messages,",
             "Pythia's tokenizer, 640 templates, suggestions kept in SQLite. The generator is pinned to one core, the",
-            "server may use both. What messages encode to is remembered: of a case that goes on only the last one is tokenized.",
+            "server may use both. Message encodings are cached: of a continued case only the last one is tokenized.",
             f"Medians of {results['rounds']} rounds of {results['minutes']:g} minutes each.",
             "`python -m bench.serve` repeats it.",
             "",
