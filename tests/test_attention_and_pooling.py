@@ -109,4 +109,4 @@ def test_bert_has_its_own_reading(tmp_path: Path, capsys: pytest.CaptureFixture[
     data = tiny.dataset(tmp_path / "made").folder
     given = ("--size=bert-tiny", "--weights=random", f"--data={data}", "--pooling=mean", f"--out={tmp_path}/run")
     assert cli.run(command("finetune"), given) == 1
-    assert "--pooling=mean is of a Pythia" in capsys.readouterr().err
+    assert "--pooling=mean needs a Pythia" in capsys.readouterr().err
