@@ -1,8 +1,8 @@
-"""Stand-ins for what needs a GPU: CUDA's runtime, and TensorRT's runtime and refitter.
+"""Fakes of the GPU libraries: CUDA's runtime, and TensorRT's runtime and refitter.
 
-Building is done by tensorrt_rtx itself, for compute capability 8.6. What its plan would compute, ONNX Runtime does from
-the same graph, on "device memory" that is the host's. The rules that are kept: a profile is chosen before shapes are
-set, shapes lie within it, each tensor has memory, and only marked weights are refitted, all of them.
+tensorrt_rtx builds the plan, for compute capability 8.6. ONNX Runtime executes the same graph; "device memory" is host
+memory. The fakes check that a profile is selected before shapes are set, that shapes lie within the profile and that
+each tensor has memory. Only weights marked refittable can be refitted, and all of them must be.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import onnxruntime
 
 
 class Cuda:
-    """`cuda.bindings.runtime`: every call answers with an error and its result."""
+    """A fake of `cuda.bindings.runtime`: every call returns an error code and its result."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
 
@@ -66,7 +66,7 @@ HEAD = ("head", "head/bias")
 
 
 class Plan(msgspec.Struct):
-    """What the stand-ins call a plan."""
+    """The content of a fake plan."""
 
     model: bytes
     profiles: list[dict[str, list[list[int]]]]
@@ -77,7 +77,7 @@ class Plan(msgspec.Struct):
 
 
 class Trt:
-    """The module `tensorrt`: `real` is tensorrt_rtx, and `worse` is added to what the engine computes."""
+    """A fake of the module `tensorrt`: `real` is tensorrt_rtx, and `worse` scales an error added to the logits."""
 
     def __init__(self, real: Any, version: str = "11.4.1", worse: float = 0.0, again: bool = True) -> None:
         self.real, self.__version__, self.worse = real, version, worse
@@ -106,7 +106,7 @@ class Trt:
 
 
 class Builder:
-    """Builds with the real one, to be told that it would build, and gives the graph as the plan."""
+    """A builder that checks the build with tensorrt_rtx and returns the graph as the plan."""
 
     def __init__(self, trt: Trt, log: Any) -> None:
         self.trt, self.inner = trt, trt.real.Builder(log)
@@ -125,7 +125,7 @@ class Builder:
         flag = self.trt.real.BuilderFlag.REFIT_INDIVIDUAL
         marked = [name for name in HEAD if network.are_weights_marked_refittable(name)]
         assert bool(marked) == config.inner.get_flag(flag)
-        config.inner.clear_flag(flag)  # tensorrt_rtx needs a GPU for it
+        config.inner.clear_flag(flag)  # tensorrt_rtx needs a GPU for this flag
         for name in marked:
             network.unmark_weights_refittable(name)
         config.inner.num_compute_capabilities = 1
@@ -139,7 +139,7 @@ class Builder:
 
 
 class Config:
-    """The real one, and the profiles that were added to it."""
+    """tensorrt_rtx's builder config, which also records the added profiles."""
 
     def __init__(self, inner: Any) -> None:
         self.__dict__.update(inner=inner, profiles=[])
@@ -156,7 +156,7 @@ class Config:
 
 
 class Parser:
-    """The real one; the file that it read is remembered."""
+    """tensorrt_rtx's parser, which also records the parsed file."""
 
     def __init__(self, trt: Trt, network: Any, log: Any) -> None:
         self.trt, self.inner = trt, trt.real.OnnxParser(network, log)

@@ -1,4 +1,4 @@
-"""The event store on both databases: what is kept, and what is told when it cannot be."""
+"""The event store on both databases: stored records, outages and the errors that are reported."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ from jaxtempl.serve.events import tables
 from jaxtempl.serve.events.store import Store, StoreUnavailableError, UnknownSuggestionError
 from jaxtempl.serve.schema import Event, FieldError
 
-# A server that is to be killed: it says of which suggestion both events are acknowledged, and never closes its store.
+# A server for the test to kill: it prints each suggestion whose two events are acknowledged and never closes its store.
 SERVER = """
 import asyncio, sys
 from event_fixtures import make_event, make_suggestion
@@ -53,7 +53,7 @@ asyncio.run(serve())
 
 @contextlib.contextmanager
 def locked(url: str) -> Generator[None]:
-    """SQLite's write lock is held by somebody else, so that the store cannot write."""
+    """Hold SQLite's write lock, so that the store cannot write."""
     with contextlib.closing(sqlite3.connect(str(sa.make_url(url).database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -69,11 +69,11 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 
 @pytest.fixture
 def slow_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Suggestions alone are gathered until the store is closed, so a test knows what is in a group."""
+    """Gather suggestions until the store is closed, so that a test controls the contents of a group."""
     monkeypatch.setattr(events_store, "GATHER", 600.0)
 
 
-def test_what_is_kept_is_read_back_equal(url: str) -> None:
+def test_stored_records_are_read_back_equal(url: str) -> None:
     none = make_suggestion(case_id=None, threshold=None, templates=[], probabilities=[], reason="low", at=LAST)
     answered = [make_suggestion(at=datetime(1, 1, 1, tzinfo=UTC)), none]
     picked = make_event(answered[0], at=NOON.astimezone(timezone(timedelta(hours=9))))
@@ -130,7 +130,7 @@ def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
     check()
 
 
-def test_an_event_sent_again_is_one_row_and_another_one_is_not(url: str) -> None:
+def test_a_repeated_event_is_stored_once_and_a_different_event_separately(url: str) -> None:
     answered = make_suggestion()
     once, east = make_event(answered), timezone(timedelta(hours=9))
     again = make_event(answered, at=once.at.astimezone(east))
@@ -147,7 +147,7 @@ def test_an_event_sent_again_is_one_row_and_another_one_is_not(url: str) -> None
     assert len(read_rows(url, tables.events)) == 3
 
 
-def test_an_event_of_no_suggestion_is_refused_and_leaves_the_others_of_its_group(url: str) -> None:
+def test_an_event_of_an_unknown_suggestion_is_rejected_and_the_rest_of_its_group_is_stored(url: str) -> None:
     answered = make_suggestion()
     with open_store(url) as store:
         store.add_suggestion(answered)
@@ -159,7 +159,7 @@ def test_an_event_of_no_suggestion_is_refused_and_leaves_the_others_of_its_group
 
 
 @pytest.mark.usefixtures("slow_to_write")
-def test_records_that_the_database_refuses_leave_the_others_of_their_group(
+def test_records_that_the_database_rejects_do_not_affect_the_rest_of_their_group(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, refused = [make_suggestion(), make_suggestion()], make_suggestion(case_id="secret", tokens=2**70)
@@ -175,7 +175,7 @@ def test_records_that_the_database_refuses_leave_the_others_of_their_group(
     assert "secret" not in caplog.text
 
 
-def test_a_time_that_is_none_in_utc_is_a_wrong_field(tmp_path: Path) -> None:
+def test_a_time_that_utc_cannot_represent_is_a_field_error(tmp_path: Path) -> None:
     early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
     with open_store(f"sqlite:///{tmp_path / 'a'}") as store:
         (outcome,) = commit(store, make_event(make_suggestion(), at=early))
@@ -183,7 +183,7 @@ def test_a_time_that_is_none_in_utc_is_a_wrong_field(tmp_path: Path) -> None:
     assert outcome.field == "at"
 
 
-def test_hundreds_of_events_share_a_few_commits_and_find_the_suggestions_that_came_before_them(url: str) -> None:
+def test_hundreds_of_events_share_a_few_commits_and_find_their_earlier_suggestions(url: str) -> None:
     answered, commits = [make_suggestion() for _ in range(600)], list[sa.Connection]()
     count = commits.append
     with open_store(url) as store:
@@ -204,7 +204,7 @@ def test_hundreds_of_events_share_a_few_commits_and_find_the_suggestions_that_ca
 
 
 @pytest.mark.usefixtures("slow_to_write")
-def test_closing_writes_what_waits_and_what_comes_later_is_not_kept(url: str) -> None:
+def test_close_writes_the_queue_and_later_records_are_dropped(url: str) -> None:
     store, answered = Store(url), [make_suggestion() for _ in range(1200)]
     for record in answered:
         store.add_suggestion(record)
@@ -219,7 +219,7 @@ def test_closing_writes_what_waits_and_what_comes_later_is_not_kept(url: str) ->
 
 
 @pytest.mark.usefixtures("slow_to_write")
-def test_a_full_queue_drops_suggestions_and_counts_them_and_takes_no_event(
+def test_a_full_queue_drops_and_counts_suggestions_and_rejects_events(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_store, "MAX_WAITING", 2)
@@ -234,7 +234,7 @@ def test_a_full_queue_drops_suggestions_and_counts_them_and_takes_no_event(
 
 
 def test_an_event_that_waits_too_long_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer has nobody to tell then: neither in a loop that goes on, nor in one that has ended."""
+    """The writer then drops the outcome silently, whether the event loop is still running or closed."""
     url, answered, troubles = f"sqlite:///{tmp_path / 'a'}", make_suggestion(), list[Any]()
 
     async def given_up_and_sent_again(store: Store) -> None:
@@ -256,7 +256,7 @@ def test_an_event_that_waits_too_long_is_not_acknowledged(tmp_path: Path, monkey
 
 
 def patient(url: str) -> str:
-    """Which waits for SQLite's lock as long as it does by default, and not only as long as a test of an outage may."""
+    """Return the URL with SQLite's default lock timeout instead of the short one of the outage tests."""
     return url.split("?timeout")[0]
 
 
@@ -266,7 +266,7 @@ def start_server(url: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_servers_of_one_database_that_are_killed_have_kept_all_that_they_acknowledged(url: str) -> None:
+def test_killed_servers_of_one_database_have_stored_every_acknowledged_event(url: str) -> None:
     servers, acknowledged = [start_server(url) for _ in range(2)], list[str]()
     for server in servers:
         assert server.stdout
@@ -281,7 +281,7 @@ def test_servers_of_one_database_that_are_killed_have_kept_all_that_they_acknowl
     assert set(acknowledged) <= stored_ids(url)
 
 
-def test_servers_may_make_the_tables_at_the_same_time(url: str) -> None:
+def test_servers_may_create_the_tables_concurrently(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         for engine in threads.map(tables.open_to_write, [patient(url)] * 8):
             engine.dispose()
@@ -289,9 +289,7 @@ def test_servers_may_make_the_tables_at_the_same_time(url: str) -> None:
 
 
 @pytest.mark.usefixtures("slow_to_write")
-def test_an_event_finds_a_suggestion_that_another_server_answered_and_had_not_written(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_event_finds_a_suggestion_that_another_server_writes_late(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answered, other = make_suggestion(), Store(url)
     other.add_suggestion(answered)
 
@@ -323,7 +321,7 @@ def outage(url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     return Outage(url, lambda: request.getfixturevalue("postgres"))
 
 
-def test_a_database_that_went_and_came_back_has_all_once(
+def test_a_database_holds_every_record_once_after_an_outage(
     url: str, outage: Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, during = make_suggestion(), [make_suggestion() for _ in range(600)]
@@ -349,7 +347,7 @@ def test_a_database_that_went_and_came_back_has_all_once(
     ]
 
 
-def test_a_database_that_came_back_is_found_though_nothing_is_to_be_written(url: str, outage: Outage) -> None:
+def test_the_end_of_an_outage_is_detected_with_an_empty_queue(url: str, outage: Outage) -> None:
     answered = make_suggestion()
     with open_store(url) as store:
         store.add_suggestion(answered)
@@ -360,7 +358,7 @@ def test_a_database_that_came_back_is_found_though_nothing_is_to_be_written(url:
         until(lambda: commit(store, make_event(answered)) == [None])
 
 
-def test_closing_waits_for_a_database_that_comes_back(url: str, outage: Outage) -> None:
+def test_close_waits_for_the_end_of_an_outage(url: str, outage: Outage) -> None:
     store, answered = Store(url), make_suggestion()
     with ThreadPoolExecutor(1) as thread:
         with outage:
@@ -373,11 +371,11 @@ def test_closing_waits_for_a_database_that_comes_back(url: str, outage: Outage) 
     assert stored_ids(url) == {answered.suggestion_id}
 
 
-def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
+def test_close_during_an_outage_returns_and_counts_the_lost_records(
     url: str, outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_store, "CLOSE", 0.5)
-    monkeypatch.setattr(events_store, "GROUP", 1)  # one failure is enough: the other groups are not tried
+    monkeypatch.setattr(events_store, "GROUP", 1)  # after one failure the other groups are not tried
     store = Store(url)
     with outage:
         for _ in range(100):
@@ -388,7 +386,7 @@ def test_closing_while_the_database_is_away_ends_and_counts_what_is_lost(
 
 
 @pytest.mark.parametrize("open_it", [tables.open_to_read, tables.open_to_write])
-def test_a_newer_format_is_refused(url: str, open_it: Callable[[str], sa.Engine]) -> None:
+def test_a_newer_format_is_rejected(url: str, open_it: Callable[[str], sa.Engine]) -> None:
     engine = tables.open_to_write(url)
     with engine.begin() as connection:
         connection.execute(sa.update(tables.store).values(format=2))
@@ -397,7 +395,7 @@ def test_a_newer_format_is_refused(url: str, open_it: Callable[[str], sa.Engine]
         open_it(url)
 
 
-def test_tables_of_somebody_else_are_left_alone(url: str) -> None:
+def test_tables_of_another_program_are_not_changed(url: str) -> None:
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE events (a INTEGER)"))
@@ -423,7 +421,7 @@ def test_tables_of_somebody_else_are_left_alone(url: str) -> None:
     ],
 )
 @pytest.mark.parametrize("open_it", [tables.open_to_read, Store])
-def test_a_wrong_url_is_one_line_without_its_password(wrong: str, said: str, open_it: Callable[[str], Any]) -> None:
+def test_a_wrong_url_raises_one_line_without_the_password(wrong: str, said: str, open_it: Callable[[str], Any]) -> None:
     if wrong == "sqlite:////proc/none/a.sqlite" and open_it is tables.open_to_read:
         said = "does not exist"
     with pytest.raises(UserError, match=said) as error:
@@ -432,13 +430,13 @@ def test_a_wrong_url_is_one_line_without_its_password(wrong: str, said: str, ope
     assert "hunter2" not in str(error.value)
 
 
-def test_a_missing_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_raises_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UserError, match="needs psycopg; install"):
         Store("postgresql+psycopg://me:hunter2@host/db")
 
 
-def test_reading_makes_no_database(url: str, tmp_path: Path) -> None:
+def test_reading_creates_no_database(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no suggestions|does not exist"):
         tables.open_to_read(url)
     (tmp_path / "empty").touch()

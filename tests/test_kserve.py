@@ -1,4 +1,4 @@
-"""KServe's protocol, held to tritonclient's own encoders and decoders, and to its client over a real socket."""
+"""The KServe protocol, checked with tritonclient's encoders and decoders, and with its client over a real socket."""
 
 import json
 from collections.abc import Callable, Generator, Sequence
@@ -30,7 +30,7 @@ WANTED = st.sampled_from(
 
 
 def case_input(texts: Sequence[str | bytes], binary: bool, tail: Sequence[int] = ()) -> triton.InferInput:
-    """The model's input by tritonclient's encoder; `tail` are the dimensions after the first."""
+    """Encode the model's input with tritonclient; `tail` holds the dimensions after the first."""
     shape = [len(texts), *tail]
     made = triton.InferInput("case", shape, "BYTES")
     made.set_data_from_numpy(np.array(texts, np.object_).reshape(shape), binary_data=binary)
@@ -38,7 +38,7 @@ def case_input(texts: Sequence[str | bytes], binary: bool, tail: Sequence[int] =
 
 
 def body_of(texts: Sequence[str | bytes], binary: bool, tail: Sequence[int] = (), **more: Any) -> tuple[bytes, Any]:
-    """A request's body and the length of its JSON, as the HTTP header has it."""
+    """Return a request's body and the length of its JSON part, formatted as in the HTTP header."""
     body, size = triton.InferenceServerClient.generate_request_body([case_input(texts, binary, tail)], **more)
     return body, None if size is None else str(size)
 
@@ -52,7 +52,7 @@ def wanted(outputs: dict[str, bool]) -> list[triton.InferRequestedOutput]:
 
 @settings(deadline=None)
 @given(ROWS, st.booleans(), st.sampled_from([[], [1]]), st.just({}) | WANTED, st.text(st.characters(codec="ascii")))
-def test_any_texts_come_as_tritonclient_sends_them(
+def test_any_texts_are_parsed_from_tritonclients_encoding(
     texts: list[str], binary: bool, tail: list[int], outputs: dict[str, bool], name: str
 ) -> None:
     found = kserve.parse_call(*body_of(texts, binary, tail, request_id=name, outputs=wanted(outputs)))
@@ -62,31 +62,31 @@ def test_any_texts_come_as_tritonclient_sends_them(
 
 
 def request(**changes: Any) -> bytes:
-    """A request of two cases as JSON; changes of the input by name, or of the request in `request`."""
+    """Encode a request of two cases as JSON; `changes` apply to the input, `changes["request"]` to the request."""
     of_request = changes.pop("request", {})
     given = {"name": "case", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]} | changes
     return json.dumps({"inputs": [{k: v for k, v in given.items() if v is not None}], **of_request}).encode()
 
 
-def test_nested_data_is_taken_and_what_is_unknown_ignored() -> None:
+def test_nested_data_is_accepted_and_unknown_parameters_are_ignored() -> None:
     made = request(shape=[2, 1], data=[["a"], ["b"]], parameters={"x": 1}, request={"parameters": {"priority": 2}})
     assert kserve.parse_call(made, None) == ("", [b"a", b"b"], {"template": False, "probability": False})
 
 
-def test_binary_data_output_is_what_outputs_override() -> None:
+def test_an_outputs_binary_data_overrides_binary_data_output() -> None:
     outputs = [{"name": "probability"}, {"name": "template", "parameters": {"binary_data": False}}]
     made = request(request={"parameters": {"binary_data_output": True}, "outputs": outputs})
     assert list(kserve.parse_call(made, None).outputs.items()) == [("probability", True), ("template", False)]
 
 
-def test_a_binary_element_may_be_any_bytes_until_it_is_read() -> None:
+def test_a_binary_element_is_decoded_only_when_contexts_are_parsed() -> None:
     found = kserve.parse_call(*body_of([b'{"messages": [{"role": "customer", "text": "\xff"}]}'], True))
     with pytest.raises(FieldError) as raised:
         kserve.parse_contexts(found)
     assert raised.value.field == "inputs[0].data[0]"
 
 
-# What is refused
+# Rejected requests
 
 
 BINARY = {"data": None, "shape": [1], "parameters": {"binary_data_size": 5}}
@@ -132,7 +132,9 @@ BINARY = {"data": None, "shape": [1], "parameters": {"binary_data_size": 5}}
         ),
     ],
 )
-def test_what_is_wrong_is_named_and_not_told(changes: dict[str, Any], tail: bytes, field: str) -> None:
+def test_an_error_names_the_field_and_does_not_repeat_its_value(
+    changes: dict[str, Any], tail: bytes, field: str
+) -> None:
     head = request(**changes)
     with pytest.raises(FieldError) as raised:
         kserve.parse_call(head + tail, str(len(head)))
@@ -142,13 +144,13 @@ def test_what_is_wrong_is_named_and_not_told(changes: dict[str, Any], tail: byte
 
 
 @pytest.mark.parametrize("length", ["", "-1", "x", "1e3", " 5", "٣", "9" * 5000, "99999", "5"])
-def test_a_lying_header_is_refused(length: str) -> None:
+def test_a_wrong_header_length_is_rejected(length: str) -> None:
     with pytest.raises(FieldError):
         kserve.parse_call(request(), length)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"inputs":[{"data":', b'{"inputs":[{"data":[', b'{"x":['])
-def test_deep_nesting_is_refused(opening: bytes) -> None:
+def test_deep_nesting_is_rejected(opening: bytes) -> None:
     for body in (opening * 50_000, opening + b"[" * 50_000 + b"]" * 50_000):
         with pytest.raises(FieldError):
             kserve.parse_call(body, None)
@@ -174,13 +176,13 @@ def only_field_errors(body: bytes, length: str | None) -> None:
 
 @settings(deadline=None)
 @given(st.binary(max_size=200), LENGTHS)
-def test_random_bytes_are_refused_and_nothing_else(body: bytes, length: str | None) -> None:
+def test_random_bytes_raise_only_field_errors(body: bytes, length: str | None) -> None:
     only_field_errors(body, length)
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.dictionaries(st.sampled_from(["id", "outputs"]), JSON), LENGTHS)
-def test_random_values_are_refused_and_nothing_else(
+def test_random_values_raise_only_field_errors(
     changes: dict[str, Any], of_request: dict[str, Any], length: str | None
 ) -> None:
     only_field_errors(request(**changes, request=of_request), length)
@@ -188,7 +190,7 @@ def test_random_values_are_refused_and_nothing_else(
 
 @settings(deadline=None)
 @given(ROWS, st.integers(0, 400), st.integers(0, 255), LENGTHS)
-def test_a_damaged_body_is_refused_and_nothing_else(texts: list[str], place: int, byte: int, length: str) -> None:
+def test_a_damaged_body_raises_only_field_errors(texts: list[str], place: int, byte: int, length: str) -> None:
     body, size = body_of([*texts[1:], CANARY], True)
     place %= len(body)
     only_field_errors(body[:place], size)
@@ -206,7 +208,7 @@ def test_a_damaged_body_is_refused_and_nothing_else(texts: list[str], place: int
         (b"", ""),
     ],
 )
-def test_a_case_that_is_wrong_is_named_by_its_place(case: bytes, field: str) -> None:
+def test_an_invalid_case_is_named_by_its_index(case: bytes, field: str) -> None:
     good = b'{"messages": [{"role": "customer", "text": "a"}], "k": 3}'
     infer = kserve.parse_call(*body_of([good, case], True))
     with pytest.raises(FieldError) as raised:
@@ -217,7 +219,7 @@ def test_a_case_that_is_wrong_is_named_by_its_place(case: bytes, field: str) -> 
     ]
 
 
-# Answers
+# Responses
 
 
 PAIRS = st.lists(st.lists(st.tuples(st.text(), st.floats(0, 1, width=32)), max_size=4), min_size=1, max_size=6)
@@ -225,7 +227,7 @@ PAIRS = st.lists(st.lists(st.tuples(st.text(), st.floats(0, 1, width=32)), max_s
 
 @settings(deadline=None)
 @given(PAIRS, WANTED, st.text())
-def test_answers_are_what_tritonclient_reads(
+def test_responses_are_decoded_by_tritonclient(
     rows: list[list[tuple[str, float]]], outputs: dict[str, bool], name: str
 ) -> None:
     infer = kserve.InferCall(name, [b""] * len(rows), outputs)
@@ -243,14 +245,16 @@ def test_answers_are_what_tritonclient_reads(
             assert array.shape == (len(rows), width)
             values = [value.decode() if isinstance(value, bytes) else value for value in array.ravel().tolist()]
             assert values == [value for row in column for value in [*row, *[fill] * (width - len(row))]]
-            assert ("data" in found.get_output(output)) != outputs[output], "binary where, and only where, asked for"
+            assert ("data" in found.get_output(output)) != outputs[output], (
+                "exactly the outputs requested as binary are binary"
+            )
 
 
 # Over HTTP
 
 
 async def infer(request: Request) -> Response:
-    """Suggests for each case its own messages' texts, in their order; a third of that is the probability."""
+    """Suggest the texts of each case's messages in order; a third of a text's length is its probability."""
     length = request.headers.get(kserve.HEADER_LENGTH)
     try:
         asked = kserve.parse_call(await request.body(), length)
@@ -308,7 +312,7 @@ def case(*texts: str) -> str:
 @pytest.mark.parametrize("sent", [True, False])
 @pytest.mark.parametrize("template", [True, False])
 @pytest.mark.parametrize("probability", [True, False])
-def test_tritonclient_asks_in_every_form(
+def test_tritonclient_infers_in_every_encoding(
     client: triton.InferenceServerClient, sent: bool, template: bool, probability: bool
 ) -> None:
     outputs = wanted({"template": template, "probability": probability})
@@ -320,7 +324,7 @@ def test_tritonclient_asks_in_every_form(
     assert found.get_response()["id"] == "7"
 
 
-def test_tritonclient_is_told_what_is_wrong(client: triton.InferenceServerClient) -> None:
+def test_tritonclient_receives_the_error(client: triton.InferenceServerClient) -> None:
     with pytest.raises(triton.InferenceServerException, match=r"inputs\[0\]\.data\[0\]"):
         client.infer("templates", [case_input([CANARY], True)])
     top = triton.InferRequestedOutput("template", class_count=3)

@@ -1,4 +1,4 @@
-"""`bin/convert onnx`: a verified bundle, or nothing; and what suggests with it."""
+"""`bin/convert onnx` writes a verified bundle or nothing; suggestions with the bundle match the run's."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def case(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_bundle_is_verified_and_says_how(source: Run, served: Bundle) -> None:
+def test_the_bundle_is_verified_and_records_the_result(source: Run, served: Bundle) -> None:
     facts = served.manifest
     assert sorted(path.name for path in served.folder.iterdir()) == [
         "bundle.json", "model.onnx", "templates.json", "tokenizer.json"
@@ -73,7 +73,7 @@ def test_the_bundle_is_verified_and_says_how(source: Run, served: Bundle) -> Non
     assert 0 < found["largest_difference"] < 1e-5 * found["largest_logit"]
 
 
-def test_overwrite_replaces_a_bundle_and_nothing_else(source: Run, tmp_path: Path, capsys: Any) -> None:
+def test_overwrite_replaces_only_a_bundle(source: Run, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     first = export_bundle(source, out)
     with pytest.raises(UserError, match="exists already"):
@@ -85,14 +85,14 @@ def test_overwrite_replaces_a_bundle_and_nothing_else(source: Run, tmp_path: Pat
         export_bundle(source, source.folder, overwrite=True)
 
 
-def test_no_customer_text_is_in_it(served: Bundle) -> None:
+def test_the_bundle_contains_no_customer_text(served: Bundle) -> None:
     held = b"".join(path.read_bytes() for path in served.folder.iterdir() if path.name != "tokenizer.json")
     for text in ("I want my money back", "my card was stolen", str(ROOT), str(served.folder.parent)):
         assert text.encode() not in held
 
 
 @pytest.mark.parametrize("flags", [{"dtype": "fp16"}, {"dtype": "fp16", "wide_residual": True}, {"form": "plain"}])
-def test_every_kind_is_verified(source: Run, tmp_path: Path, flags: dict[str, Any]) -> None:
+def test_every_dtype_and_form_is_verified(source: Run, tmp_path: Path, flags: dict[str, Any]) -> None:
     facts = export_bundle(source, tmp_path / "out", **flags).manifest
     assert {key: facts[key] for key in flags} == flags
     assert facts["verify"]["top1"] > 0.9
@@ -107,7 +107,7 @@ def test_a_language_model_has_logits_at_every_token(tmp_path: Path) -> None:
         bundle_suggester(found)
 
 
-def test_suggestions_are_the_runs_and_the_temperature_its_own(source: Run, tmp_path: Path) -> None:
+def test_suggestions_and_temperature_match_the_run(source: Run, tmp_path: Path) -> None:
     calibration = source.folder / "calibration.json"
     calibration.write_text(json.dumps({"steps": {"3": {"temperature": 2.5, "count": 9}}}))
     try:
@@ -117,14 +117,14 @@ def test_suggestions_are_the_runs_and_the_temperature_its_own(source: Run, tmp_p
     finally:
         calibration.unlink()
     assert [s.template for s in actual.suggestions] == [s.template for s in expected.suggestions]
-    assert len(actual.suggestions) == 6, "retired and spare slots are never suggested"
+    assert len(actual.suggestions) == 6, "retired and padding slots are never suggested"
     np.testing.assert_allclose(
         [s.probability for s in actual.suggestions], [s.probability for s in expected.suggestions], rtol=1e-4
     )
     assert (actual.tokens, actual.dropped_messages) == (expected.tokens, expected.dropped_messages)
 
 
-def test_suggest_and_the_example_say_the_same(served: Bundle, case: Path, capsys: Any) -> None:
+def test_suggest_and_the_example_print_the_same_suggestions(served: Bundle, case: Path, capsys: Any) -> None:
     suggest.main([f"--bundle={served.folder}", "--json", str(case)])
     value = json.loads(capsys.readouterr().out)
     assert (value["bundle"], value["version"]) == (str(served.folder), served.manifest["version"])
@@ -150,7 +150,7 @@ runpy.run_path(sys.argv[0])
 """
 
 
-def test_a_network_that_is_not_the_run_leaves_nothing(
+def test_a_network_that_differs_from_the_run_is_not_written(
     source: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     real = graph.build
@@ -171,7 +171,7 @@ def test_a_network_that_is_not_the_run_leaves_nothing(
 
 @pytest.mark.parametrize(("layer", "message"), [(0, "block_0"), (1, "block_1"), (None, "the head")])
 def test_the_first_diverging_layer_is_named(tmp_path: Path, layer: int | None, message: str) -> None:
-    """In a model of two layers, one weight of which is another."""
+    """One weight of a two-layer model is changed."""
     a = dataclasses.replace(NEOX, layers=2)
     params = noisy_params(a, SLOTS, 0.1)
     name = "head" if layer is None else f"block_{layer}/down/kernel"
@@ -201,7 +201,7 @@ def test_the_first_diverging_layer_is_named(tmp_path: Path, layer: int | None, m
         (["--out=."], "exists already"),
     ],
 )
-def test_wrong_use_is_one_line(source: Run, flags: list[str], message: str, capsys: Any) -> None:
+def test_wrong_flags_print_one_line(source: Run, flags: list[str], message: str, capsys: Any) -> None:
     assert cli.run(main, ["onnx", f"--run={source.folder}", *flags]) in (1, 2)
     error = capsys.readouterr().err
     assert message in error
@@ -214,7 +214,7 @@ def test_a_missing_dataset_is_an_error(tmp_path: Path) -> None:
         export_bundle(source, tmp_path / "out")
 
 
-def test_a_killed_conversion_leaves_nothing_of_that_name(source: Run, tmp_path: Path) -> None:
+def test_a_killed_conversion_leaves_no_bundle(source: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "converters", "onnx", f"--run={source.folder}", f"--out={tmp_path / 'out'}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".out.*.partial/model.onnx")) and process.poll() is None:
@@ -226,8 +226,8 @@ def test_a_killed_conversion_leaves_nothing_of_that_name(source: Run, tmp_path: 
         Bundle.open(next(tmp_path.glob(".out.*.partial")))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(source: Run, tmp_path: Path) -> None:
-    small = ["sh", "-c", 'ulimit -f 512; exec "$@"', "sh"]  # no file beyond 256 kB
+def test_a_full_disk_prints_one_line_and_leaves_no_file(source: Run, tmp_path: Path) -> None:
+    small = ["sh", "-c", 'ulimit -f 512; exec "$@"', "sh"]  # files are limited to 256 kB
     command = [sys.executable, "-m", "converters", "onnx", f"--run={source.folder}", f"--out={tmp_path / 'out'}"]
     done = subprocess.run([*small, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""No word of a message reaches a log line, a metric, the event store or an error, whatever becomes of its request."""
+"""Message text never reaches a log line, a metric, the event store or an error, whatever the request's outcome."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from wire import CHUNKED, CLOSE, HEAD, length, post, send, statuses
 
 from jaxtempl.serve.logs import JsonLines
 
-CANARY = "cnry4711"  # of letters and digits, so that no encoding changes it
+CANARY = "cnry4711"  # only letters and digits, so that no encoding changes it
 RAW = CANARY.encode()
 SAID = [{"role": "customer", "text": f"my number is {CANARY}", CANARY: CANARY, "template": CANARY}]
 REQUEST: dict[str, Any] = {"case_id": "case-kept", "messages": SAID, CANARY: {CANARY: [CANARY]}}
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Slow, with room for one that waits; what all tests of this file have left behind is looked at in the end."""
+    """Start a slow server with a queue of one; after the tests, check that none of their text was stored or logged."""
     folder = bundles.write_serving_bundle(tmp_path_factory.mktemp("privacy") / "bundle", window=64, buckets=[64])
     flags = ("--fake_ms=200", "--timeout_ms=300", "--max_batch_size=1", "--queue=1", "--max_body=5000")
     with served(folder, store, *flags) as running:
@@ -52,7 +52,7 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 def unheard(server: Server, store: Path) -> None:
-    """The canary is nowhere, before the server ends and after; all else is where it should be."""
+    """Check that the canary is nowhere, before and after the server stops, and that expected records exist."""
     assert server.suggest("case-last", request_id="plain-id").status in (200, 504)
     left = [server.ask("/metrics", X_Request_Id="plain-id").body, server.ask("/none", X_Request_Id="plain-id").body]
     left += kept(store)
@@ -70,12 +70,12 @@ def unheard(server: Server, store: Path) -> None:
 
 
 def kept(store: Path) -> list[bytes]:
-    """The files of SQLite: the database, what is not yet in it, and the index of that."""
+    """Return the contents of SQLite's files: the database, the write-ahead log and its index."""
     return [path.read_bytes() for path in store.parent.iterdir()]
 
 
 def unsaid(answer: Answer) -> int:
-    """The status of an answer, which does not give back what was sent."""
+    """Return an answer's status after checking that the answer does not repeat the canary."""
     assert CANARY not in f"{answer.headers}{answer.body.decode()}".lower()
     return answer.status
 
@@ -122,11 +122,11 @@ def unsaid(answer: Answer) -> int:
         (f"/livez?{CANARY}", BODY, 405),
     ],
 )
-def test_a_request_that_is_refused_is_not_repeated(path: str, body: Any, status: int, server: Server) -> None:
+def test_a_rejected_request_is_not_repeated(path: str, body: Any, status: int, server: Server) -> None:
     assert unsaid(server.ask(path, body)) == status
 
 
-def test_what_is_in_headers_or_too_long_is_told_nowhere(server: Server) -> None:
+def test_headers_and_oversized_bodies_are_not_repeated(server: Server) -> None:
     names = ("Authorization", "Cookie", "Referer", "User_Agent", CANARY)
     words: dict[str, Any] = dict.fromkeys(names, f"{CANARY} of a header")
     words |= {"X_Request_Id": f"{CANARY} is no plain name", "Content_Type": CANARY}
@@ -149,13 +149,13 @@ def test_what_is_in_headers_or_too_long_is_told_nowhere(server: Server) -> None:
         (b"%s /v1/suggest" % RAW.upper() + HEAD + b"\r\n", [400]),
     ],
 )
-def test_what_is_hardly_http_is_not_repeated(raw: bytes, expected: list[int], server: Server) -> None:
+def test_malformed_http_is_not_repeated(raw: bytes, expected: list[int], server: Server) -> None:
     answer = send(server, raw)
     assert statuses(answer) == expected
     assert RAW not in answer.lower()
 
 
-def test_a_client_that_leaves_leaves_nothing(server: Server) -> None:
+def test_a_disconnected_client_leaves_no_text(server: Server) -> None:
     whole = b"POST /v1/suggest" + HEAD + length(len(BODY)) + b"\r\n" + BODY
     for sent in (whole, whole[:-1], whole[: len(BODY) // 2]):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -172,14 +172,14 @@ def test_answered_superseded_shed_and_late_requests_are_not_repeated(server: Ser
     asks: list[tuple[Callable[[str], Answer], str]] = [(case, "a"), (case, "b"), (case, "b"), (kserve, ""), (case, "c")]
     seen = {unsaid(server.ask("/v1/suggest", BODY))}
     with ThreadPoolExecutor(len(asks)) as pool:
-        for _ in range(30):  # which becomes what is a matter of time
+        for _ in range(30):  # the outcome of each request depends on timing
             seen |= set(pool.map(lambda each: unsaid(each[0](each[1])), asks))
             if seen >= {200, 409, 429, 504}:
                 break
     assert seen == {200, 409, 429, 504}
 
 
-def test_of_what_a_library_logs_only_the_fixed_text_is_kept() -> None:
+def test_only_the_fixed_text_of_a_librarys_log_is_kept() -> None:
     try:
         raise ValueError(CANARY)
     except ValueError as error:
@@ -190,11 +190,11 @@ def test_of_what_a_library_logs_only_the_fixed_text_is_kept() -> None:
     assert CANARY not in line
 
 
-def test_requests_that_the_network_fails_on_are_not_repeated(tmp_path: Path) -> None:
+def test_requests_that_fail_in_the_network_are_not_repeated(tmp_path: Path) -> None:
     table = onnx.numpy_helper.from_array(np.ones((100, 7), np.float32), "table")
     folder = write_bundle(
         tmp_path / "bundle", make_graph(table), window=64, buckets=[64]
-    )  # it knows 100 tokens, and no more
+    )  # its vocabulary has only 100 tokens
     (tmp_path / "store").mkdir()
     with served(folder, tmp_path / "store" / "events.sqlite", "--backend=onnx") as server:
         assert unsaid(server.ask("/v1/suggest", BODY)) == 500

@@ -1,4 +1,4 @@
-"""A study: its file, the order of its jobs, processes that fail, stop and resume, and its results."""
+"""A scaling study: its file, the order of its jobs, failure, interruption and resume, and its results."""
 
 import contextlib
 import os
@@ -90,7 +90,7 @@ def test_a_study_is_named_by_its_path_or_by_its_name(tmp_path: Path) -> None:
         study.read(study.find("nowhere"))
 
 
-def test_cells_are_those_of_the_grids_each_once(tmp_path: Path) -> None:
+def test_cells_are_the_union_of_the_grids_without_duplicates(tmp_path: Path) -> None:
     assert [cell.name for cell in study.cells(read(tmp_path))] == NAMES
 
 
@@ -143,7 +143,7 @@ def test_flags_are_formatted_for_the_commands() -> None:
     assert format_flags({"a": 1, "b": True}, {"a": 2.5, "c": ["x", "y"]}) == ["--a=2.5", "--b=true", "--c=x,y"]
 
 
-def test_shards_contain_all_cells_each_once(tmp_path: Path) -> None:
+def test_shards_partition_the_cells(tmp_path: Path) -> None:
     cells = study.cells(read(tmp_path))
     parts = [shard(cells, i, 3) for i in (1, 2, 3)]
     assert sorted(cell.name for part in parts for cell in part) == sorted(NAMES)
@@ -345,7 +345,7 @@ def test_alignment_is_the_share_of_the_tasks_ngrams(tmp_path: Path) -> None:
         subprocess.run([ROOT / "bin" / "scaling", *arguments], check=True, capture_output=True)
     one, other = (files.read_json(tmp_path / out) for out in ("a.json", "b.json"))
     assert one == other
-    assert 0.5 < one["alignment"] < 1  # the numbers of test cases are in no training case
+    assert 0.5 < one["alignment"] < 1  # no training case contains the numbers of the test cases
 
 
 def test_a_cell_is_named_by_its_settings() -> None:

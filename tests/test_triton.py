@@ -1,4 +1,4 @@
-"""`convert triton`: Triton's own protobuf reads the config; ONNX Runtime answers the requests that it declares."""
+"""`convert triton`: Triton's protobuf parses the config, and ONNX Runtime runs the warm-up requests it declares."""
 
 import json
 import shutil
@@ -47,10 +47,10 @@ def input_of(warmup: Any, name: str, model: Path) -> np.ndarray:
     return np.stack([row] * warmup.batch_size)
 
 
-# What is written
+# Written files
 
 
-def test_an_onnx_model_answers_each_warmup_request(network: Path, tmp_path: Path) -> None:
+def test_an_onnx_model_runs_each_warmup_request(network: Path, tmp_path: Path) -> None:
     config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models")
     model = tmp_path / "models" / "templates"
     session = onnxruntime.InferenceSession(model / "1" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -80,7 +80,7 @@ def test_a_version_is_the_whole_bundle(network: Path, tmp_path: Path) -> None:
     assert bundle.Bundle.open(version).tokenizer.encode(["hi"])
 
 
-def test_the_queue_ends_within_the_budget(network: Path, tmp_path: Path) -> None:
+def test_the_queue_timeout_is_the_configured_budget(network: Path, tmp_path: Path) -> None:
     config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=3, timeout_ms=50)
     batching, policy = config.dynamic_batching, config.dynamic_batching.default_queue_policy
     assert (config.name, config.max_batch_size) == ("templates", 3)
@@ -92,13 +92,13 @@ def test_the_queue_ends_within_the_budget(network: Path, tmp_path: Path) -> None
     assert config.version_policy.latest.num_versions == 1
 
 
-def test_one_at_a_time_prefers_no_size(network: Path, tmp_path: Path) -> None:
+def test_a_maximum_batch_of_one_sets_no_preferred_size(network: Path, tmp_path: Path) -> None:
     config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models", max_batch_size=1)
     assert not config.dynamic_batching.preferred_batch_size
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
 
 
-def test_where_a_model_runs(network: Path, tmp_path: Path) -> None:
+def test_the_instance_group_matches_the_device(network: Path, tmp_path: Path) -> None:
     onnx, plan, out = make_bundle(tmp_path / "onnx", network), make_bundle(tmp_path / "plan", None), tmp_path / "models"
     gpu, cpu, engine = convert(onnx, out), convert(onnx, out, name="cpu", device="cpu"), convert(plan, out, name="trt")
     kinds = PB2.ModelInstanceGroup
@@ -110,12 +110,12 @@ def test_where_a_model_runs(network: Path, tmp_path: Path) -> None:
     accelerator = gpu.optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
     assert {key: value.string_value for key, value in cpu.parameters.items()} == {"intra_op_thread_count": "0"}
-    assert len(engine.model_warmup) == len(engine.instance_group[0].profile), "one a profile"
+    assert len(engine.model_warmup) == len(engine.instance_group[0].profile), "one warm-up request per profile"
     assert {path.name for path in out.iterdir()} == {"templates", "cpu", "trt"}
     assert (out / "trt" / "1" / "model.plan").read_bytes() == b"an engine"
 
 
-def test_labels_are_one_line_a_slot(network: Path, tmp_path: Path) -> None:
+def test_labels_have_one_line_per_slot(network: Path, tmp_path: Path) -> None:
     config = convert(make_bundle(tmp_path / "bundle", network), tmp_path / "models")
     lines = (tmp_path / "models" / "templates" / config.output[0].label_filename).read_text().splitlines()
     assert lines == ["greet", "old reply (retired)", "card", "bye", "(padding 4)", "(padding 5)"]
@@ -125,14 +125,14 @@ def test_labels_are_one_line_a_slot(network: Path, tmp_path: Path) -> None:
 # Versions
 
 
-def test_a_later_bundle_is_the_next_version(network: Path, tmp_path: Path) -> None:
+def test_a_later_bundle_becomes_the_next_version(network: Path, tmp_path: Path) -> None:
     out, model = tmp_path / "models", tmp_path / "models" / "templates"
     convert(make_bundle(tmp_path / "a", network), out)
     tuned = (model / "config.pbtxt").read_text().replace("max_batch_size: 4", "max_batch_size: 2")
     (model / "config.pbtxt").write_text(tuned)
     before = contents(model)
     later = make_bundle(tmp_path / "b", network, [*TEMPLATES[:3], template(4, "new")])
-    assert convert(later, out).max_batch_size == 2, "the config is its owner's"
+    assert convert(later, out).max_batch_size == 2, "an edited config is preserved"
     after = contents(model)
     assert {name for name in after if before.get(name) != after[name]} == {
         "labels.txt",
@@ -141,10 +141,10 @@ def test_a_later_bundle_is_the_next_version(network: Path, tmp_path: Path) -> No
     assert after["labels.txt"].decode().splitlines()[2:] == ["card", "bye", "new", "(padding 5)"]
     shutil.rmtree(model / "1")
     convert(make_bundle(tmp_path / "c", network, TEMPLATES[:3]), out)
-    assert {path.name for path in model.iterdir()} >= {"2", "3"}, "a number is not given twice"
+    assert {path.name for path in model.iterdir()} >= {"2", "3"}, "version numbers are not reused"
 
 
-def test_an_engine_of_other_profiles_is_no_version(tmp_path: Path) -> None:
+def test_an_engine_with_other_profiles_is_rejected_as_a_version(tmp_path: Path) -> None:
     convert(make_bundle(tmp_path / "a", None), tmp_path / "models")
     with pytest.raises(UserError, match=r"has profiles .* pass another --name"):
         convert(make_bundle(tmp_path / "b", None, engine=engine(4)), tmp_path / "models")
@@ -162,7 +162,7 @@ def test_an_engine_of_other_profiles_is_no_version(tmp_path: Path) -> None:
         ({"network": None}, "model model.plan"),
     ],
 )
-def test_a_bundle_that_clients_would_have_to_ask_otherwise_is_refused(
+def test_a_bundle_that_needs_other_requests_is_rejected_as_a_version(
     changes: dict[str, Any], message: str, network: Path, tmp_path: Path
 ) -> None:
     convert(make_bundle(tmp_path / "a", network), tmp_path / "models")
@@ -200,7 +200,7 @@ def killed(where: str, given: Path, out: Path) -> int:
 
 
 @pytest.mark.parametrize("where", ["copied", "named"])
-def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_path: Path) -> None:
+def test_sigkill_leaves_the_repository_unchanged(where: str, network: Path, tmp_path: Path) -> None:
     out = tmp_path / "models"
     first, second = (
         make_bundle(tmp_path / "a", network),
@@ -212,14 +212,14 @@ def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_
     before = contents(out)
     assert killed(where, second, out) == -signal.SIGKILL
     after = contents(out)
-    if where == "named":  # labels fit both versions, and are there before the version that needs them
+    if where == "named":  # the labels fit both versions and are written first
         before["templates/labels.txt"] = before["templates/labels.txt"].replace(b"(padding 4)", b"new")
     assert after == before
     assert killed("not", second, out) == 0
     assert (out / "templates" / "2" / "bundle.json").is_file()
 
 
-# What is refused
+# Rejected bundles and flags
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_sigkill_leaves_the_repository_as_it_was(where: str, network: Path, tmp_
         ({"slots": 0}, {}, "all must be above 0"),
     ],
 )
-def test_a_bundle_that_triton_could_not_serve_so_is_refused(
+def test_a_bundle_that_triton_cannot_serve_is_rejected(
     facts: dict[str, Any], flags: dict[str, Any], message: str, network: Path, tmp_path: Path
 ) -> None:
     given = make_bundle(tmp_path / "bundle", **{"network": network, **facts})
@@ -252,13 +252,13 @@ def test_int8_runs_on_the_cpu(network: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [{"bundle": ""}, {"name": "../x"}, {"name": ".hidden"}, {"max_batch_size": 65}])
-def test_wrong_flags_are_refused(flags: dict[str, Any], network: Path, tmp_path: Path) -> None:
+def test_wrong_flags_are_rejected(flags: dict[str, Any], network: Path, tmp_path: Path) -> None:
     given = {"bundle": str(make_bundle(tmp_path / "bundle", network)), "out": tmp_path / "models"}
     with pytest.raises(UsageError):
         main(ConvertTritonConfig(**{**given, **flags}))
 
 
-def test_a_changed_bundle_is_refused(network: Path, tmp_path: Path) -> None:
+def test_a_modified_bundle_is_rejected(network: Path, tmp_path: Path) -> None:
     given = make_bundle(tmp_path / "bundle", network)
     with (given / "model.onnx.data").open("r+b") as file:
         file.write(b"\0\1\2\3")
@@ -268,7 +268,7 @@ def test_a_changed_bundle_is_refused(network: Path, tmp_path: Path) -> None:
         convert(tmp_path / "nowhere", tmp_path / "models")
 
 
-def test_a_folder_of_something_else_is_left_alone(network: Path, tmp_path: Path) -> None:
+def test_a_foreign_folder_is_not_changed(network: Path, tmp_path: Path) -> None:
     given = make_bundle(tmp_path / "bundle", network)
     with pytest.raises(UserError, match=r"has bundle.json, which is not a Triton model"):
         convert(given, given)
@@ -284,6 +284,6 @@ def test_a_folder_of_something_else_is_left_alone(network: Path, tmp_path: Path)
     assert set(contents(theirs)) == {"config.pbtxt"}
 
 
-def test_neither_jax_nor_flax_is_needed() -> None:
+def test_conversion_needs_neither_jax_nor_flax() -> None:
     done = imports.without(imports.TRAINING, ["converters.triton.convert"])
     assert done.returncode == 0, done.stderr
