@@ -1,4 +1,4 @@
-"""Suggestions and events to keep, a store to keep them in on either database, and what that then has."""
+"""Sample suggestions and events, a store for them on either database, and its stored rows."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ def make_event(of: StoredSuggestion, **changes: Any) -> Event:
 
 
 def commit(store: Store, *wanted: Event) -> list[Any]:
-    """What became of each: None when it is kept, or its error."""
+    """Commit the events together; return None for each that is stored, or its error."""
 
     async def all_at_once() -> list[Any]:
         return await asyncio.gather(*map(store.commit_event, wanted), return_exceptions=True)
@@ -70,7 +70,7 @@ def read_rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
 
 
 def stored_ids(url: str) -> set[str]:
-    """Ids."""
+    """Return the ids of the stored suggestions."""
     return {row["suggestion_id"] for row in read_rows(url, tables.suggestions)}
 
 

@@ -1,4 +1,4 @@
-"""Small models of odd shapes, their logits by Flax, and their ONNX graphs in ONNX Runtime."""
+"""Small models of unusual shapes, and their ONNX graphs in ONNX Runtime."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ LENGTHS = np.array([1, 40, 33, 2, 17], np.int32)
 
 
 def noisy_params(a: Architecture, outputs: int | None, noise: float) -> dict[str, Any]:
-    """Draw parameters with noise on all of them, so that no bias or norm can be left out unseen."""
+    """Draw parameters with noise on all of them, so that a missing bias or norm is detected."""
     random = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: np.asarray(leaf) + noise * random.standard_normal(leaf.shape, np.float32),

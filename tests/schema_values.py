@@ -1,4 +1,4 @@
-"""Values that a JSON schema allows and others near them, for hypothesis; and what is wrong with one, by jsonschema."""
+"""Hypothesis strategies for valid and nearly valid values of a JSON schema, and the faults that jsonschema finds."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 
-ODD = "odd-zq7"  # in every string that is put in a wrong place, so that an echo of it is seen
+ODD = "odd-zq7"  # part of every wrong string, so that an echo of it is detected
 ODDITIES: list[Any] = [
     None, True, -1, 0, 0.5, 101, 2**63, -(10**30), "", ODD, f"{ODD}\0", f"😀{ODD}\r\n", ODD * 100, [], [[ODD]], {},
     {ODD: {ODD: [None]}},
@@ -28,15 +28,15 @@ class Values:
     """Strategies for the schemas of a document.
 
     Args:
-        document: that references are to.
-        known: values for properties of these names, of which half of those generated are.
+        document: OpenAPI document that `$ref` points into.
+        known: Property names and a fixed value for each, one of the two alternatives that are drawn.
     """
 
     def __init__(self, document: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         self._document, self._known = document, known
 
     def of(self, schema: Mapping[str, Any]) -> SearchStrategy[Any]:
-        """What `schema` allows; a keyword that nothing here generates from is an error."""
+        """Return a strategy for the values that `schema` allows; an unsupported keyword is an error."""
         rest = {name: value for name, value in schema.items() if name not in TOLD}
         if reference := rest.pop("$ref", None):
             return self.of(self._document["components"]["schemas"][reference.rpartition("/")[2]])
@@ -45,7 +45,7 @@ class Values:
         if values := rest.pop("enum", None):
             return st.sampled_from(values)
         made: SearchStrategy[Any] = getattr(self, f"_{rest.pop('type')}")(rest)
-        assert not rest, f"nothing is generated for {rest} of {schema}"
+        assert not rest, f"no strategy supports {rest} of {schema}"
         return made
 
     def _null(self, rest: dict[str, Any]) -> SearchStrategy[None]:
@@ -85,7 +85,7 @@ class Values:
 
 @st.composite
 def spoilt(draw: st.DrawFn, values: SearchStrategy[Any]) -> Any:
-    """One of `values` but for one thing, which is often not as it must be."""
+    """Draw one of `values` and delete or replace one part of it, which often makes it invalid."""
     root = [copy.deepcopy(draw(values))]
     holder, key = draw(st.sampled_from(list(_places(root))[1:] or [(root, 0)]))
     if isinstance(holder, dict) and draw(st.booleans()):
@@ -103,7 +103,7 @@ def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def faults(schema: Mapping[str, Any], document: Mapping[str, Any], value: Any) -> set[str]:
-    """Paths of what is wrong in `value`, like `messages[0].role`; none where it is as it must be."""
+    """Return the paths of the faults in `value`, such as `messages[0].role`; empty if it is valid."""
     whole = {**schema, "components": document["components"]}
     found = Draft202012Validator(whole, format_checker=FORMATS).iter_errors(value)
     return {path for error in found for path in _paths(error)}

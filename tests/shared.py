@@ -1,4 +1,4 @@
-"""Expensive things that many tests start from: built once a session for all workers, read-only, copied on write."""
+"""Expensive folders that many tests share: built once per session for all workers, read-only, copied on write."""
 
 import os
 import shutil
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import filelock
 
-FOLDER = "JAXTEMPL_TESTS_SHARED"  # names the session's folder; `conftest` sets it
+FOLDER = "JAXTEMPL_TESTS_SHARED"  # environment variable with the session's folder; `conftest` sets it
 
 
 def built(name: str, build: Callable[[Path], object]) -> Path:
-    """Return the shared folder of this name, built by the first worker that asks for it while the others wait."""
+    """Return the shared folder of this name; the first worker that needs it builds it while the others wait."""
     root = Path(os.environ[FOLDER])
     with filelock.FileLock(root / f"{name}.lock"):
-        if not (root / f"{name}.done").exists():  # built in place: runs name their datasets by absolute paths
+        if not (root / f"{name}.done").exists():  # built in place: runs record their datasets by absolute path
             shutil.rmtree(root / name, ignore_errors=True)
             build(root / name)
             (root / f"{name}.done").touch()

@@ -1,3 +1,5 @@
+"""Training batches: their order, mixture, microbatches and label subsets."""
+
 import itertools
 from pathlib import Path
 from typing import Any
@@ -38,14 +40,14 @@ def contexts(tmp_path_factory: pytest.TempPathFactory) -> LabelledContexts:
     return LabelledContexts.read(dataset, "train", Window(Tokenizer(tokenizer_path("nano")), 32))
 
 
-def test_an_epoch_sees_each_row_once_and_the_next_in_another_order() -> None:
+def test_each_epoch_contains_each_row_once_in_a_new_order() -> None:
     stream = loader.row_batches([(rows(12), None)], 4, 2, seed=1)
     first, second = seen(stream, range(3)), seen(stream, range(3, 6))
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for_and_another_under_another_seed() -> None:
+def test_a_batch_depends_only_on_the_step_and_the_seed() -> None:
     def stream(seed: int) -> Any:
         return loader.row_batches([(rows(12), None)], 4, 1, seed)
 
@@ -53,21 +55,21 @@ def test_a_step_is_the_same_whenever_it_is_asked_for_and_another_under_another_s
     assert seen(stream(1), range(3)) != seen(stream(2), range(3))
 
 
-def test_reading_ahead_changes_no_batch() -> None:
+def test_prefetching_changes_no_batch() -> None:
     stream = loader.row_batches([(rows(12), None)], 4, 1, seed=1)
     ahead = [batch[0]["tokens"] for batch in loader.batches_from(stream, 3, 9)]
     np.testing.assert_array_equal(ahead, [stream[step][0]["tokens"] for step in range(3, 9)])
 
 
-def test_a_mixture_draws_by_weight_and_without_weights_by_size() -> None:
+def test_a_mixture_draws_by_weight_or_by_size_without_weights() -> None:
     sources = [(rows(30), 3.0), (rows(100, first=1000), 1.0)]
     drawn = seen(loader.row_batches(sources, 4, 1, seed=0), range(25))
     assert sum(token < 1000 for token in drawn) == 75
     equal = seen(loader.row_batches([(r, None) for r, _ in sources], 13, 1, seed=0), range(10))
-    assert len(set(equal)) >= 128  # mixing rounds each source's share, so the last of one may come a draw late
+    assert len(set(equal)) >= 128  # each source's share is rounded, so its last row may come one draw late
 
 
-def test_pieces_of_a_batch_hold_its_rows() -> None:
+def test_microbatches_contain_the_rows_of_their_batch() -> None:
     whole, cut = (loader.row_batches([(rows(12), None)], 6, n, seed=3) for n in (1, 3))
     assert [len(m["tokens"]) for m in cut[0]] == [2, 2, 2]
     assert seen(whole, range(2)) == seen(cut, range(2))
@@ -75,7 +77,7 @@ def test_pieces_of_a_batch_hold_its_rows() -> None:
         loader.row_batches([(rows(12), None)], 6, 4, seed=3)
 
 
-def test_a_dataset_without_rows_is_refused() -> None:
+def test_a_dataset_without_rows_is_rejected() -> None:
     with pytest.raises(UserError, match="no packed training rows"):
         loader.row_batches([(rows(3), None), ([], None)], 1, 1, seed=0)
 
@@ -85,7 +87,7 @@ def test_a_dataset_without_rows_is_refused() -> None:
     st.sampled_from([512, 1024, 4096]),
     st.sampled_from([8, 64]),
 )
-def test_microbatches_hold_each_context_once_in_fixed_shapes(lengths: list[int], budget: int, most: int) -> None:
+def test_microbatches_contain_each_context_once_in_fixed_shapes(lengths: list[int], budget: int, most: int) -> None:
     made = [LabelledContext([i % 500 + 2] * n, i) for i, n in enumerate(lengths)]
     batch = loader.microbatches(made, LENGTHS, budget, most)
     allowed = {(min(max(budget // length, 1), most), length) for length in LENGTHS}
@@ -105,13 +107,13 @@ def test_microbatches_hold_each_context_once_in_fixed_shapes(lengths: list[int],
 
 
 def grouped(lengths: list[int], budget: int, most: int) -> list[tuple[int, int, Any]]:
-    """What each bucket would hold if none took another's contexts."""
+    """Group the contexts by the smallest bucket that fits them."""
     bucket = sorted(next(b for b in LENGTHS if b >= n) for n in lengths)
     return [(b, min(max(budget // b, 1), most), list(group)) for b, group in itertools.groupby(bucket)]
 
 
-def test_lengths_change_the_cost_and_never_the_gradient(contexts: LabelledContexts) -> None:
-    """One batch cut by length, and the same contexts each padded to the window in one piece."""
+def test_length_buckets_do_not_change_the_gradient(contexts: LabelledContexts) -> None:
+    """The same contexts, bucketed by length and padded to the window in one microbatch, give one gradient."""
     task = objectives.template_classification(factory.make_graphdef(tiny.ARCHITECTURE, 4))
     params = jax.tree.map(lambda leaf: leaf * 4, factory.random_params(tiny.ARCHITECTURE, 4, 0))
     drawn = [contexts[i] for i in range(11)]
@@ -125,7 +127,7 @@ def test_lengths_change_the_cost_and_never_the_gradient(contexts: LabelledContex
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), added, expected)
 
 
-def test_more_padding_changes_no_logit(contexts: LabelledContexts) -> None:
+def test_padding_does_not_change_the_loss(contexts: LabelledContexts) -> None:
     params = jax.tree.map(lambda leaf: leaf * 4, factory.random_params(tiny.ARCHITECTURE, 4, 0))
     loss = objectives.template_classification(factory.make_graphdef(tiny.ARCHITECTURE, 4)).loss
     short, long = (loader.microbatches([contexts[0]], (n,), n, 1)[0] for n in (32, 64))
@@ -133,7 +135,7 @@ def test_more_padding_changes_no_logit(contexts: LabelledContexts) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_smaller_label_subsets_lie_inside_larger_ones(contexts: LabelledContexts) -> None:
+def test_smaller_label_subsets_are_subsets_of_larger_ones(contexts: LabelledContexts) -> None:
     subsets = [set(nested_subset(100, n, seed=5).tolist()) for n in (5, 20, 100)]
     assert [len(subset) for subset in subsets] == [5, 20, 100]
     assert subsets[0] < subsets[1] < subsets[2]
@@ -142,7 +144,7 @@ def test_smaller_label_subsets_lie_inside_larger_ones(contexts: LabelledContexts
         finetune.choose_labels(contexts, 1000, seed=5)
 
 
-def test_a_context_is_what_comes_before_its_label(contexts: LabelledContexts) -> None:
+def test_a_context_ends_before_its_label(contexts: LabelledContexts) -> None:
     case = contexts.cases[int(contexts.case[0])]
     before = case.messages[: contexts.message[0]]
     text = " ".join(message.text for message in before)
@@ -161,11 +163,11 @@ def test_labelled_batches_are_a_function_of_the_step(contexts: LabelledContexts)
 @pytest.mark.parametrize(
     ("epochs", "rows", "batch", "steps"), [(1.0, 125_000, 128, 977), (2.0, 64, 32, 4), (0.5, 3, 8, 1)]
 )
-def test_steps_of_an_epoch(epochs: float, rows: int, batch: int, steps: int) -> None:
+def test_epochs_convert_to_steps(epochs: float, rows: int, batch: int, steps: int) -> None:
     assert loader.steps_for_epochs(epochs, rows, batch) == steps
 
 
-def test_a_mixture_is_read_from_its_flag() -> None:
+def test_a_mixture_is_parsed_from_its_flag() -> None:
     assert mixture.parse_mixture("a,b/c") == [(Path("a"), None), (Path("b/c"), None)]
     assert mixture.parse_mixture("a:0.4,b:2") == [(Path("a"), 0.4), (Path("b"), 2.0)]
     for wrong in ("a:0,b:1", "a:x", "a:1,b", "", "a:-1"):
@@ -173,6 +175,6 @@ def test_a_mixture_is_read_from_its_flag() -> None:
             mixture.parse_mixture(wrong)
 
 
-def test_a_missing_dataset_teaches_prepare(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_dataset_names_prepare(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bin/prepare --transcripts"):
         Dataset(tmp_path / "none")

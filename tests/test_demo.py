@@ -1,4 +1,4 @@
-"""`bin/demo` runs to the end; the test takes minutes."""
+"""`bin/demo` runs to completion; the test takes minutes."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from jaxtempl.config.paths import ROOT
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
+def test_the_demo_prints_suggestions_and_scores(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "XLA_FLAGS": "",
@@ -33,14 +33,14 @@ def test_the_demo_ends_with_suggestions_and_scores(tmp_path: Path) -> None:
     scores = {name: [float(x) for x in re.findall(r"(\d\.\d+) \[", line)] for name, line in rows(printed).items()}
     assert set(scores) == {"n-grams (linear)", "nano, fine-tuned", "nano, adapted and fine-tuned"}
     assert all(len(values) == 3 and values == sorted(values) for values in scores.values())
-    assert min(values[0] for values in scores.values()) > 0.3  # the majority class has a twelfth
+    assert min(values[0] for values in scores.values()) > 0.3  # the majority class has a share of one twelfth
     assert (
         printed.index("bin/convert onnx") < printed.index("largest difference") < printed.index("bin/suggest --bundle=")
     )
     url = re.search(r"console: (http://\S+)/console", printed[printed.index("bin/serve --bundle=") :])
     assert url
     assert re.search(r"over HTTP: [A-Z0-9_]+ in [\d.]+ ms", printed)
-    with pytest.raises(urllib.error.URLError):  # nothing is left running
+    with pytest.raises(urllib.error.URLError):  # no server is left running
         urllib.request.urlopen(f"{url[1]}/livez", timeout=5)
     assert (tmp_path / "demo" / "adapted-classifier" / "evaluate-test" / "index.html").is_file()
 

@@ -1,3 +1,5 @@
+"""Atomic files and folders, contained paths, checksums and JSON files."""
+
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ from jaxtempl import files
 from jaxtempl.errors import UserError
 
 
-def test_a_file_takes_its_name_only_when_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "a" / "file"
     with pytest.raises(RuntimeError), files.atomic_file(path) as temporary:
         temporary.write_text("half")
@@ -14,7 +16,7 @@ def test_a_file_takes_its_name_only_when_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_folder_takes_its_name_only_when_whole_and_an_older_one_stays_until_then(tmp_path: Path) -> None:
+def test_a_folder_appears_only_when_complete_and_replaces_the_old_one_then(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     with files.atomic_folder(path) as temporary:
         (temporary / "old").touch()
@@ -27,7 +29,7 @@ def test_a_folder_takes_its_name_only_when_whole_and_an_older_one_stays_until_th
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_an_existing_folder_is_not_written_over_unasked(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_replaced_by_default(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"), files.atomic_folder(tmp_path):
         pass
 
@@ -45,9 +47,7 @@ def test_an_existing_folder_is_not_written_over_unasked(tmp_path: Path) -> None:
         ("dangling", "link"),
     ],
 )
-def test_a_path_that_leaves_its_folder_or_goes_through_a_link_is_refused(
-    name: str, message: str, tmp_path: Path
-) -> None:
+def test_a_path_that_leaves_its_folder_or_follows_a_link_is_rejected(name: str, message: str, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "a").mkdir(parents=True)
     for link, target in {"out": "..", "within": "a", "a/loop": "loop", "dangling": "none"}.items():
@@ -56,13 +56,13 @@ def test_a_path_that_leaves_its_folder_or_goes_through_a_link_is_refused(
         files.contained(folder, name)
 
 
-def test_a_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
+def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
     assert files.contained(tmp_path / "link", "a/./b") == tmp_path / "in" / "a" / "b"
 
 
-def test_a_file_is_compared_with_its_size_and_its_sum(tmp_path: Path) -> None:
+def test_a_files_size_and_checksum_are_verified(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     entry = {"bytes": 3, "sha256": files.sha256(path)}
@@ -81,7 +81,7 @@ def test_a_file_is_compared_with_its_size_and_its_sum(tmp_path: Path) -> None:
         files.check_sum(tmp_path / "none", entry)
 
 
-def test_json_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None:
+def test_json_records_its_format_and_a_newer_one_is_rejected(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"x": 1})
     assert files.read_json(tmp_path / "a.json") == {"format": 1, "x": 1}
     files.write_json(tmp_path / "b.json", {"format": 3})
@@ -90,7 +90,7 @@ def test_json_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 10**6, b"1" * 10**4, None])
-def test_bad_json_is_one_line(content: bytes | None, tmp_path: Path) -> None:
+def test_invalid_json_raises_one_line(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
@@ -99,15 +99,15 @@ def test_bad_json_is_one_line(content: bytes | None, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_json_of_an_absurd_size_is_not_read(tmp_path: Path) -> None:
-    """A terabyte, of which the disk holds nothing."""
+def test_oversized_json_is_rejected(tmp_path: Path) -> None:
+    """The file is sparse: a terabyte long, but empty on disk."""
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match=r"has 1,099,511,627,776 bytes; up to 67,108,864"):
         files.read_json(tmp_path / "a.json")
 
 
-def test_sums_see_one_changed_byte(tmp_path: Path) -> None:
+def test_checksums_detect_one_changed_byte(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "x").write_bytes(b"abc")
     before = files.sums(tmp_path)

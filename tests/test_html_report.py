@@ -1,3 +1,5 @@
+"""HTML reports: escaping, self-containment, figures and numbers."""
+
 import re
 from pathlib import Path
 
@@ -23,14 +25,14 @@ def full() -> Page:
     return page.figure(figure, HOSTILE).figure(figure, "again").facts({HOSTILE: HOSTILE})
 
 
-def test_what_customers_wrote_is_never_markup(tmp_path: Path) -> None:
+def test_customer_text_is_escaped(tmp_path: Path) -> None:
     html = written(full(), tmp_path)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 12
-    assert "$x^2$" in html  # shown as it is, not set as a formula
+    assert "$x^2$" in html  # shown literally, not rendered as a formula
 
 
-def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+def test_a_page_is_self_contained(tmp_path: Path) -> None:
     html = written(full(), tmp_path)
     assert "http" not in html
     assert not re.search(r"<(link|img|iframe|script)\b|@import", html)
@@ -38,7 +40,7 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)", html)
 
 
-def test_figures_follow_light_and_dark_and_stand_side_by_side(tmp_path: Path) -> None:
+def test_figures_follow_the_color_scheme_and_are_placed_in_one_row(tmp_path: Path) -> None:
     html = written(full(), tmp_path)
     assert "prefers-color-scheme: dark" in html
     assert html.count("<svg") == 2
@@ -47,16 +49,16 @@ def test_figures_follow_light_and_dark_and_stand_side_by_side(tmp_path: Path) ->
     assert "#010203" not in html
 
 
-def test_numbers(tmp_path: Path) -> None:
+def test_numbers_are_formatted(tmp_path: Path) -> None:
     html = written(full(), tmp_path)
     assert "1,234" in html
     assert "0.500" in html
-    assert "10,000" in html  # of the logarithmic axis
+    assert "10,000" in html  # a tick of the logarithmic axis
 
 
-def test_the_same_page_is_the_same_bytes(tmp_path: Path) -> None:
+def test_pages_are_reproducible_byte_for_byte(tmp_path: Path) -> None:
     assert written(full(), tmp_path) == written(full(), tmp_path)
 
 
-def test_an_empty_table_is_no_error(tmp_path: Path) -> None:
+def test_an_empty_table_shows_its_caption(tmp_path: Path) -> None:
     assert "nothing here" in written(Page("t", "l").table(["a", "b"], [], "nothing here"), tmp_path)

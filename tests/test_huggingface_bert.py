@@ -1,4 +1,4 @@
-"""`convert huggingface` and `convert onnx` of BERT runs: transformers and ONNX Runtime give the runs' logits."""
+"""`convert huggingface` and `convert onnx` of BERT runs: transformers and ONNX Runtime match the runs' logits."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ PHASES = ("adapt", "finetune")
 
 
 def train(folder: Path) -> None:
-    """Adapt and fine-tune bert-tiny by the real commands."""
+    """Adapt and fine-tune bert-tiny with the real commands."""
     tiny.dataset(folder / "made")
     splits = {split: (str(folder / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
     pipeline.run(PrepareConfig(**splits, size="bert-tiny", length=32, out=folder / "data"))
@@ -86,7 +86,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_transformers_gives_the_runs_logits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
+def test_transformers_matches_the_runs_logits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
     kind = AutoModelForMaskedLM if phase == "adapt" else AutoModelForSequenceClassification
     reference, (ids, lengths) = kind.from_pretrained(converted[phase]).eval(), batch()
     mask = np.arange(20) < lengths[:, None]
@@ -104,7 +104,7 @@ def test_transformers_gives_the_runs_logits(runs: dict[str, Run], converted: dic
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_there_and_back_is_the_same_bits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
+def test_a_round_trip_preserves_every_bit(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
     read = load.read(converted[phase], runs[phase].architecture)
     assert read.head == runs[phase].head
     jax.tree.map(np.testing.assert_array_equal, read.params, runs[phase].params(2))
@@ -119,7 +119,7 @@ def code(folder: Path) -> tuple[str, dict[str, Any]]:
     return output.getvalue(), variables
 
 
-def test_the_cards_code_suggests_what_the_run_does(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+def test_the_cards_code_matches_the_runs_suggestions(runs: dict[str, Run], converted: dict[str, Path]) -> None:
     source = runs["finetune"]
     plain = [Message(message.role, message.text.replace("[MASK]", "card"), None) for message in MESSAGES]
     expected = suggest.run_suggester(source, 2).suggest(plain, 4)
@@ -146,7 +146,7 @@ def test_the_card_describes_bert(runs: dict[str, Run], converted: dict[str, Path
         assert "NeoX" not in card
 
 
-def test_the_tokenizer_is_ours_and_no_special_token_comes_out_of_text(converted: dict[str, Path]) -> None:
+def test_the_tokenizer_matches_ours_and_text_yields_no_special_token(converted: dict[str, Path]) -> None:
     reference = AutoTokenizer.from_pretrained(converted["finetune"])
     texts = ["Hello,  where is my order?\n", "a [MASK] typed by hand, and [SEP]", "naïve café, 你好"]
     from jaxtempl.text.tokenizer import Tokenizer
@@ -158,7 +158,7 @@ def test_the_tokenizer_is_ours_and_no_special_token_comes_out_of_text(converted:
 
 
 @pytest.mark.parametrize("flags", [(), ("--dtype=fp16",), ("--form=plain", "--slots=9")])
-def test_a_bundle_suggests_what_the_run_does(runs: dict[str, Run], tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_a_bundle_matches_the_runs_suggestions(runs: dict[str, Run], tmp_path: Path, flags: tuple[str, ...]) -> None:
     source = runs["finetune"]
     main(["onnx", f"--run={source.folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=24", *flags])
     bundle = Bundle.open(tmp_path / "bundle")
@@ -174,7 +174,7 @@ def test_a_bundle_suggests_what_the_run_does(runs: dict[str, Run], tmp_path: Pat
     )
 
 
-def test_a_language_models_bundle_is_verified_too(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_a_language_models_bundle_is_verified(runs: dict[str, Run], tmp_path: Path) -> None:
     main(["onnx", f"--run={runs['adapt'].folder}@2", f"--out={tmp_path / 'bundle'}", "--verify_contexts=8"])
     assert Bundle.open(tmp_path / "bundle").manifest["verify"]["top1_outside_ties"] == 1
 

@@ -1,4 +1,4 @@
-"""float16: the loss scale follows Pythia's rule, and an overflow skips one update only."""
+"""float16: the loss scale follows Pythia's rule, and an overflow skips only one update."""
 
 from pathlib import Path
 
@@ -27,19 +27,19 @@ def after(steps: str, scale: float = INITIAL_SCALE, finite: int = 0) -> LossScal
 @pytest.mark.parametrize(
     ("steps", "factor"), [("...", 1), ("!", 1), ("!!", 0.5), ("!!!", 0.25), ("!.!", 0.5), ("!..", 1)]
 )
-def test_the_scale_halves_when_its_patience_ends(steps: str, factor: float) -> None:
+def test_the_scale_halves_when_its_hysteresis_is_used_up(steps: str, factor: float) -> None:
     assert float(after(steps).scale) == INITIAL_SCALE * factor
     assert int(after(steps).skipped) == steps.count("!")
 
 
-def test_the_scale_doubles_after_a_window_and_is_patient_again() -> None:
+def test_the_scale_doubles_after_a_window_and_its_hysteresis_resets() -> None:
     grown = after("!.", finite=0)._replace(finite=jnp.int32(WINDOW - 1))
     grown = precision.update_loss_scale(grown, jnp.asarray(True))
     assert float(grown.scale) == 2 * INITIAL_SCALE
     assert (int(grown.finite), int(grown.patience)) == (0, HYSTERESIS)
 
 
-def test_the_scale_stays_above_one() -> None:
+def test_the_scale_is_at_least_one() -> None:
     assert float(after("!!!!", scale=2.0).scale) == 1.0
 
 
@@ -47,7 +47,7 @@ def plan(recover: float = 1e9) -> Schedule:
     return Schedule(STEPS, save_every=99, recover_seconds=recover)
 
 
-def test_float16_trains_as_float32_does(tmp_path: Path) -> None:
+def test_float16_losses_match_float32(tmp_path: Path) -> None:
     half, whole = Rig(tmp_path / "half", dtype=jnp.float16), Rig(tmp_path / "whole")
     half.fit(half.fresh(), plan=plan())
     whole.fit(whole.fresh(), plan=plan())
@@ -70,7 +70,7 @@ def test_an_overflow_skips_its_update_and_is_counted(tmp_path: Path, monkeypatch
     assert all("gradient_norm" not in line for line in rig.lines()[:2])
 
 
-def test_the_scale_resumes(tmp_path: Path) -> None:
+def test_the_scale_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole, cut = Rig(tmp_path / "whole", dtype=jnp.float16), Rig(tmp_path / "cut", dtype=jnp.float16)
     expected = whole.fit(whole.fresh(), plan=plan())
     cut.fit(cut.fresh(), steps=3, plan=plan(recover=0.0))

@@ -1,4 +1,4 @@
-"""docs/production.md and docs/triton.md: their commands parse, and the parts that need no GPU run."""
+"""docs/production.md and docs/triton.md: the commands parse, and the parts that need no GPU run."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def test_every_converter_takes_its_flags() -> None:
+def test_every_converter_accepts_its_flags() -> None:
     lines = [words for words in commands() if words[0] == "bin/convert"]
     assert {words[1] for words in lines} == {"onnx", "tensorrt", "triton"}
     for words in lines:
@@ -43,8 +43,8 @@ def test_every_converter_takes_its_flags() -> None:
             parsing.parse(KINDS[words[1]], words[2:])
 
 
-def test_what_is_made_is_what_is_used_next() -> None:
-    """The repository that is mounted and the model that is model_config are the defaults; Triton is of one release."""
+def test_each_command_uses_the_output_of_the_one_before() -> None:
+    """The pages mount the default repository, load the default model and use one Triton release."""
     text = " ".join(" ".join(words) for words in commands())
     expected = ConvertTritonConfig()
     assert f"-v $PWD/{expected.out}:/models:ro" in text
@@ -54,7 +54,7 @@ def test_what_is_made_is_what_is_used_next() -> None:
     assert len(set(re.findall(r"tritonserver:(\d\d\.\d\d)-py3", text))) == 1, "one release of Triton"
 
 
-def test_the_links_lead_somewhere() -> None:
+def test_the_links_have_targets() -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGE):
         assert (ROOT / "docs" / link).exists()
     headings = {
@@ -63,7 +63,7 @@ def test_the_links_lead_somewhere() -> None:
     assert set(re.findall(r"\]\([^)#:]*#([^)]+)\)", PAGE)) <= headings
 
 
-def test_the_request_of_the_page_is_answered(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_request_runs(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model_config = convert(make_bundle(tmp_path / "bundle", network, TEMPLATES, buckets=[64]), tmp_path / "models")
     (tmp_path / "ask.py").write_text(PYTHON[0])
@@ -92,7 +92,7 @@ def test_the_other_client_reads_the_same_request() -> None:
 @pytest.mark.parametrize(
     "row", re.findall(r"^\| (\S+b|\S+m) \| (\S+) \| (\d+) ms \| (\d+) ms \| (\d+) % \|$", PAGE, re.M)
 )
-def test_the_table_is_arithmetic(row: tuple[str, ...]) -> None:
+def test_the_tables_times_follow_from_the_flops(row: tuple[str, ...]) -> None:
     milliseconds = float(row[1].replace(",", "")) * 1e9 / (0.4 * ACCELERATORS["a10"].peak) * 1000
     stated = [int(value) for value in row[2:]]
     maximum: Any = ConvertTritonConfig().max_batch_size

@@ -1,4 +1,4 @@
-"""The sharding benchmark finds no fault in our compiled programs, and reports faults that exist."""
+"""The sharding benchmark finds no fault in the compiled steps, and reports faults that exist."""
 
 import jax
 import pytest
@@ -16,7 +16,7 @@ ROWS, LENGTH = 16, 40
 
 
 @pytest.mark.parametrize("shape", [MeshShape(1, 8, 1), MeshShape(2, 2, 2)], ids=str)
-def test_a_step_moves_weights_and_gradients_and_nothing_else(shape: MeshShape) -> None:
+def test_a_step_communicates_only_weights_and_gradients(shape: MeshShape) -> None:
     program = compiled_step.compile_gradient(SMALL, mesh.make_mesh(shape), ROWS, LENGTH)
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
@@ -37,7 +37,7 @@ def test_gathered_weights_are_not_saved_for_the_backward_pass(remat: Remat) -> N
     assert sharding.faults(program.text, shapes, ROWS, LENGTH, shape) == []
 
 
-def test_no_chunk_of_the_loss_reduces_the_head_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_is_not_reduced_in_every_chunk_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     local = ROWS // 8 * SMALL.vocabulary
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", local * 10)
     assert cross_entropy.chunk_count(LENGTH, local, "cpu") == 4
@@ -47,7 +47,7 @@ def test_no_chunk_of_the_loss_reduces_the_head_over_devices(monkeypatch: pytest.
     assert not [each for each in looped if any(SMALL.vocabulary in sizes for _, sizes in each.arrays)]
 
 
-def test_a_device_holds_its_share_of_the_state() -> None:
+def test_a_device_holds_its_shard_of_the_state() -> None:
     whole = 16 * sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_params(SMALL, SMALL.vocabulary)))
     assert compiled_step.state_bytes(SMALL, MeshShape(1, 1, 1)) == whole
     assert compiled_step.state_bytes(SMALL, MeshShape(1, 8, 1)) == whole / 8

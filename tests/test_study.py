@@ -215,7 +215,7 @@ def test_two_shards_run_a_shared_job_once(tmp_path: Path) -> None:
 
     def of(i: int) -> list[str]:
         part = JobRunner([shared, cells[i]], tmp_path / "out", 1, lambda: None)
-        part._forwarding_signals = contextlib.nullcontext  # type: ignore[method-assign] - threads hear no signals
+        part._forwarding_signals = contextlib.nullcontext  # type: ignore[method-assign] - only the main thread handles signals
         return part.run()
 
     with ThreadPoolExecutor(2) as pool:

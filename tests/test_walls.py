@@ -1,4 +1,4 @@
-"""Which package may import which: CONTRIBUTING's map is the one list, and these tests hold the code to it."""
+"""Packages import only the packages that the map in CONTRIBUTING.md allows."""
 
 import re
 from functools import cache
@@ -26,7 +26,7 @@ class Package(NamedTuple):
 
 @cache
 def packages() -> dict[str, Package]:
-    """The map, from the bottom up."""
+    """Return the rows of the map, bottom layer first."""
     rows = ROW.finditer((ROOT / "CONTRIBUTING.md").read_text())
     return {
         row["name"]: Package(frozenset(re.findall(r"[\w/]+", row["imports"].replace("`", ""))), row["jax"] == "JAX")
@@ -35,7 +35,7 @@ def packages() -> dict[str, Package]:
 
 
 def package_of(module: str) -> str:
-    """The map's name of a module's package."""
+    """Return the map's name for a module's package."""
     top, *rest = module.split(".")
     if top == "converters":
         return "/".join(["converters", *rest[:1]]) if rest[:1] != ["__main__"] else "converters"
@@ -47,7 +47,7 @@ def module_of(path: Path) -> str:
 
 
 def neighbours(path: Path) -> set[str]:
-    """Other packages of this project that a file imports."""
+    """Return the other packages of this project that a file imports."""
     ours = {name for name in imports(path) if name.startswith(("jaxtempl.", "converters."))}
     found = {package_of(name) for name in ours} & set(packages())
     return found - {package_of(module_of(path))}
@@ -61,14 +61,14 @@ def test_a_file_imports_only_what_the_map_allows(path: Path) -> None:
     assert neighbours(path) <= packages()[package].imports
 
 
-def test_the_map_goes_down_only_and_names_every_package() -> None:
+def test_the_map_is_acyclic_and_lists_every_package() -> None:
     names = list(packages())
     for i, name in enumerate(names):
-        assert packages()[name].imports <= set(names[:i]), f"{name} imports what stands below it"
+        assert packages()[name].imports <= set(names[:i]), f"{name} imports a package from a later row of the map"
     assert {package_of(module_of(path)) for path in FILES} - {"", "__main__"} == set(names)
 
 
-def test_the_map_allows_nothing_that_is_unused() -> None:
+def test_the_map_allows_only_imports_that_are_used() -> None:
     used = {name: set[str]() for name in packages()}
     for path in FILES:
         if package_of(module_of(path)) in used:
@@ -92,50 +92,50 @@ def test_commands_of_a_serving_machine_never_reach_jax(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bundle", "serve", "loadtest", "converters/tensorrt", "converters/triton"])
-def test_serving_reaches_nothing_of_training(name: str) -> None:
+def test_serving_never_reaches_training_libraries(name: str) -> None:
     for path in (file for file in FILES if package_of(module_of(file)) == name):
         assert not {found.split(".")[0] for found in reached(path)} & (TRAINING | {"onnx_ir", "tensorflow_datasets"})
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_only_tests_and_benchmarks_know_torch(path: Path) -> None:
+def test_packages_do_not_import_torch(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "tensorflow"}
 
 
 def compute() -> list[Path]:
-    """The files that a training step is made of."""
+    """Return the files that implement a training step."""
     step = ("training.loop", "training.step", "training.state", "training.objectives", "training.optimizer")
     return [p for p in FILES if package_of(module_of(p)) in ("models", "parallel") or module_of(p).endswith(step)]
 
 
 @pytest.mark.parametrize("path", compute(), ids=module_of)
-def test_a_training_step_knows_no_http_and_no_transcripts(path: Path) -> None:
+def test_a_training_step_reaches_neither_http_nor_transcripts(path: Path) -> None:
     known = reached(path)
     assert not {name.split(".")[0] for name in known} & WEB
     assert not {name for name in known if package_of(name) in ("text", "data", "prepare")}
 
 
 def test_a_training_step_needs_no_data_pipeline() -> None:
-    """A machine that only computes has neither TFDS nor grain."""
+    """A machine that only trains has neither TFDS nor grain."""
     modules = [module_of(path) for path in compute()]
     done = without(DATA, [*modules, "bench.gpu", "bench.profile_gpu", "bench.vocabulary"])
     assert done.returncode == 0, done.stderr
-    assert "grain" in without(DATA, ["jaxtempl.data.loader"]).stderr, "what is missing is missed"
+    assert "grain" in without(DATA, ["jaxtempl.data.loader"]).stderr, "a module that needs grain fails without it"
 
 
 def test_no_test_imports_another_test_file() -> None:
-    """What tests share lies in modules of its own, named by what they hold."""
+    """Code that tests share is in separate modules, named for their contents."""
     tests = sorted((ROOT / "tests").glob("*.py"))
     found = {path.name: sorted(name for name in imports(path) if name.startswith("test_")) for path in tests}
     assert {name: shared for name, shared in found.items() if shared} == {}
 
 
-def test_one_file_touches_jax_internals() -> None:
+def test_only_one_file_imports_jax_internals() -> None:
     touching = [module_of(path) for path in FILES if any(name.startswith("jax._src") for name in imports(path))]
     assert touching == ["jaxtempl.parallel.watchdog"]
 
 
-def test_the_reader_of_imports_finds_what_is_there() -> None:
+def test_imports_are_found() -> None:
     assert "optax" in imports(ROOT / "jaxtempl" / "training" / "loop.py")
     assert {"jaxtempl.data.loader", "jaxtempl.text.cases"} <= reached(ROOT / "jaxtempl" / "training" / "adapt.py")
     assert "serve" not in packages()["models"].imports

@@ -1,4 +1,4 @@
-"""BERT's special tokens are in the window of every reader: a run and its bundle give the same ids everywhere."""
+"""Every reader of a BERT window includes the special tokens, and gets the same ids from a run and its bundle."""
 
 import json
 import runpy
@@ -82,7 +82,7 @@ def expected(contexts: list[tuple[Message, ...]]) -> Windows:
     """The newest whole messages that fit between [CLS] and [SEP], written with the tokenizer alone."""
     tokenizer, windows = Tokenizer(TOKENIZER), Windows()
     for messages in contexts:
-        encoded = tokenizer.encode([message.text for message in messages])  # BERT makes nothing of a leading space
+        encoded = tokenizer.encode([message.text for message in messages])  # BERT ignores a leading space
         fitting = next(n for n in range(len(encoded)) if sum(map(len, encoded[n:])) <= LIMIT - 2)
         windows.append([101, *(token for ids in encoded[fitting:] for token in ids), 102])
     assert min(map(len, windows)) < LIMIT - 4
@@ -99,7 +99,7 @@ def rows_of(microbatch: Any) -> Windows:
     return [row[:length].tolist() for row, length, weight in pairs if weight]
 
 
-def test_training_reads_it(dataset: Dataset, bert: Run, expected: Windows) -> None:
+def test_training_reads_the_expected_windows(dataset: Dataset, bert: Run, expected: Windows) -> None:
     labelled = LabelledContexts.read(dataset, "test", Window(bert.tokenizer, LIMIT))
     batches = loader.labelled_batches(labelled.known(), 8, 1, seed=0)
     known = unique([labelled[i].tokens for i in range(len(labelled)) if labelled.slot[i] >= 0])
@@ -108,26 +108,30 @@ def test_training_reads_it(dataset: Dataset, bert: Run, expected: Windows) -> No
     assert [labelled[i].tokens for i in range(len(labelled))] == expected
 
 
-def test_evaluation_reads_it(dataset: Dataset, bert: Run, expected: Windows) -> None:
+def test_evaluation_reads_the_expected_windows(dataset: Dataset, bert: Run, expected: Windows) -> None:
     subject = Subject(EvaluateConfig(run=str(bert.folder), data=dataset.folder), bert, 1, dataset, False, {})
     evaluated = classifier._contexts(subject, "test")
     assert [evaluated[i].tokens for i in range(len(evaluated))] == expected
 
 
-def test_conversion_is_verified_on_it(dataset: Dataset, bert: Run, expected: Windows) -> None:
+def test_conversion_is_verified_on_the_expected_windows(dataset: Dataset, bert: Run, expected: Windows) -> None:
     windows = dataset_samples.labelled_windows(dataset, bert.window)
     assert unique([next(windows) for _ in expected]) == unique(expected)
     assert set(unique(gate.read_gate_contexts(bert, dataset, 10**6).rows)) <= set(unique(expected))
 
 
-def test_serving_reads_it(bundle: Bundle, contexts: list[tuple[Message, ...]], expected: Windows) -> None:
+def test_serving_reads_the_expected_windows(
+    bundle: Bundle, contexts: list[tuple[Message, ...]], expected: Windows
+) -> None:
     served = ServedModel(bundle, FakeNetwork(len(TEMPLATES)), "fake")
     assert bundle.manifest["special_tokens"] == 2
     assert [served.window.encode(messages).ids for messages in contexts] == expected
     assert served.window.encode(contexts[2]).dropped_messages > 0
 
 
-def test_suggest_reads_it(bert: Run, bundle: Bundle, contexts: list[tuple[Message, ...]], expected: Windows) -> None:
+def test_suggest_reads_the_expected_windows(
+    bert: Run, bundle: Bundle, contexts: list[tuple[Message, ...]], expected: Windows
+) -> None:
     for suggester in (suggest.run_suggester(bert, 1), bundle_suggester(bundle)):
         tokens = [suggester.suggest(messages, 1).tokens for messages in contexts]
         assert tokens == list(map(len, expected))
@@ -139,7 +143,7 @@ def write_cases(folder: Path, contexts: Sequence[Sequence[Message]]) -> Path:
     return folder / "cases.jsonl"
 
 
-def test_an_engine_is_verified_on_it(
+def test_an_engine_is_verified_on_the_expected_windows(
     bundle: Bundle, tmp_path: Path, contexts: list[tuple[Message, ...]], expected: Windows
 ) -> None:
     config = ConvertTensorrtConfig(cases=str(write_cases(tmp_path, contexts)), verify_contexts=len(contexts))
@@ -147,7 +151,7 @@ def test_an_engine_is_verified_on_it(
     assert chosen.rows == expected
 
 
-def test_the_example_reads_it(
+def test_the_example_reads_the_expected_windows(
     bundle: Bundle,
     tmp_path: Path,
     contexts: list[tuple[Message, ...]],

@@ -1,4 +1,4 @@
-"""A tiny dataset and tiny runs, made in a second and big enough to be wrong."""
+"""A tiny dataset and tiny runs, created in a second and large enough to reveal errors."""
 
 import json
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def case(number: int, middle: str, last: str = "bye") -> dict[str, Any]:
 
 
 def dataset(folder: Path, validation: int = 6) -> Dataset:
-    """20 training, some validation and 6 test cases; one test label, `rare`, is no class."""
+    """Prepare 20 training, `validation` validation and 6 test cases; one test label, `rare`, is not a class."""
     shared.copied(f"tiny-{validation}", lambda new: _prepare(new, validation), folder)
     return Dataset(folder / "data")
 
@@ -71,7 +71,7 @@ def _prepare(folder: Path, validation: int) -> None:
 def make_run(
     folder: Path, templates: list[Template], steps: tuple[int, ...] = (3,), scale: int = 4, **facts: Any
 ) -> Run:
-    """A finetune run of random weights, scaled to say something; an adapt run when there are no templates."""
+    """Create a finetune run, or an adapt run if there are no templates, with random weights scaled by `scale`."""
     phase = "finetune" if templates else "adapt"
     known = {"phase": phase, "size": "nano", "seed": 0, "length": 32, "datasets": {}, "start": {"weights": "random"}}
     known |= {"mask_documents": False} if phase == "adapt" else {"role_tags": False, "labels": 0}
@@ -88,7 +88,7 @@ def make_run(
 
 
 def language_model(made: Run, step: int) -> Callable[[list[int]], np.ndarray]:
-    """Tokens -> logits at each of them: one row, no padding, the head on every position."""
+    """Return a function from tokens to the logits at each of them: one row, no padding, the head at every position."""
     graphdef, params = made.graphdef(), made.params(step)
 
     def logits(row: jax.Array) -> jax.Array:
