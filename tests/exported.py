@@ -1,4 +1,4 @@
-"""Bundles for tests: the real export of tiny runs, verified on a tiny dataset."""
+"""Bundles for tests: real exports of tiny runs, verified on a tiny dataset."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ TEMPLATES = [
 
 
 def run_with_dataset(folder: Path, templates: Any = TEMPLATES) -> tuple[Run, Path]:
-    """Return a run of random weights that names its dataset, and that dataset's folder."""
+    """Return a run of random weights that names its dataset, and the folder of the dataset."""
     data = dataset(folder / "made")
     datasets = {str(data.folder): data.fingerprint}
     return make_run(folder / "run", templates, (3,), 2, datasets=datasets), data.folder
 
 
 def export_bundle(source: Run, out: Path, **flags: Any) -> Bundle:
-    """Convert the run by the real converter, and open the bundle."""
+    """Convert the run with the real converter, and open the bundle."""
     export.main(ConvertOnnxConfig(**{"run": str(source.folder), "out": out, "verify_contexts": 20, **flags}))
     return Bundle.open(out)

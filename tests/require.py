@@ -1,4 +1,4 @@
-"""What a test needs beside Python; where it is not installed the test skips, or fails where it must run."""
+"""Skip tests whose requirements are not installed, or fail where they must run."""
 
 import os
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 
 def missing(name: str) -> NoReturn:
-    """Skips; fails where the environment's JAXTEMPL_REQUIRE, names with commas between, has this one."""
+    """Skip the test, or fail if JAXTEMPL_REQUIRE, a comma-separated list, contains `name`."""
     if name in os.environ.get("JAXTEMPL_REQUIRE", "").split(","):
         pytest.fail(f"{name} is not installed, and JAXTEMPL_REQUIRE names it")
     pytest.skip(f"{name} is not installed")

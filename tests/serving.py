@@ -1,4 +1,4 @@
-"""A server for tests: the real command in a process of its own, on a port that was free."""
+"""A server for tests: the real command in its own process, on a free port."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from jaxtempl.config.paths import ROOT
 
-PATIENT = "--timeout_ms=20000"  # where a test is not about deadlines, and may run beside others on few cores
+PATIENT = "--timeout_ms=20000"  # for tests that do not test deadlines and may share a few cores
 MESSAGES = [
     {"role": "customer", "text": "hi"},
     {"role": "advocate", "text": "Hello!"},
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 class Server:
-    """A running `bin/serve`; `printed` and `log` grow with what it writes on standard output and standard error."""
+    """A running `bin/serve`; `printed` and `log` collect its standard output and standard error."""
 
     def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
         self.process, self.url = process, f"http://127.0.0.1:{port}"
@@ -47,7 +47,7 @@ class Server:
             threading.Thread(target=lines.extend, args=(stream,), daemon=True).start()
 
     def wait(self, seconds: float = 30) -> "Server":
-        """Until it says where it is, when it is ready."""
+        """Wait until the server prints its address, which it does when it is ready."""
         end = time.monotonic() + seconds
         while not (found := re.search(r"at (http://\S+) \(console", "".join(self.printed))):
             assert self.process.poll() is None, "".join(self.printed + self.log)
@@ -61,7 +61,7 @@ class Server:
         return int(self.url.rpartition(":")[2])
 
     def ask(self, path: str, body: Any = None, method: str = "", timeout: float = 20, **headers: str) -> Answer:
-        """One request; a body that is not bytes is sent as JSON."""
+        """Send one request; a body that is not bytes is sent as JSON."""
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         asked = urllib.request.Request(self.url + path, raw, named, method=method or None)
@@ -75,7 +75,7 @@ class Server:
         return self.ask("/v1/suggest", {"case_id": case, "messages": MESSAGES, **fields})
 
     def metric(self, line: str) -> float:
-        """The value of a line of /metrics; 0 where it is not there."""
+        """Return the value of a line of /metrics, or 0 if the line is absent."""
         text = self.ask("/metrics").body.decode()
         found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
@@ -86,7 +86,7 @@ class Server:
 
 
 def command(bundle: Path, store: Path | str, *flags: str) -> list[str]:
-    """`bin/serve` with a fake network, unless flags say otherwise; a store is a file for SQLite, or a URL."""
+    """Return the command of `bin/serve`, by default with a fake network; a store is a SQLite file or a URL."""
     url = store if isinstance(store, str) else f"sqlite:///{store}"
     given = [f"--bundle={bundle}", f"--store={url}", "--backend=fake", *flags]
     return [sys.executable, "-m", "jaxtempl", "serve", *given]
@@ -94,7 +94,7 @@ def command(bundle: Path, store: Path | str, *flags: str) -> list[str]:
 
 @contextmanager
 def started(bundle: Path, store: Path | str, *flags: str, port: int = 0) -> Generator[Server]:
-    """A server that may not be ready yet; killed in the end if it still runs."""
+    """Yield a server that may not be ready yet, and kill it at the end if it still runs."""
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -108,7 +108,7 @@ def started(bundle: Path, store: Path | str, *flags: str, port: int = 0) -> Gene
 
 @contextmanager
 def served(bundle: Path, store: Path | str, *flags: str, port: int = 0) -> Generator[Server]:
-    """A server that is ready."""
+    """Yield a server that is ready."""
     with started(bundle, store, *flags, port=port) as server:
         yield server.wait()
 

@@ -1,4 +1,4 @@
-"""Reading cases: every kind of file, and every kind of bad record set aside without losing a good one."""
+"""Cases are read from every kind of file, and bad records are quarantined without losing a good one."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def message(**changes: Any) -> dict[str, Any]:
 
 
 def read(tmp_path: Path, *paths: str, label: str = "template") -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
-    """The good cases, the quarantined lines, and the reader with its counts."""
+    """Return the good cases, the quarantined lines, and the reader with its counts."""
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
     reader = CaseReader(quarantine, label)
     good = list(reader.cases([source for path in paths for source in find_files(path)]))
@@ -59,7 +59,7 @@ def read_lines(tmp_path: Path, *lines: bytes) -> tuple[list[Case], list[dict[str
     return read(tmp_path, str(tmp_path / "in.jsonl"))
 
 
-def test_case_from_keeps_what_counts() -> None:
+def test_parse_case_keeps_id_roles_texts_and_templates() -> None:
     assert parse_case(GOOD) == Case(
         "a-1",
         (
@@ -70,13 +70,13 @@ def test_case_from_keeps_what_counts() -> None:
     )
 
 
-def test_case_from_takes_the_label_from_the_named_key() -> None:
+def test_parse_case_takes_the_label_from_the_named_key() -> None:
     record = {"case_id": "x", "messages": [{"role": "advocate", "text": "hi", "template": "a", "template2": "b"}]}
     assert parse_case(record, "template2").messages[0].template == "b"
     assert parse_case(record, "absent").messages[0].template is None
 
 
-def test_a_template_on_another_role_is_no_label() -> None:
+def test_a_template_on_a_message_of_another_role_is_not_a_label() -> None:
     assert parse_case({"case_id": "x", **message(template="a")}).messages[0].template is None
 
 
@@ -129,7 +129,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_record_is_set_aside_and_nothing_good_is_lost(tmp_path: Path, kind: str) -> None:
+def test_a_bad_record_is_quarantined_and_no_good_record_is_lost(tmp_path: Path, kind: str) -> None:
     good, bad, _ = read_lines(tmp_path, line("a"), BAD[kind], line("z"))
     assert [case.case_id for case in good] == ["a", "z"]
     assert [(record["line"], record["reason"]) for record in bad] == [(2, REASONS[kind])]
@@ -145,14 +145,14 @@ def test_a_line_over_the_limit_is_skipped_in_blocks(tmp_path: Path, monkeypatch:
     assert [(record["line"], record["reason"]) for record in bad] == [(2, "line too long"), (4, "line too long")]
 
 
-def test_odd_but_allowed_text(tmp_path: Path) -> None:
+def test_unusual_but_valid_text_is_kept(tmp_path: Path) -> None:
     texts = ["a\x00b", "a\u2028b", "𝄞 ü", "<|endoftext|>", "line\nbreak", " spaced "]
     good, bad, _ = read_lines(tmp_path, *(line(f"{i}", **message(text=text)) for i, text in enumerate(texts)))
     assert [case.messages[0].text for case in good] == texts
     assert not bad
 
 
-def test_blank_lines_and_a_byte_order_mark_are_no_records(tmp_path: Path) -> None:
+def test_blank_lines_and_a_byte_order_mark_are_not_records(tmp_path: Path) -> None:
     good, bad, _ = read_lines(tmp_path, b"\xef\xbb\xbf" + line("a"), b"", b"  ", line("b") + b"\r")
     assert [case.case_id for case in good] == ["a", "b"]
     assert not bad
@@ -170,7 +170,7 @@ def zst(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", zst)])
-def test_plain_and_compressed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+def test_plain_and_compressed_files_are_read(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(pack(line("a") + b"\n") + pack(line("b")))  # two members or frames, no newline at the end
     good, bad, _ = read(tmp_path, str(path))
@@ -190,7 +190,7 @@ def test_a_broken_archive_keeps_the_cases_before_the_break(
     path.write_bytes(whole + rest)
     good, bad, _ = read(tmp_path, str(path))
     assert good[0].case_id == "a"
-    assert len(good) > 50 or damage == "noise", "what came before the break is kept"
+    assert len(good) > 50 or damage == "noise", "cases before the break are kept"
     assert [record["reason"] for record in bad] == ["truncated archive"]
 
 
@@ -198,7 +198,7 @@ def parquet(path: Path, *records: dict[str, Any]) -> None:
     pyarrow.parquet.write_table(pa.Table.from_pylist(list(records)), path)
 
 
-def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
+def test_parquet_and_json_lines_give_the_same_cases(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     parquet(path, GOOD, {**GOOD, "case_id": "b"}, {**GOOD, "messages": None, "case_id": "c"}, GOOD)
     good, bad, _ = read(tmp_path, str(path))
@@ -206,7 +206,7 @@ def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
     assert [(record["line"], record["reason"]) for record in bad] == [(3, "wrong type"), (4, "duplicate case_id")]
 
 
-def test_a_broken_parquet_file_is_one_bad_record(tmp_path: Path) -> None:
+def test_a_broken_parquet_file_counts_as_one_bad_record(tmp_path: Path) -> None:
     parquet(tmp_path / "in.parquet", GOOD)
     (tmp_path / "in.parquet").write_bytes((tmp_path / "in.parquet").read_bytes()[:-20])
     good, bad, _ = read(tmp_path, str(tmp_path / "in.parquet"))
@@ -214,7 +214,7 @@ def test_a_broken_parquet_file_is_one_bad_record(tmp_path: Path) -> None:
     assert [record["reason"] for record in bad] == ["truncated archive"]
 
 
-def test_a_parquet_string_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_parquet_string_that_is_not_utf8_is_quarantined(tmp_path: Path) -> None:
     text = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
     roles = pa.array(["customer", "customer"])
     messages = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([roles, text], ["role", "text"]))
@@ -225,7 +225,7 @@ def test_a_parquet_string_that_is_not_utf8(tmp_path: Path) -> None:
     assert [record["reason"] for record in bad] == ["invalid UTF-8"]
 
 
-def test_a_parquet_date_that_python_cannot_hold_is_one_bad_record(tmp_path: Path) -> None:
+def test_a_parquet_date_outside_the_range_of_python_is_one_bad_record(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([GOOD, {**GOOD, "case_id": "b"}])
     at = pa.array([0, 2**62], pa.timestamp("us"))  # in the year 148,109
     pyarrow.parquet.write_table(table.append_column("at", at), tmp_path / "in.parquet")
@@ -234,7 +234,7 @@ def test_a_parquet_date_that_python_cannot_hold_is_one_bad_record(tmp_path: Path
     assert [record["reason"] for record in bad] == ["unreadable value"]
 
 
-def test_a_file_inside_an_archive_and_no_password_in_its_name(tmp_path: Path) -> None:
+def test_a_file_inside_an_archive_is_read_and_names_hide_passwords(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("in.jsonl", line("z") + b"\n{")
     good, bad, _ = read(tmp_path, f"zip://in.jsonl::{tmp_path}/a.zip")
@@ -245,7 +245,7 @@ def test_a_file_inside_an_archive_and_no_password_in_its_name(tmp_path: Path) ->
     assert _name(web, signed) == "http://host.org:80/a/in.jsonl"
 
 
-def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
+def test_a_path_may_be_a_folder_a_glob_a_stem_or_a_url(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "b.jsonl").write_bytes(line("b"))
@@ -266,12 +266,12 @@ def test_folder_glob_stem_and_url(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["absent", "absent/*.jsonl", "nosuch://x/y.jsonl"])
-def test_a_path_that_names_nothing_is_a_clear_error(tmp_path: Path, path: str) -> None:
+def test_a_path_without_files_is_a_clear_error(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match=path.replace("*", r"\*")):
         find_files(path if ":" in path else str(tmp_path / path))
 
 
-def test_a_file_of_another_kind_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_file_with_an_unsupported_suffix_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("a,b")
     with pytest.raises(UserError, match=r"cases.csv has none of the suffixes \.jsonl"):
         find_files(str(tmp_path / "cases.csv"))
@@ -284,7 +284,7 @@ def test_the_run_fails_above_max_bad(tmp_path: Path) -> None:
         reader.quarantine.check(0.49, tmp_path / "q")
 
 
-def test_documents_are_quarantined_likewise(tmp_path: Path) -> None:
+def test_bad_documents_are_quarantined(tmp_path: Path) -> None:
     records = [{"id": "a", "text": "one"}, {"id": "b"}, {"id": "a", "text": "again"}, {"id": "c", "text": " "}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
@@ -294,7 +294,7 @@ def test_documents_are_quarantined_likewise(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 3000), max_size=300), st.integers(1, 7))
-def test_digest_set_is_a_set(numbers: list[int], merge_every: int) -> None:
+def test_digest_set_behaves_as_a_set(numbers: list[int], merge_every: int) -> None:
     ours, theirs = DigestSet(), set[int]()
     for i, number in enumerate(numbers):
         assert ours.add(digest_of(str(number).encode())) == (number not in theirs)
@@ -304,7 +304,7 @@ def test_digest_set_is_a_set(numbers: list[int], merge_every: int) -> None:
     assert len(ours) == len(theirs)
 
 
-def test_digest_set_tells_trailing_zero_bytes_apart() -> None:
+def test_digest_set_distinguishes_trailing_zero_bytes() -> None:
     digests = DigestSet()
     assert digests.add(b"a" * 15 + b"\x00")
     digests._merge()
@@ -312,8 +312,8 @@ def test_digest_set_tells_trailing_zero_bytes_apart() -> None:
     assert not digests.add(b"a" * 15 + b"\x00")
 
 
-def test_what_is_kept_of_a_case_is_about_16_bytes() -> None:
-    """Of all a reader keeps, the ids seen alone grow: 16 bytes each, and a 64th part as Python's objects."""
+def test_a_reader_keeps_about_16_bytes_for_each_case() -> None:
+    """Only the digests grow with the cases: 16 bytes each, and a small share of them as Python objects."""
     digests = DigestSet()
     tracemalloc.start()
     for number in range(40_000):
@@ -356,6 +356,6 @@ def test_a_valid_line_takes_the_fast_path() -> None:
 
 
 @pytest.mark.parametrize("key", ["case_id", "messages"])
-def test_case_from_names_the_field(key: str) -> None:
+def test_parse_case_names_the_missing_field(key: str) -> None:
     with pytest.raises(UserError, match=key):
         parse_case({name: value for name, value in GOOD.items() if name != key})

@@ -1,3 +1,5 @@
+"""The console is accessible by keyboard, at any width, and shows text safely."""
+
 import re
 
 import pytest
@@ -22,7 +24,7 @@ def test_single_keys_can_be_turned_off(page: Page, server: StandIn) -> None:
     wait_for(page, server, ("picked", 1, "CARD_TRACKING", 1))
 
 
-def test_text_is_text(page: Page, server: StandIn) -> None:
+def test_markup_in_messages_and_templates_is_shown_as_text(page: Page, server: StandIn) -> None:
     server.suggested = [(HOSTILE, HOSTILE, 0.5), *SUGGESTED[1:]]
     suggested(page, HOSTILE)
     expect(page.locator(".message.customer p")).to_have_text(HOSTILE)
@@ -36,10 +38,10 @@ def test_text_is_text(page: Page, server: StandIn) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 641, 1280])
-def test_nothing_is_out_of_reach(browser: Browser, server: StandIn, url: str, width: int) -> None:
+def test_every_control_is_within_reach_at_any_width(browser: Browser, server: StandIn, url: str, width: int) -> None:
     server.suggested = [("LONG_" * 30, "w" * 400, 0.5), *SUGGESTED[1:]]
     with console(browser, url, viewport={"width": width, "height": 700}) as page:
-        page.get_by_label("Sample case").select_option("0")  # so that there is a next message
+        page.get_by_label("Sample case").select_option("0")  # a sample case has a next message
         suggested(page, "m" * 500)
         page.get_by_label("Reply to the customer").fill("one line\n" * 30)
         for control in page.locator("button:visible, input:visible, select:visible, textarea:visible").all():
@@ -48,12 +50,12 @@ def test_nothing_is_out_of_reach(browser: Browser, server: StandIn, url: str, wi
             assert box
             assert (box["x"] >= 0, box["x"] + box["width"] <= width) == (True, True)
             assert box["height"] >= (44 if width <= 640 else 28)
-            control.click(trial=True)  # nothing lies over it
+            control.click(trial=True)  # fails if another element covers the control
         page.get_by_label("Search all templates").fill("refund")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_on_a_phone_suggestions_stand_between_conversation_and_reply(browser: Browser, url: str) -> None:
+def test_suggestions_stand_between_conversation_and_reply_on_a_phone(browser: Browser, url: str) -> None:
     with console(browser, url, viewport={"width": 390, "height": 844}) as page:
         suggested(page)
         boxes = [page.locator(part).bounding_box() for part in ("#log", "#suggestions", "#reply")]
@@ -62,7 +64,7 @@ def test_on_a_phone_suggestions_stand_between_conversation_and_reply(browser: Br
         assert len({box["x"] for box in boxes if box}) <= 2
 
 
-def test_every_control_can_be_reached_and_seen_with_tab(page: Page) -> None:
+def test_every_control_is_reached_by_tab_with_a_visible_focus(page: Page) -> None:
     suggested(page)
     page.locator("body").evaluate("document.activeElement.blur()")
     controls = page.locator("button:visible, input:visible, select:visible, textarea:visible, #log").count()
@@ -79,7 +81,7 @@ def test_every_control_can_be_reached_and_seen_with_tab(page: Page) -> None:
     assert reached == [True] * controls
 
 
-def test_all_that_can_be_used_has_a_name(page: Page) -> None:
+def test_every_interactive_element_has_an_accessible_name(page: Page) -> None:
     suggested(page)
     page.get_by_label("Search all templates").fill("refund")
     parts = [page.locator("body").aria_snapshot()]

@@ -1,3 +1,5 @@
+"""The `evaluate` command scores runs as direct computations do, and reports what it measured."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from jaxtempl.runs.run import Run
 from jaxtempl.text import formats, window
 from jaxtempl.text.cases import Case, Message
 
-# The dataset's own slots are greet 0, bye 1, card 2, refund 3; the run's are others, and it has no `refund`.
+# The slots of the dataset are greet 0, bye 1, card 2, refund 3; the run numbers them differently, without `refund`.
 TEMPLATES = [tiny.template(0, "card"), tiny.template(1, "never"), tiny.template(2, "bye"), tiny.template(3, "greet")]
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -48,12 +50,12 @@ def labels(data: Dataset) -> list[str]:
 
 @pytest.fixture(scope="module")
 def direct(data: Dataset, made: Run) -> np.ndarray:
-    """Logits of each test context at step 5, one row each and without padding."""
+    """Return the logits of each test context at step 5, computed one by one without padding."""
     contexts, model = LabelledContexts.read(data, "test", made.window), tiny.language_model(made, 5)
     return np.stack([model(contexts[i].tokens)[-1] for i in range(len(contexts))])
 
 
-def test_logits_come_back_in_order_from_every_bucket(
+def test_logits_keep_the_order_of_the_contexts_across_buckets(
     data: Dataset, made: Run, direct: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(window, "LENGTHS", (4, 16))
@@ -63,8 +65,8 @@ def test_logits_come_back_in_order_from_every_bucket(
     np.testing.assert_allclose(Predictor(made, 5).all(contexts, rows=8), direct, atol=1e-4)
 
 
-def test_labels_find_the_runs_slots_by_id(data: Dataset, direct: np.ndarray, report: dict[str, Any]) -> None:
-    """Top-1 by ids alone, with nothing of slots in it; `refund` and `rare` are no classes of the run."""
+def test_labels_are_matched_to_the_runs_slots_by_id(data: Dataset, direct: np.ndarray, report: dict[str, Any]) -> None:
+    """The expected top-1 compares ids, not slots; `refund` and `rare` are not classes of the run."""
     ids = [TEMPLATES[slot].id for slot in direct.argmax(axis=1)]
     named = labels(data)
     expected = np.mean([a == b for a, b in zip(ids, named, strict=True)])
@@ -73,7 +75,9 @@ def test_labels_find_the_runs_slots_by_id(data: Dataset, direct: np.ndarray, rep
     assert report["metrics"]["top5"]["value"] == pytest.approx(1 - report["counts"]["no_class"] / len(named))
 
 
-def test_cross_entropy_is_over_known_labels(data: Dataset, direct: np.ndarray, report: dict[str, Any]) -> None:
+def test_cross_entropy_covers_labels_that_the_run_has(
+    data: Dataset, direct: np.ndarray, report: dict[str, Any]
+) -> None:
     slots = {template.id: template.slot for template in TEMPLATES}
     known = [i for i, name in enumerate(labels(data)) if name in slots]
     chosen = np.array([slots[labels(data)[i]] for i in known])
@@ -81,7 +85,7 @@ def test_cross_entropy_is_over_known_labels(data: Dataset, direct: np.ndarray, r
     assert report["metrics"]["cross_entropy"]["value"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_report_says_what_was_measured(data: Dataset, made: Run, report: dict[str, Any]) -> None:
+def test_the_report_states_what_was_measured(data: Dataset, made: Run, report: dict[str, Any]) -> None:
     out = made.folder / "evaluate-test"
     stored = json.loads((out / "report.json").read_text())
     assert stored == {"format": 1, **report}
@@ -96,13 +100,13 @@ def test_the_report_says_what_was_measured(data: Dataset, made: Run, report: dic
     assert sorted(path.name for path in out.iterdir()) == ["index.html", "predictions.jsonl", "report.json"]
 
 
-def test_baselines_learn_what_the_tiny_cases_teach(report: dict[str, Any]) -> None:
+def test_the_ngram_baseline_learns_the_tiny_cases(report: dict[str, Any]) -> None:
     top1 = {name: found["metrics"]["top1"]["value"] for name, found in report["baselines"].items()}
     assert top1["ngrams"] > top1["majority"]
-    assert top1["ngrams"] == pytest.approx(report["metrics"]["top5"]["value"])  # all that can be right
+    assert top1["ngrams"] == pytest.approx(report["metrics"]["top5"]["value"])  # every label that is a class of the run
 
 
-def test_predictions_have_one_line_a_context(
+def test_predictions_have_one_line_per_context(
     data: Dataset, made: Run, direct: np.ndarray, report: dict[str, Any]
 ) -> None:
     lines = [
@@ -115,8 +119,8 @@ def test_predictions_have_one_line_a_context(
     assert [line["loss"] is None for line in lines] == [name in ("refund", "rare") for name in labels(data)]
 
 
-def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
-    """The names and forms that others read; the numbers are those of logits made by hand."""
+def test_the_predictions_file_equals_the_golden_file(tmp_path: Path, made: Run) -> None:
+    """Other programs read these names and formats; the numbers follow from fixed logits."""
     said = [("customer", None), ("advocate", "greet"), ("customer", None), ("advocate", "refund")]
     case = Case("case-1", tuple(Message(role, "text", name) for role, name in said))
     columns = (np.array([0, 0]), np.array([1, 3]), np.array([3, -1]))
@@ -127,9 +131,11 @@ def test_a_line_of_predictions_is_golden(tmp_path: Path, made: Run) -> None:
     assert (tmp_path / "found.jsonl").read_text() == (GOLDEN / "predictions.jsonl").read_text()
 
 
-def test_the_temperature_stays_with_its_step(data: Dataset, made: Run, report: dict[str, Any]) -> None:
+def test_the_temperature_is_saved_with_its_step(data: Dataset, made: Run, report: dict[str, Any]) -> None:
     kept = files.read_json(made.folder / "calibration.json")
-    known = [i for i in range(6) if i % 2]  # of 6 validation cases, those of `card`: 3 labels; of `refund` 2 are known
+    known = [
+        i for i in range(6) if i % 2
+    ]  # indices of the `card` cases: 3 labels each; a `refund` case has 2 known labels
     fitted = {
         "temperature": report["temperature"],
         "count": 3 * len(known) + 2 * (6 - len(known)),
@@ -143,7 +149,7 @@ def test_the_temperature_stays_with_its_step(data: Dataset, made: Run, report: d
     assert (both["5"], set(both)) == (fitted, {"3", "5"})
 
 
-def test_a_dataset_that_the_run_was_not_trained_on_leaves_no_temperature(
+def test_no_temperature_is_saved_from_a_dataset_that_the_run_was_not_trained_on(
     data: Dataset, tmp_path: Path, capsys: Any
 ) -> None:
     other = tiny.make_run(tmp_path / "run", TEMPLATES, datasets={"other": "0" * 64})
@@ -155,7 +161,7 @@ def test_a_dataset_that_the_run_was_not_trained_on_leaves_no_temperature(
     assert "the temperature fitted here is not saved" in said
 
 
-def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) -> None:
+def test_logits_that_are_not_finite_are_an_error(data: Dataset, tmp_path: Path) -> None:
     broken = tiny.make_run(tmp_path / "run", TEMPLATES)
     params = broken.params(3)
     nan = {**params, "norm": {**params["norm"], "scale": params["norm"]["scale"] * np.nan}}
@@ -165,13 +171,13 @@ def test_logits_that_are_no_numbers_are_no_score(data: Dataset, tmp_path: Path) 
         evaluate.evaluate(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
 
 
-def test_baselines_read_the_labels_the_run_was_trained_on(data: Dataset, tmp_path: Path) -> None:
+def test_baselines_are_fitted_on_the_labels_of_the_runs_training(data: Dataset, tmp_path: Path) -> None:
     few = tiny.make_run(tmp_path / "run", TEMPLATES, labels=4)
     found = evaluate.evaluate(EvaluateConfig(run=str(few.folder), data=data.folder))
     assert 0 < sum(entry["training"] for entry in found["templates"]) <= 4
 
 
-def test_without_validation_the_temperature_stays_1_and_that_is_said(tmp_path: Path, capsys: Any) -> None:
+def test_the_temperature_stays_1_with_a_warning_where_there_is_no_validation(tmp_path: Path, capsys: Any) -> None:
     made, data = tiny.make_run(tmp_path / "run", TEMPLATES), tiny.dataset(tmp_path / "data", validation=0)
     assert not len(data.labels("validation").slot)
     found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder, baselines=False))
@@ -180,14 +186,16 @@ def test_without_validation_the_temperature_stays_1_and_that_is_said(tmp_path: P
     assert not (made.folder / "calibration.json").exists()
 
 
-def test_the_page_has_table_figures_and_pairs(made: Run, report: dict[str, Any]) -> None:
+def test_the_page_shows_the_table_the_figures_and_the_confused_pairs(made: Run, report: dict[str, Any]) -> None:
     html = (made.folder / "evaluate-test" / "index.html").read_text()
     assert html.count("<svg") == 3
     assert all(name in html for name in ("n-grams", "Most confused", "training examples"))
     assert report["dataset"]["fingerprint"][:12] in html
 
 
-def test_the_command_prints_table_and_page(data: Dataset, made: Run, tmp_path: Path, capsys: Any) -> None:
+def test_the_command_prints_the_table_and_the_path_of_the_page(
+    data: Dataset, made: Run, tmp_path: Path, capsys: Any
+) -> None:
     flags = [f"--run={made.folder}@best", f"--data={data.folder}", f"--out={tmp_path / 'out'}", "--baselines=false"]
     assert cli.run(main, flags) == 0
     out = capsys.readouterr().out
@@ -195,8 +203,8 @@ def test_the_command_prints_table_and_page(data: Dataset, made: Run, tmp_path: P
     assert out.rstrip().endswith(str(tmp_path / "out" / "index.html"))
 
 
-def test_an_adapt_runs_loss_is_that_of_a_direct_computation(data: Dataset, tmp_path: Path) -> None:
-    """All cases joined by end-of-text, cut in rows of 32; each row predicts 31 tokens from its own start."""
+def test_the_loss_of_an_adapt_run_equals_a_direct_computation(data: Dataset, tmp_path: Path) -> None:
+    """The cases are joined by end-of-text and cut into rows of 32; each row predicts 31 tokens."""
     made = tiny.make_run(tmp_path / "run", [])
     found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder))
     cases = data.cases("test")
@@ -214,7 +222,7 @@ def test_an_adapt_runs_loss_is_that_of_a_direct_computation(data: Dataset, tmp_p
     assert "Held-out loss" in (made.folder / "evaluate-test" / "index.html").read_text()
 
 
-def test_an_adapt_run_is_evaluated_on_the_mesh_that_it_was_trained_on(data: Dataset, tmp_path: Path) -> None:
+def test_an_adapt_run_is_evaluated_on_the_mesh_of_its_training(data: Dataset, tmp_path: Path) -> None:
     reports = []
     for name, mesh in (("one", {"data": 1, "fsdp": 1, "tensor": 1}), ("eight", {"data": 2, "fsdp": 2, "tensor": 2})):
         made = tiny.make_run(tmp_path / name, [], mesh=mesh)
@@ -230,7 +238,7 @@ def test_an_adapt_run_is_evaluated_on_the_mesh_that_it_was_trained_on(data: Data
             assert pair[1] == pytest.approx(pair[0], rel=1e-4)
 
 
-def test_a_mesh_of_more_devices_than_there_are_is_replaced(tmp_path: Path) -> None:
+def test_a_mesh_of_more_devices_than_available_is_replaced(tmp_path: Path) -> None:
     made = tiny.make_run(tmp_path / "run", [], mesh={"data": 64, "fsdp": 1, "tensor": 1})
     assert TokenLosses(made, 3).mesh.size == 8
 
@@ -239,7 +247,9 @@ def row_losses(logits: np.ndarray, row: list[int]) -> np.ndarray:
     return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits[:-1], np.array(row[1:])))
 
 
-def test_what_cannot_be_evaluated_is_one_line(data: Dataset, made: Run, tmp_path: Path, capsys: Any) -> None:
+def test_an_evaluation_that_cannot_run_is_reported_in_one_line(
+    data: Dataset, made: Run, tmp_path: Path, capsys: Any
+) -> None:
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")

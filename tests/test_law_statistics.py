@@ -1,4 +1,4 @@
-"""Regressions, trend tests, mixtures and equivalent tokens."""
+"""Regressions, trend tests, mixtures and equivalent tokens recover the truth that generated the data."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ X = np.linspace(1.0, 4.0, 12)
 SIZE = np.repeat([0, 1, 2], 12)
 
 
-def test_a_line_equals_scipys_and_its_interval_covers_the_truth() -> None:
+def test_a_regression_equals_scipys_and_its_interval_covers_the_truth() -> None:
     covered = 0
     for seed in range(60):
         y = 0.5 + 0.8 * X + np.random.default_rng(seed).normal(0, 0.05, len(X))
@@ -73,7 +73,7 @@ def test_a_loss_that_improves_without_accuracy_is_flagged() -> None:
 
 def general_fit() -> fitting.Fit:
     truth = next(k for k in GROUND_TRUTHS if k.law is catalog.MIXTURE)
-    theta = truth.theta + np.array([0, 0, 0, -3.0, 0, 0, 2.0, 0])  # one that falls as its share grows
+    theta = truth.theta + np.array([0, 0, 0, -3.0, 0, 0, 2.0, 0])  # a loss that falls as its share grows
     return fitting.Fit(truth.law, truth.sample(0), theta, np.stack([theta] * 3))
 
 
@@ -89,7 +89,7 @@ def test_the_critical_share_is_where_the_general_loss_meets_the_limit() -> None:
     assert mixtures.critical_share(fit, 2e5, 3e6, loss(0.0) - 0.1) is None
 
 
-def test_forgetting_is_a_regression_from_the_base_on() -> None:
+def test_forgetting_is_a_regression_that_starts_at_the_base_model() -> None:
     domain, general = np.array([4.0, 3.5, 3.2, 3.0]), np.array([3.0, 3.2, 3.32, 3.4])
     found = mixtures.forgetting(domain, general)
     assert found

@@ -18,7 +18,7 @@ from jaxtempl.scaling.laws.ground_truth import GROUND_TRUTHS, GroundTruth
 
 NAMES = [truth.law.name for truth in GROUND_TRUTHS]
 THREE_PARAMETERS = [truth for truth in GROUND_TRUTHS if len(truth.law.parameters) == 3]
-# Their intervals under-cover along a valley of equal fits (docs/benchmarks/coverage.md).
+# The intervals of these laws under-cover along a valley of equal fits (docs/benchmarks/coverage.md).
 UNDER_COVERING = {"rectified law of labels", "log law of top-k in tokens"}
 
 
@@ -45,7 +45,7 @@ def test_slopes_equal_finite_differences(truth: GroundTruth, seed: int) -> None:
 
 
 @pytest.mark.parametrize("truth", GROUND_TRUTHS, ids=NAMES)
-def test_a_batch_of_parameters_equals_each_alone(truth: GroundTruth) -> None:
+def test_a_batch_of_parameters_gives_the_values_of_each_alone(truth: GroundTruth) -> None:
     theta = truth.theta + np.random.default_rng(0).normal(0, 0.1, (5, len(truth.theta)))
     values, slopes = truth.law.log(theta, truth.x)
     for i, one in enumerate(theta):
@@ -75,7 +75,7 @@ def test_intervals_cover_the_exponents_of_noisy_curves(truth: GroundTruth, monke
 @pytest.mark.parametrize(
     "truth", [k for k in GROUND_TRUTHS if k.law.name not in UNDER_COVERING], ids=lambda truth: truth.law.name
 )
-def test_intervals_of_every_law_cover_its_parameters(truth: GroundTruth) -> None:
+def test_the_intervals_of_every_law_cover_its_parameters(truth: GroundTruth) -> None:
     assert (recovered(truth, 60) >= stats.binom.ppf(0.001, 60, bootstrap.LEVEL)).all()
 
 
@@ -110,7 +110,9 @@ def test_a_power_law_equals_curve_fit() -> None:
     theirs, _ = optimize.curve_fit(law, data.x[:, 0], np.log(data.y), p0=(1.2, 50.0, 0.3), maxfev=20_000)
     fit = fitting.fit(truth.law, data, 5, resamples=2)
     predicted = np.log([value.value for value in fit.predict(data.x)])
-    assert np.abs(predicted - law(data.x[:, 0], *theirs)).max() < truth.noise  # least squares there, Huber loss here
+    assert (
+        np.abs(predicted - law(data.x[:, 0], *theirs)).max() < truth.noise
+    )  # scipy minimises squares, the fit a Huber loss
 
 
 def test_an_outlier_changes_the_fit_little() -> None:
@@ -135,7 +137,7 @@ def test_a_fit_is_reproducible() -> None:
     np.testing.assert_array_equal(one.resampled, other.resampled)
 
 
-MISMATCHES = [  # a law, and a curve that it must reject
+MISMATCHES = [  # each law with a curve that it must reject
     (catalog.IN_TOKENS, lambda d: 3 - 2 / (1 + np.exp(-3 * (np.log(d) - 14)))),  # a step
     (catalog.IN_TOKENS, lambda d: 1 + 0.05 * (np.log(d) - 14) ** 2),  # falls and rises
     (special_forms.SATURATING, lambda d: 0.5 + 0.1 * np.sin(2 * np.log(d))),

@@ -1,4 +1,4 @@
-"""Masked rows: what is hidden, how much of it, and that the draw is a function of step and pass."""
+"""Masking hides the right tokens in the right proportions, as a function of step and pass."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def row(length: int, padded: int, seed: int) -> dict[str, np.ndarray]:
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(2, 200), st.data(), st.integers(0, 2**32 - 1))
-def test_only_ordinary_tokens_are_told_and_all_else_stays(length: int, data: st.DataObject, seed: int) -> None:
+def test_only_ordinary_tokens_are_predicted_and_all_others_stay(length: int, data: st.DataObject, seed: int) -> None:
     given_row = row(length, data.draw(st.integers(0, length - 1)), seed)
     made = MASKER(given_row, np.random.default_rng(seed))
     behind = np.concatenate([[CLS], given_row["tokens"][:-1]])
@@ -43,7 +43,7 @@ def test_only_ordinary_tokens_are_told_and_all_else_stays(length: int, data: st.
     assert len(told) == min(max(round(0.15 * ordinary), 1), ordinary, mlm.masked_count(length))
 
 
-def test_eight_in_ten_are_masked_and_one_is_another_token() -> None:
+def test_80_percent_of_targets_are_masked_and_10_percent_are_replaced() -> None:
     kinds = np.zeros(3)
     for seed in range(200):
         made = MASKER(row(512, 0, seed), np.random.default_rng(seed))
@@ -61,7 +61,7 @@ def test_a_tokenizer_without_a_mask_is_refused() -> None:
         Masker(Tokenizer(sizes.tokenizer_path("nano")))
 
 
-def test_masks_are_a_function_of_the_step_and_new_in_each_pass() -> None:
+def test_masks_depend_only_on_the_step_and_differ_in_each_pass() -> None:
     rows = [row(32, 0, seed) for seed in range(4)]
     made = loader.row_batches([(rows, None)], 2, 1, 7, transform=MASKER)
     again = loader.row_batches([(rows, None)], 2, 1, 7, transform=MASKER)

@@ -1,4 +1,4 @@
-"""The chunked form of the ONNX graph, for CPUs, gives Flax's logits at any length."""
+"""The chunked form of the ONNX graph, for CPUs, gives the logits of Flax at any length."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 
 ARCHITECTURE = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=96, vocabulary=120, positions=64)
 OUTPUTS = 7
-LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than chunks, as many, and chunks of unequal length
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 41)  # fewer tokens than chunks, equally many, and chunks of unequal length
 
 
 def save_graph(path: Path, head: Head) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def save_graph(path: Path, head: Head) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("head", ["template", "lm"])
-def test_logits_are_flaxs_at_any_length(tmp_path: Path, head: Head) -> None:
+def test_logits_equal_those_of_flax_at_any_length(tmp_path: Path, head: Head) -> None:
     """One call of Flax covers all lengths, because no position sees later ones."""
     params, graphdef = save_graph(tmp_path / "model.onnx", head), factory.make_graphdef(ARCHITECTURE, OUTPUTS)
     ids = np.random.default_rng(0).integers(0, 120, (2, max(LENGTHS))).astype(np.int32)
@@ -49,7 +49,7 @@ def test_logits_are_flaxs_at_any_length(tmp_path: Path, head: Head) -> None:
 
 
 def test_each_chunk_has_one_attention(tmp_path: Path) -> None:
-    """The last block has one query, and so one chunk."""
+    """The last block has one query per row, so it has one chunk."""
     save_graph(tmp_path / "model.onnx", "template")
     graph = onnx.load(tmp_path / "model.onnx").graph
     kinds = Counter(node.op_type for node in graph.node)

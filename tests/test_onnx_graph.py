@@ -1,4 +1,4 @@
-"""The ONNX graph gives Flax's logits in ONNX Runtime, in every form, and consists of standard operators."""
+"""The ONNX graph gives the logits of Flax in every form, and consists of standard operators."""
 
 import functools
 import itertools
@@ -54,7 +54,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, share: float) -> None
 @pytest.mark.parametrize("head", ["template", "lm"])
 @pytest.mark.parametrize("form", ["fused", "plain"])
 @pytest.mark.parametrize("parallel", [True, False])
-def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) -> None:
+def test_logits_equal_those_of_flax(tmp_path: Path, head: Any, form: Any, parallel: bool) -> None:
     a = NeoXArchitecture(**{**vars(NEOX), "parallel_residual": parallel})
     params = neox_params(a, SLOTS if head == "template" else a.vocabulary)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
@@ -69,7 +69,7 @@ def test_logits_are_flaxs(tmp_path: Path, head: Any, form: Any, parallel: bool) 
 
 
 @pytest.mark.parametrize("form", ["fused", "plain"])
-def test_without_rotation_and_with_all_of_it(tmp_path: Path, form: Any) -> None:
+def test_logits_equal_those_of_flax_without_and_with_full_rotation(tmp_path: Path, form: Any) -> None:
     for fraction in (0.0, 1.0):
         a = NeoXArchitecture(**{**vars(NEOX), "rotary_fraction": fraction, "layers": 2})
         params, options = neox_params(a, SLOTS), GraphOptions("template", form=form)
@@ -77,15 +77,15 @@ def test_without_rotation_and_with_all_of_it(tmp_path: Path, form: Any) -> None:
         assert_close(network(IDS, LENGTHS), flax_logits(params, a, options, LENGTHS), 5e-6)
 
 
-def test_no_length_reads_outside_of_its_row(tmp_path: Path) -> None:
-    """A server's warm-up sends zeros, and a hostile client anything."""
+def test_no_length_reads_outside_its_row(tmp_path: Path) -> None:
+    """A server's warm-up sends zeros, and a hostile client may send any number."""
     params, options = neox_params(NEOX, SLOTS), GraphOptions("template")
     network = onnx_runtime(params, NEOX, options, tmp_path / "model.onnx")
     expected = flax_logits(params, NEOX, options, np.array([1, 40, 1, 40, 40], np.int32))
     assert_close(network(IDS, np.array([0, 41, -7, 2**31 - 1, 10**6], np.int32)), expected, 5e-6)
 
 
-def test_spare_slots_come_last_and_are_never_first(tmp_path: Path) -> None:
+def test_spare_slots_come_last_with_the_lowest_logits(tmp_path: Path) -> None:
     params = neox_params(NEOX, SLOTS)
     network = onnx_runtime(params, NEOX, GraphOptions("template", slots=16), tmp_path / "model.onnx")
     actual = network(IDS, LENGTHS)
@@ -94,8 +94,8 @@ def test_spare_slots_come_last_and_are_never_first(tmp_path: Path) -> None:
     assert (actual[:, SLOTS:] < actual[:, :SLOTS].min() - 1000).all()
 
 
-def test_the_last_block_works_on_one_token(tmp_path: Path) -> None:
-    """An exact saving: its query, output and MLP are of the last token alone."""
+def test_the_last_block_computes_one_token_per_row(tmp_path: Path) -> None:
+    """The logits need the query, the output and the MLP of the last token only, so the saving is exact."""
     path = tmp_path / "model.onnx"
     onnx_runtime(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template"), path)
     model = onnx.load(path)
@@ -107,7 +107,7 @@ def test_the_last_block_works_on_one_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("form", "opset"), [("fused", 23), ("plain", 20)])
-def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset: int) -> None:
+def test_the_graph_uses_only_standard_operators_of_its_opset(tmp_path: Path, form: Any, opset: int) -> None:
     path = tmp_path / "model.onnx"
     onnx_runtime(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template", form=form), path)
     model = onnx.load(path)
@@ -119,7 +119,7 @@ def test_standard_operators_of_the_opset_alone(tmp_path: Path, form: Any, opset:
     assert {"LayerNormalization", "Gelu"} <= kinds
 
 
-def test_fp16_weights_are_halves_but_for_the_head(tmp_path: Path) -> None:
+def test_fp16_weights_are_float16_except_the_head(tmp_path: Path) -> None:
     for wide, others in ((False, {"head", "norm/scale", "norm/bias"}), (True, None)):
         model = graph.build(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template", "fp16", wide))
         floats = {n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT}
@@ -134,12 +134,12 @@ def broadcast_params(a: NeoXArchitecture, outputs: int) -> dict[str, Any]:
 
 
 def spans(model: onnx.ModelProto) -> list[tuple[int, int]]:
-    """First and last byte of each tensor in the external file."""
+    """Return the first and the end byte of each tensor in the external file, sorted."""
     places_ = [{entry.key: entry.value for entry in t.external_data} for t in model.graph.initializer]
     return sorted((int(p["offset"]), int(p["offset"]) + int(p["length"])) for p in places_ if p)
 
 
-def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_above_the_size_limit_are_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "INLINE_BYTES", 10_000)
     params = neox_params(NEOX, SLOTS)
     export.save(graph.build(params, NEOX, GraphOptions("template")), tmp_path)
@@ -150,15 +150,17 @@ def test_weights_above_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_external_data_at_the_shape_of_2_8b(tmp_path: Path) -> None:
-    """5.5 GB of float16: every tensor lies in the file, none over another, as its shape needs."""
+def test_external_data_of_the_2_8b_shape_is_complete(tmp_path: Path) -> None:
+    """The file has 5.5 GB of float16, and its tensors neither overlap nor exceed it."""
     a = NeoXArchitecture(**sizes.read_size("2.8b")["architecture"])
     export.save(graph.build(broadcast_params(a, 300), a, GraphOptions("template", "fp16")), tmp_path)
     data = tmp_path / "model.onnx.data"
     onnx_check.check_onnx(tmp_path / "model.onnx", {"model.onnx.data": data.stat().st_size})
     found = spans(onnx_check.load_graph(tmp_path / "model.onnx"))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(found))
-    weights = 2 * (2_775_208_960 - 2 * a.vocabulary * a.hidden)  # published count less both embeddings, halves
+    weights = 2 * (
+        2_775_208_960 - 2 * a.vocabulary * a.hidden
+    )  # 2 bytes per parameter of the published count, without embeddings
     assert found[-1][1] <= data.stat().st_size < weights + 4 * a.vocabulary * a.hidden
     assert (tmp_path / "model.onnx").stat().st_size < 10**7
     embed = next(t for t in onnx_check.load_graph(tmp_path / "model.onnx").graph.initializer if t.name == "embed")

@@ -1,4 +1,4 @@
-"""`prepare` from transcripts to a dataset, on a small company's cases."""
+"""The `prepare` command turns the transcripts of a small company into a dataset."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def given_split(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A dataset with every kind of thing in it; several tests look at it."""
+    """Return a dataset with every kind of record, which several tests read."""
     folder = tmp_path_factory.mktemp("given")
     train = [
         *(case(f"train-{i}", "greeting") for i in range(3)),
@@ -105,7 +105,7 @@ def write_templates(folder: Path) -> str:
 
 
 def documents(dataset: Dataset, tokenizer: Tokenizer, split: str) -> Iterator[str]:
-    """The texts that the rows of a split hold, put together again."""
+    """Yield the texts of a split, reassembled from its rows."""
     rows = list(dataset.rows(tokenizer, split))
     tokens = np.concatenate([row["tokens"][row["segments"] > 0] for row in rows])
     ends = np.flatnonzero(tokens == tokenizer.end_of_text)
@@ -125,7 +125,7 @@ def test_cases_keep_their_order_and_text(given_split: Dataset) -> None:
         cases[len(cases)]
 
 
-def test_slots_are_dense_file_first_then_by_count(given_split: Dataset) -> None:
+def test_slots_are_dense_and_ordered_by_the_templates_file_then_by_count(given_split: Dataset) -> None:
     rows = [
         (entry.slot, entry.id, entry.text, entry.active, entry.observed, entry.count) for entry in given_split.templates
     ]
@@ -138,7 +138,7 @@ def test_slots_are_dense_file_first_then_by_count(given_split: Dataset) -> None:
     assert counts["templates_under_min_count"] == 2
 
 
-def test_labels_name_a_message_with_a_context(given_split: Dataset) -> None:
+def test_labels_point_to_messages_that_have_a_context(given_split: Dataset) -> None:
     labels = given_split.labels("train")
     assert {array.dtype for array in labels} == {np.dtype(np.int32)}
     cases = given_split.cases("train")
@@ -148,7 +148,7 @@ def test_labels_name_a_message_with_a_context(given_split: Dataset) -> None:
     assert len(labels.slot) == 7
 
 
-def test_a_training_case_with_a_held_out_cases_text_teaches_nothing(given_split: Dataset) -> None:
+def test_a_training_case_with_the_text_of_a_held_out_case_has_no_labels(given_split: Dataset) -> None:
     names = [entry.case_id for entry in given_split.cases("train")]
     labels = given_split.labels("train")
     assert names.index("copy-of-a-test-case") not in labels.case
@@ -192,7 +192,7 @@ def test_rows_have_fixed_length_and_restarting_segments(given_split: Dataset, to
         assert (segments > 0).all() or i == len(rows) - 1
 
 
-def test_counts_and_proofs_of_the_manifest(given_split: Dataset, tokenizer: Tokenizer) -> None:
+def test_the_manifest_states_counts_and_proofs(given_split: Dataset, tokenizer: Tokenizer) -> None:
     manifest = given_split.manifest
     counts = manifest["counts"]
     assert counts["records"] == {"good": 18, "quarantined": {"missing field": 1}}
@@ -206,7 +206,7 @@ def test_counts_and_proofs_of_the_manifest(given_split: Dataset, tokenizer: Toke
 
 
 def masked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs between releases and folders."""
+    """Return the manifest without the values that differ between releases and folders."""
     sources = {
         flag: [{**source, "name": Path(source["name"]).name} for source in listed]
         for flag, listed in manifest["sources"].items()
@@ -217,8 +217,8 @@ def masked(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["dataset_manifest.json", "dataset_templates.json", "quarantine.jsonl"])
-def test_golden_files(given_split: Dataset, name: str) -> None:
-    """A change here is a change of a format that users read: update the file on purpose, with a note in CHANGELOG."""
+def test_files_equal_the_golden_files(given_split: Dataset, name: str) -> None:
+    """Users read these formats: change a golden file only on purpose, with a note in CHANGELOG."""
     got = {
         "dataset_manifest.json": lambda: json.dumps(masked(given_split.manifest), indent=1),
         "dataset_templates.json": lambda: (given_split.folder / "templates.json").read_text().rstrip(),
@@ -232,7 +232,7 @@ def quarantine_line(path: Path) -> str:
     return json.dumps({**record, "file": Path(record["file"]).name})
 
 
-def test_two_runs_are_equal_and_the_seed_changes_only_the_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_two_runs_are_equal_and_the_seed_changes_the_rows_only(tmp_path: Path, tokenizer: Tokenizer) -> None:
     source = write(tmp_path / "in.jsonl", *(case(f"c{i}") for i in range(60)))
     first, again, other = (
         prepared(tmp_path, transcripts=(source,), out=tmp_path / name, seed=seed)
@@ -245,7 +245,7 @@ def test_two_runs_are_equal_and_the_seed_changes_only_the_rows(tmp_path: Path, t
     assert sorted(texts[0]) == sorted(texts[1])
 
 
-def test_the_hash_split_is_by_case_id_and_near_its_fractions(tmp_path: Path) -> None:
+def test_the_hash_split_depends_on_the_case_id_and_is_close_to_its_fractions(tmp_path: Path) -> None:
     records = [case(f"c{i}") for i in range(1000)]
     some = prepared(tmp_path, transcripts=(write(tmp_path / "in.jsonl", *records),), fractions=(0.5, 0.2, 0.3))
     sides = {split: {entry.case_id for entry in some.cases(split)} for split in SPLITS}
@@ -254,14 +254,14 @@ def test_the_hash_split_is_by_case_id_and_near_its_fractions(tmp_path: Path) -> 
     assert all(split_of(name, (0.5, 0.2, 0.3)) == split for split, side in sides.items() for name in side)
 
 
-def test_a_train_side_given_alone_lends_two_percent_to_validation(tmp_path: Path) -> None:
+def test_two_percent_of_train_become_validation_where_none_is_given(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", *(case(f"c{i}") for i in range(500)))
     some = prepared(tmp_path, train=(train,), test=(write(tmp_path / "test.jsonl", case("t")),))
     assert 1 <= len(some.cases("validation")) <= 25
     assert len(some.cases("train")) + len(some.cases("validation")) == 500
 
 
-def test_documents_alone_make_rows_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_documents_without_cases_give_rows_without_labels(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = [f"Article {i}. " * 5 for i in range(100)]
     source = write(tmp_path / "docs.jsonl", *({"id": str(i), "text": text} for i, text in enumerate(texts)))
     some = prepared(tmp_path, documents=(source,))
@@ -285,7 +285,7 @@ def test_a_case_on_both_sides_stops_the_run() -> None:
         prove("cases", names, names[1:])
 
 
-def test_a_case_of_both_files_stays_where_it_came_first(tmp_path: Path) -> None:
+def test_a_case_in_both_files_is_kept_where_it_is_read_first(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", *(case(f"c{i}") for i in range(9)))
     test = write(tmp_path / "test.jsonl", case("c0", reply="Changed."), case("t"))
     some = prepared(tmp_path, train=(train,), test=(test,), max_bad=0.2)
@@ -293,7 +293,7 @@ def test_a_case_of_both_files_stays_where_it_came_first(tmp_path: Path) -> None:
     assert some.manifest["counts"]["records"]["quarantined"] == {"duplicate case_id": 1}
 
 
-def test_too_many_bad_records_leave_the_list_and_no_dataset(tmp_path: Path) -> None:
+def test_too_many_bad_records_leave_the_quarantine_list_but_no_dataset(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", case("a"), {"case_id": "b"}, case("c"))
     with pytest.raises(UserError, match=r"1 of 3 records are bad .* listed in .*data\.quarantine\.jsonl"):
         prepared(tmp_path, transcripts=(source,))
@@ -316,7 +316,7 @@ def test_validation_rows_are_capped(tmp_path: Path, tokenizer: Tokenizer, monkey
     )
 
 
-def test_another_label_key(tmp_path: Path) -> None:
+def test_label_selects_another_key_of_the_messages(tmp_path: Path) -> None:
     records = [case("a"), case("b")]
     for record in records:
         record["messages"][1]["coarse"] = "any"
@@ -338,7 +338,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_flag_is_one_clear_line(tmp_path: Path, kind: str) -> None:
+def test_a_wrong_flag_is_reported_in_one_clear_line(tmp_path: Path, kind: str) -> None:
     changes, expected = WRONG[kind]
     with pytest.raises(UserError, match=expected) as error:
         prepared(tmp_path, **changes)
@@ -356,7 +356,7 @@ def test_a_wrong_flag_is_one_clear_line(tmp_path: Path, kind: str) -> None:
         ([{"id": "a", "text": "x", "active": True}] * 2, "'a' more than once"),
     ],
 )
-def test_a_wrong_templates_file_is_one_clear_line(tmp_path: Path, entries: object, expected: str) -> None:
+def test_a_wrong_templates_file_is_reported_in_one_clear_line(tmp_path: Path, entries: object, expected: str) -> None:
     (tmp_path / "t.json").write_text(json.dumps(entries))
     source = write(tmp_path / "in.jsonl", case("a"))
     with pytest.raises(UserError, match=expected):
@@ -380,7 +380,7 @@ def test_overwrite_replaces_a_dataset_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "thesis.txt").exists()
 
 
-def test_no_dataset_teaches_the_command(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_with_the_command_that_creates_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"bin/prepare --transcripts=PATH --out={tmp_path}"):
         Dataset(tmp_path)
 
@@ -395,7 +395,7 @@ def test_an_unknown_split_is_refused(given_split: Dataset) -> None:
         given_split.labels("dev")
 
 
-def test_tables_travel_to_other_processes(given_split: Dataset) -> None:
+def test_tables_can_be_pickled(given_split: Dataset) -> None:
     cases = given_split.cases("train")
     first = cases[0]
     assert pickle.loads(pickle.dumps(cases))[0] == first
@@ -415,7 +415,7 @@ def test_replies_are_exact_while_few_and_bounded_when_many() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 99), max_size=30), max_size=12), st.integers(2, 16), st.integers(1, 5))
-def test_packing_loses_nothing_whatever_the_blocks(lists: list[list[int]], length: int, block: int) -> None:
+def test_packing_loses_no_token_for_any_block_size(lists: list[list[int]], length: int, block: int) -> None:
     packer = Packer(length)
     rows = []
     lists = [[*ids, 0] for ids in lists]
@@ -428,13 +428,13 @@ def test_packing_loses_nothing_whatever_the_blocks(lists: list[list[int]], lengt
     assert len(rows) == -(-packer.tokens // length)
 
 
-def test_config_has_no_field_that_prepare_leaves_unread() -> None:
+def test_prepare_reads_every_field_of_its_config() -> None:
     source = "".join(path.read_text() for path in Path(pipeline.__file__).parent.glob("*.py"))
     names = {field.name for field in dataclasses.fields(PrepareConfig)} - set(pipeline.INPUTS)
     assert {name for name in names if f"config.{name}" not in source} == set()
 
 
-def test_examples_are_written_as_tfds_would(tmp_path: Path) -> None:
+def test_serialized_examples_equal_those_of_tfds(tmp_path: Path) -> None:
     numbers = np.arange(LENGTH)
     made = {
         tfds_builders.CaseBuilder(tmp_path, iter(())): {
@@ -455,6 +455,6 @@ def test_examples_are_written_as_tfds_would(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["role", "text"])
-def test_the_label_is_a_key_of_its_own(tmp_path: Path, label: str) -> None:
+def test_label_cannot_be_role_or_text(tmp_path: Path, label: str) -> None:
     with pytest.raises(UserError, match=f"label is '{label}'"):
         pipeline.run(config(tmp_path, transcripts=(write(tmp_path / "in.jsonl", case("a")),), label=label))

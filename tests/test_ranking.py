@@ -1,4 +1,4 @@
-"""Which templates are suggested out of given logits, and which texts are the same."""
+"""The ranker turns logits into suggestions, and merges templates with near-identical texts."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def names(found: list[ranking.Suggestion]) -> list[str]:
     return [each.template for each in found]
 
 
-def test_of_near_identical_texts_the_likeliest_stands_for_all() -> None:
+def test_the_likeliest_of_near_identical_texts_represents_all() -> None:
     ranker = Ranker("x", made(*TEXTS), 1.0)
     logits = np.arange(len(TEXTS), dtype=np.float32)
     found = names(ranker.best(logits, 12))
@@ -44,14 +44,14 @@ def test_of_near_identical_texts_the_likeliest_stands_for_all() -> None:
     assert names(ranker.best(logits, 2, allowed=["t0", "t1", "t2"])) == ["t2", "t1"]
 
 
-def test_a_negation_a_number_or_another_word_is_another_text() -> None:
+def test_a_negation_a_number_or_another_word_makes_a_different_text() -> None:
     same = {frozenset(pair) for pair in [(0, 1), (2, 3)]}
     for i, one in enumerate(TEXTS[:9]):
         for j, other in enumerate(TEXTS[:9]):
             assert (ranking.comparable_words(one) == ranking.comparable_words(other)) == (
                 i == j or frozenset((i, j)) in same
             ), (one, other)
-    assert ranking.comparable_words("Do you have it?"), "a text of fillers alone keeps them"
+    assert ranking.comparable_words("Do you have it?"), "a text that consists of filler words keeps them"
     assert (
         ranking.comparable_words("We cannot pay")
         == ranking.comparable_words("We can't pay")
@@ -67,7 +67,7 @@ def test_a_negation_a_number_or_another_word_is_another_text() -> None:
     temperature=st.floats(0.1, 10),
     k=st.integers(1, 12),
 )
-def test_probabilities_are_those_of_a_softmax_over_what_may_be_suggested(
+def test_probabilities_are_a_softmax_over_the_allowed_templates(
     logits: list[float], retired: set[int], allowed: set[int] | None, temperature: float, k: int
 ) -> None:
     templates = [template(i, f"t{i}", text=f"text{i}", active=i not in retired) for i in range(9)]
@@ -83,7 +83,7 @@ def test_probabilities_are_those_of_a_softmax_over_what_may_be_suggested(
         assert each.text == f"text{slot}"
 
 
-def test_what_is_not_allowed_stays_out_where_what_is_has_no_probability_left() -> None:
+def test_a_template_that_is_not_allowed_stays_out_where_an_allowed_one_has_probability_0() -> None:
     logits = np.array([0, 41, 0, 0, -41, 0], np.float32)
     found = Ranker("x", [template(i, f"t{i}") for i in range(6)], 0.1).best(logits, 3, {"t0", "t1", "t4"})
     assert names(found) == ["t1", "t0", "t4"]

@@ -108,13 +108,13 @@ def test_every_law_of_the_issue_is_fitted(analysed: Analysis) -> None:
     assert set(analysed.critical_shares) == (set() if general.rejection else set(SIZES))
 
 
-def test_a_corpus_of_neither_text_is_excluded_from_mixtures() -> None:
+def test_a_corpus_of_neither_kind_of_text_is_excluded_from_mixtures() -> None:
     aligned = [row("nano-0.6m", 75, alignment=0.8), row("nano-0.6m", 75, corpus="other", alignment=0.1)]
     unrelated = row("nano-0.6m", 75, corpus="half", alignment=0.1, domain_weight=1.0)
     assert hypotheses.domain_and_general([*aligned, unrelated]) == aligned
 
 
-def test_the_critical_share_keeps_the_general_loss(rows: list[ResultRow]) -> None:
+def test_the_critical_share_holds_the_general_loss_within_its_limit(rows: list[ResultRow]) -> None:
     theta = np.array([np.log(2.9), -20.0, 1.0, -20.0, 0.1, 1.0, np.log(0.2), 1.0])  # 2.9 + 0.2 / (share + 0.01)
     law = hypotheses.GENERAL_MIXTURE
     fit = fitting.Fit(law, selection.observations(law, rows, "general_loss"), theta, np.stack([theta] * 2))
@@ -153,7 +153,7 @@ def constraints(**changes: Any) -> Constraints:
     return default._replace(**changes)
 
 
-def test_advice_is_the_best_that_fits(rows: list[ResultRow]) -> None:
+def test_advice_is_the_best_configuration_within_the_constraints(rows: list[ResultRow]) -> None:
     best = Adviser(rows, constraints()).advise()
     assert best.plan.expected["loss"].value <= min(other.expected["loss"].value for other in best.others)
     assert best.plan.latency_ms < 100
@@ -272,11 +272,11 @@ def test_missing_and_wrong_flags_are_rejected() -> None:
     ("value", "written"),
     [(1000.0, "1,000"), (2e6, "2 M"), (5e9, "5 G"), (1e13, "10¹³"), (2e13, "2·10¹³"), (0.5, "0.5")],
 )
-def test_numbers_of_an_axis_are_short(value: float, written: str) -> None:
+def test_axis_numbers_are_short(value: float, written: str) -> None:
     assert html.format_tick(value) == written
 
 
-def test_an_under_covering_law_has_a_warning(monkeypatch: pytest.MonkeyPatch, analysed: Analysis) -> None:
+def test_a_law_with_under_covering_intervals_has_a_warning(monkeypatch: pytest.MonkeyPatch, analysed: Analysis) -> None:
     fit = pooled_law(analysed, "Chinchilla's law", "domain_loss").fit
     monkeypatch.setattr(summaries, "under_covering", lambda: {"Chinchilla's law": 0.4})
     assert "too narrow: they covered the truth in 40% of simulations" in summaries.coverage_warning(fit)

@@ -1,4 +1,4 @@
-"""What Prometheus, Grafana and the autoscaler are told to ask for, held to what a server exports."""
+"""The queries of Prometheus, Grafana and the autoscaler use only metrics that a server exports."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def check(query: str, known: Mapping[str, Mapping[str, set[str]]]) -> None:
     assert kept <= SCRAPED.union(*(known[name] for name, _ in used))
 
 
-def test_whatever_is_asked_of_prometheus_is_exported(server: Server) -> None:
+def test_every_queried_metric_is_exported(server: Server) -> None:
     known = exported(server)
     known["jaxtempl_refused_total"]["reason"] |= {kind.reason for kind in RefusedError.__subclasses__()}
     known["jaxtempl_answers_total"]["route"] |= {name for name in vars(App) if name == "infer"}
@@ -56,18 +56,18 @@ WRONG = (
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_query_is_found(server: Server, wrong: str) -> None:
+def test_a_wrong_query_is_detected(server: Server, wrong: str) -> None:
     with pytest.raises((KeyError, AssertionError)):
         check(wrong, exported(server))
 
 
-def test_the_dashboard_draws_all_that_is_exported(server: Server) -> None:
+def test_the_dashboard_shows_every_exported_metric(server: Server) -> None:
     text = json.dumps(DASHBOARD)
     names = {re.sub("_(bucket|sum|count)$", "", name) for name in exported(server)}
     assert not {name for name in names if name not in text}
 
 
-def test_the_dashboard_is_one_that_grafana_takes() -> None:
+def test_the_dashboard_is_valid_for_grafana() -> None:
     panels, variables = DASHBOARD["panels"], {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     assert variables["datasource"]["query"] == "prometheus"
     assert len({panel["id"] for panel in panels}) == len(panels)

@@ -1,4 +1,4 @@
-"""docs/serving.md and docs/serving-operations.md: their commands run on one server, and their tables equal the code."""
+"""The commands of docs/serving.md and docs/serving-operations.md run, and their tables equal the code."""
 
 import dataclasses
 import re
@@ -46,7 +46,7 @@ def commands() -> list[list[str]]:
 
 
 def project_commands() -> list[tuple[Any, list[str]]]:
-    """The config's class and the flags of each command of this project."""
+    """Return the config class and the flags of each command of this project."""
     parsed = []
     for words in commands():
         if words[0].startswith("bin/"):
@@ -57,7 +57,7 @@ def project_commands() -> list[tuple[Any, list[str]]]:
 
 
 def tables(head: str) -> list[list[list[str]]]:
-    """The cells of all tables whose header row starts with `head`."""
+    """Return the cells of all tables whose header row starts with `head`."""
     parts = [part.partition("\n\n")[0].splitlines()[2:] for part in PAGE.split(f"\n| {head} |")[1:]]
     return [[[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows] for rows in parts]
 
@@ -71,7 +71,7 @@ class Site(NamedTuple):
     server: Server
 
     def sh(self, script: str) -> str:
-        """Run a script of the page in the folder, with this server's address instead of the page's."""
+        """Run a script of the page in the folder, with the address of this server."""
         script = script.replace("localhost:8080", f"localhost:{self.server.port}").replace("python3", sys.executable)
         script = script.replace('"bundle-2"', f'"{self.folder / "bundle-2"}"')
         run = ["sh", "-eu", "-c", script]
@@ -82,21 +82,21 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A server as the page starts it, with the tokens that the page generates."""
+    """Yield a server that the page's command starts, with the tokens that the page generates."""
     if not shutil.which("curl"):
         missing("curl")
     folder = tmp_path_factory.mktemp("page")
     [tokens] = [line for line in "".join(SHELL).splitlines() if line.endswith("> admin_tokens")][:1]
     write_bundle(
         folder / "bundle-2", make_graph(domain="ai.onnx"), window=512, buckets=[512]
-    )  # other bytes, another version
+    )  # changed bytes give another version
     subprocess.run(["sh", "-c", tokens.replace("python3", sys.executable)], cwd=folder, check=True)
     flag = f"--admin_tokens={folder / 'admin_tokens'}"
     with served(write_serving_bundle(folder / "bundle"), folder / "events.sqlite", flag) as running:
         yield Site(folder, running)
 
 
-def test_every_command_takes_its_flags() -> None:
+def test_every_command_accepts_the_flags_of_the_page() -> None:
     assert {kind for kind, _ in project_commands()} == set(KINDS.values())
     for kind, flags in project_commands():
         parsing.parse(kind, flags)
@@ -116,7 +116,7 @@ def test_the_links_exist() -> None:
     assert all((ROOT / "docs" / link).exists() for link in links)
 
 
-def test_requests_of_curl_are_answered(site: Site) -> None:
+def test_curl_requests_are_answered(site: Site) -> None:
     [suggest], [reload] = ([part for part in SHELL if name in part] for name in ("/v1/suggest", "/admin/reload"))
     answer = msgspec.json.decode(site.sh(suggest), type=schema.SuggestAnswer)
     assert answer.suggestions
@@ -126,7 +126,7 @@ def test_requests_of_curl_are_answered(site: Site) -> None:
     assert versions[1] == answer.model_version != versions[0]
 
 
-def test_events_of_python_are_exported(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_sent_from_python_are_exported(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     script = site.folder / "client.py"
     script.write_text(PYTHON.replace("http://localhost:8080", site.server.url))
     runpy.run_path(str(script))
@@ -151,7 +151,7 @@ def test_the_tables_equal_the_code() -> None:
     assert {int(status) for row in statuses for status in row[0].split(", ")} == set(openapi.ERRORS)
 
 
-def test_the_metrics_are_those_of_the_server(server: Server) -> None:
+def test_the_documented_metrics_are_those_of_the_server(server: Server) -> None:
     [rows] = tables("metric")
     documented = {name: set(names([row], 1)) for row in rows for name in names([row])}
     measured = exported(server)
@@ -167,7 +167,7 @@ def test_the_page_states_the_settings() -> None:
     assert f"{config.drain_seconds} s for requests and {store.CLOSE + store.PATIENCE:.0f} for the store" in PAGE
 
 
-def test_the_secret_equals_the_manifest() -> None:
+def test_the_secret_of_the_page_equals_that_of_the_manifest() -> None:
     [words] = [words for words in commands() if words[:3] == ["kubectl", "create", "secret"]]
     secrets = [volume["secret"]["secretName"] for volume in POD["volumes"] if "secret" in volume]
     assert secrets == [words[4]]

@@ -1,4 +1,4 @@
-"""Every published size has the architecture that its name says: parameter counts are exact."""
+"""Every published size has its published architecture: the parameter counts are exact."""
 
 import jax
 import pytest
@@ -8,8 +8,8 @@ from jaxtempl.config import paths, sizes
 from jaxtempl.models.neox import NeoX, parameter_count
 from jaxtempl.specs.architecture import NeoXArchitecture
 
-COUNTS = {  # without the embedding and the output, and with them (Pythia's model cards; nano: its README)
-    # of l layers of width h, by hand: l (12 h^2 + 13 h) + 2 h, and twice 8192 h
+COUNTS = {  # without and with the embedding and the output (Pythia: model cards; nano: README)
+    # l layers of width h, by hand: l (12 h^2 + 13 h) + 2 h, plus twice 8192 h
     "nano-0.6m": (25_472, 549_760),
     "nano-0.9m": (84_912, 871_344),
     "nano-1.3m": (200_064, 1_248_640),
@@ -29,13 +29,13 @@ COUNTS = {  # without the embedding and the output, and with them (Pythia's mode
 RATES = {"410m": 3e-4, "1.4b": 2e-4, "2.8b": 1.6e-4}  # Table 1 of the paper
 
 
-def test_there_are_counts_for_every_size() -> None:
+def test_every_size_has_a_published_count() -> None:
     names = {path.stem for path in (paths.CONFIGS / "sizes").glob("*.yaml")}
     assert {name for name in names if not name.startswith("bert-")} == set(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameter_counts(name: str) -> None:
+def test_parameter_counts_equal_the_published_ones(name: str) -> None:
     a = NeoXArchitecture(**sizes.read_size(name)["architecture"])
     model = nnx.eval_shape(lambda: NeoX(a, a.vocabulary, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(model))
@@ -45,7 +45,7 @@ def test_parameter_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_settings(name: str) -> None:
+def test_hyperparameters_equal_the_published_ones(name: str) -> None:
     size = sizes.read_size(name)
     assert sizes.tokenizer_path(name).is_file()
     assert size["adapt"]["learning_rate"] == RATES.get(name, size["adapt"]["learning_rate"])

@@ -1,3 +1,5 @@
+"""The `suggest` command gives the suggestions of the model, as a table or as JSON."""
+
 import io
 import json
 from pathlib import Path
@@ -43,13 +45,13 @@ def messages() -> list[Message]:
 
 
 def expected(made: Run, step: int, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities from the joined text's last token, the retired template's logit left out."""
+    """Return the probabilities at the last token of the joined text, without the retired template."""
     tokens = made.tokenizer.encode(["hi Hello! my card"])[0]
     logits = language_model(made, step)(tokens)[-1] / temperature
     return special.softmax(np.where([True, False, True, True], logits, -np.inf))
 
 
-def test_suggestions_are_the_models_with_retired_templates_left_out(made: Run) -> None:
+def test_suggestions_are_the_models_without_retired_templates(made: Run) -> None:
     found = suggest.run_suggester(made, 5).suggest(messages(), 10)
     probability = expected(made, 5)
     assert [s.template for s in found.suggestions] == [TEMPLATES[i].id for i in np.argsort(-probability)[:3]]
@@ -59,11 +61,11 @@ def test_suggestions_are_the_models_with_retired_templates_left_out(made: Run) -
     assert found.tokens == len(made.tokenizer.encode(["hi Hello! my card"])[0])
 
 
-def test_k_is_how_many(made: Run) -> None:
+def test_k_is_the_number_of_suggestions(made: Run) -> None:
     assert len(suggest.run_suggester(made, 5).suggest(messages(), 2).suggestions) == 2
 
 
-def test_the_temperature_is_that_of_the_step_it_was_fitted_for(made: Run) -> None:
+def test_the_temperature_applies_only_to_the_step_of_its_fit(made: Run) -> None:
     path = made.folder / "calibration.json"
     try:
         files.write_json(path, {"steps": {"3": {"temperature": 2.5, "count": 9}}})
@@ -93,7 +95,7 @@ def test_the_table_shows_bar_probability_id_and_text(made: Run, case: Path, caps
     assert lines[0].startswith("█")
 
 
-def test_json_from_standard_input(
+def test_a_case_is_read_from_standard_input_and_printed_as_json(
     made: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"case_id": "x", "messages": MESSAGES})))
@@ -115,7 +117,7 @@ def test_json_from_standard_input(
         ('{"messages": [{"role": "customer", "text": " "}]}', "no message has text"),
     ],
 )
-def test_a_wrong_case_is_one_line(
+def test_a_wrong_case_is_reported_in_one_line(
     made: Run, case: Path, content: str, said: str, capsys: Any, monkeypatch: Any
 ) -> None:
     case.write_text(content)
@@ -127,7 +129,7 @@ def test_a_wrong_case_is_one_line(
         assert error.count("\n") == 1
 
 
-def test_a_wrong_run_or_flag_is_one_line(made: Run, case: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_wrong_run_or_flag_is_reported_in_one_line(made: Run, case: Path, tmp_path: Path, capsys: Any) -> None:
     adapted = make_run(tmp_path / "adapted", [])
     retired = make_run(tmp_path / "retired", [template(0, "old", active=False)])
     for run, code, said in [

@@ -1,4 +1,4 @@
-"""The synthetic cases: repeatable, long-tailed, varied, and labelled with templates that exist."""
+"""Synthetic cases are repeatable, long-tailed, varied, and labelled with existing templates."""
 
 import gzip
 import hashlib
@@ -18,8 +18,8 @@ from jaxtempl.synthetic import generator, tables
 from jaxtempl.synthetic.tables import FLOWS, MACROS, PHRASES, QUESTIONS, SWITCHES, TEMPLATES, Script
 
 Messages = list[dict[str, Any]]
-CASES = 1000  # enough for the shares that the tests bound
-DIGEST = "e0a96588e90453da4a686d440f5702c2a1281fab597d3e1644630d4acad6fafa"  # of the first 200 cases of seed 7
+CASES = 1000  # enough for the bounds on shares
+DIGEST = "e0a96588e90453da4a686d440f5702c2a1281fab597d3e1644630d4acad6fafa"  # SHA-256 of the first 200 cases of seed 7
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def _names(script: Script) -> Iterator[str]:
             yield from itertools.chain.from_iterable(map(_names, step["one_of"]))
 
 
-def test_cases_repeat_and_the_seed_matters() -> None:
+def test_equal_seeds_give_equal_cases_and_other_seeds_give_others() -> None:
     assert list(generator.cases(20, seed=3)) == list(generator.cases(20, seed=3))
     assert list(generator.cases(20, seed=3)) != list(generator.cases(20, seed=4))
 
@@ -91,7 +91,7 @@ def test_the_customer_speaks_first_and_the_automated_reply_follows(conversations
         assert first_other["text"].startswith("Thanks for contacting Pennywren")
 
 
-def test_no_notation_is_left_in_any_text(conversations: list[Messages]) -> None:
+def test_no_text_contains_template_notation(conversations: list[Messages]) -> None:
     assert not [m["text"] for messages in conversations for m in messages if re.search(r"[][{}|]|  ", m["text"])]
 
 
@@ -109,7 +109,7 @@ def test_every_template_sent_is_listed_and_every_active_one_is_sent(uses: Counte
     assert {t["id"] for t in listed if t["active"]} <= set(uses)
 
 
-def test_retired_templates_are_sent_before_their_retirement_only(replies: Messages) -> None:
+def test_retired_templates_are_sent_only_before_their_retirement(replies: Messages) -> None:
     retired = {t["id"] for t in generator.templates() if not t["active"]}
     sent = [datetime.fromisoformat(m["at"]) for m in replies if m["template"] in retired]
     assert len(retired) >= 2
@@ -169,7 +169,7 @@ def test_customers_make_typos(conversations: list[Messages]) -> None:
     assert 0.005 < sum(w not in spelt for w in written) / len(written) < 0.1
 
 
-def test_openings_are_worded_differently(conversations: list[Messages]) -> None:
+def test_openings_vary_in_wording(conversations: list[Messages]) -> None:
     openings = [messages[0]["text"] for messages in conversations]
     assert len(set(openings)) > 0.85 * len(openings)
     assert 0.1 < sum(text == text.lower() for text in openings) / len(openings) < 0.6
@@ -211,7 +211,7 @@ def test_write_is_repeatable_to_the_byte(tmp_path: Path) -> None:
     assert {p.name for p in one.iterdir()} == {"transcripts.jsonl.gz", "templates.json"}
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()
-    assert (one / "transcripts.jsonl.gz").read_bytes()[4:8] == bytes(4)  # no time in the gzip header
+    assert (one / "transcripts.jsonl.gz").read_bytes()[4:8] == bytes(4)  # the gzip header holds no time
 
 
 def test_write_holds_the_cases_and_the_templates(tmp_path: Path) -> None:

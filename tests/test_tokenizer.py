@@ -1,4 +1,4 @@
-"""A tokenizer is known by what it does: the same one, written another way, owns the same rows."""
+"""A tokenizer's digest depends on its behaviour, not on how its file is written."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ PYTHIA = ASSETS / "tokenizers" / "pythia.json"
 
 
 def rewritten(folder: Path, **model: object) -> Tokenizer:
-    """Pythia's tokenizer.json in raw UTF-8, without line breaks, merges as pairs, and with a truncation."""
+    """Return Pythia's tokenizer from raw UTF-8 without line breaks, with merges as pairs and a truncation."""
     value = json.loads(PYTHIA.read_text())
     merges = [m.split(" ") if isinstance(m, str) else m for m in value["model"]["merges"]]
     value["model"] |= {"merges": merges, **model}
@@ -22,19 +22,19 @@ def rewritten(folder: Path, **model: object) -> Tokenizer:
     return Tokenizer(folder / "tokenizer.json")
 
 
-def test_the_same_tokenizer_in_another_form_is_the_same(tmp_path: Path) -> None:
+def test_a_tokenizer_written_in_another_form_has_the_same_digest(tmp_path: Path) -> None:
     ours, other = Tokenizer(PYTHIA), rewritten(tmp_path)
     assert ours.json != other.json
     assert ours.sha256 == other.sha256
     assert ours.encode(["It's a é test, twice: a test"]) == other.encode(["It's a é test, twice: a test"])
 
 
-def test_another_tokenizer_is_another(tmp_path: Path) -> None:
+def test_a_different_tokenizer_has_a_different_digest(tmp_path: Path) -> None:
     merges = json.loads(PYTHIA.read_text())["model"]["merges"]
     assert rewritten(tmp_path, merges=merges[:-1]).sha256 != Tokenizer(PYTHIA).sha256
     assert Tokenizer(tokenizer_path("nano")).sha256 != Tokenizer(PYTHIA).sha256
 
 
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
-def test_published_sizes_take_pythias(size: str) -> None:
+def test_published_sizes_use_the_tokenizer_of_pythia(size: str) -> None:
     assert tokenizer_path(size) == PYTHIA

@@ -1,4 +1,4 @@
-"""The metrics of a training, read back by the libraries of the services that receive them."""
+"""MLflow and TensorBoard receive the metrics of a training, as their own libraries read them back."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ TIMES = {"seconds", "tokens_per_second", "data_seconds", "training_share"}
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """MLflow with the file store of its light package, configured as users configure a server."""
+    """Return a client of MLflow's file store, configured as users configure a server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/store")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -51,7 +51,7 @@ def step(number: int) -> dict[str, float]:
     return {"loss": float(number), "gradient_norm": 1.0, "tokens": 8.0, "flops": 1e3}
 
 
-def test_mlflow_shows_what_metrics_hold(tmp_path: Path, server: MlflowClient) -> None:
+def test_mlflow_stores_the_metrics_of_metrics_jsonl(tmp_path: Path, server: MlflowClient) -> None:
     rig = Rig(tmp_path / "adapt-tiny", config=MLFLOW_CONFIG)
     rig.fit(rig.fresh(), steps=3)
     lines = {(name, line["step"]): [value] for line in rig.lines() for name, value in line.items() if name != "step"}
@@ -66,7 +66,7 @@ def test_mlflow_shows_what_metrics_hold(tmp_path: Path, server: MlflowClient) ->
 
 
 def test_a_resumed_training_continues_its_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
-    """It was interrupted at step 5 with the state of step 3: steps 4 and 5 run again, but are not sent again."""
+    """After an interruption at step 5, the run resumes from step 3: steps 4 and 5 repeat, but are sent once."""
     rig = Rig(tmp_path / "run", config=MLFLOW_CONFIG)
     rig.fit(rig.fresh(), steps=3, plan=Schedule(6, save_every=99, recover_seconds=0.0))
     rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 3), steps=6)
@@ -81,7 +81,7 @@ def test_a_resumed_training_continues_its_mlflow_run(tmp_path: Path, server: Mlf
     assert {key: value for key, value in metrics.items() if key in exact} == exact
 
 
-def test_a_failed_training_is_no_finished_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
+def test_a_failed_training_is_a_failed_mlflow_run(tmp_path: Path, server: MlflowClient) -> None:
     with pytest.raises(KeyboardInterrupt), Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:
         tracker.log_step(1, step(1))
         raise KeyboardInterrupt
@@ -140,14 +140,14 @@ def test_metrics_that_a_server_rejected_are_sent_again(
     assert capsys.readouterr().err.count("warning") == 1
 
 
-def test_a_store_that_mlflow_does_not_have_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mlflow_store_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to your server") as raised:
         loggers.open_loggers(MLFLOW_CONFIG, tmp_path, 0)
     assert "\n" not in str(raised.value)
 
 
-def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mlflow_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match="pip install mlflow-skinny"):
         loggers.open_loggers(MLFLOW_CONFIG, tmp_path, 0)
@@ -155,7 +155,7 @@ def test_mlflow_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: p
         logger.close(finished=True)
 
 
-def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
+def test_tensorboard_stores_the_metrics_of_metrics_jsonl(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.fit(rig.fresh(), steps=2)
     events = [event for file in (rig.folder / "tensorboard").iterdir() for event in tensorboard(file)]
@@ -166,7 +166,7 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
 
 
 def tensorboard(file: Path) -> Iterator[Any]:
-    """Events of a TensorBoard file: each is a length, a checksum of it, the message, and a checksum of that."""
+    """Yield the events of a TensorBoard file: each is a length, its checksum, a message and its checksum."""
     content = file.read_bytes()
     while content:
         size = int.from_bytes(content[:8], "little")

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that somebody made to do harm: each way is refused with one line, before it costs anything."""
+"""A malicious Hugging Face folder is refused with one line, before it costs time, memory or safety."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def refused(folder: Path) -> str:
 
 
 def place(folder: Path, name: str) -> None:
-    """Puts a tensor of the index into a file of that name."""
+    """Assign a tensor of the index to the file `name`."""
     index = json.loads((folder / layout.INDEX).read_text())
     index["weight_map"]["embed_out.weight"] = name
     (folder / layout.INDEX).write_text(json.dumps(index))
@@ -51,12 +51,14 @@ def place(folder: Path, name: str) -> None:
         ("pytorch_model.bin", "no safetensors and may be a pickle"),
     ],
 )
-def test_a_shard_lies_in_the_folder_itself(tmp_path: Path, name: str, message: str) -> None:
+def test_a_shard_must_be_a_file_of_the_folder_itself(tmp_path: Path, name: str, message: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     saved(folder, shard_bytes=2000)
     save_file({"embed_out.weight": np.zeros((17, 12), np.float32)}, tmp_path / "other.safetensors")
-    (folder / "link.safetensors").symlink_to(sorted(folder.glob("model-*"))[0].name)  # to a file of the folder, even
+    (folder / "link.safetensors").symlink_to(
+        sorted(folder.glob("model-*"))[0].name
+    )  # refused even though its target is in the folder
     (folder / "linked").symlink_to("..")
     place(folder, name)
     assert message in refused(folder)
@@ -79,7 +81,7 @@ def test_a_tokenizer_is_not_read_through_a_link(tmp_path: Path) -> None:
 
 
 def cached(home: Path) -> Path:
-    """A revision as the hub's cache keeps it: a folder of links to blobs."""
+    """Return a revision in the layout of the hub's cache: a folder of links to blobs."""
     snapshot, blobs = home / "models--o--m" / "snapshots" / "abc", home / "models--o--m" / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -91,14 +93,14 @@ def cached(home: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["../../blobs/0", "a\0.safetensors", "loop.safetensors"])
-def test_an_index_in_the_hubs_cache_names_no_other_files(tmp_path: Path, name: str) -> None:
+def test_an_index_in_the_hubs_cache_cannot_name_other_files(tmp_path: Path, name: str) -> None:
     snapshot = cached(tmp_path)
     (snapshot / "loop.safetensors").symlink_to("loop.safetensors")
     place(snapshot, name)
     assert ("goes through a link" if "loop" in name else "points outside") in refused(snapshot)
 
 
-def test_the_hubs_own_links_are_followed(tmp_path: Path) -> None:
+def test_links_of_the_hubs_cache_to_its_blobs_are_followed(tmp_path: Path) -> None:
     snapshot = cached(tmp_path)
     assert all(path.is_symlink() for path in snapshot.iterdir())
     (tmp_path / "other").mkdir()
@@ -110,8 +112,8 @@ def test_the_hubs_own_links_are_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "target", ["../other/config.json", "../../../config.json", "../../blobs/out", "../../blobs/a/b"]
 )
-def test_other_links_in_the_hubs_cache_are_not(tmp_path: Path, target: str) -> None:
-    """To another revision, out of the cache, to a blob that is a link itself, and to a folder among the blobs."""
+def test_other_links_in_the_hubs_cache_are_not_followed(tmp_path: Path, target: str) -> None:
+    """Targets: another revision, a file outside the cache, a blob that is a link, a folder among the blobs."""
     snapshot = cached(tmp_path)
     content = (snapshot / "config.json").read_text()
     (snapshot.parent / "other").mkdir()
@@ -122,12 +124,14 @@ def test_other_links_in_the_hubs_cache_are_not(tmp_path: Path, target: str) -> N
     (snapshot.parents[1] / "blobs" / "out").symlink_to(tmp_path / "config.json")
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").symlink_to(target)
-    assert json.loads((snapshot / "config.json").read_text())["model_type"] == "gpt_neox", "the link leads there"
+    assert json.loads((snapshot / "config.json").read_text())["model_type"] == "gpt_neox", (
+        "the link resolves to a valid config"
+    )
     assert "goes through a link" in refused(snapshot)
 
 
 class Harm:
-    """Unpickled, it leaves a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,7 +141,7 @@ class Harm:
 
 
 @pytest.mark.parametrize("name", [layout.SINGLE, "model-00001-of-00002.safetensors", "pytorch_model.bin"])
-def test_a_pickle_is_not_opened_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_pickle_of_any_name_is_not_opened(tmp_path: Path, name: str) -> None:
     saved(tmp_path)
     (tmp_path / layout.SINGLE).unlink()
     (tmp_path / name).write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
@@ -146,11 +150,11 @@ def test_a_pickle_is_not_opened_whatever_its_name(tmp_path: Path, name: str) -> 
     assert ("pickle" if name.endswith(".bin") else "damaged") in refused(tmp_path)
     assert not (tmp_path / "harmed").exists()
     pickle.loads((tmp_path / name).read_bytes())
-    assert (tmp_path / "harmed").exists(), "the pickle does what it says"
+    assert (tmp_path / "harmed").exists(), "the pickle is harmful when loaded"
 
 
 def headed(header: Any, data: int = 0, size: int | None = None) -> bytes:
-    """A safetensors file of that header, which says `size` of itself."""
+    """Return a safetensors file with a header that declares `size` bytes, by default its true size."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text) if size is None else size) + text + bytes(data)
 
@@ -175,7 +179,7 @@ def tensor(shape: list[int], end: int, begin: int = 0) -> dict[str, Any]:
     ],
     ids=["empty", "huge header", "long header", "beyond", "overflow", "short", "backwards", "spare", "minus", "list"],
 )
-def test_a_header_that_lies_about_its_file(tmp_path: Path, content: bytes) -> None:
+def test_a_header_that_contradicts_its_file_is_refused(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path)
     (tmp_path / layout.SINGLE).write_bytes(content)
     assert "model.safetensors is missing or damaged" in refused(tmp_path)
@@ -192,16 +196,16 @@ def test_a_header_that_lies_about_its_file(tmp_path: Path, content: bytes) -> No
         ({"num_attention_heads": 10**30}, "not a multiple"),
     ],
 )
-def test_a_model_larger_than_its_files_is_not_made(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    """Each would take all memory if it were made before it is compared."""
+def test_a_model_larger_than_its_files_is_not_built(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    """Each model would exhaust the memory if it were built before the comparison."""
     saved(tmp_path)
     edit_config(tmp_path, **keys)
     assert message in refused(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", layout.INDEX, layout.TOKENIZER])
-def test_json_of_an_absurd_size_is_not_read(tmp_path: Path, name: str) -> None:
-    """A terabyte, of which the disk holds nothing."""
+def test_a_json_file_of_absurd_size_is_not_read(tmp_path: Path, name: str) -> None:
+    """The file is sparse: one tebibyte that takes no space on the disk."""
     saved(tmp_path, shard_bytes=2000)
     with (tmp_path / name).open("wb") as file:
         file.truncate(2**40)
@@ -212,7 +216,7 @@ def test_json_of_an_absurd_size_is_not_read(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "content", [[], 1, {"rope_parameters": [1]}, {"weight_map": []}, {"weight_map": {"embed_out.weight": 1}}]
 )
-def test_json_of_another_form_is_one_line(tmp_path: Path, content: Any) -> None:
+def test_json_of_another_structure_is_reported_in_one_line(tmp_path: Path, content: Any) -> None:
     saved(tmp_path, shard_bytes=2000)
     of_index = isinstance(content, dict) and "weight_map" in content
     (tmp_path / (layout.INDEX if of_index else "config.json")).write_text(json.dumps(content))
@@ -233,14 +237,14 @@ def test_json_of_another_form_is_one_line(tmp_path: Path, content: Any) -> None:
         ("layer_norm_eps", 10**400),
     ],
 )
-def test_values_that_no_model_has(key: str, value: Any) -> None:
+def test_values_that_no_model_can_have_are_refused(key: str, value: Any) -> None:
     known = config.hugging_face_config(SMALL, "lm")
     known.pop("rope_parameters")
     with pytest.raises(UserError, match=f"{key} is"):
         config.architecture_from(known | {key: value})
 
 
-def test_a_thousand_faults_are_not_all_told(tmp_path: Path) -> None:
+def test_a_long_list_of_faults_is_shortened(tmp_path: Path) -> None:
     saved(tmp_path)
     save_file({f"unknown.{n}": np.zeros(5, np.float32) for n in range(2000)}, tmp_path / layout.SINGLE)
     assert "more faults" in refused(tmp_path)
@@ -248,7 +252,7 @@ def test_a_thousand_faults_are_not_all_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the converter made, in shards, with its manifest."""
+    """Return a folder of the converter: shards and a manifest."""
     folder = tmp_path_factory.mktemp("converted")
     export.convert(tiny.make_run(folder / "run", []), 3, folder / "out", shard_bytes=600_000)
     return folder / "out"
@@ -262,7 +266,7 @@ def copied(folder: Path, to: Path) -> Path:
 
 
 def flip(path: Path) -> None:
-    """One bit of a file, in its middle."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
@@ -272,7 +276,7 @@ READ = ["config.json", layout.INDEX, "model-00002-of-00002.safetensors", layout.
 
 
 @pytest.mark.parametrize("name", READ)
-def test_every_file_that_is_read_is_held_to_the_manifest(converted: Path, tmp_path: Path, name: str) -> None:
+def test_every_file_that_is_read_is_checked_against_the_manifest(converted: Path, tmp_path: Path, name: str) -> None:
     folder = copied(converted, tmp_path / "copy")
     assert checks.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
     path = folder / name
@@ -300,20 +304,20 @@ def edited(**keys: Any) -> Edit:
         (edited(format=3), "this release reads up to 2"),
     ],
 )
-def test_a_manifest_that_does_not_say_enough(converted: Path, tmp_path: Path, edit: Edit, message: str) -> None:
+def test_an_incomplete_manifest_is_refused(converted: Path, tmp_path: Path, edit: Edit, message: str) -> None:
     folder = copied(converted, tmp_path / "copy")
     edit(folder / layout.MANIFEST)
     assert message in refused(folder)
 
 
-def test_weights_that_the_manifest_does_not_name_are_not_read(converted: Path, tmp_path: Path) -> None:
-    """A single file would be read in place of the shards."""
+def test_weights_that_the_manifest_does_not_list_are_not_read(converted: Path, tmp_path: Path) -> None:
+    """Without the check, the single file would be read instead of the shards."""
     folder = copied(converted, tmp_path / "copy")
     save_file({"embed_out.weight": np.zeros((4, 4), np.float32)}, folder / layout.SINGLE)
     assert "no size and sha256 of model.safetensors" in refused(folder)
 
 
-def test_what_is_not_read_may_change_and_other_manifests_say_nothing(converted: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_read_may_change_and_other_manifests_are_ignored(converted: Path, tmp_path: Path) -> None:
     folder = copied(converted, tmp_path / "copy")
     (folder / "README.md").write_text("my own words")
     (folder / "tokenizer_config.json").unlink()
@@ -323,7 +327,7 @@ def test_what_is_not_read_may_change_and_other_manifests_say_nothing(converted: 
         assert checks.check(folder)[:2] == (tiny.ARCHITECTURE, "lm")
 
 
-def test_the_manifest_names_every_file(converted: Path) -> None:
+def test_the_manifest_lists_every_file(converted: Path) -> None:
     manifest = files.read_json(converted / layout.MANIFEST)
     assert (manifest["kind"], manifest["run"], manifest["step"], manifest["phase"]) == (
         "huggingface",

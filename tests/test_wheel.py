@@ -1,4 +1,4 @@
-"""The wheel: its contents, the extras that mirror the requirements files, and its commands outside a checkout."""
+"""The wheel is complete, its extras mirror the requirements files, and its commands run outside a checkout."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "jaxtempl", "co
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built without network from a copy: a build leaves files next to its sources."""
+    """Build the wheel without network, from a copy because a build leaves files next to its sources."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = [*SOURCES, *(path.name for path in ROOT.glob("requirements*.txt"))]
     subprocess.run(["cp", "-r", *(str(ROOT / name) for name in sources), folder], check=True)
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh virtual environment with the wheel alone, which sees the libraries of the tests' environment."""
+    """Return a fresh virtual environment with only the wheel, and access to the libraries of the tests."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
@@ -54,7 +54,7 @@ def run(script: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_wheel_carries_code_configurations_and_assets(wheel: Path) -> None:
+def test_the_wheel_contains_code_configurations_and_assets(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(["git", "ls-files", "jaxtempl", "converters"], cwd=ROOT, capture_output=True, text=True)
     assert set(tracked.stdout.split()) <= names
@@ -75,7 +75,7 @@ def test_extras_mirror_the_requirements_files(wheel: Path) -> None:
         assert found[extra] == {f"{one.name}{one.specifier}" for one in listed}, extra
 
 
-def test_an_installed_command_helps(installed: Path, tmp_path: Path) -> None:
+def test_an_installed_command_prints_its_help(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "--help")
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in (*COMMANDS, "convert"))
@@ -97,7 +97,7 @@ def test_installed_commands_prepare_and_suggest(installed: Path, tmp_path: Path)
     assert len(json.loads(suggested.stdout)["suggestions"]) == len(tiny.REPLIES)
 
 
-def test_the_console_script_and_the_checkouts_scripts_set_one_environment() -> None:
+def test_the_console_script_and_the_scripts_of_the_checkout_set_the_same_environment() -> None:
     text = (ROOT / "bin" / "environment.sh").read_text()
     assert dict(re.findall(r'(\w+)="\$\{\1:-([^}]*)\}"', text)) == dict(ENVIRONMENT)
 
