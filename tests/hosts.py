@@ -1,4 +1,4 @@
-"""Trainings of several real processes on this machine."""
+"""Trainings of several real processes on one machine."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from jaxtempl.config.paths import ROOT
 
-# Goes before a command: no file may grow beyond 1 MB, which the writer of a checkpoint sees as a full disk.
+# Command prefix: no file may grow beyond 1 MB, which looks like a full disk to the checkpoint writer.
 NO_ROOM = ("sh", "-c", 'ulimit -f 2048; exec "$@"', "sh")
 LIMIT_SECONDS = 600.0  # generous, because the machine may be busy: tests wait for conditions
 
@@ -76,7 +76,7 @@ class Hosts:
         self.processes[index].send_signal(number)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition. Raises AssertionError if a process ends before."""
+        """Wait for a condition; raise AssertionError if a process ends first."""
         end = time.monotonic() + LIMIT_SECONDS
         while not condition():
             ended = [i for i, process in enumerate(self.processes) if process.poll() is not None]

@@ -100,7 +100,7 @@ NEAREST = {
     "polyglot-ko-1.3b": "1.4b",
     "stablelm-base-alpha-3b": "2.8b",
 }
-PADDED = 8320  # rows of the embedding, 128 more than the tokenizer has ids
+PADDED = 8320  # embedding rows: 128 more than the tokenizer's ids
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
 ONE_STEP = (
     "--steps=1",
@@ -117,7 +117,7 @@ def call(*argv: str) -> int:
 
 
 def neox_folder(folder: Path, name: str) -> Path:
-    """A tiny random model under the published config.json, in the published type of its weights."""
+    """Write a tiny random model with the published config.json and dtype."""
     keys = PUBLISHED[name] | TINY | {"vocab_size": PADDED}
     torch.manual_seed(0)
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**{k: v for k, v in keys.items() if k != "custom_pipelines"}))
@@ -128,7 +128,7 @@ def neox_folder(folder: Path, name: str) -> Path:
 
 
 def bert_folder(folder: Path, words: str = "", prefix: str = "", **options: Any) -> Path:
-    """A BertModel as sentence-transformers ships one: no head, vocab.txt, in a subfolder that modules.json names."""
+    """Write a BertModel as sentence-transformers does: no head, vocab.txt, a subfolder that modules.json names."""
     inner = folder / "0_Transformer"
     torch.manual_seed(0)
     shape = BertConfig(**TINY, vocab_size=30528, max_position_embeddings=64)
@@ -165,7 +165,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def data(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two datasets, their rows packed by the tokenizers of the folders."""
+    """Return two datasets whose rows are packed by the folders' tokenizers."""
     root = tmp_path_factory.mktemp("data")
     cases = tiny.dataset(root / "made").folder.parent
     splits = [f"--{split}={cases}/{split}.jsonl" for split in ("train", "validation", "test")]
@@ -176,7 +176,7 @@ def data(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_config_is_read_whole(name: str) -> None:
+def test_a_published_config_is_read_completely(name: str) -> None:
     keys, a = PUBLISHED[name], config.architecture_from(PUBLISHED[name])
     assert (a.hidden, a.layers, a.heads) == (
         keys["hidden_size"],
@@ -189,7 +189,7 @@ def test_a_published_config_is_read_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_logits_are_those_of_transformers(folders: dict[str, Path], name: str) -> None:
+def test_logits_equal_those_of_transformers(folders: dict[str, Path], name: str) -> None:
     theirs = GPTNeoXForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
     read = load.read(folders[name])
     model: Any = nnx.merge(factory.make_graphdef(read.architecture, None), jnp_tree(read.params))
@@ -200,7 +200,7 @@ def test_logits_are_those_of_transformers(folders: dict[str, Path], name: str) -
 
 
 def write_as_format_1(run: Path) -> None:
-    """Rename the keys of config.yaml as an earlier release had them."""
+    """Rename the keys of config.yaml to those of format 1."""
     former = {field.name: field.metadata["was"] for field in dataclasses.fields(AdaptConfig) if "was" in field.metadata}
     keys = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({former.get(key, key): value for key, value in keys.items()}))
@@ -213,7 +213,7 @@ def jnp_tree(tree: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_weights_alone_adapt_and_finetune(
+def test_adapt_and_finetune_need_only_weights(
     folders: dict[str, Path], data: dict[str, Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = (f"--weights={folders[name]}", f"--data={data[name]}", *ONE_STEP)
@@ -248,7 +248,7 @@ def test_a_run_of_any_size_is_finetuned_resumed_evaluated_and_converted(
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_plan_needs_the_config_alone(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_needs_only_the_config(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "config.json").write_text(json.dumps(PUBLISHED[name]))
     given = (f"--weights={tmp_path / name}", "--device=a100-80", "--devices=8")
@@ -261,7 +261,7 @@ def test_a_plan_needs_the_config_alone(tmp_path: Path, name: str, capsys: pytest
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_a_sentence_encoder_without_head_is_finetuned(
+def test_a_sentence_encoder_without_a_head_can_be_finetuned(
     data: dict[str, Path], tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = bert_folder(tmp_path / "all-tiny-L2", prefix=prefix)
@@ -289,7 +289,7 @@ def test_the_stored_pooler_is_used(folders: dict[str, Path]) -> None:
         ("cased", {"do_lower_case": False}),
     ],
 )
-def test_a_vocabulary_is_the_tokenizer_of_transformers(tmp_path: Path, words: str, options: dict[str, Any]) -> None:
+def test_a_vocabulary_tokenizes_as_transformers_does(tmp_path: Path, words: str, options: dict[str, Any]) -> None:
     folder = bert_folder(tmp_path, uncased_words() if words == "uncased" else cased_words(), **options)
     theirs = BertTokenizerFast(vocab=str(folder / "0_Transformer" / "vocab.txt"), **options)
     texts = ["Hello, my card!", "naïve CAFÉ café, 你好", "a\tb\n [MASK]  é\u0301x", "y" * 120, "", "…—😀"]
@@ -306,13 +306,13 @@ def test_a_vocabulary_is_the_tokenizer_of_transformers(tmp_path: Path, words: st
     ("words", "message"),
     [("[PAD]\n[CLS]\n", r"vocab\.txt has no \[UNK\], \[SEP\]"), ("\udcff", "is not UTF-8 text")],
 )
-def test_a_vocabulary_that_is_none_is_one_line(tmp_path: Path, words: str, message: str) -> None:
+def test_an_invalid_vocabulary_raises_a_user_error(tmp_path: Path, words: str, message: str) -> None:
     (tmp_path / "vocab.txt").write_bytes(words.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message):
         read_tokenizer(tmp_path)
 
 
-def test_modules_lead_nowhere_else(tmp_path: Path) -> None:
+def test_modules_cannot_point_outside_their_folder(tmp_path: Path) -> None:
     for path, message in (("../other", "points outside"), ("/etc", "points outside"), ("2_Gone", "is not there")):
         (tmp_path / "modules.json").write_text(json.dumps([{"path": path, "type": "models.Transformer"}]))
         with pytest.raises(UserError, match=message):
@@ -322,7 +322,7 @@ def test_modules_lead_nowhere_else(tmp_path: Path) -> None:
         assert model_folder(tmp_path) == tmp_path
 
 
-def test_weights_without_a_tokenizer_are_refused(
+def test_weights_without_a_matching_tokenizer_are_rejected(
     folders: dict[str, Path], data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(folders["dolly-v2-3b"], tmp_path / "copy"))
@@ -335,7 +335,9 @@ def test_weights_without_a_tokenizer_are_refused(
     assert "ids and an embedding of 8,320 rows" in capsys.readouterr().err
 
 
-def test_a_folder_with_a_sizes_name_and_another_shape_gets_a_name(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_named_like_a_size_of_another_shape_gets_a_custom_name(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     from jaxtempl.training import initialization
 
     shutil.copytree(folders["dolly-v2-3b"], tmp_path / "410m")

@@ -1,4 +1,7 @@
-"""The queue: who goes with whom, who waits, and who is refused; the network stands still until it is told to go on."""
+"""The batcher's queue: batching, order, deadlines, back-pressure and superseded requests.
+
+The fake network blocks each batch until the test releases it.
+"""
 
 import asyncio
 import threading
@@ -20,7 +23,7 @@ SLOTS = 7
 
 
 class Network:
-    """Waits for a permit a batch; notes what it is asked."""
+    """A network that waits for a permit for each batch and records its inputs."""
 
     def __init__(self) -> None:
         self.permits = threading.Semaphore(0)
@@ -45,11 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Rig:
-    """A batcher with a model of that network; `ask` gives a request of `first` as its first id."""
+    """A batcher whose model runs the fake network; `ask` sends a request that repeats the id `first`."""
 
     def __init__(self, folder: Path, batch: int = 4, queue: int = 8, timeout: float = 30.0) -> None:
         self.network, self.metrics = Network(), Metrics()
-        self.network.permits.release(8)  # of warming
+        self.network.permits.release(8)  # for the warm-up
         self.model = ServedModel(Bundle.open(folder), self.network, "test").warm(2)
         self.network.asked.clear()
         self.batcher = Batcher(batch, queue, timeout, self.metrics)
@@ -60,7 +63,7 @@ class Rig:
         return float(logits[0])
 
     async def asked(self, *wanted: int, **each: Any) -> "list[asyncio.Future[float]]":
-        """Requests, one after another, all of them in the queue or on the network."""
+        """Send requests one after another, and return when all are in the queue or on the network."""
         tasks = [asyncio.ensure_future(self.ask(first, **each)) for first in wanted]
         await self.settle()
         return tasks
@@ -70,7 +73,7 @@ class Rig:
             await asyncio.sleep(0)
 
     async def running(self, count: int) -> None:
-        """Until the network has been asked so often."""
+        """Wait until the network has received `count` batches."""
         while len(self.network.asked) < count:
             await asyncio.sleep(0.001)
 
@@ -94,7 +97,7 @@ def run(folder: Path, test: Test, **options: Any) -> None:
     asyncio.run(whole())
 
 
-def test_a_lone_request_waits_for_nobody_and_the_others_go_together(folder: Path) -> None:
+def test_a_lone_request_runs_immediately_and_waiting_requests_are_batched(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -107,7 +110,7 @@ def test_a_lone_request_waits_for_nobody_and_the_others_go_together(folder: Path
     run(folder, test)
 
 
-def test_only_one_length_goes_together_and_the_oldest_goes_first(folder: Path) -> None:
+def test_a_batch_has_one_bucket_and_the_oldest_request_runs_first(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -119,7 +122,7 @@ def test_only_one_length_goes_together_and_the_oldest_goes_first(folder: Path) -
     run(folder, test)
 
 
-def test_only_one_model_goes_together(folder: Path) -> None:
+def test_a_batch_has_one_model(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         old, other = rig.model, Rig(folder)
         first = await rig.asked(2)
@@ -138,7 +141,7 @@ def test_only_one_model_goes_together(folder: Path) -> None:
     run(folder, test)
 
 
-def test_a_failed_batch_fails_its_own_requests_alone(folder: Path) -> None:
+def test_a_failed_batch_fails_only_its_requests(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -157,7 +160,7 @@ def test_a_failed_batch_fails_its_own_requests_alone(folder: Path) -> None:
     run(folder, test)
 
 
-def test_a_row_that_is_not_finite_fails_alone(folder: Path) -> None:
+def test_a_row_that_is_not_finite_fails_only_its_request(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         rig.network.poison = True
         first = await rig.asked(2)
@@ -170,7 +173,7 @@ def test_a_row_that_is_not_finite_fails_alone(folder: Path) -> None:
     run(folder, test)
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> None:
+def test_a_full_queue_rejects_requests_with_a_retry_delay(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -181,12 +184,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> None:
         rig.go(2)
         assert await asyncio.gather(*first, *rest) == [2, 3, 4]
         rig.go()
-        assert await rig.ask(6) == 6, "there is room again"
+        assert await rig.ask(6) == 6, "the queue has room again"
 
     run(folder, test, queue=2)
 
 
-def test_who_would_be_too_late_is_refused_at_once(folder: Path) -> None:
+def test_a_request_that_cannot_meet_its_deadline_is_rejected_immediately(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         rig.model.pace.update(dict.fromkeys(rig.model.pace, 7.0))
         first = await rig.asked(2)
@@ -209,7 +212,7 @@ def test_a_request_whose_deadline_has_passed_is_never_run(folder: Path) -> None:
             await rig.ask(3)
         assert rig.batcher.waiting == 0
         with pytest.raises(LateError):
-            await first[0]  # it is on the network still, and nobody waits for it
+            await first[0]  # it still runs on the network, but no client waits for it
         rig.go(2)
         assert await rig.ask(4) == 4
         assert rig.network.asked == [(64, 2), (64, 4)]
@@ -217,8 +220,8 @@ def test_a_request_whose_deadline_has_passed_is_never_run(folder: Path) -> None:
     run(folder, test, timeout=0.2)
 
 
-def test_a_deadline_is_looked_at_again_before_a_batch_begins(folder: Path) -> None:
-    """Timers are late where the loop is busy."""
+def test_deadlines_are_checked_again_before_a_batch_starts(folder: Path) -> None:
+    """Timers fire late while the event loop is busy."""
 
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
@@ -233,7 +236,7 @@ def test_a_deadline_is_looked_at_again_before_a_batch_begins(folder: Path) -> No
     run(folder, test)
 
 
-def test_a_newer_request_of_a_case_takes_the_place_of_one_that_waits(folder: Path) -> None:
+def test_a_newer_request_of_a_case_supersedes_a_waiting_one(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2, case="a")
         await rig.running(1)
@@ -243,13 +246,13 @@ def test_a_newer_request_of_a_case_takes_the_place_of_one_that_waits(folder: Pat
         with pytest.raises(SupersededError):
             await older[0]
         rig.go(2)
-        assert await asyncio.gather(*first, *other, *newer) == [2, 4, 5], "one that is computed is left alone"
+        assert await asyncio.gather(*first, *other, *newer) == [2, 4, 5], "a running request is not superseded"
         assert rig.network.asked == [(64, 2), (64, 4, 5)]
 
     run(folder, test)
 
 
-def test_a_newer_request_of_a_case_needs_no_room_of_its_own(folder: Path) -> None:
+def test_a_newer_request_of_a_case_needs_no_additional_room(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -263,7 +266,7 @@ def test_a_newer_request_of_a_case_needs_no_room_of_its_own(folder: Path) -> Non
     run(folder, test, queue=1)
 
 
-def test_a_client_that_left_frees_its_place(folder: Path) -> None:
+def test_a_cancelled_request_frees_its_place(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -279,7 +282,7 @@ def test_a_client_that_left_frees_its_place(folder: Path) -> None:
     run(folder, test, queue=1)
 
 
-def test_one_that_is_still_read_has_a_place_and_can_be_superseded(folder: Path) -> None:
+def test_a_request_that_is_still_read_holds_a_place_and_can_be_superseded(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         with rig.batcher.enqueue("a") as place:
             assert rig.batcher.waiting == 1
@@ -292,7 +295,7 @@ def test_one_that_is_still_read_has_a_place_and_can_be_superseded(folder: Path) 
     run(folder, test)
 
 
-def test_the_pace_of_a_length_follows_its_batches(folder: Path) -> None:
+def test_the_pace_of_a_bucket_follows_its_batches(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         assert set(rig.model.pace) == {64, 128, 256, 512}
         rig.model.pace[64] = 100.0
@@ -303,7 +306,7 @@ def test_the_pace_of_a_length_follows_its_batches(folder: Path) -> None:
     run(folder, test, timeout=1000.0)
 
 
-def test_who_cannot_be_in_time_any_more_lets_others_go_first(folder: Path) -> None:
+def test_requests_that_will_miss_their_deadline_run_last(folder: Path) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.asked(2)
         await rig.running(1)
@@ -312,6 +315,6 @@ def test_who_cannot_be_in_time_any_more_lets_others_go_first(folder: Path) -> No
         rig.model.pace |= {128: 99.0, 256: 99.0}
         rig.go(4)
         assert await asyncio.gather(*first, *hopeless, *able) == [2, 3, 4, 5]
-        assert rig.network.asked == [(64, 2), (64, 5), (256, 4), (128, 3)], "of those who cannot, the newest first"
+        assert rig.network.asked == [(64, 2), (64, 5), (256, 4), (128, 3)], "the newest of the late requests runs first"
 
     run(folder, test, timeout=50.0)

@@ -1,4 +1,4 @@
-"""BERT against transformers', in float32, and its weights in every folder that transformers saves."""
+"""BERT equals that of transformers in float32 and reads every folder of weights that transformers saves."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from jaxtempl.specs import flops
 from jaxtempl.specs.architecture import BertArchitecture
 from jaxtempl.training import objectives
 
-TOLERANCE = 1e-4  # of the largest value
+TOLERANCE = 1e-4  # relative to the largest value
 SLOTS = 7
 LENGTHS = (9, 1, 5, 12)
 ODD = BertArchitecture(layers=3, hidden=30, heads=3, feed_forward=50, vocabulary=101, positions=16)
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 
 def scaled_up(model: torch.nn.Module) -> None:
-    """Random weights so large that a wrong detail anywhere shows."""
+    """Replace the weights by random ones so large that any wrong detail shows."""
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -90,7 +90,7 @@ def assert_close(actual: Any, other: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_layer_is_transformers_own(name: str, tmp_path: Path) -> None:
+def test_every_layer_equals_that_of_transformers(name: str, tmp_path: Path) -> None:
     models = pair(ARCHITECTURES[name], "lm", tmp_path)
     tokens, lengths = ragged()
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_every_layer_is_transformers_own(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_templates_are_classified_as_transformers_does(name: str, tmp_path: Path) -> None:
+def test_template_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     models = pair(ARCHITECTURES[name], "template", tmp_path)
     tokens, lengths = ragged()
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_templates_are_classified_as_transformers_does(name: str, tmp_path: Path
     assert_close(models.ours.classify(jnp.asarray(tokens), jnp.asarray(lengths)), expected)
 
 
-def test_what_lies_beyond_a_rows_length_changes_nothing(tmp_path: Path) -> None:
+def test_tokens_beyond_a_rows_length_do_not_change_its_logits(tmp_path: Path) -> None:
     models = pair(ODD, "template", tmp_path)
     tokens, lengths = ragged()
     other = np.where(np.arange(tokens.shape[1])[None] < lengths[:, None], tokens, 5)
@@ -122,7 +122,7 @@ def test_what_lies_beyond_a_rows_length_changes_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one, two)
 
 
-def test_documents_kept_apart_do_not_see_each_other() -> None:
+def test_masked_documents_do_not_attend_to_each_other() -> None:
     segments = jnp.array([[1, 1, 2, 0]])
     apart, together = (np.asarray(bert.attention_mask(segments, mask))[0] for mask in (True, False))
     np.testing.assert_array_equal(together, [[True, True, True, False]])
@@ -131,7 +131,7 @@ def test_documents_kept_apart_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_what_is_written_is_read_bit_for_bit_and_loads_in_transformers(head: Head, tmp_path: Path) -> None:
+def test_saved_weights_are_read_bit_for_bit_and_load_in_transformers(head: Head, tmp_path: Path) -> None:
     model = theirs(ODD, CLASSES[head], tmp_path / "theirs", head)
     read = load.read(tmp_path / "theirs", ODD)
     (tmp_path / "ours").mkdir()
@@ -145,20 +145,20 @@ def test_what_is_written_is_read_bit_for_bit_and_loads_in_transformers(head: Hea
         np.testing.assert_array_equal(loaded.state_dict()[name].numpy(), tensor.numpy())
 
 
-def test_a_base_model_gives_all_but_a_head(tmp_path: Path) -> None:
+def test_a_base_model_provides_all_parts_except_a_head(tmp_path: Path) -> None:
     theirs(ODD, BertModel, tmp_path)
     found = checks.check(tmp_path, ODD)
     assert (found.head, found.parts) == (None, {"embed", "blocks", "pooler"})
 
 
-def test_a_masked_language_model_gives_no_pooler(tmp_path: Path) -> None:
+def test_a_masked_language_model_provides_no_pooler(tmp_path: Path) -> None:
     theirs(ODD, BertForMaskedLM, tmp_path)
     found = checks.check(tmp_path, ODD)
     assert (found.head, found.parts) == ("lm", {"embed", "blocks", "head"})
 
 
-def test_published_files_are_read_with_what_they_have_more(tmp_path: Path) -> None:
-    """The first ones say gamma and beta, and hold a pooler and the head of next-sentence prediction too."""
+def test_published_files_with_older_names_and_additional_tensors_are_read(tmp_path: Path) -> None:
+    """The first published files use the names gamma and beta, and contain a pooler and a next-sentence head."""
     theirs(ODD, BertForMaskedLM, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     older = {re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): x for name, x in stored.items()}
@@ -194,13 +194,13 @@ def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
         ("layer_norm_eps", "small", "layer_norm_eps is 'small'"),
     ],
 )
-def test_another_model_is_refused(key: str, value: Any, message: str) -> None:
+def test_an_unsupported_config_is_rejected(key: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         config.architecture_from(config.hugging_face_config(ODD, "lm") | {key: value})
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_our_config_reads_back(head: Head) -> None:
+def test_a_written_config_is_read_back(head: Head) -> None:
     assert config.architecture_from(config.hugging_face_config(ODD, head)) == ODD
 
 
@@ -213,7 +213,7 @@ def mtorch_inputs(tokens: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarr
     return {"tokens": tokens, "segments": segments, "positions": positions, "targets": targets, "weights": weights_}
 
 
-def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path) -> None:
+def test_loss_and_gradient_of_masked_tokens_equal_those_of_transformers(tmp_path: Path) -> None:
     model = theirs(ODD, BertForMaskedLM, tmp_path)
     tokens, lengths = ragged()
     batch = mtorch_inputs(tokens, lengths)
@@ -243,7 +243,7 @@ def test_loss_and_gradient_of_masked_tokens_are_transformers_own(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("size", "total"), [("bert-tiny", 4_416_698), ("bert-base", 109_514_298)])
-def test_sizes_have_the_parameters_that_transformers_counts(size: str, total: int) -> None:
+def test_parameter_counts_equal_those_of_transformers(size: str, total: int) -> None:
     from jaxtempl.config import sizes
     from jaxtempl.models.neox import parameter_count
     from jaxtempl.specs import architecture

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: real processes, one clear line for a mistake, a kill in the middle."""
+"""The commands as a user runs them: the whole path, one-line errors, and a resume after a kill."""
 
 import json
 import os
@@ -39,7 +39,9 @@ def process(name: str, *argv: str, **options: object) -> "subprocess.Popen[str]"
     return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_the_whole_path(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapt_finetune_evaluate_and_suggest_work_in_sequence(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     adapted, classifier = tmp_path / "adapted", tmp_path / "classifier"
     assert (
         call(
@@ -99,7 +101,7 @@ def test_the_whole_path(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("command", ["adapt", "finetune"])
-def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_bit_for_bit(command: str, data: Dataset, tmp_path: Path) -> None:
     flags = [
         "--size=nano",
         f"--data={data.folder}",
@@ -153,7 +155,7 @@ def test_a_killed_training_goes_on_to_the_same_end(command: str, data: Dataset, 
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line_and_an_exit_code(
+def test_a_mistake_prints_one_error_line_and_sets_the_exit_code(
     argv: list[str], code: int, said: str, data: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import re
@@ -166,7 +168,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert re.search(said, stderr)
 
 
-def test_a_run_is_not_gone_on_with_by_other_settings(
+def test_a_run_does_not_resume_with_other_settings(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
@@ -179,7 +181,7 @@ def test_a_run_is_not_gone_on_with_by_other_settings(
     assert call("adapt", *flags[:-1], f"--out={tmp_path}/new", "--resume=must") == 1
 
 
-def test_a_run_is_not_gone_on_with_on_other_data_or_from_other_weights(
+def test_a_run_does_not_resume_with_other_data_or_initial_weights(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={tmp_path}/copy", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
@@ -198,7 +200,7 @@ def test_a_run_is_not_gone_on_with_on_other_data_or_from_other_weights(
     assert "--allow_change=dataset,start" in capsys.readouterr().err
 
 
-def test_a_device_that_is_full_is_one_line(
+def test_a_full_device_prints_one_error_line(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -213,7 +215,7 @@ def test_a_device_that_is_full_is_one_line(
     )
 
 
-def test_a_change_that_is_allowed_is_written_into_the_run(
+def test_an_allowed_change_is_recorded_in_the_run(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={data.folder}", "--batch_size=4", f"--out={tmp_path}", "--recover_minutes=0"]
@@ -237,7 +239,7 @@ def test_a_change_that_is_allowed_is_written_into_the_run(
     assert call("adapt", *more) == 0
 
 
-def test_adapt_wants_weights_with_a_language_model_head(
+def test_adapt_requires_weights_with_a_language_model_head(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(ASSETS / "nano" / "config.json", tmp_path)
@@ -249,13 +251,13 @@ def test_adapt_wants_weights_with_a_language_model_head(
     assert call("finetune", *flags, "--steps=1", "--length=32") == 0
 
 
-def test_a_folder_whose_name_has_an_at_sign_is_a_run(data: Dataset, tmp_path: Path) -> None:
+def test_a_run_folder_may_have_an_at_sign_in_its_name(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "me@corp"
     assert call("adapt", "--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={out}") == 0
     assert [run.resolve(f"{out}{step}")[1] for step in ("", "@last", "@best", "@0")] == [1, 1, 1, 0]
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(
+def test_only_one_process_at_a_time_trains_a_run(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
@@ -279,7 +281,7 @@ def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
     assert found.stdout.startswith("usage: bin/convert NAME --flags")
 
 
-def test_every_package_is_installed() -> None:
-    """Without its `__init__.py` a folder of modules would be left out of the wheel."""
+def test_every_folder_of_modules_has_an_init_file() -> None:
+    """The wheel omits a folder of modules without `__init__.py`."""
     found = {path.parent for top in ("jaxtempl", "converters") for path in (ROOT / top).rglob("*.py")}
     assert [str(path.relative_to(ROOT)) for path in sorted(found) if not (path / "__init__.py").is_file()] == []

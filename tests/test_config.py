@@ -1,3 +1,5 @@
+"""Configs: precedence of their sources, recipes, former names, errors, help, and the shipped YAML files."""
+
 import ast
 import dataclasses
 from pathlib import Path
@@ -31,7 +33,7 @@ def parse(*argv: str) -> AdaptConfig:
     return parsing.parse(AdaptConfig, argv, lambda given: initialization.config_layers("adapt", given))
 
 
-def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path) -> None:
+def test_flags_override_the_file_then_the_recipe_then_the_size(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("batch_size: 8\nlearning_rate: 2e-4\n")
     assert parse("--size=nano").batch_size == 16
@@ -41,14 +43,14 @@ def test_a_flag_wins_over_the_file_over_the_recipe_over_the_size(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("size", "rate"), [("410m", 3e-4), ("1.4b", 2e-4), ("2.8b", 1.6e-4)])
-def test_the_paper_recipe_is_table_1(size: str, rate: float) -> None:
+def test_the_adapt_recipe_equals_table_1_of_the_paper(size: str, rate: float) -> None:
     c = parse(f"--size={size}", "--recipe=paper")
     assert (c.learning_rate, c.steps, c.batch_size, c.schedule, c.warmup_ratio) == (rate, 14_500, 1024, "cosine", 0.01)
     assert (c.beta1, c.beta2, c.weight_decay, c.save_every, c.precision) == (0.9, 0.95, 0.01, 1450, "fp16")
 
 
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
-def test_the_paper_recipe_is_table_2(size: str) -> None:
+def test_the_finetune_recipe_equals_table_2_of_the_paper(size: str) -> None:
     argv = [f"--size={size}", "--recipe=paper"]
     c = parsing.parse(FinetuneConfig, argv, lambda given: initialization.config_layers("finetune", given))
     assert (c.learning_rate, c.epochs, c.batch_size, c.schedule, c.warmup_ratio) == (1e-5, 1, 128, "linear", 0.1)
@@ -70,7 +72,7 @@ def test_the_paper_recipe_is_table_2(size: str) -> None:
         ([], "--size=SIZE, --weights=DIR|HUB or --from=RUN"),
     ],
 )
-def test_a_wrong_flag_is_one_line_that_says_what_to_do(argv: list[str], message: str) -> None:
+def test_the_error_of_a_wrong_flag_is_one_line_with_a_remedy(argv: list[str], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse(*argv)
     assert message in str(raised.value)
@@ -78,7 +80,7 @@ def test_a_wrong_flag_is_one_line_that_says_what_to_do(argv: list[str], message:
 
 
 @pytest.mark.parametrize("content", ["- a list\n", "a: [\n", "sizze: nano\n"])
-def test_a_bad_file_is_one_line(content: str, tmp_path: Path) -> None:
+def test_the_error_of_a_bad_file_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(UserError) as raised:
         parse(f"--config={tmp_path / 'bad.yaml'}", "--size=nano")
@@ -86,18 +88,18 @@ def test_a_bad_file_is_one_line(content: str, tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 10**9), st.floats(0, 1e6), st.text("abc:/.%-_ é", max_size=8), st.booleans())
-def test_a_dumped_config_is_read_back_whole(number: int, real: float, text: str, switch: bool) -> None:
+def test_a_dumped_config_is_read_back_unchanged(number: int, real: float, text: str, switch: bool) -> None:
     original = FinetuneConfig(seed=number, batch_size=1, learning_rate=real, out=text, role_tags=switch)
     assert parsing.build(FinetuneConfig, yaml.safe_load(parsing.dump(original))) == original
 
 
-def test_lists_and_paths_are_read() -> None:
+def test_lists_and_paths_are_parsed() -> None:
     c = parsing.parse(PrepareConfig, ["--transcripts=a,b", "--fractions=0.8,0.1,0.1", "--out=x/y"])
     assert (c.transcripts, c.fractions, c.out) == (("a", "b"), (0.8, 0.1, 0.1), Path("x/y"))
 
 
 @pytest.mark.parametrize("path", sorted(paths.CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_yaml_is_taken(path: Path) -> None:
+def test_every_shipped_yaml_is_valid(path: Path) -> None:
     values = parsing.load(path)
     if path.parent.name == "sizes":
         architecture.architecture_from(values["architecture"])
@@ -113,7 +115,7 @@ def test_every_shipped_yaml_is_taken(path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
+def test_every_size_has_a_learning_rate_for_both_phases(size: str) -> None:
     assert parse(f"--size={size}").learning_rate > 0
     assert (
         parsing.parse(
@@ -123,7 +125,7 @@ def test_every_size_has_a_rate_for_both_phases(size: str) -> None:
     )
 
 
-READERS = {  # the packages that are handed each command's config
+READERS = {  # the packages that receive each command's config
     "PrepareConfig": ["prepare"],
     "TrainConfig": ["training", "parallel"],
     "AdaptConfig": ["training", "parallel", "planning", "commands"],
@@ -148,7 +150,7 @@ NAMES = {"asked", "config", "self.config", "self._config", "subject.config"}  # 
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_no_config_field_is_read_by_nothing(kind: type) -> None:
+def test_every_config_field_is_read(kind: type) -> None:
     folders = (paths.PACKAGE / name for name in READERS[kind.__name__])
     read = {name for folder in folders for file in folder.rglob("*.py") for name in fields_read(file)}
     read |= set(pipeline.INPUTS)  # prepare looks these up by name
@@ -157,19 +159,19 @@ def test_no_config_field_is_read_by_nothing(kind: type) -> None:
 
 
 def fields_read(path: Path) -> set[str]:
-    """The attributes of whatever a file calls its config."""
+    """Return the attributes that a file reads from a config."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     return {node.attr for node in nodes if ast.unparse(node.value) in NAMES}
 
 
-def test_a_field_that_nothing_reads_would_be_seen() -> None:
+def test_fields_read_returns_only_fields_that_a_file_reads() -> None:
     assert "batch_size" in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
     assert "json" not in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_piece_of_a_batch_fits_in_a_device(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
-    """By default; the batch itself is the paper's."""
+def test_the_default_microbatch_has_8192_tokens(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    """The microbatch fits on one device; the batch itself is the paper's."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     length = 512 if size == "nano" else 2048
     settings = trainer.resolve_config(parse(f"--size={size}"), "adapt", 10, saves=10, length=length)
@@ -187,7 +189,7 @@ FORMER = [(kind, field) for kind in CLASSES for field in dataclasses.fields(kind
 
 
 @pytest.mark.parametrize(("kind", "field"), FORMER, ids=lambda value: getattr(value, "__name__", None) or value.name)
-def test_a_former_flag_is_answered_with_its_new_name(kind: type, field: dataclasses.Field[object]) -> None:
+def test_a_former_flag_is_rejected_with_its_new_name(kind: type, field: dataclasses.Field[object]) -> None:
     former, current = field.metadata["was"], field.metadata.get("flag", field.name)
     with pytest.raises(UsageError, match=f"is now --{current}$"):
         parsing.parse(kind, [f"--{former}=1"])
@@ -219,7 +221,7 @@ def test_every_line_of_help_is_a_sentence_or_a_noun_phrase(kind: type) -> None:
         assert not text.startswith(("Of ", "That ", "What ", "Who ", "Where ", "By ", "To ")), f"{field.name}: {text}"
 
 
-def test_null_in_yaml_is_not_given(tmp_path: Path) -> None:
+def test_null_in_yaml_means_the_default(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("templates:\nmin_count: 2\n")
     resolved = parsing.parse(PrepareConfig, [f"--config={tmp_path / 'mine.yaml'}"])
     assert (resolved.templates, resolved.min_count) == ("", 2)

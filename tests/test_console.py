@@ -1,3 +1,5 @@
+"""The console page in Chromium: suggestions, shortcuts, replies, search and replay, and the events that they send."""
+
 import re
 
 from chromium import browser as browser
@@ -13,7 +15,7 @@ from jaxtempl.serve.schema import TemplateAnswer
 FIRST, SECOND = SUGGESTED[0][1], SUGGESTED[1][1]
 
 
-def test_it_loads_in_silence_and_from_its_own_server(browser: Browser, url: str) -> None:
+def test_the_page_loads_without_console_messages_or_foreign_requests(browser: Browser, url: str) -> None:
     said: list[str] = []
     asked: list[str] = []
     with browser.new_context() as window:
@@ -28,7 +30,7 @@ def test_it_loads_in_silence_and_from_its_own_server(browser: Browser, url: str)
     assert {address for address in asked if not address.startswith((f"{url}/", "data:"))} == set()
 
 
-def test_a_message_brings_five_suggestions(page: Page, server: StandIn) -> None:
+def test_a_message_shows_five_suggestions(page: Page, server: StandIn) -> None:
     suggested(page)
     row = page.locator(".suggestion").first
     expect(row).to_contain_text(FIRST)
@@ -43,7 +45,7 @@ def test_a_message_brings_five_suggestions(page: Page, server: StandIn) -> None:
     assert (context.k, context.advocate_id) == (5, "console")
 
 
-def test_a_number_picks(page: Page, server: StandIn) -> None:
+def test_a_number_key_picks_a_suggestion(page: Page, server: StandIn) -> None:
     suggested(page)
     page.keyboard.press("2")
     expect(page.get_by_label("Reply to the customer")).to_be_focused()
@@ -52,7 +54,7 @@ def test_a_number_picks(page: Page, server: StandIn) -> None:
     wait_for(page, server, ("picked", 1, "CARD_RETURNED_MAIL", 2))
 
 
-def test_in_a_text_field_a_number_is_a_number_unless_with_alt(page: Page, server: StandIn) -> None:
+def test_a_number_key_in_a_text_field_picks_only_with_alt(page: Page, server: StandIn) -> None:
     suggested(page)
     reply = page.get_by_label("Reply to the customer")
     reply.press("2")
@@ -64,10 +66,10 @@ def test_in_a_text_field_a_number_is_a_number_unless_with_alt(page: Page, server
     wait_for(page, server, ("picked", 1, "CARD_RETURNED_MAIL", 2))
 
 
-def test_a_placeholder_waits_to_be_filled_and_what_was_edited_is_told(page: Page, server: StandIn) -> None:
+def test_a_placeholder_is_selected_and_an_edit_is_reported(page: Page, server: StandIn) -> None:
     suggested(page)
     page.keyboard.press("1")
-    page.keyboard.insert_text("Nov 14")  # in place of the placeholder, which is selected
+    page.keyboard.insert_text("Nov 14")  # replaces the placeholder, which is selected
     expect(page.locator("#source")).to_have_text("From CARD_TRACKING, edited")
     page.keyboard.press("Enter")
     reply = FIRST.replace("{date}", "Nov 14")
@@ -77,27 +79,27 @@ def test_a_placeholder_waits_to_be_filled_and_what_was_edited_is_told(page: Page
     assert [(said.role, said.text) for said in server.contexts[1].messages][1:] == [("advocate", reply)]
 
 
-def test_what_was_not_edited_is_not_told_again(page: Page, server: StandIn) -> None:
+def test_a_reply_without_edits_sends_no_second_event(page: Page, server: StandIn) -> None:
     suggested(page)
     page.keyboard.press("2")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".message.advocate p")).to_have_text(SECOND)
     settled(page)
-    page.keyboard.press("1")  # the numbers work again, without leaving the keyboard
+    page.keyboard.press("1")  # the number keys work again without a click
     wait_for(page, server, ("picked", 1, "CARD_RETURNED_MAIL", 2), ("picked", 2, "CARD_TRACKING", 1))
 
 
-def test_own_words(page: Page, server: StandIn) -> None:
+def test_a_reply_without_a_template_is_reported_as_freehand(page: Page, server: StandIn) -> None:
     suggested(page)
     page.keyboard.press("1")
-    page.get_by_label("Reply to the customer").fill("")  # what was picked is gone with its text
+    page.get_by_label("Reply to the customer").fill("")  # clearing the text discards the pick
     page.get_by_label("Reply to the customer").fill("A line\nof mine")
     page.get_by_role("button", name="Send Enter").click()
     expect(page.locator(".message.advocate p")).to_have_text("A line\nof mine")
     wait_for(page, server, ("picked", 1, "CARD_TRACKING", 1), ("freehand", 1, None, None))
 
 
-def test_escape_dismisses(page: Page, server: StandIn) -> None:
+def test_escape_dismisses_the_suggestions(page: Page, server: StandIn) -> None:
     suggested(page)
     page.get_by_label("Reply to the customer").focus()
     page.keyboard.press("Escape")
@@ -112,7 +114,7 @@ def test_escape_dismisses(page: Page, server: StandIn) -> None:
     wait_for(page, server, ("dismissed", 1, None, None), ("dismissed", 2, None, None))
 
 
-def test_search(page: Page, server: StandIn) -> None:
+def test_search_finds_active_templates_and_fills_the_reply(page: Page, server: StandIn) -> None:
     suggested(page)
     page.keyboard.press("/")
     search = page.get_by_role("combobox", name="Search all templates")
@@ -129,7 +131,7 @@ def test_search(page: Page, server: StandIn) -> None:
     wait_for(page, server, ("searched", 1, "REFUND_NOT_SENT", None))
 
 
-def test_another_model_brings_its_templates(page: Page, server: StandIn) -> None:
+def test_another_model_version_reloads_the_templates(page: Page, server: StandIn) -> None:
     suggested(page)
     server.version = "0a1b2c3d4e5f"
     server.templates.append(TemplateAnswer("BRAND_NEW", "Nobody said this before.", True))
@@ -140,7 +142,9 @@ def test_another_model_brings_its_templates(page: Page, server: StandIn) -> None
     expect(page.get_by_role("option", name="BRAND_NEW")).to_be_visible()
 
 
-def test_a_search_that_finds_nothing_says_so_and_escape_closes_it_alone(page: Page, server: StandIn) -> None:
+def test_a_search_without_results_shows_a_message_and_escape_closes_only_the_search(
+    page: Page, server: StandIn
+) -> None:
     suggested(page)
     search = page.get_by_role("combobox", name="Search all templates")
     search.fill("xylophone")
@@ -153,7 +157,7 @@ def test_a_search_that_finds_nothing_says_so_and_escape_closes_it_alone(page: Pa
     wait_for(page, server)
 
 
-def test_a_sample_case_is_replayed_and_an_own_reply_stands_for_the_one_of_then(page: Page, server: StandIn) -> None:
+def test_a_sample_case_is_replayed_and_a_new_reply_replaces_the_recorded_one(page: Page, server: StandIn) -> None:
     page.get_by_label("Sample case").select_option("0")
     expect(page.locator(".message")).to_have_count(1)
     page.keyboard.press("n")

@@ -1,3 +1,5 @@
+"""The console page when the service is overloaded or unreachable, rejects requests, or requires a token."""
+
 import json
 from typing import Any
 
@@ -12,7 +14,7 @@ from playwright.sync_api import Browser, Page, Request, expect
 
 
 def posted(page: Page) -> list[str]:
-    """The bodies of the events, as they leave the page."""
+    """Return a list that collects the bodies of the events as the page sends them."""
     bodies: list[str] = []
 
     def keep(request: Request) -> None:
@@ -23,7 +25,7 @@ def posted(page: Page) -> list[str]:
     return bodies
 
 
-def test_no_suggestion_is_said_in_words(page: Page, server: StandIn) -> None:
+def test_a_missing_suggestion_is_explained(page: Page, server: StandIn) -> None:
     server.no_suggestion = "the best one is below the threshold"
     customer_says(page)
     expect(page.get_by_role("status")).to_have_text("No suggestion: the best one is below the threshold")
@@ -31,7 +33,7 @@ def test_no_suggestion_is_said_in_words(page: Page, server: StandIn) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503, 504])
-def test_an_overloaded_service_is_said_so_and_asked_again(page: Page, server: StandIn, status: int) -> None:
+def test_the_page_reports_an_overloaded_service_and_retries(page: Page, server: StandIn, status: int) -> None:
     suggested(page)
     server.refuse["/v1/suggest"] = [status]
     customer_says(page, "Hello?")
@@ -41,7 +43,7 @@ def test_an_overloaded_service_is_said_so_and_asked_again(page: Page, server: St
     assert len(server.contexts[-1].messages) == 2
 
 
-def test_a_server_that_is_away_is_said_so_and_asked_again(page: Page) -> None:
+def test_the_page_reports_an_unreachable_server_and_retries(page: Page) -> None:
     page.route("**/v1/suggest", lambda route: route.abort())
     customer_says(page)
     expect(page.get_by_role("status")).to_have_text("The server cannot be reached; trying again.")
@@ -49,13 +51,13 @@ def test_a_server_that_is_away_is_said_so_and_asked_again(page: Page) -> None:
     expect(page.locator(".suggestion")).to_have_count(5)
 
 
-def test_what_is_refused_for_good_is_shown(page: Page, server: StandIn) -> None:
+def test_a_permanent_rejection_is_shown(page: Page, server: StandIn) -> None:
     server.refuse["/v1/suggest"] = [413]
     customer_says(page)
     expect(page.get_by_role("status")).to_have_text("The server refused: refused as a test wants it")
 
 
-def test_superseded_requests_say_nothing(page: Page, server: StandIn) -> None:
+def test_a_superseded_request_shows_no_message(page: Page, server: StandIn) -> None:
     suggested(page)
     server.refuse["/v1/suggest"] = [409]
     customer_says(page, "Hello?")
@@ -64,7 +66,7 @@ def test_superseded_requests_say_nothing(page: Page, server: StandIn) -> None:
     suggested(page, "Anybody?")
 
 
-def test_a_newer_message_ends_the_request_before_it(page: Page, server: StandIn) -> None:
+def test_a_newer_message_aborts_the_previous_request(page: Page, server: StandIn) -> None:
     ended: list[str] = []
     page.on("requestfailed", lambda request: ended.append(request.url))
     page.route("**/v1/suggest", lambda _: None, times=1)  # never answered
@@ -74,7 +76,7 @@ def test_a_newer_message_ends_the_request_before_it(page: Page, server: StandIn)
     assert [said.text for said in server.contexts[0].messages] == ["one", "two"]
 
 
-def test_it_asks_for_the_token(browser: Browser, server: StandIn, url: str) -> None:
+def test_the_page_requests_the_token_that_the_server_requires(browser: Browser, server: StandIn, url: str) -> None:
     server.token = "a secret"
     with console(browser, url) as page:
         page.get_by_role("textbox", name="Token").fill("wrong")
@@ -91,7 +93,7 @@ def test_it_asks_for_the_token(browser: Browser, server: StandIn, url: str) -> N
         expect(page.locator(".suggestion")).to_have_count(5)
 
 
-def test_events_are_told_again_as_they_were_and_hold_no_text(page: Page, server: StandIn) -> None:
+def test_events_are_resent_unchanged_and_contain_no_text(page: Page, server: StandIn) -> None:
     bodies = posted(page)
     server.refuse["/v1/events"] = [503]
     suggested(page)

@@ -1,4 +1,4 @@
-"""What runs a server elsewhere: no cluster is at hand, so manifests and the image are read, and held to the code."""
+"""The manifests and the image of the server agree with the code; the tests read them and need no cluster."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BOUND = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "cap
 
 
 def asked(folder: Path) -> ServeConfig:
-    """What the pod's command line comes to, with a secret in `folder`."""
+    """Parse the command line of the pod, with its secret in `folder`."""
     (folder / "serve.yaml").write_text("store: postgresql+psycopg://user:word@host/database")
     argv = [word.replace("/etc/jaxtempl", str(folder)) for word in CONTAINER["args"]]
     return parsing.parse(ServeConfig, argv)
@@ -38,7 +38,7 @@ def test_all_files_are_used() -> None:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_kustomize_makes_them_one() -> None:
+def test_kustomize_builds_all_manifests() -> None:
     made = subprocess.run(["kubectl", "kustomize", str(SERVE)], capture_output=True, text=True, check=True)
     found = {each["kind"]: each for each in yaml.safe_load_all(made.stdout)}
     kinds = "Deployment", "Service", "PodDisruptionBudget", "ScaledObject", "NetworkPolicy", "PersistentVolumeClaim"
@@ -47,7 +47,7 @@ def test_kustomize_makes_them_one() -> None:
     assert image == "registry.example.com/jaxtempl:serve"
 
 
-def test_the_pod_s_command_is_one(tmp_path: Path) -> None:
+def test_the_command_of_the_pod_is_valid(tmp_path: Path) -> None:
     settings: Any = asked(tmp_path)
     assert settings.host == "0.0.0.0"
     assert [port["containerPort"] for port in CONTAINER["ports"]] == [settings.port]
@@ -59,7 +59,7 @@ def test_the_pod_s_command_is_one(tmp_path: Path) -> None:
     assert {mount["name"] for mount in mounts.values()} == {volume["name"] for volume in POD["volumes"]}
 
 
-def test_the_probes_ask_what_there_is(server: Server) -> None:
+def test_the_probes_use_existing_routes_and_ports(server: Server) -> None:
     probes = [CONTAINER[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")]
     assert [probe["path"] for probe in probes] == ["/readyz", "/readyz", "/livez"]
     annotations = DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]
@@ -71,7 +71,7 @@ def test_the_probes_ask_what_there_is(server: Server) -> None:
     assert annotations["prometheus.io/port"] == str(CONTAINER["ports"][0]["containerPort"])
 
 
-def test_the_end_is_not_cut_short(tmp_path: Path) -> None:
+def test_the_grace_period_covers_the_shutdown(tmp_path: Path) -> None:
     before = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     ends = before + asked(tmp_path).drain_seconds + store.CLOSE + store.PATIENCE
     assert before >= 5
@@ -79,21 +79,21 @@ def test_the_end_is_not_cut_short(tmp_path: Path) -> None:
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
-def test_everything_is_about_the_same_pods() -> None:
+def test_all_manifests_select_the_same_pods() -> None:
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
     chosen = [documents(SERVE / name)[0]["spec"] for name in ("service.yaml", "disruption.yaml", "network.yaml")]
     selectors = [chosen[0]["selector"], chosen[1]["selector"]["matchLabels"], chosen[2]["podSelector"]["matchLabels"]]
     assert [*selectors, DEPLOYMENT["spec"]["selector"]["matchLabels"]] == [labels] * 4
     [scaled], [claim] = documents(SERVE / "autoscaler.yaml"), documents(SERVE / "bundles.yaml")
     assert scaled["spec"]["scaleTargetRef"]["name"] == DEPLOYMENT["metadata"]["name"]
-    assert "replicas" not in DEPLOYMENT["spec"], "an apply would undo what the autoscaler did"
+    assert "replicas" not in DEPLOYMENT["spec"], "an apply would override the autoscaler"
     for pod in (POD, COPIER):
         claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]]
         assert [name for name in claims if name] == [claim["metadata"]["name"]]
 
 
 @pytest.mark.parametrize("pod", [POD, COPIER], ids=["serve", "copier"])
-def test_nobody_is_root(pod: dict[str, Any]) -> None:
+def test_no_container_runs_as_root(pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
@@ -110,7 +110,7 @@ def said(instruction: str) -> list[str]:
     return [rest for name, rest in LINES if name == instruction]
 
 
-def test_the_image_is_made_of_what_there_is() -> None:
+def test_the_images_copy_only_existing_files() -> None:
     kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines()}
     train = re.findall(r"^COPY (\S+)", (DEPLOY / "docker" / "Dockerfile.train").read_text(), re.MULTILINE)
     copied = [rest.split()[0] for rest in said("COPY") if not rest.startswith("--from=build")]
@@ -120,7 +120,7 @@ def test_the_image_is_made_of_what_there_is() -> None:
     assert {rest.split(" AS ")[0] for rest in said("FROM")} == {"python:3.12-slim-bookworm"}
 
 
-def test_the_image_installs_what_serves_and_no_more() -> None:
+def test_the_image_installs_only_the_requirements_of_serving() -> None:
     assert set(re.findall(r"requirements\S*\.txt", DOCKERFILE)) == {"requirements-serve.txt"}
     [command] = re.findall(r"sed .*? > wanted\.txt", DOCKERFILE)
     before = (ROOT / "requirements-serve.txt").read_text().splitlines()
@@ -132,10 +132,10 @@ def test_the_image_installs_what_serves_and_no_more() -> None:
     assert len(changed) == 1
 
 
-def test_the_image_starts_a_server_that_is_not_root() -> None:
+def test_the_image_starts_the_server_as_a_user_other_than_root() -> None:
     [entry], [command], [user], [port] = map(said, ("ENTRYPOINT", "CMD", "USER", "EXPOSE"))
     assert [ROOT / Path(word).relative_to("/jaxtempl") for word in json.loads(entry)] == [ROOT / "bin" / "serve"]
-    assert "exec " in (ROOT / "bin" / "serve").read_text(), "or SIGTERM would end the shell alone"
+    assert "exec " in (ROOT / "bin" / "serve").read_text(), "without exec, SIGTERM would end only the shell"
     settings: Any = parsing.parse(ServeConfig, json.loads(command))
     assert (settings.host, settings.port, settings.bundle) == ("0.0.0.0", int(port), "/bundle")
     ids = {POD["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")}
@@ -143,7 +143,7 @@ def test_the_image_starts_a_server_that_is_not_root() -> None:
     assert str(Path(settings.store.removeprefix("sqlite:///")).parent) in DOCKERFILE
 
 
-def test_the_health_check_tells_life_from_death(server: Server) -> None:
+def test_the_health_check_fails_only_if_the_server_is_down(server: Server) -> None:
     [check] = said("HEALTHCHECK")
     _, flag, code = json.loads(check[check.index("[") :])
     ends = {}

@@ -1,4 +1,4 @@
-"""An export of the event store: what analyses find in the file, and that nothing else is touched."""
+"""Exports of the event store to Parquet: rows, order, selected days, errors and existing files."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from jaxtempl.serve.events.store import StoredSuggestion
 
 
 def fill(url: str) -> list[StoredSuggestion]:
-    """Three days: two suggestions with two events each, one with none; the last comes first."""
+    """Store a suggestion on each of three days, the last first; the first two have two events each."""
     answered = [make_suggestion(at=NOON + timedelta(days=day)) for day in range(3)]
     with open_store(url) as store:
         for record in reversed(answered):
@@ -31,10 +31,10 @@ def fill(url: str) -> list[StoredSuggestion]:
     return answered
 
 
-def test_an_export_has_a_row_an_event_in_order(
+def test_an_export_has_one_row_per_event_in_order(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(events_export, "ROWS", 1)  # so that a suggestion's events are in two parts
+    monkeypatch.setattr(events_export, "ROWS", 1)  # splits a suggestion's events into two parts
     answered, out = fill(url), tmp_path / "out" / "events.parquet"
     export_events([f"--store={url}", f"--out={out}"])
     assert f"{out}: 3 suggestions with 4 events of " in capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_an_export_has_a_row_an_event_in_order(
     assert all(found[-1][name] is None for name in ("event_id", "template", "position", "event_at", "received_at"))
 
 
-def test_an_export_is_of_the_days_that_are_asked_for(url: str, tmp_path: Path) -> None:
+def test_an_export_contains_only_the_requested_days(url: str, tmp_path: Path) -> None:
     answered = fill(url)
     export = [f"--store={url}", f"--out={tmp_path / 'a.parquet'}", "--overwrite"]
     wanted = {
@@ -80,7 +80,7 @@ def test_an_export_is_of_the_days_that_are_asked_for(url: str, tmp_path: Path) -
         (["--out=README.md"], "--overwrite replaces it"),
     ],
 )
-def test_an_export_that_cannot_be_is_one_line(flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_export_is_rejected(flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=said) as error:
         export_events(flags)
@@ -88,7 +88,7 @@ def test_an_export_that_cannot_be_is_one_line(flags: list[str], said: str, monke
     assert not Path("none.sqlite").exists()
 
 
-def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_keeps_the_existing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, out = f"sqlite:///{tmp_path / 'events.sqlite'}", tmp_path / "out.parquet"
     fill(url)
     out.write_text("older")
@@ -103,7 +103,7 @@ def test_an_export_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch:
     }
 
 
-def test_an_export_of_a_damaged_database_is_one_line(url: str, tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_database_is_one_line(url: str, tmp_path: Path) -> None:
     fill(url)
     engine = sa.create_engine(url)
     with engine.begin() as connection:

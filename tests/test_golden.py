@@ -1,6 +1,6 @@
-"""What a run leaves for others to read: one golden file of each format, with values masked by their kind.
+"""Golden files of the formats that a run and a bundle write, with values masked by their kind.
 
-A change here is a change of a format that users read: update the file on purpose, with a note in CHANGELOG.
+A change here is a change of a format that users read: update the file deliberately, with a note in CHANGELOG.
 """
 
 import json
@@ -21,7 +21,7 @@ from jaxtempl.training import adapt, finetune
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """An adapt run and the finetune run that starts from it, both trained and evaluated by the real commands."""
+    """Train and evaluate an adapt run, and a finetune run that starts from it."""
     folder = tmp_path_factory.mktemp("golden")
     data = tiny.dataset(folder / "made").folder
     shared: dict[str, Any] = {"size": "nano", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 2}
@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 def form(runs: dict[str, Run], name: str) -> str:
-    """A file of the runs, masked; of JSON lines, each different kind of line once."""
+    """Return a masked file of the runs; in a file of JSON lines, each distinct masked line occurs once."""
     phase, _, file = name.partition(".")
     text = (runs[phase].folder / FILES[file]).read_text()
     if file == "config.yaml":
@@ -53,17 +53,17 @@ FILES = {
     "meta.json": "checkpoints/2/meta/metadata",
     "report.json": "evaluate-test/report.json",
 }
-SAME = {"adapt.architecture.json", "adapt.templates.json", "adapt.meta.json"}  # as finetune's, or empty
+SAME = {"adapt.architecture.json", "adapt.templates.json", "adapt.meta.json"}  # equal to finetune's, or empty
 
 
 @pytest.mark.parametrize(
     "name", [f"{phase}.{file}" for phase in ("adapt", "finetune") for file in FILES if f"{phase}.{file}" not in SAME]
 )
-def test_formats_of_a_run(runs: dict[str, Run], name: str) -> None:
+def test_the_formats_of_a_run_match_the_golden_files(runs: dict[str, Run], name: str) -> None:
     assert form(runs, name) == (GOLDEN / name).read_text().rstrip()
 
 
-def test_format_of_a_bundle(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_the_format_of_a_bundle_matches_the_golden_file(runs: dict[str, Run], tmp_path: Path) -> None:
     made = export_bundle(runs["finetune"], tmp_path / "bundle")
     found = json.dumps(masked(json.loads((made.folder / "bundle.json").read_text())), indent=1)
     assert found == (GOLDEN / "bundle.json").read_text().rstrip()

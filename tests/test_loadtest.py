@@ -50,15 +50,15 @@ ANSWER = {
 
 
 class Server:
-    """One worker that takes requests in turn, as a model does.
+    """A server with one worker that handles requests one by one, as a model does.
 
     Attributes:
-        url: where it listens.
-        asked: the requests, in the order in which they came.
-        reply: what it does with the request of this number, and how long that takes.
-        most: requests that it held at once.
-        ready: status of /readyz.
-        token: that /v1 wants.
+        url: Address of the server.
+        asked: Bodies of the requests, in order of arrival.
+        reply: Function from a request's number to the delay in seconds and the response.
+        most: Largest number of requests held at once.
+        ready: Status code of /readyz.
+        token: Bearer token that /v1/model requires, or an empty string.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(app: Any) -> Generator[tuple[str, uvicorn.Server]]:
-    """An ASGI application on a free port, in a thread."""
+    """Serve an ASGI application on a free port in a thread; yield its URL and the server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -142,7 +142,7 @@ ConfigFactory = Callable[..., LoadtestConfig]
 
 
 def exchanged(url: str, due: list[float], timeout: float = 5.0) -> list[Exchange]:
-    """What comes of requests to a server."""
+    """Send requests to a server and return their exchanges."""
 
     async def all_() -> list[Exchange]:
         async with client.open_session(timeout, "") as http:
@@ -152,8 +152,8 @@ def exchanged(url: str, due: list[float], timeout: float = 5.0) -> list[Exchange
     return asyncio.run(all_())
 
 
-def test_a_stalled_server_shows_in_what_others_waited(server: Server, asked: ConfigFactory) -> None:
-    """A generator that waits for each answer before it sends on meets the stall once."""
+def test_a_stall_raises_the_latency_of_every_request_due_during_it(server: Server, asked: ConfigFactory) -> None:
+    """A closed loop, which waits for each answer, measures the stall only once."""
     server.reply = lambda number: (0.6 if number == 10 else 0.0001, JSONResponse(ANSWER))
     row = pipeline.run(asked(minutes=0.03))["rates"][0]
     assert row["requests"] == row[ANSWERED] == 90
@@ -166,21 +166,21 @@ def test_a_stalled_server_shows_in_what_others_waited(server: Server, asked: Con
     assert np.quantile(closed, 0.9) < 0.3
 
 
-def test_latency_runs_from_when_a_request_was_due(server: Server) -> None:
+def test_latency_counts_from_the_due_time(server: Server) -> None:
     found = exchanged(server.url, [-0.5, 0.0])
     assert [e.outcome for e in found] == [ANSWERED] * 2
     assert found[0].lag >= 0.5
     assert all(e.latency > e.lag for e in found)
 
 
-def test_a_generator_that_does_not_keep_up_voids_its_row(
+def test_a_row_is_void_if_the_generator_does_not_keep_up(
     asked: ConfigFactory, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_once = client._post
 
     async def slow(*given: Any) -> tuple[str, int]:
         if len(server.asked) == 5:
-            time.sleep(0.2)  # the loop is held up, and with it all that is due
+            time.sleep(0.2)  # blocks the event loop and delays all due requests
         return await asked_once(*given)
 
     monkeypatch.setattr(client, "_post", slow)
@@ -215,10 +215,10 @@ def test_outcomes_are_counted_by_kind(server: Server, asked: ConfigFactory) -> N
     }
     kinds = ["empty answer", "not an answer", "status 307", "status 422", "status 500", "timeout"]
     assert row["errors"] == dict.fromkeys(kinds, 1)
-    assert row["in_budget"] <= 41 / 50  # what is not answered is not within the budget
+    assert row["in_budget"] <= 41 / 50  # an unanswered request is not within the budget
 
 
-def test_a_server_that_goes_away_is_counted_and_the_test_goes_on(cases: Path, tmp_path: Path) -> None:
+def test_the_loadtest_continues_and_counts_errors_after_the_server_exits(cases: Path, tmp_path: Path) -> None:
     made = Server()
     with serving(Starlette(routes=made.routes())) as (url, server):
 
@@ -241,14 +241,14 @@ def test_a_server_that_goes_away_is_counted_and_the_test_goes_on(cases: Path, tm
     assert found["capacity"]["max"] is None
 
 
-def test_warm_up_is_sent_and_not_counted(server: Server, asked: ConfigFactory) -> None:
+def test_warm_up_requests_are_sent_but_not_counted(server: Server, asked: ConfigFactory) -> None:
     server.reply = lambda number: (0.0, JSONResponse(ANSWER, 500 if number < 25 else 200))
     row = pipeline.run(asked(warmup=0.5))["rates"][0]
     assert len(server.asked) == 75
     assert (row["requests"], row["answered"], row["errors"]) == (50, 50, {})
 
 
-def test_the_same_seed_asks_the_same(server: Server, asked: ConfigFactory) -> None:
+def test_the_same_seed_sends_the_same_requests(server: Server, asked: ConfigFactory) -> None:
     def run(**changes: Any) -> tuple[list[str], list[int]]:
         server.asked.clear()
         found = pipeline.run(asked(rates=(100.0, 50.0), minutes=0.006, arrivals="poisson", overwrite=True, **changes))
@@ -260,7 +260,7 @@ def test_the_same_seed_asks_the_same(server: Server, asked: ConfigFactory) -> No
     assert run(seed=1)[1] != counts
 
 
-def test_each_request_has_its_own_case_and_ends_where_an_advocate_answers(server: Server, asked: ConfigFactory) -> None:
+def test_each_request_has_its_own_case_and_ends_before_an_advocates_reply(server: Server, asked: ConfigFactory) -> None:
     pipeline.run(asked(rates=(50.0, 25.0)))
     names = [body["case_id"] for body in server.asked]
     assert set(names) == {f"loadtest-0-{rate}-{i}" for rate in (50, 25) for i in range(rate)}
@@ -268,7 +268,7 @@ def test_each_request_has_its_own_case_and_ends_where_an_advocate_answers(server
     assert all(message.keys() == {"role", "text"} for body in server.asked for message in body["messages"])
 
 
-def test_no_word_of_a_message_is_in_what_is_written(
+def test_output_and_reports_contain_no_message_text(
     server: Server, asked: ConfigFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.reply = lambda number: (0.0, JSONResponse(ANSWER if number % 2 else {"error": CANARY}, 200))
@@ -288,7 +288,7 @@ def test_no_word_of_a_message_is_in_what_is_written(
 
 
 def failed(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
-    """The exit code and the one line on stderr."""
+    """Return the exit code and the single line on stderr."""
     code = cli.run(main, flags)
     told = capsys.readouterr().err
     assert told.startswith("error: ")
@@ -312,18 +312,18 @@ def failed(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
         ("--arrivals=never", "allowed: poisson, constant, bursty"),
     ],
 )
-def test_a_wrong_flag_is_one_line(flag: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_flag_prints_one_error_line(flag: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = failed(capsys, "--cases=cases.jsonl", flag)
     assert code == 2
     assert said in told
     assert "secret" not in told
 
 
-def test_two_devices_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+def test_device_and_flops_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert failed(capsys, "--cases=cases.jsonl", "--device=a10", "--flops=1e12")[0] == 2
 
 
-def test_a_server_that_cannot_be_tested_is_one_line(
+def test_an_unusable_server_prints_one_error_line(
     server: Server, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--cases={cases}", f"--out={tmp_path}/out", "--rates=20", "--minutes=0.01", "--warmup=0"]
@@ -342,15 +342,15 @@ def test_a_server_that_cannot_be_tested_is_one_line(
     (tmp_path / "token").write_text("sesame\nanother\n")
     assert cli.run(main, [*flags, f"--token={tmp_path}/token"]) == 0
     assert failed(capsys, *flags, "--token=nowhere")[0] == 1
-    assert not list(tmp_path.glob(".out*")), "nothing half-written is left"
+    assert not list(tmp_path.glob(".out*")), "no partial output remains"
 
 
-def test_something_else_that_answers_is_one_line(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_service_prints_one_error_line(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Starlette(routes=[Route("/{path:path}", lambda _: Response("welcome"))])) as (url, _):
         assert "is not an answer of bin/serve" in failed(capsys, f"--cases={cases}", f"--url={url}")[1]
 
 
-def test_cases_that_ask_nothing_are_one_line(
+def test_cases_without_contexts_print_one_error_line(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cases.jsonl"
@@ -361,7 +361,7 @@ def test_cases_that_ask_nothing_are_one_line(
     assert failed(capsys, "--cases=nowhere.jsonl", f"--url={server.url}")[0] == 1
 
 
-def test_a_folder_of_something_else_is_left_alone(
+def test_a_folder_with_other_files_is_never_overwritten(
     server: Server, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -372,7 +372,7 @@ def test_a_folder_of_something_else_is_left_alone(
     assert not server.asked
 
 
-def test_it_runs_where_there_is_no_jax(server: Server, cases: Path, tmp_path: Path) -> None:
+def test_loadtest_runs_without_jax(server: Server, cases: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     for name in ("jax", "flax", "torch", "tensorflow_datasets"):
@@ -390,7 +390,7 @@ def test_it_runs_where_there_is_no_jax(server: Server, cases: Path, tmp_path: Pa
     assert "requests/s" in done.stdout
 
 
-def test_as_many_connections_as_the_system_allows() -> None:
+def test_the_limit_of_open_files_is_raised_to_the_hard_limit() -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""BERT's ONNX graph gives Flax's logits in ONNX Runtime, with both heads, in its forms and types."""
+"""BERT's ONNX graph matches the logits of Flax in ONNX Runtime, for both heads and for all forms and dtypes."""
 
 import functools
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def bert_runtime(params: dict[str, Any], options: GraphOptions, path: Path) -> O
 
 @pytest.mark.parametrize("head", ["template", "lm"])
 @pytest.mark.parametrize("form", ["fused", "plain"])
-def test_logits_are_flaxs_batched_and_alone(tmp_path: Path, head: Any, form: Any) -> None:
+def test_logits_match_flax_in_a_batch_and_alone(tmp_path: Path, head: Any, form: Any) -> None:
     params = bert_params(head)
     expected = flax_logits(params, head)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
@@ -64,25 +64,25 @@ def test_logits_are_flaxs_batched_and_alone(tmp_path: Path, head: Any, form: Any
         assert np.abs(alone - expected).max() <= bound
 
 
-def test_padding_is_not_seen(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_logits(tmp_path: Path) -> None:
     network = bert_runtime(bert_params("template"), GraphOptions("template"), tmp_path / "model.onnx")
     other = np.where(np.arange(40) < LENGTHS[:, None], IDS, 1).astype(np.int32)
     assert np.array_equal(network(IDS, LENGTHS), network(other, LENGTHS))
 
 
-def test_a_warm_up_of_length_0_has_numbers(tmp_path: Path) -> None:
+def test_a_warm_up_with_length_0_gives_finite_logits(tmp_path: Path) -> None:
     network = bert_runtime(bert_params("template"), GraphOptions("template", "fp16"), tmp_path / "model.onnx")
     assert np.isfinite(network(IDS, np.zeros(5, np.int32))).all()
 
 
-def test_spare_slots_are_unlikely_and_the_others_the_same(tmp_path: Path) -> None:
+def test_spare_slots_get_the_unused_logit_and_other_slots_match_flax(tmp_path: Path) -> None:
     params = bert_params("template")
     actual = bert_runtime(params, GraphOptions("template", slots=10), tmp_path / "model.onnx")(IDS, LENGTHS)
     assert np.abs(actual[:, :SLOTS] - flax_logits(params, "template")).max() < 1e-4
     assert (actual[:, SLOTS:] == UNUSED_LOGIT).all()
 
 
-def test_the_chunked_form_is_refused() -> None:
+def test_the_chunked_form_is_rejected() -> None:
     with pytest.raises(UsageError, match=r"form=chunked needs causal attention.*choose --form=fused or plain"):
         graph.build(bert_params("template"), BERT, GraphOptions("template", form="chunked"))
 

@@ -1,4 +1,4 @@
-"""Every route is asked for what GET /openapi.json says that it takes, and for what it does not; none fails or hangs."""
+"""Every route answers valid and invalid requests as GET /openapi.json documents; none fails or hangs."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from jaxtempl.serve.http.app import App
 
 DOCUMENT = openapi.document(guarded=False)
 UNLISTED = re.compile("/openapi.json|/console(/.+[.](css|js))?")  # the document itself and the page's files
-BEYOND = re.compile(r"(inputs|outputs)(\[.*)?|messages|at|")  # fields in which more can be wrong than the schema says
+BEYOND = re.compile(r"(inputs|outputs)(\[.*)?|messages|at|")  # fields that the server checks beyond the schema
 ADMIN = "token-of-admin"
 REQUEST: dict[str, Any] = {"case_id": "c", "messages": MESSAGES}
 GIVEN = settings(
@@ -34,7 +34,7 @@ GIVEN = settings(
 
 
 class Operation(NamedTuple):
-    """One of the document's."""
+    """An operation of the OpenAPI document."""
 
     method: str
     path: str
@@ -60,7 +60,7 @@ READING = [operation for operation in OPERATIONS if operation.body]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    """One for all; in the end it still answers, and nothing that it did not expect has happened."""
+    """Yield a server for all tests; it must still answer at the end and have logged no error."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "admin").write_text(ADMIN)
     flags = f"--admin_tokens={folder / 'admin'}", "--timeout_ms=8000"
@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
 
 @pytest.fixture(scope="module")
 def known(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the server knows, by the names of properties."""
+    """Return values that exist on the server, by property name."""
     return {
         "suggestion_id": server.suggest().json["suggestion_id"],
         "version": server.ask("/v1/model").json["version"],
@@ -93,7 +93,7 @@ def ask(
 
 
 def check(operation: Operation, answer: Answer) -> None:
-    """It is as the document says, and tells nothing of what was sent."""
+    """Check that an answer matches the document and repeats nothing of the request."""
     assert answer.status < 500 or answer.status in (503, 504), answer
     listed = operation.description["responses"].get(str(answer.status))
     assert listed, f"{operation} answered {answer}"
@@ -106,31 +106,31 @@ def check(operation: Operation, answer: Answer) -> None:
         assert answer.json["error"]
         assert "\n" not in answer.json["error"]
         repeated = ODD in f"{answer.headers}{answer.json}"
-        assert not repeated or operation.path == "/admin/reload"  # which names the folder
+        assert not repeated or operation.path == "/admin/reload"  # its error names the folder
 
 
 def routes(store: Path) -> Iterator[Route]:
-    """Those of the application."""
+    """Return the routes of the application."""
 
     async def found() -> Sequence[Any]:
         app = App(ServeConfig(store=f"sqlite:///{store}"), lambda error: None)
-        async with app.lifespan(None):  # which closes the store
+        async with app.lifespan(None):  # its exit closes the store
             return app.routes()
 
     return (route for route in asyncio.run(found()) if isinstance(route, Route))
 
 
-def test_the_document_is_what_is_served(server: Server) -> None:
+def test_the_served_document_equals_the_generated_one(server: Server) -> None:
     assert server.ask("/openapi.json").json == DOCUMENT
 
 
-def test_the_document_has_every_route_and_no_other(tmp_path: Path) -> None:
+def test_the_document_lists_every_route_and_no_other(tmp_path: Path) -> None:
     found = {(method, r.path) for r in routes(tmp_path / "events") for method in r.methods or () if method != "HEAD"}
     assert {(o.method, o.path) for o in OPERATIONS} == {(m, path) for m, path in found if not UNLISTED.fullmatch(path)}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
-def test_every_answer_is_as_the_document_says(operation: Operation, server: Server, known: dict[str, Any]) -> None:
+def test_every_answer_matches_the_document(operation: Operation, server: Server, known: dict[str, Any]) -> None:
     values = Values(DOCUMENT, known)
     bodies = values.of(operation.body or {"type": "null"})
     versions = st.sampled_from([known["version"]] * 3) | st.text()
@@ -148,7 +148,7 @@ def test_every_answer_is_as_the_document_says(operation: Operation, server: Serv
 
 
 def agreed(schema: dict[str, Any], body: Any, answer: Answer) -> None:
-    """The answer finds the same fault in the body as jsonschema does, or none where that finds none."""
+    """Check that the answer reports a fault that jsonschema also finds, or none if it finds none."""
     wrong = faults(schema, DOCUMENT, body)
     if wrong:
         assert answer.status == 422
@@ -187,15 +187,15 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_is_no_request_is_refused(name: str, server: Server, known: dict[str, Any]) -> None:
+def test_a_malformed_body_is_rejected(name: str, server: Server, known: dict[str, Any]) -> None:
     for operation in READING:
         answer = ask(server, operation, BODIES[name], known["version"])
         check(operation, answer)
-        assert answer.status == 422 or operation.path == "/admin/reload", answer  # where all may be left out
+        assert answer.status == 422 or operation.path == "/admin/reload", answer  # all its fields are optional
 
 
 @pytest.mark.parametrize("operation", READING, ids=str)
-def test_any_bytes_are_answered(operation: Operation, server: Server, known: dict[str, Any]) -> None:
+def test_arbitrary_bytes_get_a_documented_answer(operation: Operation, server: Server, known: dict[str, Any]) -> None:
     @settings(GIVEN, max_examples=30)
     @given(st.binary(), st.text() | st.integers(0, 9).map(str))
     def answered(raw: bytes, length: str) -> None:

@@ -1,4 +1,4 @@
-"""Who has no token gets no answer, by whatever way the path is written; who has one gets no further than it goes."""
+"""A request without a valid token is rejected however its path is written, and a token opens only its own paths."""
 
 import hmac
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ USER, OTHER, ADMIN = "user-token_1", "user+token/2==", "admin-token"
 REQUEST = {"case_id": "c", "messages": MESSAGES}
 OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready"}
 CLOSED = sorted(path for path in PATHS.keys() - OPEN - {*PAGE} if not path.startswith("/admin/"))
-SECRET = "canary-token"  # wrong, and told to nobody
+SECRET = "canary-token"  # a wrong token, which no output may contain
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(folder: Path) -> Iterator[Server]:
-    """In the end no token, right or wrong, has been told."""
+    """Yield a server with tokens; at the end, its output must contain no token, right or wrong."""
     tokens, admin = folder.parent / "tokens", folder.parent / "admin"
     tokens.write_text(f"# of the support floor\n\n  {USER}  \n{OTHER}\n")
     admin.write_text(ADMIN)
@@ -54,7 +54,7 @@ def raw(path: bytes, *head: bytes, method: bytes = b"GET") -> bytes:
     return method + b" " + path + HEAD + CLOSE + b"".join(line + b"\r\n" for line in head) + b"\r\n"
 
 
-def test_without_files_nothing_is_asked_of_users_and_admin_is_closed(unguarded: Server) -> None:
+def test_without_token_files_users_need_no_token_and_admin_is_closed(unguarded: Server) -> None:
     assert unguarded.suggest().status == 200
     for path in CLOSED:
         assert ask(unguarded, path, None).status in (200, 404, 422)
@@ -65,7 +65,7 @@ def test_without_files_nothing_is_asked_of_users_and_admin_is_closed(unguarded: 
 
 
 @pytest.mark.parametrize("path", CLOSED)
-def test_a_path_of_users_wants_a_token_of_theirs(path: str, guarded: Server) -> None:
+def test_a_user_path_requires_a_user_token(path: str, guarded: Server) -> None:
     for token in (USER, OTHER):
         assert ask(guarded, path, token).status in (200, 404, 422)
     for token in (None, "", ADMIN, SECRET, USER[:-1], USER + "x", USER.upper(), f"{USER} {OTHER}", f"{USER},"):
@@ -75,13 +75,13 @@ def test_a_path_of_users_wants_a_token_of_theirs(path: str, guarded: Server) -> 
 
 
 @pytest.mark.parametrize("path", ["/admin/reload", "/admin/rollback"])
-def test_a_token_of_users_does_not_open_admin(path: str, guarded: Server) -> None:
+def test_a_user_token_does_not_open_admin(path: str, guarded: Server) -> None:
     for token in (None, "", USER, OTHER, SECRET):
         assert ask(guarded, path, token).status == 401
-    assert ask(guarded, path, ADMIN).status in (200, 422)  # there may be nothing to go back to
+    assert ask(guarded, path, ADMIN).status in (200, 422)  # 422 if there is no model to roll back to
 
 
-def test_the_document_says_what_wants_a_token(guarded: Server) -> None:
+def test_the_document_lists_the_paths_that_require_a_token(guarded: Server) -> None:
     found = guarded.ask("/openapi.json").json
     assert found == openapi.document(guarded=True)
     wanted = {path for path, each in found["paths"].items() for told in each.values() if "security" in told}
@@ -89,7 +89,7 @@ def test_the_document_says_what_wants_a_token(guarded: Server) -> None:
 
 
 @pytest.mark.parametrize("path", sorted({*OPEN, *PAGE}))
-def test_health_and_the_page_stay_open(path: str, guarded: Server) -> None:
+def test_health_and_the_console_page_require_no_token(path: str, guarded: Server) -> None:
     for token in (None, SECRET):
         assert ask(guarded, path, token).status == 200
 
@@ -115,17 +115,17 @@ def test_health_and_the_page_stay_open(path: str, guarded: Server) -> None:
         b"Authorization: Bearer %s\r\nauthorization: Bearer %s" % (USER.encode(), USER.encode()),
     ],
 )
-def test_a_header_that_is_not_as_it_must_be_is_none(head: bytes, guarded: Server) -> None:
+def test_a_malformed_authorization_header_is_rejected(head: bytes, guarded: Server) -> None:
     assert statuses(send(guarded, raw(b"/v1/model", head))) == [401]
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER", b"Bearer  "])
-def test_the_scheme_is_read_as_http_has_it(scheme: bytes, guarded: Server) -> None:
+def test_the_scheme_is_case_insensitive(scheme: bytes, guarded: Server) -> None:
     assert statuses(send(guarded, raw(b"/v1/model", b"AUTHORIZATION: %s %s" % (scheme, OTHER.encode())))) == [200]
 
 
 @pytest.mark.parametrize("start", [b"/v1/model", b"/v1/templates", b"/console/cases", b"/v2/models/templates"])
-def test_no_way_to_write_a_path_leads_past_the_guard(start: bytes, guarded: Server) -> None:
+def test_no_spelling_of_a_path_bypasses_the_guard(start: bytes, guarded: Server) -> None:
     name = start[1:]
     ways = [
         b"/" + start, b"//" + name, start + b"/", start + b"//", b"/." + start, b"/v2/.." + start, b"/v2/../" + name,
@@ -150,7 +150,7 @@ def test_no_way_to_write_a_path_leads_past_the_guard(start: bytes, guarded: Serv
         assert statuses(send(guarded, raw(start, head))) == [401]
 
 
-def test_a_refused_body_is_not_taken_for_the_next_request(guarded: Server) -> None:
+def test_a_rejected_body_is_not_parsed_as_the_next_request(guarded: Server) -> None:
     inner = raw(b"/livez")
     answers = send(guarded, b"POST /v1/suggest" + HEAD + length(len(inner)) + b"\r\n" + inner + inner)
     assert statuses(answers) == [401, 200]
@@ -163,7 +163,7 @@ def test_every_token_is_compared_in_constant_time(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(hmac, "compare_digest", lambda one, two: compared.append(len(one)) or real(one, two))
     for header, admitted in {b"Bearer a": True, b"Bearer c": True, b"Bearer d": False, b"": False}.items():
         assert tokens.admits(header) == admitted
-    assert compared == [32] * 3 * 4  # digests, so that the length tells nothing either
+    assert compared == [32] * 3 * 4  # digests, so that the length leaks nothing either
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_every_token_is_compared_in_constant_time(tmp_path: Path, monkeypatch: p
         (b"\xff\xfet\0", "not UTF-8 text"),
     ],
 )
-def test_a_bad_file_of_tokens_is_one_line(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_the_error_of_a_bad_token_file_is_one_line(content: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Zero-shot scores against likelihoods that are summed token by token, and the loss on rows of other text."""
+"""Zero-shot scores and the loss on rows of other text equal log-likelihoods that are summed token by token."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jaxtempl.prepare import pipeline
 from jaxtempl.runs.run import Run
 from jaxtempl.text import formats
 
-LENGTH = 32  # tokens of a row of the run
+LENGTH = 32  # tokens per row of the run
 LanguageModel = Callable[[list[int]], np.ndarray]
 
 
@@ -40,7 +40,7 @@ def losses(run: Run) -> TokenLosses:
 
 @pytest.fixture(scope="module")
 def log_probabilities(run: Run) -> LanguageModel:
-    """Log-probabilities of the next token at each position of a row; rows are padded, so that one shape is compiled."""
+    """Return a function for the next token's log-probabilities at each position; padding keeps one compiled shape."""
     model = tiny.language_model(run, 3)
 
     def evaluate(row: list[int]) -> np.ndarray:
@@ -51,14 +51,14 @@ def log_probabilities(run: Run) -> LanguageModel:
 
 
 def log_likelihood(run: Run, log_probabilities: LanguageModel, before: str, text: str) -> float:
-    """Log-likelihood of a text after a prompt, summed token by token over one whole row."""
+    """Return the log-likelihood of a text after a prompt, summed token by token over one whole row."""
     prompt, reply = run.tokenizer.encode([before, f" {text}\n"])
     row = [*prompt, *reply][-LENGTH:]
     by_token = log_probabilities(row)
     return sum(by_token[len(row) - len(reply) + i - 1, token] for i, token in enumerate(reply))
 
 
-def test_scores_are_likelihoods_added_up(
+def test_scores_equal_summed_log_likelihoods(
     run: Run, losses: TokenLosses, log_probabilities: LanguageModel, data: Dataset
 ) -> None:
     answers = zero_shot.score_templates(losses, data, "test", 7, 0, progress=False)
@@ -77,7 +77,7 @@ def test_scores_are_likelihoods_added_up(
     assert answers.before == pytest.approx(after_tag, abs=1e-3)
 
 
-def test_the_draw_is_seeded_and_nested(losses: TokenLosses, data: Dataset) -> None:
+def test_the_sample_of_contexts_is_seeded_and_nested(losses: TokenLosses, data: Dataset) -> None:
     few, many, other = (
         zero_shot.score_templates(losses, data, "test", n, seed, False) for n, seed in ((4, 0), (9, 0), (4, 1))
     )
@@ -86,7 +86,7 @@ def test_the_draw_is_seeded_and_nested(losses: TokenLosses, data: Dataset) -> No
     assert few.scores.tolist() != other.scores.tolist()
 
 
-def test_templates_of_one_text_are_one_answer(
+def test_templates_with_equal_texts_are_one_answer(
     losses: TokenLosses, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = [tiny.template(t.slot, t.id, text="Same." if t.id in ("greet", "bye") else t.text) for t in data.templates]
@@ -108,7 +108,7 @@ def test_scores_are_in_the_report_and_on_the_page(run: Run, data: Dataset, tmp_p
     )
 
 
-def test_templates_without_text_are_refused(
+def test_templates_without_text_are_rejected(
     losses: TokenLosses, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "templates", [tiny.template(t.slot, t.id, text="") for t in data.templates])
@@ -116,7 +116,9 @@ def test_templates_without_text_are_refused(
         zero_shot.score_templates(losses, data, "test", 5, 0, progress=False)
 
 
-def test_loss_on_rows_of_other_text(run: Run, log_probabilities: LanguageModel, tmp_path: Path) -> None:
+def test_the_loss_on_rows_of_other_text_equals_a_sum_token_by_token(
+    run: Run, log_probabilities: LanguageModel, tmp_path: Path
+) -> None:
     lines = [{"id": f"d{i}", "text": f"An article, number {i}, about cards and refunds. " * 4} for i in range(300)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "data"

@@ -1,4 +1,4 @@
-"""Bundles for Triton, converted by the real command, and Triton's own messages to read their configuration."""
+"""Bundles converted for Triton by the real command, and a parser of their configuration."""
 
 import dataclasses
 import importlib.metadata
@@ -49,7 +49,7 @@ def model_config_pb2() -> Any:
 
 
 def engine(batch: int, lengths: list[int] = BUCKETS) -> dict[str, Any]:
-    """Return the entries of bundle.json that `bin/convert tensorrt` writes of a plan."""
+    """Return the entries of bundle.json that `bin/convert tensorrt` writes for a plan."""
     return {"gpu": "NVIDIA A10", "profiles": [{"length": length, "batch": batch} for length in lengths]}
 
 
@@ -58,7 +58,7 @@ WIDTH = {PB2.TYPE_INT32: 4, PB2.TYPE_FP32: 4}
 
 
 def make_bundle(folder: Path, network: Path | None, templates: list[Template] = TEMPLATES, **facts: Any) -> Path:
-    """Write a bundle of that network, or of an engine without one."""
+    """Write a bundle of a network, or of an engine if `network` is None."""
     folder.mkdir(parents=True)
     if network:
         for path in network.iterdir():
@@ -73,7 +73,7 @@ def make_bundle(folder: Path, network: Path | None, templates: list[Template] = 
 
 
 def convert(given: Path, out: Path, **flags: Any) -> Any:
-    """Add the bundle and return the parsed configuration of the model."""
+    """Convert a bundle and return the parsed model configuration."""
     main(ConvertTritonConfig(bundle=str(given), out=out, **flags))
     return parse_config(out / flags.get("name", "templates"))
 

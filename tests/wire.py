@@ -24,19 +24,22 @@ def length(size: int) -> bytes:
 
 
 def send(server: Server, raw: bytes, finish: bool = False) -> bytes:
-    """All that comes back until the server closes, which it must; `finish` ends our side first."""
+    """Send bytes and return all answers until the server closes; `finish` closes the client's side first."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         try:
             connection.sendall(raw)
             if finish:
                 connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
-        except ConnectionError:  # it closed before it had read all
+        except ConnectionError:  # the server closed before it had read everything
             return b""
 
 
 def post(server: Server, path: str, body: bytes | Iterable[bytes]) -> Answer:
-    """By a connection that stays open, as one to be closed may be so before a long body is read; parts go in chunks."""
+    """Send a request; an iterable body is sent in chunks.
+
+    The connection stays open: the server may close it before a long body is read if the client requests a close.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     with contextlib.closing(connection):
         connection.request("POST", path, body)
@@ -45,5 +48,5 @@ def post(server: Server, path: str, body: bytes | Iterable[bytes]) -> Answer:
 
 
 def statuses(answers: bytes) -> list[int]:
-    """Of all answers, in their order."""
+    """Return the status codes of all answers in order."""
     return [int(part[:3]) for part in answers.split(b"HTTP/1.1 ")[1:]]
