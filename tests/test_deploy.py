@@ -1,4 +1,4 @@
-"""What starts a training elsewhere: no cluster is at hand, so scripts run with stand-ins and manifests are read."""
+"""Tests of deploying a training: scripts run with stand-ins for SLURM, and Kubernetes manifests are parsed."""
 
 import dataclasses
 import importlib.metadata
@@ -32,12 +32,12 @@ DEPLOY = ROOT / "deploy"
 SCRIPT = DEPLOY / "slurm" / "train.sbatch"
 OVERLAYS = sorted(path for path in (DEPLOY / "kubernetes").glob("[gt]pu/*") if path.name != "base")
 JOINING = ("--coordinator", "--num_processes", "--process_id")
-GPU, TPU = "a100-80", "v5e"  # of DEVICES; an H100 holds as much
+GPU, TPU = "a100-80", "v5e"  # keys of DEVICES; an H100 has the same memory
 KINDS = {"adapt": AdaptConfig, "finetune": FinetuneConfig}
 
 
 def parsed(argv: list[str]) -> Any:
-    """The config of a command line that begins with bin/."""
+    """Return the config of a command line that begins with bin/."""
     phase = argv[0].removeprefix("bin/")
     return parsing.parse(KINDS[phase], argv[1:], lambda given: initialization.config_layers(phase, given))
 
@@ -47,7 +47,7 @@ def architecture(size: str) -> NeoXArchitecture:
 
 
 def planned(settings: AdaptConfig, machine: Machine) -> MicrobatchShape:
-    """What a training of these settings computes at a time on a machine; raises where no mesh fits."""
+    """Return the microbatch of a training on a machine; raise where no mesh fits."""
     asked = dataclasses.replace(settings, devices=machine.devices)
     return estimate.plan_microbatch(asked, architecture(settings.size), machine.device, scale.LENGTH)
 
@@ -56,7 +56,7 @@ def planned(settings: AdaptConfig, machine: Machine) -> MicrobatchShape:
 
 
 def stand_in(folder: Path, name: str, body: str) -> None:
-    """A command that notes how it was called."""
+    """Write a command that logs its arguments."""
     said = f'echo $(printf "%q " {name} "$@") >> {folder}/log'
     (folder / name).write_text(f"#!/bin/bash\n{said}\n{body}\n")
     (folder / name).chmod(0o755)
@@ -68,7 +68,7 @@ def environment(folder: Path, nodes: int) -> dict[str, str]:
 
 
 def submitted(folder: Path, *argv: str, code: int = 0, nodes: int = 1) -> tuple[int, list[list[str]]]:
-    """Runs the batch script where srun ends with `code`; its exit status and the SLURM commands that it gave."""
+    """Run the batch script with an srun that exits with `code`; return its exit status and its SLURM commands."""
     stand_in(folder, "srun", f"exit {code}")
     stand_in(folder, "scontrol", "")
     done = subprocess.run(["bash", str(SCRIPT), *argv], cwd=ROOT, env=environment(folder, nodes), capture_output=True)
@@ -77,18 +77,18 @@ def submitted(folder: Path, *argv: str, code: int = 0, nodes: int = 1) -> tuple[
 
 
 def options() -> dict[str, str]:
-    """What the script asks of sbatch, which reads no further than the first command."""
+    """Return the script's sbatch options; sbatch stops reading at the first command."""
     comments = SCRIPT.read_text().split("\nset -eu\n")[0].splitlines()
     assert all(line.startswith("#") for line in comments)
     pairs = [line.removeprefix("#SBATCH --").partition("=") for line in comments if line.startswith("#SBATCH")]
     return {name: value for name, _, value in pairs}
 
 
-def test_the_tasks_hear_of_the_end_and_the_shell_does_not() -> None:
+def test_sbatch_signals_the_tasks_and_not_the_shell() -> None:
     asked = options()
-    assert asked["signal"] == "TERM@120", "with B: the shell alone would hear it"
+    assert asked["signal"] == "TERM@120", "with B: only the shell would receive it"
     assert "requeue" in asked
-    assert asked["open-mode"] == "append", "a job that is queued again keeps its log"
+    assert asked["open-mode"] == "append", "a requeued job must keep its log"
     assert asked["ntasks-per-node"] == "1"
     assert len(re.findall("#SBATCH", SCRIPT.read_text())) == len(asked), "an option comes too late, or twice"
 
@@ -107,21 +107,21 @@ def test_a_job_trains_on_a_mesh_that_fits(size: str, nodes: int, tmp_path: Path)
     assert scale.fits(machine.device, scale.device_memory(size, machine, microbatch))
 
 
-def test_a_user_s_flags_are_passed_on_and_go_over_ours(tmp_path: Path) -> None:
+def test_flags_of_the_user_override_the_flags_of_the_script(tmp_path: Path) -> None:
     _, [srun] = submitted(tmp_path, "finetune", "1.4b", "--out=runs/a b", "--remat=none")
     settings = parsed(srun[srun.index("bin/finetune") :])
     assert (settings.out, settings.remat) == ("runs/a b", "none")
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (1, False), (2, False), (137, False)])
-def test_a_job_that_saved_is_queued_again_and_no_other(code: int, requeued: bool, tmp_path: Path) -> None:
+def test_only_a_job_that_saved_is_requeued(code: int, requeued: bool, tmp_path: Path) -> None:
     found, commands = submitted(tmp_path, "adapt", "410m", code=code)
     assert found == code
     assert commands[1:] == ([["scontrol", "requeue", "123"]] if requeued else [])
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_a_signal_to_the_tasks_queues_again_and_one_to_the_job_ends_it(cancelled: bool, tmp_path: Path) -> None:
+def test_a_signal_to_the_tasks_requeues_the_job_and_one_to_the_job_ends_it(cancelled: bool, tmp_path: Path) -> None:
     stand_in(tmp_path, "srun", f'trap "exit 75" TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.02; done')
     stand_in(tmp_path, "scontrol", "")
     line = ["bash", str(SCRIPT), "adapt", "410m"]
@@ -137,7 +137,7 @@ def test_a_signal_to_the_tasks_queues_again_and_one_to_the_job_ends_it(cancelled
 
 
 @pytest.mark.parametrize("argv", [[], ["adapt"], ["adpat", "410m"]])
-def test_a_wrong_call_is_one_line(argv: list[str], tmp_path: Path) -> None:
+def test_a_wrong_call_exits_with_2_and_submits_nothing(argv: list[str], tmp_path: Path) -> None:
     assert submitted(tmp_path, *argv) == (2, [])
 
 
@@ -149,7 +149,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def resolved(folder: Path) -> dict[str, Any]:
-    """The JobSet of an overlay, as kustomize makes it out of the parts that are used here."""
+    """Return the JobSet of an overlay, built from the features of kustomize that deploy/ uses."""
     [overlay] = documents(folder / "kustomization.yaml")
     assert set(overlay) == {"apiVersion", "kind", "resources", "nameSuffix", "patches"}
     [base_path] = overlay["resources"]
@@ -168,7 +168,7 @@ def resolved(folder: Path) -> dict[str, Any]:
 
 
 def apply(target: Any, op: str, path: str, value: Any) -> None:
-    """One operation of RFC 6902."""
+    """Apply one operation of RFC 6902 (JSON Patch)."""
     *keys, last = [key.replace("~1", "/").replace("~0", "~") for key in path.split("/")[1:]]
     for key in keys:
         target = target[int(key)] if isinstance(target, list) else target[key]
@@ -191,7 +191,7 @@ def pod(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(found: dict[str, Any]) -> list[str]:
-    """What the first pod runs, its environment filled in as the kubelet does."""
+    """Return the command of the first pod, with environment variables expanded as the kubelet does."""
     [container] = pod(found)["containers"]
     known = {variable["name"] for variable in container.get("env", [])} | {"JOB_COMPLETION_INDEX"}
     words = container["command"] + container["args"]
@@ -202,7 +202,7 @@ def command(found: dict[str, Any]) -> list[str]:
 
 
 def machine_of(found: dict[str, Any]) -> Machine:
-    """All devices of a JobSet."""
+    """Return the machine of all devices of a JobSet."""
     [(resource, count)] = pod(found)["containers"][0]["resources"]["limits"].items()
     return Machine(
         resource, {"nvidia.com/gpu": GPU, "google.com/tpu": TPU}[resource], count * job(found)["parallelism"]
@@ -216,7 +216,7 @@ def test_there_is_an_overlay_for_each_size_on_each_machine() -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
-def test_kustomize_says_the_same(folder: Path) -> None:
+def test_kustomize_builds_the_same_jobset(folder: Path) -> None:
     made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
     assert yaml.safe_load(made.stdout) == resolved(folder)
 
@@ -233,28 +233,28 @@ def test_a_jobset_trains_on_a_mesh_that_fits(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
-def test_a_jobset_is_one_that_kubernetes_takes(folder: Path) -> None:
+def test_a_jobset_meets_the_requirements_of_kubernetes(folder: Path) -> None:
     found = resolved(folder)
     assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert re.fullmatch("[a-z][a-z0-9-]*[a-z0-9]", found["metadata"]["name"]), "the name of a service"
+    assert re.fullmatch("[a-z][a-z0-9-]*[a-z0-9]", found["metadata"]["name"]), "the name must be valid for a service"
     work, inside = job(found), pod(found)
     assert work["parallelism"] == work["completions"]
     assert (work["completionMode"], work["backoffLimit"]) == ("Indexed", 0)
-    assert inside["restartPolicy"] == "Never", "what a podFailurePolicy needs"
+    assert inside["restartPolicy"] == "Never", "a podFailurePolicy needs it"
     assert inside["terminationGracePeriodSeconds"] >= 60
     volumes = {volume["name"]: volume for volume in inside["volumes"]}
     mounts = [mount["name"] for mount in inside["containers"][0]["volumeMounts"]]
     assert set(mounts) == set(volumes)
     told = {variable["name"]: variable.get("value", "") for variable in inside["containers"][0]["env"]}
     places = {mount["mountPath"]: mount["name"] for mount in inside["containers"][0]["volumeMounts"]}
-    assert places[str(Path(told["HF_HOME"]).parent)] == "volume", "what is fetched outlives the pod"
+    assert places[str(Path(told["HF_HOME"]).parent)] == "volume", "downloads must outlive the pod"
     [claim] = documents(DEPLOY / "kubernetes" / "volume.yaml")
     assert volumes["volume"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.name}")
-def test_a_training_that_saved_starts_again_without_end_and_one_that_failed_does_not(folder: Path) -> None:
+def test_a_training_that_saved_restarts_without_limit_and_one_that_failed_does_not(folder: Path) -> None:
     found = resolved(folder)
     saved, disrupted = job(found)["podFailurePolicy"]["rules"]
     assert saved["onExitCodes"] == {"containerName": "train", "operator": "In", "values": [75]}
@@ -269,7 +269,7 @@ def test_a_training_that_saved_starts_again_without_end_and_one_that_failed_does
 
 
 @pytest.mark.parametrize("folder", [p for p in OVERLAYS if p.parent.name == "gpu"], ids=lambda p: p.name)
-def test_the_processes_of_gpu_hosts_are_told_who_they_are(folder: Path) -> None:
+def test_each_process_of_gpu_hosts_receives_its_index_and_coordinator(folder: Path) -> None:
     found = resolved(folder)
     told = dict(word.split("=") for word in command(found) if word.startswith(JOINING))
     hosts = job(found)["completions"]
@@ -286,20 +286,20 @@ def test_a_slice_has_the_hosts_of_its_topology(folder: Path) -> None:
     topology = pod(found)["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     wide, high = map(int, topology.split("x"))
     assert wide * high == machine_of(found).devices
-    assert not [word for word in command(found) if word.startswith(JOINING)], "GKE tells them"
+    assert not [word for word in command(found) if word.startswith(JOINING)], "GKE sets them"
 
 
-def test_both_machines_treat_failures_alike() -> None:
+def test_gpu_and_tpu_have_the_same_failure_policy() -> None:
     gpu, tpu = (resolved(DEPLOY / "kubernetes" / kind / "410m") for kind in ("gpu", "tpu"))
     assert gpu["spec"]["failurePolicy"] == tpu["spec"]["failurePolicy"]
     assert job(gpu)["podFailurePolicy"] == job(tpu)["podFailurePolicy"]
     assert pod(gpu)["terminationGracePeriodSeconds"] == pod(tpu)["terminationGracePeriodSeconds"]
 
 
-# The image
+# Docker image
 
 
-def test_the_image_is_made_of_what_there_is() -> None:
+def test_the_image_copies_existing_files_and_installs_existing_extras() -> None:
     lines = (DEPLOY / "docker" / "Dockerfile.train").read_text().splitlines()
     copied = [line.split()[1] for line in lines if line.startswith("COPY")]
     assert {"bin", "configs", "jaxtempl", "requirements.txt"} <= set(copied)
@@ -316,7 +316,7 @@ def test_the_image_is_made_of_what_there_is() -> None:
 PAGE = scale.PAGE.read_text()
 
 
-def test_the_tables_are_what_the_code_comes_to() -> None:
+def test_the_tables_equal_what_the_code_computes() -> None:
     assert scale.filled(PAGE) == PAGE, "run python -m bench.scale"
 
 
@@ -325,8 +325,8 @@ def test_the_tables_are_what_the_code_comes_to() -> None:
     files.read_json(ROOT / "docs/benchmarks/tpu_compile.json")["cases"],
     ids=lambda row: f"{row['size']}-{row['slice']}",
 )
-def test_the_formula_says_what_the_compiler_of_tpus_found(row: dict[str, Any]) -> None:
-    """Or a little less, or a tenth more."""
+def test_the_formula_predicts_the_memory_that_the_tpu_compiler_reports(row: dict[str, Any]) -> None:
+    """The prediction is at most 5% below and 15% above the compiler's."""
     rows = tpu_compile.ROWS * row["devices"]
     microbatch = MicrobatchShape(
         MeshShape(1, row["devices"], 1), rows, tpu_compile.LENGTH, row["remat"], accumulates=False, flash=True
@@ -341,7 +341,7 @@ def lines_of_the_page() -> list[str]:
     return [line.split("  #")[0] for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def test_the_page_names_what_there_is() -> None:
+def test_every_file_that_the_page_names_exists() -> None:
     words = [word for line in lines_of_the_page() for word in shlex.split(line)]
     named = [word for word in words if word.startswith(("deploy/", "bin/"))]
     assert {"deploy/slurm/train.sbatch", "deploy/kubernetes/volume.yaml", "deploy/kubernetes/gpu/410m"} <= set(named)
@@ -352,7 +352,7 @@ def test_the_page_names_what_there_is() -> None:
 COMMANDS = [line[line.index("bin/") :] for line in lines_of_the_page() if "bin/" in line]
 
 
-def test_every_command_of_the_page_is_one() -> None:
+def test_every_command_of_the_page_is_valid() -> None:
     assert len(COMMANDS) == 4
     for line in COMMANDS:
         parsed([word for word in shlex.split(line) if not word.startswith(JOINING)])
@@ -364,10 +364,10 @@ def takes(line: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if JOINING[0] in line])
-def test_processes_started_by_hand_are_told_who_they_are(line: str) -> None:
+def test_processes_started_by_hand_have_a_valid_index(line: str) -> None:
     assert takes(shlex.split(line))
 
 
 @pytest.mark.parametrize("folder", [p for p in OVERLAYS if p.parent.name == "gpu"], ids=lambda p: p.name)
-def test_the_whole_command_of_a_gpu_host_is_one(folder: Path) -> None:
+def test_the_whole_command_of_a_gpu_host_is_valid(folder: Path) -> None:
     assert takes(command(resolved(folder)))

@@ -1,4 +1,4 @@
-"""Several real processes on one machine train as one: the same numbers, one checkpoint, a common end."""
+"""Tests of several real processes that train as one: same numbers, one checkpoint, one common exit."""
 
 import contextlib
 import functools
@@ -40,13 +40,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def adapt_flags(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
-    """Return the same training for any number of processes; it saves a recovery checkpoint as often as it can."""
+    """Return the flags of a training on any number of processes, with recovery checkpoints as often as possible."""
     common = ["--size=nano", f"--data={data.folder}", "--batch_size=16", f"--steps={STEPS}", "--save_every=99"]
     return "adapt", *common, "--recover_minutes=0", "--precision=fp32", f"--out={out}", *flags
 
 
 def run_here(command: str, *flags: str) -> None:
-    """Run a training in this process, which starts faster than another one."""
+    """Run a training in this process, which is faster than starting a new one."""
     main = {"adapt": adapt_command.main, "finetune": finetune_command.main}[command]
     assert cli.run(main, flags) == 0
 
@@ -68,8 +68,10 @@ def assert_same(one: Path, other: Path) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), *last)
 
 
-def test_two_then_four_then_one_process_train_what_one_does(data: Dataset, uninterrupted: Path, tmp_path: Path) -> None:
-    """SIGTERM to one process stops all at one step; any other number of processes resumes from there."""
+def test_a_run_resumed_on_two_four_and_one_process_equals_an_uninterrupted_run(
+    data: Dataset, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """SIGTERM to one process stops all processes at one step; any number of processes resumes from there."""
     out, done = tmp_path / "run", 0
     for count, mesh in ((2, "--mesh.fsdp=2"), (4, "--mesh.tensor=2")):
         with Hosts(tmp_path, count, *adapt_flags(data, out, mesh)) as hosts:
@@ -89,7 +91,7 @@ def manifest(out: Path, step: int) -> dict[str, Any]:
     return files.read_json(out / "checkpoints" / str(step) / "manifest.json")
 
 
-def test_two_processes_tune_what_one_does(data: Dataset, tmp_path: Path) -> None:
+def test_two_processes_finetune_to_the_parameters_of_one(data: Dataset, tmp_path: Path) -> None:
     flags = ("finetune", "--size=nano", "--length=32", f"--data={data.folder}", "--batch_size=12", "--steps=4")
     flags += ("--learning_rate=1e-3",)
     run_here(*flags, f"--out={tmp_path / 'one'}", "--mesh.data=1", "--mesh.fsdp=2")
@@ -99,7 +101,7 @@ def test_two_processes_tune_what_one_does(data: Dataset, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_others_end_when_one_is_killed_and_the_run_resumes(
+def test_the_other_processes_exit_when_one_is_killed_and_the_run_resumes(
     data: Dataset, uninterrupted: Path, tmp_path: Path, victim: int
 ) -> None:
     out = tmp_path / "run"
@@ -124,7 +126,7 @@ def test_processes_with_different_flags_are_refused(data: Dataset, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_failure_of_one_process_ends_all_of_them_with_its_reason(data: Dataset, tmp_path: Path) -> None:
+def test_a_failure_of_one_process_ends_all_processes_with_its_reason(data: Dataset, tmp_path: Path) -> None:
     with Hosts(tmp_path, 2, *adapt_flags(data, tmp_path / "run"), prefix={1: NO_ROOM}) as hosts:
         assert hosts.codes() == [1, 1]
     messages = [errors(hosts, index) for index in (0, 1)]
@@ -148,7 +150,7 @@ class CountingRows(list[Any]):
         return super().__getitem__(index)
 
 
-def test_each_process_reads_its_rows_alone() -> None:
+def test_each_process_reads_only_its_rows() -> None:
     rows = [{"tokens": np.full(8, i, np.uint16), "segments": np.ones(8, np.uint16)} for i in range(24)]
     whole = loader.row_batches([(rows, None)], 8, 2, seed=3)
     shares = [np.array([0, 1]), np.array([2, 3])]
@@ -164,7 +166,7 @@ def test_each_process_reads_its_rows_alone() -> None:
     assert [source.reads for source in sources] == [2 * 2 * 2 * 2] * 2  # each step is read twice, 4 rows each time
 
 
-def test_each_process_reads_its_contexts_alone(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_reads_only_its_contexts(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts = LabelledContexts.read(data, "train", Window(Tokenizer(tokenizer_path("nano")), 32))
     sizes = np.array([len(contexts[i].tokens) for i in range(len(contexts))])
     whole = loader.labelled_batches(contexts, 12, 2, seed=1, multiple=2)
@@ -233,10 +235,10 @@ def test_a_partly_described_group_is_refused(flags: dict[str, Any], missing: str
 def test_a_launcher_of_several_processes_is_recognised(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], joins: bool
 ) -> None:
-    """Environments as the launchers document them."""
+    """The environments are from the documentation of the launchers."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    if "a chip" in environment:  # a host of a TPU pod states nothing, and JAX queries its metadata server
+    if "a chip" in environment:  # a host of a TPU pod sets no variable; JAX queries its metadata server
         monkeypatch.setattr(process_group, "TPU_CHIPS", ("/dev/null",))
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     calls: list[Any] = []

@@ -1,4 +1,4 @@
-"""What a load test counts with: arrivals against scipy, quantiles against numpy, the paper's own figures."""
+"""Tests of a load test's numbers: arrivals against scipy, quantiles against numpy, capacities against the paper."""
 
 import base64
 import json
@@ -46,11 +46,13 @@ def test_poisson_gaps_are_exponential_and_independent() -> None:
     found = gaps("poisson")
     assert stats.kstest(found, stats.expon(scale=1 / 20).cdf).pvalue > 0.01
     assert abs(stats.pearsonr(found[:-1], found[1:]).statistic) < 0.03
-    assert stats.kstest(gaps("bursty", 2.0), stats.expon(scale=1 / 20).cdf).pvalue < 1e-6, "what is not, is seen"
+    assert stats.kstest(gaps("bursty", 2.0), stats.expon(scale=1 / 20).cdf).pvalue < 1e-6, (
+        "the test must detect arrivals that are not Poisson"
+    )
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
-def test_bursts_have_the_variance_that_was_asked_for(burstiness: float) -> None:
+def test_bursts_have_the_configured_variance(burstiness: float) -> None:
     found = gaps("bursty", burstiness)
     assert found.mean() == pytest.approx(1 / 20, rel=0.05)
     assert found.var() == pytest.approx(burstiness / 20**2, rel=0.15)
@@ -81,8 +83,8 @@ def write(path: Path, cases: int) -> str:
     return str(path)
 
 
-def test_contexts_are_drawn_from_all_of_a_file_with_the_same_chance(tmp_path: Path) -> None:
-    """Each of 60 contexts is in a draw of 30 half of the time."""
+def test_contexts_are_drawn_uniformly_from_the_whole_file(tmp_path: Path) -> None:
+    """Each of 60 contexts is in a draw of 30 with probability 1/2."""
     path = write(tmp_path / "cases.jsonl", 30)
     drawn = [requests.draw_contexts(path, 30, seed).messages for seed in range(200)]
     assert all(len(set(messages)) == 30 for messages in drawn)
@@ -98,7 +100,7 @@ def test_a_context_ends_before_an_advocate_answers(tmp_path: Path) -> None:
     assert (found.cases, found.bad) == (1, {})
 
 
-def test_a_context_is_asked_about_twice_only_when_there_are_too_few() -> None:
+def test_a_context_repeats_only_when_there_are_too_few() -> None:
     assert sorted(requests.draw_order(10, 10, rng())) == list(range(10))
     assert len(set(requests.draw_order(10, 7, rng()).tolist())) == 7
     more = requests.draw_order(10, 1000, rng())
@@ -111,7 +113,7 @@ def test_a_context_is_asked_about_twice_only_when_there_are_too_few() -> None:
 
 @settings(max_examples=25)
 @given(st.lists(st.floats(1e-5, 100), min_size=1, max_size=300))
-def test_quantiles_are_numpys_to_three_digits(seconds: list[float]) -> None:
+def test_quantiles_equal_numpys_to_three_digits(seconds: list[float]) -> None:
     found, values = latencies.statistics(np.array(seconds)), 1000 * np.array(seconds)
     assert found
     for name, share in latencies.QUANTILES.items():
@@ -121,16 +123,16 @@ def test_quantiles_are_numpys_to_three_digits(seconds: list[float]) -> None:
 
 
 def exchanges(latency: np.ndarray, rate: float, **changes: Any) -> list[Exchange]:
-    """One after another at a rate, answered."""
+    """Return answered exchanges at a constant rate."""
     due = np.arange(len(latency)) / rate
     return [
         Exchange(float(d), 0.0, float(x), ANSWERED, 100)._replace(**changes) for d, x in zip(due, latency, strict=True)
     ]
 
 
-def test_the_peak_is_of_whole_minutes_from_the_end_of_the_warm_up() -> None:
+def test_the_peak_minute_is_a_whole_minute_after_the_warm_up() -> None:
     latency = rng().gamma(4.0, 0.005, 5 * 130)
-    latency[50 : 50 + 300] += 0.05  # the first minute after 10 seconds
+    latency[50 : 50 + 300] += 0.05  # the first minute after the 10 s warm-up
     made = latencies.summarize_rate(5.0, exchanges(latency, 5.0), 10.0, 120.0, 100.0)
     first, second = 1000 * latency[50:350], 1000 * latency[350:]
     assert [minute["requests"] for minute in made["minutes"]] == [300, 300]
@@ -154,7 +156,7 @@ def test_histograms_of_two_runs_add_up() -> None:
 
 
 @pytest.mark.parametrize(("late", "voided"), [(0, False), (5, False), (6, True)])
-def test_a_row_is_void_when_over_a_hundredth_of_its_sends_is_late(late: int, voided: bool) -> None:
+def test_a_row_is_void_when_more_than_one_percent_of_its_sends_are_late(late: int, voided: bool) -> None:
     lags = np.zeros(500)
     lags[:late] = 0.006
     assert bool(latencies.void_reason(lags)) == voided
@@ -167,21 +169,21 @@ def test_a_row_without_requests_is_void() -> None:
 
 
 @pytest.mark.parametrize(("size", "by_p99", "by_max"), [("410m", 20, 20), ("1.4b", 10, 5), ("2.8b", 1, 1)])
-def test_the_papers_figures_have_the_papers_capacities(size: str, by_p99: float, by_max: float) -> None:
-    """Section 5.1: 1.4b handles 5 to 10 requests a second in 100 ms, 2.8b one, 410m all that were tried."""
+def test_the_papers_latencies_give_the_papers_capacities(size: str, by_p99: float, by_max: float) -> None:
+    """Paper section 5.1: within 100 ms, 1.4b handles 5 to 10 requests/s, 2.8b 1, and 410m every tested rate."""
     table = PAPER[size].items()
     assert report.capacity((float(rate), latency.p99 < 100) for rate, latency in table) == by_p99
     assert report.capacity((float(rate), latency.max < 100) for rate, latency in table) == by_max
 
 
-def test_capacity_stops_at_the_first_failure_and_passes_over_void_rows() -> None:
+def test_capacity_stops_at_the_first_failure_and_skips_void_rows() -> None:
     assert report.capacity([(5.0, True), (1.0, True), (2.0, None)]) == 5
     assert report.capacity([(5.0, True), (1.0, True), (2.0, False)]) == 1
     assert report.capacity([(1.0, False), (2.0, True)]) is None
     assert report.capacity([(1.0, None)]) is None
 
 
-def test_requests_that_are_shed_are_not_within_the_budget() -> None:
+def test_shed_requests_are_not_within_the_budget() -> None:
     made = exchanges(np.full(300, 0.01), 5.0)
     made[0] = made[0]._replace(outcome="shed")
     row = latencies.summarize_rate(5.0, made, 0.0, 60.0, 100.0)
@@ -190,13 +192,13 @@ def test_requests_that_are_shed_are_not_within_the_budget() -> None:
     assert found["capacity"] == {"p99": 5.0, "max": None}
 
 
-def test_a_void_row_keeps_no_budget() -> None:
+def test_a_void_row_has_no_capacity() -> None:
     row = latencies.summarize_rate(5.0, exchanges(np.full(300, 0.01), 5.0, lag=0.006), 0.0, 60.0, 100.0)
     assert row["in_budget"] == 1
     assert whole([row])["capacity"] == {"p99": None, "max": None}
 
 
-def test_the_floor_is_the_greater_of_products_and_weights() -> None:
+def test_the_roofline_is_the_maximum_of_compute_and_memory_time() -> None:
     shape = NeoXArchitecture(**sizes.read_size("410m")["architecture"])
     found = minimum_latency(MODEL, {500: 3, 60: 1}, "a10", 0.0)
     assert found
@@ -204,7 +206,7 @@ def test_the_floor_is_the_greater_of_products_and_weights() -> None:
     weights = 2 * (flops.parameter_count(shape, embeddings=False) + 1024 * 640)
     reading = weights / ACCELERATORS["a10"].bandwidth
     assert found["weight_bytes"] == weights
-    assert found["reading_ms"] == pytest.approx(1.009, abs=0.001)  # 606 MB at 600 GB a second
+    assert found["reading_ms"] == pytest.approx(1.009, abs=0.001)  # 606 MB at 600 GB/s
     assert operations[512] / 125e12 > reading > operations[64] / 125e12
     assert found["ms"] == pytest.approx(1000 * (3 * operations[512] / 125e12 + reading) / 4)
     only = minimum_latency(MODEL, {500: 1}, "none", 1e12)
@@ -212,7 +214,7 @@ def test_the_floor_is_the_greater_of_products_and_weights() -> None:
     assert only["ms"] == pytest.approx(operations[512] / 1e9)
 
 
-def test_the_floor_of_other_dtypes_and_of_what_is_not_known() -> None:
+def test_the_roofline_scales_with_the_dtype_and_is_none_where_unknown() -> None:
     def of(device: fields.DeviceName = "a10", **changes: Any) -> float:
         found = minimum_latency(msgspec.structs.replace(MODEL, **changes), {500: 1}, device, 0.0)
         return found["ms"] if found else 0.0
@@ -220,18 +222,18 @@ def test_the_floor_of_other_dtypes_and_of_what_is_not_known() -> None:
     assert of(dtype="fp32") == pytest.approx(2 * of()) == pytest.approx(4 * of(dtype="int8"))
     assert of(device="none") == of(size="") == of(size="../410m") == of(dtype="new") == 0
     assert minimum_latency(MODEL, {}, "a10", 0.0) is None
-    assert minimum_latency(MODEL, {900: 1}, "a10", 0.0), "a window longer than any bucket is its own"
+    assert minimum_latency(MODEL, {900: 1}, "a10", 0.0), "a window longer than every bucket must be its own bucket"
 
 
 @pytest.mark.parametrize("size", ["410m", "1.4b", "2.8b"])
-def test_the_papers_latencies_are_above_the_floor(size: str) -> None:
+def test_the_papers_latencies_are_above_the_roofline(size: str) -> None:
     found = minimum_latency(msgspec.structs.replace(MODEL, size=size), {512: 1}, "a10", 0.0)
     assert found
     assert found["ms"] < min(latency.average for latency in PAPER[size].values())
 
 
 def whole(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """A report of these rows."""
+    """Return a report of these rows."""
     asked = LoadtestConfig(cases="cases.jsonl", device="a10", **changes)
     return report.build_report(
         asked,
@@ -245,7 +247,7 @@ def whole(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """A report whose rows are one of each: errors, within the budget, above it, void, and nothing answered."""
+    """A report with a row of each kind: errors, within the budget, above it, void, and without answers."""
     made = {rate: rng(rate).gamma(4.0, 0.002 * rate, 60 * rate) for rate in (1, 5, 10, 20)}
     rows = [
         latencies.summarize_rate(float(rate), exchanges(latency, rate), 0.0, 60.0, 100.0)
@@ -256,13 +258,13 @@ def found() -> dict[str, Any]:
                   latencies.summarize_rate(40.0, late, 0.0, 60.0, 100.0)])  # fmt: skip
 
 
-def test_format_of_a_report(found: dict[str, Any], tmp_path: Path) -> None:
+def test_a_report_has_the_golden_format(found: dict[str, Any], tmp_path: Path) -> None:
     files.write_json(tmp_path / "report.json", found)
     form = json.dumps(masked(json.loads((tmp_path / "report.json").read_text())), indent=1)
     assert form == (GOLDEN / "loadtest.report.json").read_text().rstrip()
 
 
-def test_the_terminal_has_table_4(found: dict[str, Any]) -> None:
+def test_the_terminal_shows_table_4(found: dict[str, Any]) -> None:
     lines = report.format_table(found).splitlines()
     row = found["rates"][2]
     assert lines[1].split()[:4] == ["requests/s", "average", "P99", "max"]
@@ -275,12 +277,12 @@ def test_the_terminal_has_table_4(found: dict[str, Any]) -> None:
     assert "at least" in lines[-1]
 
 
-def test_a_fraction_of_a_minute_is_said(found: dict[str, Any]) -> None:
+def test_an_incomplete_minute_is_reported(found: dict[str, Any]) -> None:
     assert "is incomplete" in report.format_table({**found, "minutes": 0.5})
     assert "is incomplete" not in report.format_table(found)
 
 
-def test_the_page_has_the_rows_the_paper_and_the_floor(found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_page_shows_the_rows_the_paper_and_the_roofline(found: dict[str, Any], tmp_path: Path) -> None:
     page.write_page(found, tmp_path / "index.html")
     html = (tmp_path / "index.html").read_text()
     assert html.count("<svg") == 2
@@ -294,7 +296,7 @@ def test_the_page_has_the_rows_the_paper_and_the_floor(found: dict[str, Any], tm
     assert "http://" not in html.replace(found["url"], "")
 
 
-def test_the_page_of_nothing_answered(found: dict[str, Any], tmp_path: Path) -> None:
+def test_a_page_without_answers_has_no_chart(found: dict[str, Any], tmp_path: Path) -> None:
     page.write_page({**found, "rates": found["rates"][-1:], "floor": None}, tmp_path / "index.html")
     html = (tmp_path / "index.html").read_text()
     assert "<svg" not in html

@@ -1,4 +1,4 @@
-"""The model against transformers' GPT-NeoX, in float32, and the properties that it must have."""
+"""Tests of the model against transformers' GPT-NeoX in float32, and of the properties that it must have."""
 
 import dataclasses
 import json
@@ -21,10 +21,12 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 from jaxtempl.text.tokenizer import Tokenizer
 
 NANO = Path(neox.__file__).parent.parent / "assets" / "nano"
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 1e-4  # as a share of the largest logit
 SLOTS = 7
 PADDING = 0  # never drawn as a token
-ODD = NeoXArchitecture(layers=3, hidden=30, heads=3, feed_forward=50, vocabulary=101)  # 3 heads of 10 dims, 2 rotated
+ODD = NeoXArchitecture(
+    layers=3, hidden=30, heads=3, feed_forward=50, vocabulary=101
+)  # 3 heads of 10 dimensions, 2 of them rotated
 ARCHITECTURES = {
     "quarter rotary, parallel": ODD,
     "quarter rotary, sequential": dataclasses.replace(ODD, parallel_residual=False),
@@ -50,7 +52,7 @@ class Pair(NamedTuple):
 
 
 def scaled_up(model: torch.nn.Module, seed: int) -> None:
-    """Random weights so large that a wrong detail anywhere shows: norms far from 1, biases far from 0."""
+    """Set random weights so large that any error shows: norms far from 1, biases far from 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -59,7 +61,7 @@ def scaled_up(model: torch.nn.Module, seed: int) -> None:
 
 
 def pair(a: NeoXArchitecture, head: config.Head, folder: Path, seed: int = 0) -> Pair:
-    """A random checkpoint that transformers saves and `weights.read` reads."""
+    """Save a random checkpoint with transformers and load it with `load.read`."""
     kind = {"lm": GPTNeoXForCausalLM, "template": GPTNeoXForSequenceClassification}[head]
     keys = config.hugging_face_config(a, head) | {"num_labels": SLOTS, "pad_token_id": PADDING}
     theirs = kind(GPTNeoXConfig(**keys, attn_implementation="eager")).eval()
@@ -89,7 +91,7 @@ def nano() -> Pair:
 
 
 class Batch(NamedTuple):
-    """Ragged rows, padded on one side, as transformers takes them."""
+    """Ragged rows, padded on one side, as the arguments of transformers."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -116,25 +118,25 @@ def right(rows: list[np.ndarray]) -> jax.Array:
 
 
 def real(values: torch.Tensor | jax.Array, mask: torch.Tensor) -> np.ndarray:
-    """Values at real tokens, row after row, whichever side was padded."""
+    """Return the values at real tokens, row after row, for padding on either side."""
     return np.asarray(values)[mask.numpy() == 1]
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
-    """Greatest difference as a share of the greatest value."""
+    """Return the greatest difference as a share of the greatest value."""
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 @torch.no_grad()
 def their_layers(theirs: Any, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The embedding, each block's output but the last, the final norm's output; and the logits."""
+    """Return the embedding, each block's output except the last, the final norm's output; and the logits."""
     output = theirs(**batch._asdict(), output_hidden_states=True, use_cache=False)
     return list(output.hidden_states), output.logits
 
 
 @nnx.jit
 def our_layers(ours: NeoX, tokens: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-    """The same of our model."""
+    """Return the same layers and logits of our model."""
     last, every = ours.residual(tokens)
     return [ours.embed(tokens), *every[:-1], ours.norm(last)], ours(tokens)
 
@@ -154,7 +156,7 @@ def test_every_layer_equals_transformers(language_model: Pair, side: str) -> Non
     assert error(real(our_logits, plain.attention_mask), real(their_logits, batch.attention_mask)) < TOLERANCE
 
 
-def test_rows_longer_than_a_chunk_of_queries(odd_model: Pair) -> None:
+def test_rows_longer_than_a_chunk_of_queries_equal_transformers(odd_model: Pair) -> None:
     rows = ragged((2 * attention.QUERY_CHUNK + 37, attention.QUERY_CHUNK), ODD.vocabulary)
     batch = padded(rows, "right")
     got, expected = odd_model.ours(right(rows)), their_layers(odd_model.theirs, batch)[1]
@@ -190,7 +192,7 @@ def leaf_paths() -> list[str]:
 
 
 @pytest.mark.parametrize("path", leaf_paths())
-def test_one_wrong_weight_is_seen(odd_model: Pair, path: str) -> None:
+def test_one_wrong_weight_exceeds_the_tolerance(odd_model: Pair, path: str) -> None:
     rows = ragged(LENGTHS, ODD.vocabulary)
     batch = padded(rows, "right")
     expected = real(their_layers(odd_model.theirs, batch)[1], batch.attention_mask)
@@ -206,9 +208,9 @@ def test_one_wrong_weight_is_seen(odd_model: Pair, path: str) -> None:
     assert error(got, expected) > TOLERANCE
 
 
-def test_no_position_sees_a_later_one(odd_model: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_position_depends_on_a_later_one(odd_model: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
-    length, positions = 10, jnp.array([0, 3, 4, 7, 8])  # both sides of the chunks' edges
+    length, positions = 10, jnp.array([0, 3, 4, 7, 8])  # both sides of each chunk's edge
     graphdef, state = nnx.split(odd_model.ours)
     params = nnx.to_pure_dict(state)
     tokens = jnp.arange(length)[None]  # each position has its own embedding row
@@ -220,8 +222,8 @@ def test_no_position_sees_a_later_one(odd_model: Pair, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(seen[:, :length] > 0, jnp.arange(length)[None] <= positions[:, None])
 
 
-def test_a_masked_document_is_alone(odd_model: Pair) -> None:
-    """Another first document changes no logit of the second, exactly; and they are those that it has by itself."""
+def test_a_masked_document_is_independent_of_the_others(odd_model: Pair) -> None:
+    """A different first document changes no logit of the second, which equal the logits of that document alone."""
     length, first = 2 * attention.QUERY_CHUNK + 5, attention.QUERY_CHUNK - 9
     tokens = jax.random.randint(jax.random.key(0), (2, length), 0, ODD.vocabulary)
     other = tokens.at[:, :first].set((tokens[:, :first] + 1) % ODD.vocabulary)
@@ -233,7 +235,7 @@ def test_a_masked_document_is_alone(odd_model: Pair) -> None:
     np.testing.assert_allclose(seen[0][:, first:], alone, atol=1e-4 * float(jnp.abs(alone).max()))
 
 
-def test_stack_is_n_single_blocks() -> None:
+def test_a_stack_equals_n_single_blocks() -> None:
     keys = jax.random.split(jax.random.key(0), ODD.layers)
 
     def build(key: jax.Array) -> neox.NeoXBlock:
@@ -256,7 +258,7 @@ def test_scan_runs_the_blocks_in_order(odd_model: Pair) -> None:
         np.testing.assert_allclose(got, x, atol=1e-5 * float(jnp.abs(x).max()), err_msg=f"block {layer}")
 
 
-def test_embedded_model_gives_its_reference(nano: Pair) -> None:
+def test_the_embedded_model_equals_its_reference(nano: Pair) -> None:
     reference = json.loads((NANO / "reference.json").read_text())
     ids = Tokenizer(NANO / "tokenizer.json").encode([reference["text"]])[0]
     assert ids == reference["ids"]
@@ -266,7 +268,7 @@ def test_embedded_model_gives_its_reference(nano: Pair) -> None:
     assert abs(next_token_loss(logits, ids) - reference["mean_next_token_loss"]) < 1e-5
 
 
-def test_embedded_model_has_transformers_loss_on_real_text(nano: Pair) -> None:
+def test_the_embedded_model_has_the_loss_of_transformers_on_real_text(nano: Pair) -> None:
     ids = Tokenizer(NANO / "tokenizer.json").encode([TEXT])[0]
     assert len(ids) > 100
     with torch.no_grad():
@@ -279,7 +281,7 @@ def next_token_loss(logits: jax.Array, ids: list[int]) -> float:
     return float(-jnp.take_along_axis(scores, jnp.array(ids[1:])[:, None], axis=1).mean())
 
 
-def test_template_objective_is_the_language_model_loss_on_a_class_token() -> None:
+def test_the_template_objective_equals_the_language_model_loss_on_a_class_token() -> None:
     """Paper section 5.1: with the class as a token after the context and all regular tokens masked, the fine-tuning
     objective is the language-modelling objective.
 
@@ -310,7 +312,7 @@ def test_template_objective_is_the_language_model_loss_on_a_class_token() -> Non
     loss, gradient = jax.jit(jax.value_and_grad(template_loss))(params)
     wide_loss, wide_gradient = jax.jit(jax.value_and_grad(class_token_loss))(wide_params)
     np.testing.assert_allclose(loss, wide_loss, rtol=1e-6)
-    nothing = jax.tree.map(jnp.zeros_like, wide_params)  # regular outputs and class tokens' embeddings get no gradient
+    nothing = jax.tree.map(jnp.zeros_like, wide_params)  # regular outputs and class tokens' embeddings have no gradient
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, wide_gradient, extended(gradient, nothing))
 
@@ -322,7 +324,7 @@ def random_params(a: NeoXArchitecture, outputs: int, seed: int) -> Any:
 
 
 def extended(params: Any, wide: Any) -> Any:
-    """A template classifier's tree in a language model's of V + S tokens: its head is the columns of class tokens."""
+    """Return a language model of V + S tokens whose columns of class tokens are a template classifier's head."""
     vocabulary = params["embed"]["embedding"].shape[0]
     embedding = wide["embed"]["embedding"].at[:vocabulary].set(params["embed"]["embedding"])
     kernel = wide["head"]["kernel"].at[:, vocabulary:].set(params["head"]["kernel"])
@@ -330,7 +332,7 @@ def extended(params: Any, wide: Any) -> Any:
 
 
 def test_logits_of_bfloat16_are_summed_in_float32() -> None:
-    """A head in bfloat16 would leave 8 bits of each logit, and ties among templates."""
+    """A head in bfloat16 would keep 8 bits of each logit, so templates would tie."""
     params = random_params(ODD, SLOTS, seed=0)
     tokens, lengths = jnp.arange(12).reshape(1, 12) % ODD.vocabulary, jnp.array([12])
     half, whole = (

@@ -1,4 +1,4 @@
-"""Quantized bundles: their graphs, and the gate that rejects those with worse suggestions."""
+"""Tests of quantized bundles: their graphs, and the gate that rejects bundles with worse suggestions."""
 
 import copy
 import functools
@@ -49,7 +49,7 @@ from jaxtempl.text.cases import Message
 SMALL = NeoXArchitecture(layers=2, hidden=64, heads=4, feed_forward=128, vocabulary=8192, positions=64)
 WIDE = NeoXArchitecture(layers=3, hidden=128, heads=4, feed_forward=512, vocabulary=300, positions=64)
 TEMPLATES = [tiny.template(slot, name) for slot, name in enumerate(("bye", "unused", "card", "greet", "refund"))]
-MARKER = "Zwiebelfisch"  # a customer writes it in every case
+MARKER = "Zwiebelfisch"  # every case has it in a customer's message
 ROWS = [np.random.default_rng(n).integers(2, 300, n).tolist() for n in range(1, 41)]
 
 
@@ -62,7 +62,7 @@ def cases(first: int, count: int) -> str:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Prepare 120 training and 60 test cases of three labels; the templates have other slots than the run's."""
+    """Prepare 120 training and 60 test cases of three labels, whose templates have other slots than in the run."""
     folder = tmp_path_factory.mktemp("dataset")
     for split, first, count in (("train", 0, 120), ("test", 1000, 60)):
         (folder / f"{split}.jsonl").write_text(cases(first, count))
@@ -73,7 +73,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def made(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that knows its templates at step 1; at step 2 one that int8 breaks, and that is the same in float32."""
+    """A run whose step 1 predicts its templates; step 2 equals it in float32, but breaks in int8."""
     known = {"phase": "finetune", "size": "nano", "seed": 0, "length": 32, "role_tags": False, "labels": 0}
     folder = tmp_path_factory.mktemp("quantize") / "run"
     tokenizer = (paths.ASSETS / "nano" / "tokenizer.json").read_text()
@@ -116,7 +116,7 @@ def padded(tokens: list[int]) -> list[int]:
 
 
 def broken(params: Mapping[str, Any]) -> dict[str, Any]:
-    """One column of the values times 1,000, and what reads it divided by as much: int8 has no room for the others."""
+    """Scale one value column by 1,000 and its readers by 1/1,000, which leaves int8 no precision for the others."""
     attention = {name: {k: np.array(v) for k, v in own.items()} for name, own in params["blocks"]["attention"].items()}
     own, out = attention["query_key_value"], attention["out"]
     own["kernel"][:, :, 0, 2, 0] *= 1000
@@ -141,13 +141,13 @@ def static(made: Run, request: pytest.FixtureRequest) -> Bundle:
     return convert(made, out, quantize=request.param, calibrate_contexts=40, force=True)
 
 
-def test_int8_says_what_it_gains_and_costs(made: Run, int8: Bundle) -> None:
+def test_an_int8_bundle_reports_its_sizes_times_and_accuracy(made: Run, int8: Bundle) -> None:
     facts = int8.manifest["quantize"]
     assert int8.manifest["dtype"] == "int8"
     assert "compute_capability" not in int8.manifest
     assert [line["dtype"] for line in facts["figures"]] == ["fp32", "fp16", "int8"]
     assert all(line["milliseconds"]["32"] > 0 for line in facts["figures"])
-    assert [line["top1"] > 0.95 for line in facts["figures"]] == [True] * 3, "the run has learned its templates"
+    assert [line["top1"] > 0.95 for line in facts["figures"]] == [True] * 3, "the run must have learned its templates"
     assert facts["figures"][2]["bytes"] == int8.model.stat().st_size
     assert (facts["gate"]["contexts"], facts["gate"]["templates_judged"], facts["gate"]["forced"]) == (180, 2, False)
     assert facts["gate"]["doubts"] == ["of 180 labelled contexts each one is 0.56 points"]
@@ -159,7 +159,7 @@ def test_int8_says_what_it_gains_and_costs(made: Run, int8: Bundle) -> None:
     assert bundle_suggester(int8).suggest([Message("customer", "my card was stolen")], 3).suggestions
 
 
-def test_a_forced_one_says_so_and_no_customer_text_is_in_any(int8: Bundle, static: Bundle) -> None:
+def test_a_forced_bundle_states_it_and_no_bundle_contains_customer_text(int8: Bundle, static: Bundle) -> None:
     for found in (int8, static):
         page = found.folder.with_name(f"{found.folder.name}.html")
         files = [*found.folder.iterdir(), page]
@@ -172,7 +172,7 @@ def test_a_forced_one_says_so_and_no_customer_text_is_in_any(int8: Bundle, stati
         assert ("was forced" in shown) == facts["forced"]
 
 
-def test_what_tensorrt_needs_is_told(static: Bundle) -> None:
+def test_a_tensorrt_bundle_states_its_capability_and_calibration(static: Bundle) -> None:
     facts = static.manifest
     assert facts["compute_capability"] == {"tensorrt-int8": "8.6", "tensorrt-fp8": "8.9"}[facts["dtype"]]
     assert facts["quantize"]["calibration"] == {"split": "train", "contexts": 40, "scales": "largest magnitude"}
@@ -180,13 +180,13 @@ def test_what_tensorrt_needs_is_told(static: Bundle) -> None:
 
 
 @pytest.mark.parametrize("method", ["int8", "tensorrt-int8"])
-def test_what_int8_breaks_is_refused_unless_forced(made: Run, tmp_path: Path, capsys: Any, method: str) -> None:
+def test_a_model_that_int8_breaks_is_refused_unless_forced(made: Run, tmp_path: Path, capsys: Any, method: str) -> None:
     flags = [f"--run={made.folder}@2", f"--out={tmp_path / 'out'}", f"--quantize={method}", "--verify_contexts=12"]
     assert cli.run(main, ["onnx", *flags, "--calibrate_contexts=40"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    # How much int8 loses here is the processor's: without VNNI its sums of products saturate as well.
-    assert re.search(r"top-1: (99|100)\.\d\d% -> [1-8]\d\.", error), "float32 is as good as it was"
+    # The loss of int8 depends on the processor: without VNNI its sums of products also saturate.
+    assert re.search(r"top-1: (99|100)\.\d\d% -> [1-8]\d\.", error), "float32 must be as accurate as at step 1"
     assert "--force=true" in error
     assert list(tmp_path.iterdir()) == []
     if method == "int8":
@@ -202,14 +202,18 @@ def test_what_int8_breaks_is_refused_unless_forced(made: Run, tmp_path: Path, ca
         (["--quantize=int4"], "allowed: none, int8, tensorrt-int8, tensorrt-fp8"),
     ],
 )
-def test_wrong_use_is_one_line(made: Run, tmp_path: Path, flags: list[str], message: str, capsys: Any) -> None:
+def test_a_wrong_flag_is_a_one_line_error(
+    made: Run, tmp_path: Path, flags: list[str], message: str, capsys: Any
+) -> None:
     assert cli.run(main, ["onnx", f"--run={made.folder}", f"--out={tmp_path / 'out'}", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_what_has_no_labels_is_refused(made: Run, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_labelled_contexts_is_refused(
+    made: Run, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = ConvertOnnxConfig(quantize="int8")
     monkeypatch.setattr(made, "templates", [tiny.template(0, "else")])
     with pytest.raises(UserError, match="no labelled test contexts of the templates of"):
@@ -247,7 +251,7 @@ def test_top1_may_fall_by_two_in_a_thousand(lost: int, passes: bool) -> None:
 
 @pytest.mark.parametrize(("contexts", "lost", "passes"), [(49, 9, True), (50, 1, True), (50, 2, False), (100, 3, True)])
 def test_no_template_may_fall_by_more_than_three_points(contexts: int, lost: int, passes: bool) -> None:
-    """Other templates gain as much, so that top-1 is the same."""
+    """The other templates gain equally, so top-1 does not change."""
     slots = [2] * contexts + [0] * 200
     before, after = [1] * contexts + [0] * 200, [0] * lost + [1] * (contexts - lost) + [1] * lost + [0] * (200 - lost)
     found = verdict_of(before, after, slots)
@@ -257,7 +261,7 @@ def test_no_template_may_fall_by_more_than_three_points(contexts: int, lost: int
     assert passes or "worst card: 100.00% -> 96.00% of 50, 4 points" in gate.faults(found)[0]
 
 
-def test_what_is_no_number_never_passes() -> None:
+def test_a_logit_that_is_not_finite_never_passes() -> None:
     assert gate.faults(verdict_of([0] * 600, [0] * 600, not_finite=1)) == ["the logits of 1 contexts are not finite"]
     nan = np.array([[np.nan, 1, 0]], np.float32)
     found = gate.score({"x": lambda *_: nan}, GateContexts([[5]], np.array([0]), np.array([0])))["x"]
@@ -268,7 +272,7 @@ def test_what_is_no_number_never_passes() -> None:
     st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=12),
     st.integers(1, 60),
 )
-def test_no_fall_beyond_the_bounds_ever_passes(drawn: list[tuple[int, bool, bool]], times: int) -> None:
+def test_the_gate_passes_exactly_the_falls_within_its_bounds(drawn: list[tuple[int, bool, bool]], times: int) -> None:
     slots, before, after = (np.repeat(np.array(column), times) for column in zip(*drawn, strict=True))
     verdict = verdict_of(before.tolist(), after.tolist(), slots.tolist())
     lost = before.astype(int) - after.astype(int)
@@ -283,7 +287,7 @@ def test_no_fall_beyond_the_bounds_ever_passes(drawn: list[tuple[int, bool, bool
 
 @functools.cache
 def drawn_params() -> Any:
-    """Random everywhere, biases and norms too."""
+    """Return parameters that are all random, including biases and norms."""
     random, shapes = np.random.default_rng(0), factory.abstract_params(WIDE, 7)
     return jax.tree.map(lambda leaf: random.normal(0, leaf.shape[-1] ** -0.5, leaf.shape).astype(np.float32), shapes)
 
@@ -307,7 +311,7 @@ def initializers(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("form", ["fused", "plain"])
-def test_dynamic_int8_is_a_quarter_and_standard(tmp_path: Path, form: Any) -> None:
+def test_dynamic_int8_has_a_quarter_of_the_size_and_standard_operators(tmp_path: Path, form: Any) -> None:
     saved(tmp_path / "model.onnx", form=form, slots=9)
     dynamic_int8.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx")
     ir.save(ir.load(tmp_path / "int8.onnx"), tmp_path / "out.onnx", external_data="out.onnx.data")
@@ -322,7 +326,7 @@ def test_dynamic_int8_is_a_quarter_and_standard(tmp_path: Path, form: Any) -> No
     for name in kernels:
         stored, scale = after[f"{name}_quantized"], after[f"{name}_scale"]
         assert stored.dtype == np.int8
-        assert len(scale) == stored.shape[1], "one for each column"
+        assert len(scale) == stored.shape[1], "each column must have one scale"
         assert (np.abs(stored * scale - before[name]) <= 0.5001 * scale).all()
     assert after["head"].dtype == np.float32
     sizes = [(tmp_path / name).stat().st_size for name in ("model.onnx", "out.onnx", "out.onnx.data")]
@@ -330,8 +334,10 @@ def test_dynamic_int8_is_a_quarter_and_standard(tmp_path: Path, form: Any) -> No
     assert 0 < share_apart(logits(tmp_path / "out.onnx"), logits(tmp_path / "model.onnx")) < 0.05
 
 
-def test_large_models_keep_their_weights_beside_them(made: Run, tmp_path: Path, monkeypatch: Any, int8: Bundle) -> None:
-    monkeypatch.setattr(export, "INLINE_BYTES", int8.model.stat().st_size)  # fp32 has more
+def test_large_models_store_their_weights_in_a_separate_file(
+    made: Run, tmp_path: Path, monkeypatch: Any, int8: Bundle
+) -> None:
+    monkeypatch.setattr(export, "INLINE_BYTES", int8.model.stat().st_size)  # fp32 is larger
     found = convert(made, tmp_path / "small", quantize="int8")
     assert "model.onnx.data" not in found.manifest["files"]
     one, same = (initializers(bundle.model) for bundle in (int8, found))
@@ -348,7 +354,7 @@ BOUNDS = {"tensorrt-int8": 0.05, "tensorrt-fp8": 0.1}  # of the largest logit
 
 @pytest.mark.parametrize("form", ["fused", "plain"])
 @pytest.mark.parametrize("method", BOUNDS)
-def test_explicit_nodes(tmp_path: Path, form: Any, method: str) -> None:
+def test_explicit_quantization_is_valid_and_within_its_bound(tmp_path: Path, form: Any, method: str) -> None:
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     graph = saved(path, dtype="fp16", form=form)
     largest = calibrate.absolute_maxima(path, qdq.quantized_activations(graph), ROWS)
@@ -360,7 +366,7 @@ def test_explicit_nodes(tmp_path: Path, form: Any, method: str) -> None:
     assert 0 < share_apart(logits(out), logits(path)) < BOUNDS[method]
     network = OnnxRuntime(out, threads=1)
     assert not verify.find_faults(verify.compare(network, network, ROWS, (64,)), method), (
-        "an engine would be held to it"
+        "an engine must meet this bound"
     )
 
 
@@ -379,7 +385,7 @@ def check_placed(graph: Any) -> None:
     read = {name for node in others for name in node.input}
     assert not [name for name in read if name in made_by and made_by[name].op_type == "DequantizeLinear"]
     by_value = [node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"]
-    assert len(by_value) == len(set(by_value)), "an activation is quantized once"
+    assert len(by_value) == len(set(by_value)), "an activation must be quantized once"
 
 
 PRODUCTS = {"q", "k", "v", "out", "up", "down"}
@@ -396,7 +402,7 @@ def check_weights(before: dict[str, np.ndarray], after: dict[str, np.ndarray], m
         assert after[f"{name}/quantized"].itemsize == 1
         scaled = before[name].astype(np.float64) / scale
         apart = np.abs(stored - scaled)
-        if method == "tensorrt-int8":  # to the nearest
+        if method == "tensorrt-int8":  # rounded to the nearest
             assert apart.max() <= 0.5 + 127 * 2**-11
             assert np.abs(stored).max() == 127
         else:  # four significant bits, and steps of 2 ** -9 below 2 ** -6
@@ -406,7 +412,7 @@ def check_weights(before: dict[str, np.ndarray], after: dict[str, np.ndarray], m
 
 @pytest.mark.parametrize("method", BOUNDS)
 def test_columns_too_small_for_a_good_scale_keep_their_signs(tmp_path: Path, method: str) -> None:
-    """float16 has few numbers below 1e-6, so a scale there is far off; what does not fit saturates."""
+    """float16 has few numbers below 1e-6, so such a scale is inaccurate; values outside the range saturate."""
     params = copy.deepcopy(drawn_params())
     up = params["blocks"]["mlp"]["up"]["kernel"]
     for column, largest in ((0, 0.0), (1, 1.06e-5), (2, 3.74e-5), (3, 1e-7)):
@@ -434,7 +440,9 @@ def test_ranges_are_the_largest_over_all_rows_without_padding(tmp_path: Path) ->
         (value,) = network.run([name], np.array([row], np.int32), np.array([len(row)], np.int32))
         expected[name] = max(expected[name], float(np.abs(value).max()))
     assert found == pytest.approx(expected)
-    assert len(found) == 1 + 4 * WIDE.layers, "queries, keys and values share one, but for the last block's query"
+    assert len(found) == 1 + 4 * WIDE.layers, (
+        "queries, keys and values must share one activation, except the last block's query"
+    )
 
 
 def test_activations_without_a_scale_are_named(tmp_path: Path) -> None:
@@ -462,7 +470,7 @@ def test_older_gpus_are_refused(tmp_path: Path, needed: str | None, given: str, 
         refuse_older(opened, given)
 
 
-def test_tensorrt_builds_them_for_the_gpus_that_they_are_for(static: Bundle, capsys: Any) -> None:
+def test_tensorrt_builds_static_bundles_for_their_gpus_only(static: Bundle, capsys: Any) -> None:
     flags = ["tensorrt", f"--bundle={static.folder}", "--check=true"]
     assert cli.run(main, [*flags, f"--compute_capability={static.manifest['compute_capability']}"]) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A server's life: how it starts, changes its model, drains, dies and comes back; real processes and signals."""
+"""Tests of a server's lifecycle with real processes and signals: start, reload, drain, crash and restart."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another version: the same files but for the tokenizer's white space."""
+    """A bundle of another version: the same files, except for white space in the tokenizer."""
     made = bundles.write_serving_bundle(tmp_path_factory.mktemp("other") / "bundle", window=64, buckets=[64])
     path = made / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
@@ -65,7 +65,7 @@ def admin(server: Server, what: str, **body: Any) -> Answer:
 
 @contextmanager
 def load(ask: Callable[[int], Any], threads: int = 4) -> Generator[list[Any]]:
-    """Threads that ask one thing after another while the block runs; yields what they were answered."""
+    """Send requests from several threads while the block runs; yield the list of their results."""
     found, ended = list[Any](), threading.Event()
 
     def work(thread: int) -> None:
@@ -90,13 +90,13 @@ def started(*flags: str) -> "subprocess.CompletedProcess[str]":
 
 
 def said(done: "subprocess.CompletedProcess[str]") -> str:
-    """The one line of an error."""
+    """Return the only line of an error."""
     lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 1, done.stderr
     return lines[0]
 
 
-def test_what_cannot_be_served_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     store = f"--store=sqlite:///{tmp_path}/e.sqlite"
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
@@ -114,7 +114,7 @@ def test_what_cannot_be_served_is_one_line(folder: Path, tmp_path: Path) -> None
             assert (done.returncode, words in said(done)) == (code, True), done.stderr
 
 
-def test_help_needs_nothing_of_training() -> None:
+def test_help_needs_no_training_dependency() -> None:
     script = WITHOUT.format(missing=TRAINING | {"tensorflow_datasets", "onnx_ir"}, names=["jaxtempl.serve.server"])
     script += "from jaxtempl.__main__ import main\nsys.argv = ['jaxtempl', 'serve', '--help']\nmain()\n"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -122,7 +122,7 @@ def test_help_needs_nothing_of_training() -> None:
     assert "--bundle" in done.stdout
 
 
-def test_onnx_runtime_is_told_not_to_report_before_it_is_imported() -> None:
+def test_telemetry_of_onnx_runtime_is_disabled_before_its_import() -> None:
     script = "import os, sys, jaxtempl; print('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     command = [sys.executable, "-c", script]
@@ -135,7 +135,7 @@ def test_a_new_bundle_is_swapped_in_and_rolled_back(folder: Path, other: Path, t
     assert old != new
     with served(folder, tmp_path / "e.sqlite", tokens) as server:
         assert server.suggest().json["model_version"] == old
-        assert admin(server, "rollback").status == 422, "nothing to go back to"
+        assert admin(server, "rollback").status == 422, "there must be no previous model"
         assert admin(server, "reload", bundle=str(other)).json == {"model_version": new}
         assert server.suggest().json["model_version"] == new
         assert server.metric(f'jaxtempl_model_info{{version="{new}"}}') == 1
@@ -143,10 +143,14 @@ def test_a_new_bundle_is_swapped_in_and_rolled_back(folder: Path, other: Path, t
         assert admin(server, "rollback").json == {"model_version": old}
         assert server.suggest().json["model_version"] == old
         assert admin(server, "rollback").json == {"model_version": new}
-        assert admin(server, "reload").json == {"model_version": new}, "the one of now, read anew"
+        assert admin(server, "reload").json == {"model_version": new}, (
+            "a reload without a bundle must read the current one again"
+        )
 
 
-def test_a_bad_bundle_leaves_the_old_one_serving_and_says_why(folder: Path, tokens: str, tmp_path: Path) -> None:
+def test_a_bad_bundle_is_refused_with_a_reason_and_the_old_one_still_serves(
+    folder: Path, tokens: str, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     with (bad / "model.onnx").open("ab") as file:
@@ -174,7 +178,7 @@ def test_reloads_under_load_fail_no_request(folder: Path, other: Path, tokens: s
         assert len(found) > 12
 
 
-def test_one_change_of_the_model_at_a_time(folder: Path, tokens: str, tmp_path: Path) -> None:
+def test_only_one_model_change_runs_at_a_time(folder: Path, tokens: str, tmp_path: Path) -> None:
     with served(folder, tmp_path / "e.sqlite", tokens, "--fake_ms=600") as server, ThreadPoolExecutor(2) as pool:
         first = pool.submit(admin, server, "reload")
         time.sleep(0.15)
@@ -183,7 +187,7 @@ def test_one_change_of_the_model_at_a_time(folder: Path, tokens: str, tmp_path: 
         assert first.result().status == 200
 
 
-def test_sigterm_answers_what_is_in_hand_and_loses_nothing(folder: Path, tmp_path: Path) -> None:
+def test_sigterm_answers_pending_requests_and_loses_no_suggestion(folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "e.sqlite"
     with served(folder, store, "--fake_ms=150", "--max_batch_size=1", PATIENT) as server, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.suggest, f"d-{i}") for i in range(5)]
@@ -196,8 +200,8 @@ def test_sigterm_answers_what_is_in_hand_and_loses_nothing(folder: Path, tmp_pat
     assert ids(store, "suggestions") == {each.json["suggestion_id"] for each in answers}
 
 
-def test_killed_and_started_again_under_load(folder: Path, tmp_path: Path) -> None:
-    """Clients see answers, refusals, then answers; every event that was acknowledged is kept."""
+def test_a_server_killed_under_load_keeps_every_acknowledged_event(folder: Path, tmp_path: Path) -> None:
+    """Clients see answers, then refused connections, then answers; the store keeps every acknowledged event."""
     store, port = tmp_path / "e.sqlite", serving.free_port()
     acknowledged = list[str]()
     current: list[Server] = []
@@ -241,7 +245,7 @@ def ids(store: Path, table: str) -> set[str]:
         connection.close()
 
 
-def test_a_store_of_another_folder_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_store_in_a_missing_folder_is_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     done = started(f"--bundle={folder}", "--backend=fake", "--port=0", f"--store=sqlite:///{tmp_path}/no/e.sqlite")
     assert done.returncode == 1
     assert "cannot be used: unable to open database file" in said(done)
