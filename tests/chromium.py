@@ -1,4 +1,4 @@
-"""The system's Chromium, driven headless, and the console in it."""
+"""The system's Chromium in headless mode, and the console in it."""
 
 import contextlib
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from require import missing
 
-expect.set_options(timeout=20_000)  # milliseconds; tests run beside others, on few cores
+expect.set_options(timeout=20_000)  # milliseconds; tests run in parallel on few cores
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -18,7 +18,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
-    """The browser; the test skips where there is none. No test of the module can have an event loop of its own."""
+    """Start the browser, or skip the test where none is installed; the module's tests cannot run an event loop."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or missing("chromium")
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=FLAGS.split()) as found:
         yield found
@@ -26,7 +26,7 @@ def browser() -> Generator[Browser]:
 
 @contextlib.contextmanager
 def console(browser: Browser, url: str, **context: Any) -> Generator[Page]:
-    """The console of the server at `url` in a window of its own, once its model is known or a token asked for."""
+    """Open the console of the server at `url` in a new window, and wait for its model or its request for a token."""
     with browser.new_context(**context) as window:
         window.set_default_timeout(20_000)
         page = window.new_page()
@@ -47,11 +47,11 @@ def customer_says(page: Page, text: str = "Where is my card?") -> None:
 
 
 def suggested(page: Page, text: str = "Where is my card?") -> None:
-    """The customer says something, and five suggestions for it are there."""
+    """Send a message of the customer and wait for five suggestions."""
     customer_says(page, text)
     settled(page)
 
 
 def settled(page: Page) -> None:
-    """Five suggestions are there, and no others are waited for."""
+    """Wait until five suggestions are shown and no request is pending."""
     expect(page.locator("#suggestions:not([aria-busy]) .suggestion")).to_have_count(5)

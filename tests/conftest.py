@@ -1,4 +1,4 @@
-"""Every test runs on eight fake CPU devices, or the session fails; silent broadcasting is an error."""
+"""Configuration of all tests: eight fake CPU devices, and an error on implicit rank promotion."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Most of a test's time is compiling; what one has compiled, the others and the processes they start find here.
+# Compilation takes most of a test's time, so tests and their child processes share a cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"jaxtempl-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects, not skips: a skip means that something could not be tested."""
+    """Deselect tests instead of skipping them: a skip means that something could not be tested."""
     wanted = config.getoption("--slow")
     kept = [item for item in items if ("slow" in item.keywords) == wanted]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -40,6 +40,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """Tell `shared` where the workers of this session share what they build."""
+    """Set the folder in which the workers of this session share what they build."""
     own = tmp_path_factory.getbasetemp()
     os.environ[shared.FOLDER] = str(own if worker_id == "master" else own.parent)

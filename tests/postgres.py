@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a cluster of its own in a temporary folder, reached by its socket there."""
+"""A PostgreSQL cluster for tests, in a temporary folder and reached by a socket there."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from require import missing
 
 
 class Postgres:
-    """A cluster; it runs as the user postgres where the tests run as root, which it refuses."""
+    """A cluster; it runs as the user postgres where the tests run as root, because PostgreSQL refuses root."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs, self._folder = programs, folder
@@ -25,7 +25,7 @@ class Postgres:
         user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         command = [*user, str(self._programs / program), "-D", str(self._folder / "data"), *arguments]
         said = self._folder / f"{program}.log"
-        with said.open("ab") as log:  # no pipe, which the server would hold open
+        with said.open("ab") as log:  # a file, because the server would keep a pipe open
             done = subprocess.run(command, stdout=log, stderr=log, cwd=self._folder, check=False)
         assert done.returncode == 0, said.read_text()
 
@@ -33,11 +33,11 @@ class Postgres:
         self._run("pg_ctl", "start", "-w", "-o", f"-c listen_addresses='' -c fsync=off -k {self._folder}")
 
     def stop(self) -> None:
-        """At once, as in a crash; what was committed is there again after `start`."""
+        """Stop immediately, as in a crash; `start` recovers all committed data."""
         self._run("pg_ctl", "stop", "-m", "immediate")
 
     def database(self) -> str:
-        """The URL of a new, empty one, which is a schema: PostgreSQL makes that at once."""
+        """Return the URL of a new, empty schema, which is faster to create than a database."""
         name = f"test_{uuid.uuid4().hex}"
         with psycopg.connect(f"host={self._folder} user=postgres", autocommit=True) as connection:
             connection.execute(f"CREATE SCHEMA {name}".encode())
@@ -45,7 +45,7 @@ class Postgres:
 
 
 def _programs() -> Path:
-    """The folder of initdb, which Debian keeps out of the PATH."""
+    """Return the folder of initdb, which is not in the PATH on Debian."""
     on_path: Sequence[str] = [path] if (path := shutil.which("initdb")) else []
     found = [Path(path).resolve().parent for path in on_path] + sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return found[0] if found else missing("postgresql")
@@ -54,7 +54,9 @@ def _programs() -> Path:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     programs = _programs()
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # short, for a socket's path; pytest's own is root's alone
+    folder = Path(
+        tempfile.mkdtemp(prefix="pg", dir="/tmp")
+    )  # a socket's path must be short, and only root can read pytest's
     try:
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres")

@@ -1,4 +1,4 @@
-"""A training small enough for tests, in this process."""
+"""A small training for tests, in this process."""
 
 import json
 from collections.abc import Callable, Iterator

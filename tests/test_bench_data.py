@@ -1,4 +1,4 @@
-"""The makers of the benchmark data, on one small dialogue of each repository's format."""
+"""Tests of the benchmark data's converters, on one small dialogue in each repository's format."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ SGD: dict[str, Any] = {
 }
 
 
-def test_star_keeps_the_conversation_and_what_was_picked() -> None:
+def test_a_star_case_keeps_the_messages_and_the_selected_templates() -> None:
     made = star.case(STAR, TASKS)
     assert [(m["role"], m["text"], m.get("template"), m.get("template2")) for m in made["messages"]] == [
         ("customer", "Hello there", None, None),
@@ -64,14 +64,14 @@ def test_star_keeps_the_conversation_and_what_was_picked() -> None:
     assert parse_case(made).case_id == "star-7"
 
 
-def test_star_templates_have_the_text_of_most_tasks() -> None:
+def test_a_star_template_has_its_most_frequent_text() -> None:
     assert star.templates(TASKS) == [
         {"id": "ask_name", "text": "Your name?", "active": True},
         {"id": "bye", "text": "Bye.", "active": True},
     ]
 
 
-def test_sgd_names_a_reply_by_its_acts_and_slots() -> None:
+def test_an_sgd_template_is_named_after_its_acts_and_slots() -> None:
     made = sgd.case(SGD, "train")
     assert [(m["role"], m["text"], m.get("template")) for m in made["messages"]] == [
         ("customer", "My balance?", None),

@@ -1,4 +1,4 @@
-"""BERT through the project's commands: adapt, go on, finetune by epochs, evaluate, and where its head comes from."""
+"""Tests of BERT through the commands: adapt, finetune by epochs, and evaluate."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def adapted(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_adapting_is_masked_language_modelling_and_brings_the_held_out_loss_down(adapted: Path, data: Dataset) -> None:
+def test_masked_language_modelling_reduces_the_held_out_loss(adapted: Path, data: Dataset) -> None:
     losses = {}
     for step in (0, 4):
         out = adapted.parent / f"report-{step}"
@@ -55,14 +55,14 @@ def test_adapting_is_masked_language_modelling_and_brings_the_held_out_loss_down
     assert losses[4] < losses[0] - 0.5
 
 
-def test_the_labelled_contexts_can_be_adapted_to(adapted: Path, data: Dataset, tmp_path: Path) -> None:
+def test_task_adaptive_pretraining_runs_on_the_labelled_contexts(adapted: Path, data: Dataset, tmp_path: Path) -> None:
     given = (f"--from={adapted}", f"--data={data.folder}", "--task_adaptive", "--steps=1", *FLAGS)
     assert call("adapt", *given, f"--out={tmp_path}/run") == 0
     assert run.Run(tmp_path / "run").manifest["task_adaptive"]
 
 
 @pytest.mark.parametrize("select", ["validation", "test"])
-def test_the_best_epoch_is_kept_and_a_report_on_what_chose_it_says_so(
+def test_the_best_epoch_is_selected_and_a_report_on_the_selection_split_states_it(
     adapted: Path, data: Dataset, tmp_path: Path, select: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = (
@@ -89,7 +89,7 @@ def test_the_best_epoch_is_kept_and_a_report_on_what_chose_it_says_so(
     assert (told in (tmp_path / "report" / "index.html").read_text()) is (select == "test")
 
 
-def test_a_window_lies_between_the_special_tokens_and_within_the_limit(data: Dataset) -> None:
+def test_a_window_is_enclosed_by_special_tokens_and_within_the_limit(data: Dataset) -> None:
     tokenizer = Tokenizer(tokenizer_path("bert-tiny"))
     contexts = LabelledContexts.read(data, "train", Window(tokenizer, 16))
     for index in range(len(contexts)):
@@ -102,9 +102,7 @@ def test_a_window_lies_between_the_special_tokens_and_within_the_limit(data: Dat
     assert Window(tokenizer, 64).encode(messages).ids == [101, *whole, 102]
 
 
-def test_rows_that_are_longer_than_bert_has_positions_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_longer_than_the_positions_of_bert_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.dataset(tmp_path / "made")
     given = {split: (str(tmp_path / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
     pipeline.run(PrepareConfig(**given, size="bert-tiny", length=513, out=tmp_path / "data"))

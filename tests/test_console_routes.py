@@ -1,3 +1,5 @@
+"""Tests of the console's routes: sample cases, security headers, and the contrast of its colours."""
+
 import json
 import re
 from pathlib import Path
@@ -24,7 +26,7 @@ def written(path: Path, *records: object) -> str:
     return str(path)
 
 
-def test_made_up_cases_are_requests_of_the_api() -> None:
+def test_the_sample_cases_are_valid_requests() -> None:
     made = replay_cases("")
     assert len(made) == 12
     for case in made:
@@ -32,18 +34,18 @@ def test_made_up_cases_are_requests_of_the_api() -> None:
         assert case["messages"][0]["role"] == "customer"
 
 
-def test_cases_of_a_file_keep_what_the_page_shows(tmp_path: Path) -> None:
+def test_cases_of_a_file_keep_only_the_fields_that_the_page_shows(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE)
     messages = [{"role": "customer", "text": "Hi 😩"}, {"role": "system", "text": "x"}]
     assert replay_cases(path) == [{"case_id": "a", "messages": messages}]
 
 
-def test_the_first_fifty_cases_of_a_file_are_taken_and_no_more_is_read(tmp_path: Path) -> None:
+def test_only_the_first_fifty_cases_of_a_file_are_read(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", *[CASE] * 50, "no case")
     assert len(replay_cases(path)) == 50
 
 
-def test_a_record_that_is_no_case_is_named_without_its_text(tmp_path: Path) -> None:
+def test_an_invalid_record_is_reported_without_its_text(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE, {"case_id": "b", "messages": [{"text": "canary"}]})
     with pytest.raises(
         UserError, match=r"cases.jsonl line 2 is not a case: missing field: messages\[0\] has no 'role'"
@@ -57,7 +59,7 @@ def test_a_file_without_cases_is_refused(tmp_path: Path) -> None:
         replay_cases(written(tmp_path / "cases.jsonl"))
 
 
-def test_the_page_comes_with_all_that_it_names() -> None:
+def test_every_file_that_the_page_names_is_served() -> None:
     client = TestClient(Starlette(routes=routes([])))
     page = client.get("/console")
     named = re.findall(r'(?:src|href)="(console/[^"]+)"', page.text)
@@ -69,7 +71,7 @@ def test_the_page_comes_with_all_that_it_names() -> None:
         assert client.get(f"/{name}").headers["content-type"] == types[Path(name).suffix]
 
 
-def test_nothing_else_may_run_or_be_called_and_cases_are_not_kept() -> None:
+def test_the_headers_restrict_scripts_and_prevent_storage_of_cases() -> None:
     client = TestClient(Starlette(routes=routes([{"case_id": "a", "messages": []}])))
     for path in ("/console", "/console/console.js", "/console/cases"):
         headers = client.get(path).headers
@@ -80,7 +82,7 @@ def test_nothing_else_may_run_or_be_called_and_cases_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_texts_never_become_markup_and_nothing_is_inline(path: Path) -> None:
+def test_texts_never_become_markup_and_no_script_or_style_is_inline(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function", text)
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! type=\"module\" src=)", text)
@@ -88,7 +90,7 @@ def test_texts_never_become_markup_and_nothing_is_inline(path: Path) -> None:
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2.2's relative luminance."""
+    """Return the relative luminance of WCAG 2.2."""
     digits = colour if len(colour) == 6 else "".join(2 * digit for digit in colour)
     channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
@@ -101,7 +103,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_contrast_is_that_of_wcag_aa(scheme: int) -> None:
+def test_the_contrast_meets_wcag_aa(scheme: int) -> None:
     themes = re.findall(r":root \{(.*?)\}", (FOLDER / "console.css").read_text(), re.DOTALL)
     colours: dict[str, str] = dict(re.findall(r"--([\w-]+): #(\w+);", themes[scheme]))
     texts = [("ink", "paper"), ("ink", "strong"), ("quiet", "paper"), ("quiet", "strong"), ("on-accent", "accent")]

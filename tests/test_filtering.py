@@ -1,4 +1,4 @@
-"""The filter keeps domain-like passages of other text, and bad records do not cost good ones."""
+"""Tests of the filter: it keeps domain-like passages, and bad records do not affect good ones."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""However a training ends, the same command resumes it: real processes, real signals."""
+"""Tests that the same command resumes an interrupted training, with real processes and signals."""
 
 import shutil
 import signal
@@ -35,11 +35,11 @@ def same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.slow
-def test_five_kills_lose_nothing(tmp_path: Path) -> None:
+def test_a_run_killed_five_times_has_the_same_bits(tmp_path: Path) -> None:
     results = kill.measure(tmp_path, kills=5, steps=24, seed=3)
     assert len(results["kills"]) == sum(results["phases"].values()) == 5
     assert results["same_bits"]
-    assert results["kills"][-1]["loaded"], "by then there was a checkpoint to resume from"
+    assert results["kills"][-1]["loaded"], "the last kill must resume from a checkpoint"
 
 
 def adapt(data: Dataset, out: Path, *flags: str) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def test_sigterm_saves_and_states_the_step(data: Dataset, tmp_path: Path) -> Non
     assert hosts.stderr(0).splitlines()[-1] == f"stopped after step {done}; run the same command again to resume"
 
 
-def test_a_second_sigterm_ends_at_once() -> None:
+def test_a_second_sigterm_exits_immediately() -> None:
     script = """
 import hashlib, os, signal, threading
 from jaxtempl.training.preemption import PreemptionHandler
@@ -74,7 +74,7 @@ with PreemptionHandler() as terminator:
     assert "a second one ends at once" in done.stderr
 
 
-def test_sigterm_before_the_first_step_is_no_failure() -> None:
+def test_sigterm_before_the_first_step_exits_with_75() -> None:
     script = """
 import os, signal, sys
 from jaxtempl import cli
@@ -90,7 +90,7 @@ sys.exit(cli.run(main, []))
     assert done.stderr == "stopped before the first step; run the same command to start again\n"
 
 
-def test_a_requested_stop_saves_first(tmp_path: Path) -> None:
+def test_a_requested_stop_saves_a_checkpoint_first(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     with pytest.raises(Interrupted, match="stopped after step 2"):
         rig.fit(rig.fresh(), stopping=lambda: len(rig.lines()) >= 1 if (tmp_path / "metrics.jsonl").exists() else False)
@@ -99,7 +99,7 @@ def test_a_requested_stop_saves_first(tmp_path: Path) -> None:
     same(rig.fit(state.restore_state(rig.fresh(), rig.checkpoints, 2)), whole.fit(whole.fresh()))
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rig = Rig(tmp_path)
@@ -123,14 +123,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
         Rig(tmp_path).checkpoints.newest_resumable()
 
 
-def test_keep_sets_the_number_of_recoveries(tmp_path: Path) -> None:
+def test_keep_sets_the_number_of_recovery_checkpoints(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.checkpoints.keep = 3
     rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
     assert rig.checkpoints.steps("recovery") == [3, 4, 5]
 
 
-def test_no_room_is_one_line_and_older_checkpoints_stay(data: Dataset, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_keeps_older_checkpoints(data: Dataset, tmp_path: Path) -> None:
     out, flags = tmp_path / "run", ("--recover_minutes=0", "--keep=9")
     with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1) as hosts:
         hosts.wait_until(lambda: len(read_losses(out)) > 2)
@@ -145,7 +145,7 @@ def test_no_room_is_one_line_and_older_checkpoints_stay(data: Dataset, tmp_path:
     assert Run(out).checkpoints.newest_resumable() == steps[-1]
 
 
-def test_the_order_of_the_files_on_the_disk_changes_no_batch(data: Dataset, tmp_path: Path) -> None:
+def test_the_order_of_files_on_disk_changes_no_batch(data: Dataset, tmp_path: Path) -> None:
     for path in sorted(data.folder.rglob("*"), reverse=True):
         if path.is_file():
             copy = tmp_path / "copy" / path.relative_to(data.folder)
@@ -159,7 +159,7 @@ def test_the_order_of_the_files_on_the_disk_changes_no_batch(data: Dataset, tmp_
     same(*[[[dict(part) for part in stream[step]] for step in range(4)] for stream in streams])
 
 
-def test_readers_and_prefetch_change_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_threads_and_prefetching_change_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"tokens": np.full(4, i, np.uint16), "segments": np.ones(4, np.uint16)} for i in range(40)]
     stream = loader.row_batches([(rows, None)], 8, 2, seed=1)
     plain = [stream[step] for step in range(3, 9)]

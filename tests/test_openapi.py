@@ -1,4 +1,4 @@
-"""The schemas of /v1 match a golden file.
+"""Test that the schemas of /v1 match a golden file.
 
 Clients rely on the golden file: change it only on purpose, with a note in CHANGELOG.
 """
@@ -25,7 +25,7 @@ def promised() -> dict[str, Any]:
     return {"paths": paths, "schemas": referred}
 
 
-def test_v1_is_as_promised() -> None:
+def test_v1_matches_the_golden_file() -> None:
     assert json.dumps(promised(), indent=1) + "\n" == (GOLDEN / "openapi.v1.json").read_text()
 
 

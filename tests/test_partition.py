@@ -1,4 +1,4 @@
-"""Sharding: the tables cover every leaf, and a mesh changes the shardings but not the numbers."""
+"""Tests of sharding: the tables cover every leaf, and a mesh changes the shardings but not the numbers."""
 
 import functools
 import json
@@ -46,14 +46,14 @@ def paths(tree: Any) -> dict[str, Any]:
     return {"/".join(key.key for key in keys): leaf for keys, leaf in leaves}
 
 
-def test_each_leaf_has_one_row_and_each_row_a_leaf() -> None:
+def test_the_tables_have_one_row_for_each_leaf_and_axis() -> None:
     models = [(SMALL, None), (SMALL, SLOTS), (BERT, None), (BERT, SLOTS)]
     assert {path for a, slots in models for path in paths(shapes(a, slots))} == set(rules.LEAF_AXES)
     assert {axis for axes in rules.LEAF_AXES.values() for axis in axes} == set(rules.AXIS_RULES)
 
 
-def test_specs_are_golden() -> None:
-    """At 2.8b on 2 x 8 x 4: heads, feed-forward and vocabulary on `tensor`, weights on `fsdp`, layers replicated."""
+def test_the_partition_specs_match_the_golden_file() -> None:
+    """For 2.8b on 2 x 8 x 4, `tensor` shards heads, feed-forward and vocabulary; `fsdp` shards weights."""
     sizes = {"data": 2, "fsdp": 8, "tensor": 4}
     specs = {
         path: rules.partition_spec(path, leaf.shape, sizes)
@@ -140,7 +140,7 @@ def assert_equivalent(leaf: jax.Array, sharding: Any) -> None:
 @pytest.mark.parametrize("a", [SMALL, BERT], ids=["neox", "bert"])
 @pytest.mark.parametrize("phase", ["adapt", "finetune"])
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
-def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: MeshShape, phase: str, a: Architecture) -> None:
+def test_every_mesh_gives_the_same_loss_and_gradient(shape: MeshShape, phase: str, a: Architecture) -> None:
     (expected, gradient), (metrics, sharded) = two_steps(MESHES[0], phase, a=a), two_steps(shape, phase, a=a)
     for one, other in zip(expected, metrics, strict=True):
         assert other == pytest.approx(one, rel=1e-5)
@@ -149,7 +149,7 @@ def test_one_batch_gives_one_loss_and_one_gradient_on_every_mesh(shape: MeshShap
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_changes_nothing(remat: Remat) -> None:
+def test_rematerialization_changes_no_metric(remat: Remat) -> None:
     (expected, _), (metrics, _) = two_steps(MESHES[0], "adapt"), two_steps(MESHES[3], "adapt", remat)
     assert metrics[1] == pytest.approx(expected[1], rel=1e-5)
 
@@ -178,7 +178,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest(requested: MeshSha
         choose_mesh(requested, shapes(SMALL), rows, 8)
 
 
-def test_axes_of_zero_are_chosen() -> None:
+def test_axes_of_zero_are_chosen_automatically() -> None:
     assert choose_mesh(MeshShape(0, 0, 1), shapes(SMALL), 8, 8) == (1, 8, 1)
     assert choose_mesh(MeshShape(0, 2, 1), shapes(SMALL), 8, 8) == (4, 2, 1)
     assert choose_mesh(MeshShape(0, 0, 1), shapes(SMALL), 2, 8) == (1, 2, 1)

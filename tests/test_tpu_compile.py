@@ -1,4 +1,4 @@
-"""The benchmark that compiles for TPUs: what it reads from a program's text, without that compiler."""
+"""Tests of the benchmark that compiles for TPUs: parsing of a program's text, without the compiler."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from bench.hlo import Collective
 from jaxtempl.planning.compiled_step import CompiledProgram
 from jaxtempl.specs.accelerators import ACCELERATORS
 
-# As the compiler prints it: layouts have brackets, an asynchronous collective appears in each computation that it is
+# The compiler's format: layouts have brackets, an asynchronous collective appears in each computation that it is
 # fused into, and a collective that the compiler adds has no name in the source.
 PROGRAM = """HloModule jit_gradient
 
@@ -35,7 +35,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 """
 
 
-def test_each_collective_is_read_once() -> None:
+def test_each_collective_is_counted_once() -> None:
     scattered = Collective("reduce-scatter", (("f32", (4,)),), False)
     assert hlo.collectives(PROGRAM) == [
         Collective("all-gather", (("bf16", (1, 8, 32)),), True),
@@ -50,7 +50,7 @@ def test_kernels_are_counted_by_name() -> None:
     assert tpu_compile.splash(PROGRAM) == {"splash_mha_fwd_residuals": 1}
 
 
-def test_a_device_holds_its_state_and_what_a_microbatch_needs() -> None:
+def test_the_peak_is_the_state_and_the_larger_of_gradient_and_update() -> None:
     gradient, update = CompiledProgram("", arguments=5, outputs=4, temporary=20), CompiledProgram("", 20, 15, 7)
     assert tpu_compile.peak_bytes(16, gradient, update) == 16 + 4 + 20
     assert tpu_compile.peak_bytes(16, gradient, update._replace(temporary=90)) == 16 + 90
@@ -71,7 +71,7 @@ def row(case: tpu_compile.Case, held: float) -> dict[str, Any]:
     }
 
 
-def test_the_page_says_what_fits_and_what_was_not_compiled() -> None:
+def test_the_page_states_which_cases_fit_and_which_are_not_compiled() -> None:
     machine = {"processor": "x", "cores": 2, "memory_gb": 1.0, "system": "s", "python": "3", "versions": {}}
     first, second, *rest = tpu_compile.CASES
     rows = [row(first, 17e9), row(second, 17e9)]

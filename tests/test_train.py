@@ -1,4 +1,4 @@
-"""The loop, the optimizer and the checkpoints, in this process."""
+"""Tests of the training loop, the optimizer and the checkpoints, in this process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_resumed_after_three_steps_equals_six_steps_bit_for_bit(tmp_path: Path) -> None:
     whole, cut = Rig(tmp_path / "whole"), Rig(tmp_path / "cut")
     expected = whole.fit(whole.fresh())
     cut.fit(cut.fresh(), steps=3, plan=Schedule(STEPS, save_every=99, recover_seconds=0.0))
@@ -39,7 +39,7 @@ def test_six_steps_are_three_and_three_bit_for_bit(tmp_path: Path) -> None:
     assert metrics[0] == metrics[1]
 
 
-def test_an_update_is_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
+def test_an_update_equals_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) -> None:
     """Compare one step with optax's AdamW on the mean of a loss that computes all logits at once."""
     rig = Rig(tmp_path)
     start = rig.fresh().params
@@ -61,7 +61,7 @@ def test_an_update_is_adamw_on_the_mean_over_predicted_tokens(tmp_path: Path) ->
     assert float(got.step) == 1
 
     def close(a: jax.Array, b: jax.Array, g: jax.Array) -> None:
-        is_clear = np.abs(g) > 1e-5  # Adam's first step is the sign, which is rounding for a gradient near zero
+        is_clear = np.abs(g) > 1e-5  # Adam's first step is the gradient's sign, which is a rounding error near zero
         np.testing.assert_allclose(np.asarray(a)[is_clear], np.asarray(b)[is_clear], atol=3e-5)
 
     jax.tree.map(close, got.params, expected, gradient)
@@ -89,14 +89,14 @@ def test_training_compiles_once(tmp_path: Path) -> None:
     assert functions.gradient._cache_size() == functions.update._cache_size() == 1
 
 
-def test_a_step_that_is_not_finite_stops_by_name_and_is_not_saved(tmp_path: Path) -> None:
+def test_a_step_with_a_nan_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     with pytest.raises(UserError, match="step 1 is nan"):
         rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=1, recover_seconds=0.0), spoil=0)
     assert rig.checkpoints.steps() == []
 
 
-def test_study_checkpoints_stay_and_recoveries_are_the_newest_two(tmp_path: Path) -> None:
+def test_all_study_checkpoints_and_the_newest_two_recovery_checkpoints_are_kept(tmp_path: Path) -> None:
     ticks = iter(range(0, 1000, 10))
     rig = Rig(tmp_path)
     rig.fit(rig.fresh(), plan=Schedule(STEPS, save_every=4, recover_seconds=10.0, clock=lambda: float(next(ticks))))
@@ -105,7 +105,7 @@ def test_study_checkpoints_stay_and_recoveries_are_the_newest_two(tmp_path: Path
     assert rig.checkpoints.newest_resumable() == 5
 
 
-def test_a_torn_or_changed_checkpoint_is_never_read(tmp_path: Path) -> None:
+def test_an_incomplete_or_modified_checkpoint_is_never_read(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     params = rig.fresh().params
     for step in (1, 2):
@@ -149,7 +149,7 @@ def _nodes(tree: Any) -> Iterator[Any]:
             yield from _nodes(child)
 
 
-def test_no_bias_and_no_norm_scale_decays() -> None:
+def test_weight_decay_excludes_biases_and_norm_scales() -> None:
     params = factory.random_params(tiny.ARCHITECTURE, 4, 0)
     ones = jax.tree.map(jnp.ones_like, params)
     optimizer = adamw(AdaptConfig(learning_rate=0.5, weight_decay=0.1), 10)
@@ -165,7 +165,7 @@ def test_no_bias_and_no_norm_scale_decays() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5)])
-def test_schedules_rise_by_warmup_and_fall_to_zero(schedule: Any, half: float) -> None:
+def test_schedules_rise_during_warmup_and_fall_to_zero(schedule: Any, half: float) -> None:
     rate = learning_rate_schedule(AdaptConfig(learning_rate=2.0, warmup_ratio=0.1, schedule=schedule), 100)
     rise = [float(rate(step)) for step in range(10)]
     np.testing.assert_allclose(rise, np.arange(1, 11) / 10 * 2.0, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The shared comparison, against hand-made networks."""
+"""Tests of the comparison of two networks, with hand-made networks."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ BUCKETS = (4, 8)
 
 
 def network(error: float = 0.0, at: int = -1) -> Any:
-    """Logits [B 6] that depend on the row's real tokens alone, wrong by `error` in one slot."""
+    """Return a network whose logits [B 6] depend only on real tokens and are off by `error` in one slot."""
     table = np.random.default_rng(1).standard_normal((50, 6)).astype(np.float32)
 
     def logits(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def shifted(base: Any, change: Any) -> Any:
     return lambda ids, lengths: change(base(ids, lengths))
 
 
-def test_a_network_is_what_it_is() -> None:
+def test_a_network_agrees_with_itself() -> None:
     same = network()
     found = verify.compare(same, same, ROWS, BUCKETS)
     assert found.compared == 2 * len(ROWS)
@@ -44,7 +44,7 @@ def test_a_network_is_what_it_is() -> None:
     assert not verify.find_faults(found, "fp32")
 
 
-def test_every_length_single_and_batched_is_run() -> None:
+def test_every_length_runs_alone_and_in_a_batch() -> None:
     same, shapes = network(), []
     verify.compare(same, lambda ids, n: (shapes.append(ids.shape), same(ids, n))[1], ROWS, BUCKETS)
     batched = [shape for shape in shapes if shape[1] in BUCKETS and shape[0] > 1]
@@ -53,7 +53,7 @@ def test_every_length_single_and_batched_is_run() -> None:
     assert {length for rows, length in shapes if rows == 1} == set(range(1, 9))
 
 
-def test_small_errors_make_ties_and_large_ones_a_refusal() -> None:
+def test_small_errors_are_ties_and_large_errors_are_faults() -> None:
     same = network()
     near = verify.compare(same, shifted(same, lambda x: x + np.float32([1e-3, 0, 0, 0, 0, 0])), ROWS, BUCKETS)
     assert near.largest_difference == pytest.approx(1e-3, rel=1e-2)
@@ -69,7 +69,7 @@ def test_small_errors_make_ties_and_large_ones_a_refusal() -> None:
     assert all(verify.find_faults(far, dtype) for dtype in ("fp32", "fp16"))
 
 
-def test_a_nan_is_a_fault_and_no_best_slot() -> None:
+def test_a_nan_is_a_fault_and_never_the_best_slot() -> None:
     same = network()
 
     def broken(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -78,12 +78,12 @@ def test_a_nan_is_a_fault_and_no_best_slot() -> None:
         return found
 
     found = verify.compare(same, broken, ROWS, BUCKETS)
-    assert found.not_finite > 200  # one in every batch, and in every single row
+    assert found.not_finite > 200  # one in each batch and in each single row
     assert found.top1 < 1
     assert any("are not finite" in fault for fault in verify.find_faults(found, "fp16"))
 
 
-def test_every_token_of_a_language_model_counts_but_padding() -> None:
+def test_every_token_of_a_language_model_counts_except_padding() -> None:
     table = np.random.default_rng(2).standard_normal((50, 6)).astype(np.float32)
     padding = np.arange(8)[None, :, None]
 
@@ -97,8 +97,8 @@ def test_every_token_of_a_language_model_counts_but_padding() -> None:
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 3), st.integers(2, 9))
 @settings(max_examples=50, deadline=None)
-def test_a_top1_that_moves_is_a_tie(seed: int, size: float, slots: int) -> None:
-    """No logit moves by more than d, so no top-1 whose margin is over 2 d does."""
+def test_a_top1_that_changes_is_a_tie(seed: int, size: float, slots: int) -> None:
+    """If no logit moves by more than d, no top-1 with a margin over 2 d changes."""
     random = np.random.default_rng(seed)
     reference = random.standard_normal((40, slots)).astype(np.float32)
     noise = random.uniform(-size, size, reference.shape).astype(np.float32)
@@ -109,7 +109,7 @@ def test_a_top1_that_moves_is_a_tie(seed: int, size: float, slots: int) -> None:
     assert found.ties == 1 or found.top1_outside_ties == 1
 
 
-def test_contexts_are_of_every_length_and_those_made_are_told() -> None:
+def test_every_bucket_has_contexts_and_joined_ones_are_counted() -> None:
     rows = [[i] * (i % 4 + 1) for i in range(1, 500)]  # 1 to 4 tokens: the bucket of 8 is empty
     chosen = samples.choose(iter(rows), BUCKETS, 300)
     assert (chosen.real, chosen.joined) == ({4: 300}, {8: 100})
@@ -118,7 +118,7 @@ def test_contexts_are_of_every_length_and_those_made_are_told() -> None:
     assert chosen.rows[:300] == rows[:300]
 
 
-def test_rare_lengths_are_looked_for() -> None:
+def test_rare_lengths_are_searched_for() -> None:
     rows = [[1] * (7 if i % 15 == 14 else 2) for i in range(1500)]
     chosen = samples.choose(iter(rows), BUCKETS, 100)
     assert (chosen.real, chosen.joined) == ({4: 50, 8: 50}, {})
