@@ -1,4 +1,4 @@
-"""`convert huggingface`: transformers loads the folder and gives a real run's logits; there and back is bit-equal."""
+"""`convert huggingface`: transformers gives a real run's logits from the folder, and a round trip is bit-equal."""
 
 import contextlib
 import functools
@@ -46,8 +46,8 @@ from jaxtempl.training import adapt, finetune
 NANO, PYTHIA = ASSETS / "nano" / "tokenizer.json", ASSETS / "tokenizers" / "pythia.json"
 TEXTS = ["Hello,  where is my order?\n\n", "a <|endoftext|> typed by hand, and <|padding|>", "naïve café, 你好 🙂"]
 TEMPLATES = [tiny.template(slot, name, active=name != "card") for slot, name in enumerate(tiny.REPLIES)]
-TOLERANCE = 1e-5  # of the largest logit
-END = 0  # end-of-text
+TOLERANCE = 1e-5  # relative to the largest logit
+END = 0  # id of the end-of-text token
 PHASES = ("adapt", "finetune")
 
 
@@ -66,7 +66,7 @@ def train(folder: Path) -> None:
 
 
 def convert_all(folder: Path) -> None:
-    """Convert both runs by the command."""
+    """Convert both runs with the command."""
     trained = shared.built("huggingface-runs", train)
     for phase in PHASES:
         main(["huggingface", f"--run={trained / phase}", f"--out={folder / phase}"])
@@ -89,7 +89,7 @@ Rows = tuple[tuple[int, ...], ...]
 
 @functools.cache
 def ours(folder: Path, rows: Rows) -> np.ndarray:
-    """A run's own logits, of each row's tokens or of its classes."""
+    """Return the run's logits: of each row's tokens, or of its classes."""
     source, lengths = Run(folder), [len(row) for row in rows]
     graphdef, params = source.graphdef(), source.params(2)
     tokens = jnp.array([[*row, *[END] * (max(lengths) - len(row))] for row in rows])
@@ -105,7 +105,7 @@ def error(actual: Any, expected: Any) -> float:
 
 
 def rows() -> Rows:
-    """Ragged, with an end-of-text within, at the end, at the start, and alone."""
+    """Ragged rows with an end-of-text token inside, at the end, at the start, and alone."""
     random = np.random.default_rng(0)
     drawn = [random.integers(2, 8192, count).tolist() for count in (300, 7, 23, 12)]
     drawn[0][11], drawn[1][-1], drawn[2][0] = END, END, END
@@ -149,17 +149,17 @@ def test_classifier_gives_the_runs_logits(
     assert error(actual, ours(runs["finetune"].folder, rows())) < TOLERANCE
 
 
-def test_classes_are_the_runs(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+def test_class_names_equal_the_runs_templates(runs: dict[str, Run], converted: dict[str, Path]) -> None:
     found = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).config
     assert found.id2label == {template.slot: template.id for template in runs["finetune"].templates}
     assert found.label2id == {template.id: template.slot for template in runs["finetune"].templates}
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_texts_in_their_tokenizer_give_the_runs_logits(
+def test_texts_in_the_exported_tokenizer_give_the_runs_logits(
     runs: dict[str, Run], converted: dict[str, Path], side: str
 ) -> None:
-    """The special tokens that `TEXTS` has in writing are text to both."""
+    """Both tokenizers read the special tokens typed in `TEXTS` as text."""
     tokenizer = AutoTokenizer.from_pretrained(converted["finetune"])
     reference = AutoModelForSequenceClassification.from_pretrained(converted["finetune"]).eval()
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_texts_in_their_tokenizer_give_the_runs_logits(
 
 
 @pytest.mark.parametrize("tokenizer", [NANO, PYTHIA])
-def test_tokenizer_is_ours_to_the_id(tmp_path: Path, tokenizer: Path) -> None:
+def test_exported_tokenizer_gives_the_projects_ids(tmp_path: Path, tokenizer: Path) -> None:
     source = run.create(tmp_path / "run", "", tiny.ARCHITECTURE, tokenizer.read_text(), [], {"phase": "adapt"})
     special = special_tokens.read_special_tokens(source.tokenizer.json)
     files.write_json(tmp_path / "tokenizer_config.json", export.tokenizer_config(source, special))
@@ -187,14 +187,14 @@ def test_tokenizer_without_padding_pads_with_end_of_text() -> None:
     }
 
 
-def test_tokenizer_without_end_of_text_is_refused() -> None:
+def test_tokenizer_without_end_of_text_is_rejected() -> None:
     with pytest.raises(UserError, match=r"no <\|endoftext\|>"):
         special_tokens.read_special_tokens('{"added_tokens": []}')
 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("shard_bytes", [save.SHARD_BYTES, 10**6])
-def test_there_and_back_is_the_same_bits(runs: dict[str, Run], tmp_path: Path, phase: str, shard_bytes: int) -> None:
+def test_round_trip_is_bit_equal(runs: dict[str, Run], tmp_path: Path, phase: str, shard_bytes: int) -> None:
     source = runs[phase]
     export.convert(source, 2, tmp_path / "out", shard_bytes)
     assert (tmp_path / "out" / layout.INDEX).exists() == (shard_bytes == 10**6)
@@ -216,7 +216,7 @@ def test_transformers_loads_shards(
 
 
 @pytest.mark.parametrize(("size", "shards"), [("410m", 1), ("1.4b", 2), ("2.8b", 3)])
-def test_what_is_above_five_gigabytes_is_sharded(size: str, shards: int) -> None:
+def test_weights_above_five_gigabytes_are_sharded(size: str, shards: int) -> None:
     """Check the command's plan for the shapes of the sizes, without arrays of that size."""
     architecture = NeoXArchitecture(**sizes.read_size(size)["architecture"])
     slots = layout.stored_tensors(architecture, "lm", None)
@@ -242,8 +242,8 @@ def code(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("role_tags", [False, True])
-def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bool) -> None:
-    """Through the same window, which the three newest messages fill to the last token; without the retired template."""
+def test_the_cards_code_gives_the_runs_suggestions(tmp_path: Path, role_tags: bool) -> None:
+    """The three newest messages fill the window to the last token. The retired template is not suggested."""
     conversation = [("advocate", "Hello, how can I help?"), ("customer", "My card has not come")]
     conversation += [("advocate", "When was it sent?"), ("customer", "Two weeks ago")]
     messages = [Message(role, text, None) for role, text in conversation]
@@ -261,11 +261,11 @@ def test_the_cards_code_suggests_what_the_run_does(tmp_path: Path, role_tags: bo
     assert [float(p) for _, p in actual] == pytest.approx([s.probability for s in expected.suggestions], abs=1e-4)
 
 
-def test_the_cards_code_writes_on(converted: dict[str, Path]) -> None:
+def test_the_cards_code_generates_text(converted: dict[str, Path]) -> None:
     assert code(converted["adapt"])[0].startswith("<CUSTOMER>: Where is my card?\n<ADVOCATE>:")
 
 
-def test_the_card_as_the_hub_reads_it(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+def test_the_hub_reads_the_cards_metadata(runs: dict[str, Run], converted: dict[str, Path]) -> None:
     card = ModelCard.load(converted["finetune"] / "README.md")
     assert (card.data["library_name"], card.data["pipeline_tag"]) == ("transformers", "text-classification")
     report = files.read_json(runs["finetune"].folder / "evaluate-test" / "report.json")
@@ -275,7 +275,7 @@ def test_the_card_as_the_hub_reads_it(runs: dict[str, Run], converted: dict[str,
     assert "eval_results" not in ModelCard.load(converted["adapt"] / "README.md").data.to_dict()
 
 
-def test_the_card_tells_data_figures_and_limits(runs: dict[str, Run], converted: dict[str, Path]) -> None:
+def test_the_card_reports_data_metrics_and_limits(runs: dict[str, Run], converted: dict[str, Path]) -> None:
     card = (converted["finetune"] / "README.md").read_text()
     manifest = runs["finetune"].manifest
     (fingerprint,) = manifest["datasets"].values()
@@ -296,8 +296,8 @@ def test_the_card_tells_data_figures_and_limits(runs: dict[str, Run], converted:
         assert limit in card.partition("## Limits")[2]
 
 
-def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
-    """A missing dataset, and a run that another one replaced, are reported as unknown."""
+def test_the_card_reports_unknown_data_and_runs(tmp_path: Path) -> None:
+    """A missing dataset and an overwritten run are reported as unknown."""
     datasets = {f"{tmp_path}/secret/gone": "0" * 64}
     older = tiny.make_run(tmp_path / "secret" / "older", [], steps=(7,)).folder
     init = {"run": str(older), "step": 7, "weights_sha256": {"manifest.json": "0" * 64}}
@@ -316,14 +316,14 @@ def test_the_card_tells_what_it_does_not_know(tmp_path: Path) -> None:
     assert "secret" not in card
 
 
-def test_published_weights_are_the_base_model(tmp_path: Path) -> None:
+def test_the_card_names_published_weights_as_the_base_model(tmp_path: Path) -> None:
     init = {"weights": "EleutherAI/pythia-410m", "revision": "main"}
     source = tiny.make_run(tmp_path / "run", [], size="410m", start=init)
     export.convert(source, 3, tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data["base_model"] == "EleutherAI/pythia-410m"
 
 
-def test_no_text_of_the_data_is_in_the_folder(converted: dict[str, Path]) -> None:
+def test_the_folder_contains_no_text_of_the_data(converted: dict[str, Path]) -> None:
     texts = {m["text"] for n in range(20) for m in tiny.case(n, ("refund", "card")[n % 2])["messages"]}
     for folder in converted.values():
         small = [path for path in folder.iterdir() if path.suffix in (".json", ".md") and path.name != "tokenizer.json"]
@@ -332,7 +332,7 @@ def test_no_text_of_the_data_is_in_the_folder(converted: dict[str, Path]) -> Non
         assert not [line for line in texts if len(line) > 6 and line != tiny.REPLIES["greet"] and line in written]
 
 
-def test_what_is_there_stays(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     source = tiny.make_run(tmp_path / "run", [])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").touch()
@@ -356,8 +356,8 @@ main(sys.argv[1:])
 """
 
 
-def test_a_kill_while_it_writes_leaves_nothing_of_that_name(tmp_path: Path) -> None:
-    """A real process and a real SIGKILL; it waits in the middle, so that the signal comes there each time."""
+def test_a_kill_during_the_write_leaves_no_folder_of_that_name(tmp_path: Path) -> None:
+    """A real process receives a real SIGKILL. It waits mid-write, so the signal always arrives there."""
     tiny.make_run(tmp_path / "run", TEMPLATES)
     flags = ["huggingface", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]
     command = [sys.executable, "-c", KILLED, *flags]
@@ -374,11 +374,11 @@ def test_a_kill_while_it_writes_leaves_nothing_of_that_name(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("argv", [[], ["torch"], ["huggingface", "--runs=x"]])
-def test_wrong_use(argv: list[str]) -> None:
+def test_invalid_flags_are_usage_errors(argv: list[str]) -> None:
     with pytest.raises(UsageError):
         main(argv)
 
 
-def test_no_run_is_named() -> None:
+def test_a_missing_run_is_an_error() -> None:
     with pytest.raises(UserError, match="pass --run"):
         main(["huggingface"])

@@ -1,4 +1,4 @@
-"""The plan of a training agrees with the compiled program, with autodiff, and with arithmetic."""
+"""The plan of a training matches the compiled program, autodiff, and the published arithmetic."""
 
 import dataclasses
 import importlib.util
@@ -56,7 +56,7 @@ def config(*argv: str) -> AdaptConfig:
 
 
 def lines(*argv: str) -> list[list[str]]:
-    """Name, value and source of each line of a plan."""
+    """Return the name, value and source of each line of a plan."""
     return [re.split(r" {2,}", line.strip()) for line in estimate.format_plan(config(*argv)).splitlines()]
 
 
@@ -74,7 +74,7 @@ def microbatch(
     return MicrobatchShape(shape, rows, length, remat, **{"accumulates": False, "flash": True, **changes})
 
 
-def test_there_is_a_device_for_every_name() -> None:
+def test_every_device_name_has_an_accelerator() -> None:
     allowed = next(f.type for f in dataclasses.fields(AdaptConfig) if f.name == "device")
     assert {"none", *ACCELERATORS} == set(allowed.__args__)
     assert all(flops.PEAKS[device.kind] == device.peak for device in ACCELERATORS.values())
@@ -85,7 +85,7 @@ def test_there_is_a_device_for_every_name() -> None:
         assert (chip, math.prod(map(int, sides.split("x")))) == (name, n)
 
 
-def test_the_paper_at_2_8b() -> None:
+def test_the_plan_of_the_papers_2_8b_training_matches_its_arithmetic() -> None:
     plan = lines("--size=2.8b", "--recipe=paper", "--device=a100-80", "--devices=8", "--mfu=0.5", "--price=3")
     counts, needed = named(plan, "parameters")
     assert counts[1] == "2,775,208,960"
@@ -104,7 +104,7 @@ def test_the_paper_at_2_8b() -> None:
 
 
 @pytest.mark.parametrize("shape", [ONE, MeshShape(1, 8, 1), MeshShape(2, 2, 2)], ids=str)
-def test_the_state_is_that_of_the_shardings(shape: MeshShape) -> None:
+def test_the_planned_state_equals_the_size_of_the_shards(shape: MeshShape) -> None:
     shapes = factory.abstract_params(SMALL, SMALL.vocabulary)
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
     share = whole / (shape.fsdp * shape.tensor)
@@ -117,7 +117,7 @@ def test_the_state_is_that_of_the_shardings(shape: MeshShape) -> None:
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_a_layer_saves_what_autodiff_saves(remat: Remat) -> None:
-    """Compare with what JAX passes from the forward to the backward pass, by layer, without copies of parameters."""
+    """Compare with the residuals that JAX passes to the backward pass, by layer, without copies of parameters."""
     rows, length = 2, 128
     graphdef = factory.make_graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
@@ -127,13 +127,13 @@ def test_a_layer_saves_what_autodiff_saves(remat: Remat) -> None:
         return jax.vjp(lambda params: objectives.causal_lm(graphdef).loss(params, batch)[0], params)[1]
 
     saved = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
-    tokens = {rows, rows * length}  # an activation has the rows, or rows and length together, after its layer
+    tokens = {rows, rows * length}  # the axis after the layers: rows, or rows times length
     stacked = [leaf for leaf in saved if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
     size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in stacked)
     assert memory.layer_activation_bytes(SMALL, microbatch(rows=rows, length=length, flash=False), remat) == size
 
 
-def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor() -> None:
+def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor_parallelism() -> None:
     a = architecture("410m")
     base = memory.activation_bytes(a, microbatch(length=2048))
     assert memory.activation_bytes(a, microbatch(length=2048, rows=16)) > 1.7 * base
@@ -144,7 +144,7 @@ def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor(
     assert memory.activation_bytes(a, microbatch(length=2048, flash=False)) > 3 * base
 
 
-def test_a_training_that_does_not_fit_gets_flags_that_would() -> None:
+def test_the_plan_suggests_flags_that_fit() -> None:
     plan = lines("--size=2.8b", "--device=a100-40", "--devices=8")
     assert named(plan, "DOES NOT FIT")
     flags = [line[1] for line in named(plan, "would fit")]
@@ -157,25 +157,25 @@ def test_a_training_that_does_not_fit_gets_flags_that_would() -> None:
     assert named(lines("--size=12b", "--device=h100"), "would fit")[0][1] == "--devices=8 --remat=full"
 
 
-def test_a_training_that_nothing_near_fits() -> None:
+def test_the_plan_reports_that_no_similar_settings_fit() -> None:
     plan = lines("--size=12b", "--device=a10", "--mesh.fsdp=1")
     assert [line[0] for line in plan if "near" in line[0]] == ["nothing near fits"]
 
 
-def test_jax_takes_a_part_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_memory_is_a_fraction_of_a_gpu_and_all_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert estimate.usable_memory(ACCELERATORS["h100"])[0] == 60e9
     assert estimate.usable_memory(ACCELERATORS["v5p"])[0] == 95e9
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
     assert estimate.usable_memory(ACCELERATORS["h100"])[0] == 72e9
 
 
-def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_flash_if_the_device_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def attention(*argv: str) -> str:
         return named(lines(*argv), "microbatches")[0][2].rpartition("; ")[2]
 
     assert attention("--size=1b", "--device=h100") == "flash attention"
-    assert attention("--size=1b", "--device=a100-80") == "XLA attention"  # heads of 256
-    assert attention("--size=14m", "--device=v5e") == "XLA attention"  # heads of 32
+    assert attention("--size=1b", "--device=a100-80") == "XLA attention"  # head dimension 256
+    assert attention("--size=14m", "--device=v5e") == "XLA attention"  # head dimension 32
     assert attention("--size=1b", "--device=v5p", "--precision=fp16") == "XLA attention"
     assert attention("--size=410m", "--device=h100", "--mask_documents") == "XLA attention"
     assert attention("--size=410m", "--device=v5e", "--mask_documents") == "flash attention"
@@ -186,7 +186,7 @@ def test_attention_is_flash_where_the_device_has_it(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The GPU benchmark, with what its processes are to find; writes its file, which is read here."""
+    """Run the GPU benchmark with given measurements; its results file is the one that plans read."""
     for module in (common, measured):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "train_gpu.json" if module is measured else tmp_path)
     monkeypatch.setattr(memory, "BENCHMARK", measured.RESULTS)
@@ -230,8 +230,8 @@ def test_a_measured_peak_corrects_the_formula_and_gives_the_mfu(benchmark: Calla
         assert other.source.startswith("formula, not corrected")
 
 
-def test_a_tpu_uses_its_compiler_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler here is the CPU's, behind the same call; it finds other sizes, for its bfloat16 is float32."""
+def test_the_plan_for_a_tpu_uses_the_tpu_compiler_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's compiler stands in behind the same call. Its sizes differ, because it computes bfloat16 in float32."""
     small, device = microbatch(MeshShape(1, 8, 1), rows=16, length=64, remat="full", flash=False), ACCELERATORS["v5e"]
     assert memory.compiler_memory(SMALL, small, device).source == "formula, because libtpu is not installed"
     slices = []
@@ -243,7 +243,7 @@ def test_a_tpu_uses_its_compiler_if_it_is_installed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(topologies, "get_topology_desc", described)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(name, "1")  # so that what is set is put back
+        monkeypatch.setenv(name, "1")  # monkeypatch restores the variables that the call sets
     programs = list[Any]()
     compile_ = compiled_step.compile_gradient
     monkeypatch.setattr(
@@ -268,7 +268,7 @@ def test_a_tpu_uses_its_compiler_if_it_is_installed(monkeypatch: pytest.MonkeyPa
     assert "no slice of 3 chips" in memory.compiler_memory(SMALL, microbatch(MeshShape(3, 1, 1), rows=3), device).source
 
 
-def test_the_compiler_of_tpus_gets_the_configured_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tpu_compiler_compiles_the_configured_training(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[Any]()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
     monkeypatch.setattr(compiled_step, "describe_slice", lambda slice_: jax.devices())
@@ -286,14 +286,14 @@ def test_the_compiler_of_tpus_gets_the_configured_training(monkeypatch: pytest.M
         assert (model.dtype, masked) == expected
 
 
-def test_a_float16_gradient_has_its_scale() -> None:
+def test_a_float16_gradient_takes_a_loss_scale() -> None:
     mesh = make_mesh(MeshShape(1, 8, 1))
     program = compiled_step.compile_gradient(SMALL, mesh, 16, 64, dtype=jnp.float16, mask_documents=True)
     assert "f16[" in program.text
     assert program.arguments - compiled_step.compile_gradient(SMALL, mesh, 16, 64).arguments == 4
 
 
-def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_tokens_comes_from_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny.dataset(tmp_path / "made")
     flags = ("--size=nano", f"--data={data.folder}", "--device=a10", "--batch_size=4")
     rows = int(named(lines(*flags), "tokens")[0][2].split("; ")[1].split()[0])
@@ -306,7 +306,7 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
     assert named(lines(*[f for f in flags if f[:6] != "--data"], "--steps=3"), "tokens")[0][1] == f"{12 * positions:,}"
     with pytest.raises(UserError, match="is not a dataset"):
         lines("--size=nano", "--data=nowhere", "--device=a10")
-    (tmp_path / "data").symlink_to(data.folder)  # the default, and another model's
+    (tmp_path / "data").symlink_to(data.folder)  # the default dataset, prepared for another model
     assert "no dataset of this model" in named(lines("--size=410m", "--device=a10"), "tokens")[0][2]
 
 
@@ -331,15 +331,17 @@ def test_a_dataset_says_how_many_tokens(tmp_path: Path, monkeypatch: pytest.Monk
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line(argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_flag_is_a_one_line_error(
+    argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(main, argv) == code
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
     assert message in stderr
 
 
-def test_the_command_plans_and_leaves_nothing(tmp_path: Path) -> None:
-    """The command runs in an empty folder, which would show any file that it writes."""
+def test_the_command_prints_a_plan_and_writes_no_files(tmp_path: Path) -> None:
+    """The command runs in an empty folder, so any file that it writes would be found."""
     (tmp_path / "empty").mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HOME": str(tmp_path / "empty"), "XLA_FLAGS": ""}

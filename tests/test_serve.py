@@ -1,4 +1,4 @@
-"""What a running server answers; each test asks the real command in a process of its own."""
+"""Responses of a running server; each test sends requests to the real command in its own process."""
 
 import json
 import sqlite3
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One length alone, for a fake network that takes its time to warm."""
+    """A bundle with one length, for fake networks that are slow to warm up."""
     return bundles.write_serving_bundle(tmp_path_factory.mktemp("quick") / "bundle", window=64, buckets=[64])
 
 
@@ -48,7 +48,7 @@ def server(folder: Path, store: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of a real classifier, two templates of which say the same."""
+    """A bundle of a real classifier with two templates of the same text."""
     folder = tmp_path_factory.mktemp("real")
     templates = [template(i, name, text=said) for i, (name, said) in enumerate(
         [("greet", "Hello!"), ("hello", "hello"), ("card", "Your card is blocked."), ("bye", "Bye!"), ("wait", "Wait.")]
@@ -69,7 +69,7 @@ def event(suggestion: str, name: str = "picked", **fields: Any) -> dict[str, Any
     return {"suggestion_id": suggestion, "event": name, "at": datetime.now(UTC).isoformat(), **fields}
 
 
-def test_an_answer_has_all_that_was_promised(server: Server, folder: Path) -> None:
+def test_a_response_has_every_documented_field(server: Server, folder: Path) -> None:
     got = server.suggest()
     assert got.status == 200
     answer = got.json
@@ -86,7 +86,7 @@ def test_an_answer_has_all_that_was_promised(server: Server, folder: Path) -> No
     assert shares == sorted(shares, reverse=True)
     texts = {each.id: each.text for each in opened.templates}
     assert all(each["text"] == texts[each["template"]] for each in answer["suggestions"])
-    assert "old" not in {each["template"] for each in answer["suggestions"]}, "it is retired"
+    assert "old" not in {each["template"] for each in answer["suggestions"]}, "retired templates are not suggested"
 
 
 def test_only_allowed_templates_are_suggested_and_renormalised(server: Server) -> None:
@@ -99,7 +99,7 @@ def test_only_allowed_templates_are_suggested_and_renormalised(server: Server) -
     )
 
 
-def test_below_the_threshold_nothing_is_suggested_and_that_is_said(server: Server) -> None:
+def test_the_response_states_why_nothing_is_suggested(server: Server) -> None:
     best = server.suggest().json["suggestions"][0]["probability"]
     assert server.suggest(threshold=best - 1e-6).json["suggestions"]
     answer = server.suggest(threshold=best + 1e-6).json
@@ -108,7 +108,7 @@ def test_below_the_threshold_nothing_is_suggested_and_that_is_said(server: Serve
     assert (none["suggestions"], none["no_suggestion"]) == ([], "none of the allowed templates is known and active")
 
 
-def test_blank_messages_are_left_out_as_in_training(server: Server) -> None:
+def test_blank_messages_are_dropped_as_in_training(server: Server) -> None:
     blank = [MESSAGES[0], {"role": "system", "text": " \n"}, *MESSAGES[1:]]
     one, other = (server.suggest(messages=said).json for said in (MESSAGES, blank))
     assert (one["tokens"], one["suggestions"]) == (other["tokens"], other["suggestions"])
@@ -116,7 +116,7 @@ def test_blank_messages_are_left_out_as_in_training(server: Server) -> None:
     assert (got.status, got.json["field"], got.json["error"]) == (422, "messages", "no message has text")
 
 
-def test_messages_that_do_not_fit_are_counted(server: Server) -> None:
+def test_dropped_messages_are_counted(server: Server) -> None:
     answer = server.suggest(messages=[{"role": "customer", "text": "word " * 100}] * 8).json
     assert answer["tokens"] <= 512
     assert answer["dropped_messages"] >= 3
@@ -135,18 +135,20 @@ def test_messages_that_do_not_fit_are_counted(server: Server) -> None:
         (b"x" * 100_001, 413, None),
     ],
 )
-def test_a_wrong_request_names_the_field(server: Server, body: Any, status: int, field: str | None) -> None:
+def test_the_response_to_an_invalid_request_names_the_field(
+    server: Server, body: Any, status: int, field: str | None
+) -> None:
     got = server.ask("/v1/suggest", body)
     assert (got.status, got.json.get("field")) == (status, field)
     assert got.json["request_id"] == got.headers["x-request-id"]
 
 
-def test_a_request_keeps_its_clients_id_where_that_is_plain(server: Server) -> None:
+def test_a_clients_request_id_is_kept_if_it_is_valid(server: Server) -> None:
     assert server.ask("/livez", X_Request_Id="abc-1").headers["x-request-id"] == "abc-1"
     assert len(server.ask("/livez", X_Request_Id='a"b').headers["x-request-id"]) == 32
 
 
-def test_events_are_kept_once_with_their_suggestion(server: Server, store: Path) -> None:
+def test_events_are_stored_once_with_their_suggestion(server: Server, store: Path) -> None:
     answer = server.suggest(case="kept", advocate_id="ann").json
     name = answer["suggestions"][1]["template"]
     sent = event(answer["suggestion_id"], template=name, position=2)
@@ -157,13 +159,13 @@ def test_events_are_kept_once_with_their_suggestion(server: Server, store: Path)
     assert json.loads(templates) == [each["template"] for each in answer["suggestions"]]
 
 
-def test_an_event_of_no_suggestion_is_refused(server: Server) -> None:
+def test_an_event_without_a_suggestion_is_rejected(server: Server) -> None:
     assert server.ask("/v1/events", event("0" * 32)).status == 404
     got = server.ask("/v1/events", event("0" * 32) | {"at": "1812-01-01T00:00:00Z"})
     assert (got.status, got.json["field"]) == (422, "at")
 
 
-def test_answers_under_load_belong_to_their_requests_and_are_those_of_single_ones(server: Server) -> None:
+def test_responses_under_load_equal_those_of_single_requests(server: Server) -> None:
     def ask(i: int) -> Any:
         said = [{"role": "customer", "text": text} for text in TEXTS[: 1 + i % len(TEXTS)]]
         got = server.suggest(case=f"load-{i}", messages=said)
@@ -174,10 +176,10 @@ def test_answers_under_load_belong_to_their_requests_and_are_those_of_single_one
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(ask, range(4 * len(TEXTS))))
     assert together == single * 4
-    assert len({tuple(each) for each in single}) > 3, "or the answers say nothing"
+    assert len({tuple(each) for each in single}) > 3, "too few distinct responses to detect a mix-up"
 
 
-def test_a_real_model_answers_as_bin_suggest_does_alone_and_in_batches(real: Bundle, tmp_path: Path) -> None:
+def test_a_real_model_gives_the_suggestions_of_bin_suggest_in_batches(real: Bundle, tmp_path: Path) -> None:
     suggester = bundle_suggester(real)
     with served(real.folder, tmp_path / "e.sqlite", "--backend=onnx", "--timeout_ms=10000") as server:
 
@@ -195,19 +197,19 @@ def test_a_real_model_answers_as_bin_suggest_does_alone_and_in_batches(real: Bun
         shares = [each["probability"] for each in answer["suggestions"]]
         assert shares == pytest.approx([s.probability for s in expected.suggestions], abs=1e-5)
         named = {each["template"] for each in answer["suggestions"]}
-        assert len(named & {"greet", "hello"}) == 1, "they say the same"
+        assert len(named & {"greet", "hello"}) == 1, "templates of the same text are suggested once"
         assert len(named) == 4
     assert (facts["backend"], facts["templates"], facts["size"]) == ("onnx", 5, "nano")
 
 
-def test_templates_and_model_are_told(server: Server, folder: Path) -> None:
+def test_the_server_reports_its_templates_and_model(server: Server, folder: Path) -> None:
     told = server.ask("/v1/templates").json
     assert told == [{"id": t.id, "text": t.text, "active": t.active} for t in Bundle.open(folder).templates]
     facts = server.ask("/v1/model").json
     assert (facts["backend"], facts["window"], facts["buckets"]) == ("fake", 512, [64, 128, 256, 512])
 
 
-def test_a_server_lives_before_it_is_ready(quick: Path, tmp_path: Path) -> None:
+def test_a_server_is_live_before_it_is_ready(quick: Path, tmp_path: Path) -> None:
     port = serving.free_port()
     with started(quick, tmp_path / "e.sqlite", "--fake_ms=600", port=port) as server:
         while True:
@@ -225,7 +227,7 @@ def test_a_server_lives_before_it_is_ready(quick: Path, tmp_path: Path) -> None:
         assert server.suggest().status == 200
 
 
-def test_an_overloaded_server_sheds_and_comes_back(quick: Path, tmp_path: Path) -> None:
+def test_an_overloaded_server_sheds_requests_and_recovers(quick: Path, tmp_path: Path) -> None:
     with served(quick, tmp_path / "e.sqlite", "--fake_ms=50", "--queue=4", "--max_batch_size=1", PATIENT) as server:
         with ThreadPoolExecutor(30) as pool:
             got = list(pool.map(lambda i: server.suggest(case=f"o-{i}"), range(30)))
@@ -238,7 +240,7 @@ def test_an_overloaded_server_sheds_and_comes_back(quick: Path, tmp_path: Path) 
         assert server.metric('jaxtempl_refused_total{reason="full"}') == statuses.count(429)
 
 
-def test_a_newer_request_of_a_case_supersedes_the_one_that_waits(quick: Path, tmp_path: Path) -> None:
+def test_a_newer_request_of_a_case_supersedes_the_pending_one(quick: Path, tmp_path: Path) -> None:
     with served(quick, tmp_path / "e.sqlite", "--fake_ms=600", "--max_batch_size=1", PATIENT) as server:
         with ThreadPoolExecutor(6) as pool:
             first = pool.submit(server.suggest, "other")
@@ -252,7 +254,7 @@ def test_a_newer_request_of_a_case_supersedes_the_one_that_waits(quick: Path, tm
         assert statuses == [409, 409, 409, 200]
 
 
-def test_a_client_that_left_frees_its_place_and_one_that_is_late_is_told(quick: Path, tmp_path: Path) -> None:
+def test_a_disconnected_client_frees_its_place_and_a_late_request_gets_504(quick: Path, tmp_path: Path) -> None:
     flags = ("--fake_ms=600", "--max_batch_size=1", "--queue=1", PATIENT)
     with served(quick, tmp_path / "e.sqlite", *flags) as server, ThreadPoolExecutor(4) as pool:
         first = pool.submit(server.suggest, "a")
@@ -266,12 +268,16 @@ def test_a_client_that_left_frees_its_place_and_one_that_is_late_is_told(quick: 
         assert server.metric('jaxtempl_answers_total{route="suggest",status="499"}') == 1
     with served(quick, tmp_path / "e.sqlite", "--fake_ms=300", "--timeout_ms=100") as server:
         assert server.suggest().status == 504
-        assert any("take longer than --timeout_ms" in line for line in server.log), "the log warns of it"
+        assert any("take longer than --timeout_ms" in line for line in server.log), (
+            "the log has no warning about --timeout_ms"
+        )
 
 
-def test_the_deadline_holds_while_a_long_window_is_read(quick: Path, tmp_path: Path) -> None:
+def test_the_deadline_holds_while_a_long_window_is_tokenized(quick: Path, tmp_path: Path) -> None:
     with served(quick, tmp_path / "e.sqlite", "--timeout_ms=60") as server:
         got = server.suggest(messages=[{"role": "customer", "text": "word " * 200_000}])
         assert got.status == 504
         assert server.metric("jaxtempl_queue_depth") == 0
-        assert any(server.suggest().status == 200 for _ in range(100)), "the thread that still reads takes its share"
+        assert any(server.suggest().status == 200 for _ in range(100)), (
+            "the server does not recover while a thread still tokenizes"
+        )

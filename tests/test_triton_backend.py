@@ -1,4 +1,4 @@
-"""The backend that asks Triton, against a stand-in that reads its requests by itself and answers a known function."""
+"""The Triton backend, against a stand-in that parses requests independently and computes a known function."""
 
 import contextlib
 import json
@@ -38,13 +38,13 @@ Answer = Callable[[bytes, int], Response]
 
 
 def expected(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """What the stand-in computes: a row's real ids, summed, plus its length; times the slot's number."""
+    """Return the stand-in's logits: the sum of a row's real ids and its length, times the slot's number."""
     sums = [row[:length].sum() + length for row, length in zip(ids, lengths, strict=True)]
     return np.outer(np.array(sums), np.arange(1, SLOTS + 1)).astype(np.float32)
 
 
 def read(body: bytes, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays of a request."""
+    """Return the ids and lengths of a request."""
     ids, lengths = json.loads(body[:end])["inputs"]
     size = ids["parameters"]["binary_data_size"]
     pieces = [(ids, body[end : end + size]), (lengths, body[end + size :])]
@@ -54,7 +54,7 @@ def read(body: bytes, end: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def answered(array: np.ndarray, **changes: Any) -> Response:
-    """An answer with that array as Triton writes it, but for the changes of its output."""
+    """Return a response that encodes an array as Triton does, with changes to the output's metadata."""
     raw = array.astype("<f4").tobytes()
     output = {"name": "logits", "datatype": "FP32", "shape": array.shape, "parameters": {"binary_data_size": len(raw)}}
     head = json.dumps({"model_name": "templates", "model_version": "1", "outputs": [output | changes]}).encode()
@@ -66,12 +66,12 @@ def well(body: bytes, end: int) -> Response:
 
 
 class StandIn:
-    """What answers as Triton.
+    """A stand-in for a Triton server.
 
     Attributes:
-        answer: to a request for logits; None says nothing until the client leaves.
-        asked: the bodies of those requests, and where their JSON ends.
-        callers: the ports that requests came from: one for each connection.
+        answer: Function that responds to an inference request; None sends nothing until the client disconnects.
+        asked: Body of each inference request, and the length of its JSON in bytes.
+        callers: Client ports of the requests, one for each connection.
     """
 
     def __init__(self, metadata: Any = METADATA, config: Any = None) -> None:
@@ -114,23 +114,23 @@ def connected(stand_in: StandIn, model: str = "templates", timeout: float = 20.0
 
 @pytest.fixture(scope="module")
 def pair() -> Generator[tuple[StandIn, Triton]]:
-    """A stand-in, and what asks it."""
+    """A stand-in and a backend connected to it."""
     stand_in = StandIn()
     with connected(stand_in) as network:
         yield stand_in, network
 
 
 def rows(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Padded ids and lengths."""
+    """Return random padded ids and their lengths."""
     generator = np.random.default_rng(seed)
     ids, lengths = generator.integers(0, 1000, (count, 16)), generator.integers(1, 17, count)
     return ids.astype(np.int32), lengths.astype(np.int32)
 
 
-# Answers
+# Responses
 
 
-def test_logits_are_those_of_the_server_over_one_connection() -> None:
+def test_logits_equal_the_servers_over_one_connection() -> None:
     stand_in = StandIn()
     with connected(stand_in) as network:
         for seed, count in enumerate([1, 4, 3]):
@@ -141,7 +141,7 @@ def test_logits_are_those_of_the_server_over_one_connection() -> None:
     assert len(stand_in.callers) == 1
 
 
-def test_more_rows_than_the_model_takes_go_in_several_requests() -> None:
+def test_rows_above_the_models_maximum_batch_are_split_into_requests() -> None:
     stand_in = StandIn(config={"max_batch_size": 2})
     ids, lengths = rows(5)
     with connected(stand_in) as network:
@@ -149,7 +149,7 @@ def test_more_rows_than_the_model_takes_go_in_several_requests() -> None:
     assert [len(read(*asked)[0]) for asked in stand_in.asked] == [2, 2, 1]
 
 
-def test_the_request_is_what_tritonclient_would_send() -> None:
+def test_the_request_equals_tritonclients() -> None:
     stand_in = StandIn()
     ids, lengths = rows(3)
     with connected(stand_in) as network:
@@ -165,7 +165,7 @@ def test_the_request_is_what_tritonclient_would_send() -> None:
     assert json.loads(body[:end]) == json.loads(wanted[:size])
 
 
-def test_any_thread_may_ask() -> None:
+def test_any_thread_can_send_requests() -> None:
     ids, lengths = rows(2)
     found: list[np.ndarray] = []
     with connected(StandIn()) as network:
@@ -179,12 +179,12 @@ def test_any_thread_may_ask() -> None:
 # Failures
 
 
-def test_a_server_that_went_and_came_back_is_asked_again() -> None:
+def test_the_backend_reconnects_to_a_restarted_server() -> None:
     stand_in, (ids, lengths) = StandIn(), rows(1)
     with serve_app(stand_in.app) as port:
         network = Triton(f"127.0.0.1:{port}", "templates", BUNDLE, 20.0)
         network(ids, lengths)
-    with serve_app(stand_in.app, port):  # the kept connection was closed meanwhile
+    with serve_app(stand_in.app, port):  # the restart closed the kept-alive connection
         np.testing.assert_array_equal(network(ids, lengths), expected(ids, lengths))
     for _ in range(2):
         with pytest.raises(UserError, match=r"cannot be reached: .*refused"):
@@ -193,19 +193,19 @@ def test_a_server_that_went_and_came_back_is_asked_again() -> None:
         np.testing.assert_array_equal(network(ids, lengths), expected(ids, lengths))
 
 
-def test_a_server_that_hangs_is_given_up_and_asked_again() -> None:
+def test_a_request_to_a_hung_server_times_out_and_the_next_one_succeeds() -> None:
     stand_in, (ids, lengths) = StandIn(), rows(1)
     with connected(stand_in, timeout=1.5) as network:
         stand_in.answer = None
         with pytest.raises(UserError, match="timed out"):
             network(ids, lengths)
-        assert len(stand_in.asked) == 1, "what was too slow once is not sent again"
+        assert len(stand_in.asked) == 1, "a request that timed out is not retried"
         stand_in.answer = well
         np.testing.assert_array_equal(network(ids, lengths), expected(ids, lengths))
 
 
 @pytest.mark.parametrize("status", [400, 500, 503])
-def test_an_error_of_the_server_is_one_line_without_the_request(pair: tuple[StandIn, Triton], status: int) -> None:
+def test_a_server_error_is_one_line_without_the_request(pair: tuple[StandIn, Triton], status: int) -> None:
     (stand_in, network), (ids, lengths) = pair, rows(2)
     stand_in.answer = lambda body, end: JSONResponse({"error": f"bad {read(body, end)[0].tolist()}"}, status)
     with pytest.raises(UserError, match=f"answered {status} to 2 rows") as raised:
@@ -235,14 +235,14 @@ WRONG: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_other_answers_are_refused(pair: tuple[StandIn, Triton], wrong: str) -> None:
+def test_malformed_responses_are_rejected(pair: tuple[StandIn, Triton], wrong: str) -> None:
     stand_in, network = pair
     stand_in.answer = WRONG[wrong]
     with pytest.raises(UserError, match=r"without logits of shape \[2, 6\]"):
         network(*rows(2))
 
 
-# Who is connected to
+# Connecting
 
 
 @pytest.mark.parametrize(
@@ -254,31 +254,31 @@ def test_other_answers_are_refused(pair: tuple[StandIn, Triton], wrong: str) -> 
         ({"inputs": [{"name": "case", "datatype": "BYTES", "shape": [-1]}]}, "has case BYTES [-1] -> "),
     ],
 )
-def test_a_model_of_another_kind_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_a_model_with_other_inputs_or_outputs_is_rejected(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match="bin/convert triton") as raised, connected(StandIn(METADATA | changes)):
         pass
     assert said in str(raised.value)
     assert "bundle has input_ids INT32 [-1, -1], lengths INT32 [-1, 1] -> logits FP32 [-1, 6]" in str(raised.value)
 
 
-def test_the_order_of_inputs_is_the_servers() -> None:
+def test_the_servers_inputs_may_be_in_any_order() -> None:
     with connected(StandIn(METADATA | {"inputs": METADATA["inputs"][::-1]})) as network:
         network(*rows(1))
 
 
 @pytest.mark.parametrize("odd", ["hello", {"name": "templates"}, {**METADATA, "inputs": 1}])
-def test_another_server_is_no_triton(odd: Any) -> None:
+def test_a_server_other_than_triton_is_rejected(odd: Any) -> None:
     with pytest.raises(UserError, match="serve a model of bin/convert triton"), connected(StandIn(odd)):
         pass
 
 
 @pytest.mark.parametrize("config", [{"max_batch_size": 0}, {"max_batch_size": "4"}, [1]])
-def test_a_model_that_takes_no_batches_is_refused(config: Any) -> None:
+def test_a_model_without_batching_is_rejected(config: Any) -> None:
     with pytest.raises(UserError, match=r"unexpected answer for .*/config"), connected(StandIn(config=config)):
         pass
 
 
-def test_a_model_that_is_not_there_is_told_in_tritons_words() -> None:
+def test_the_error_for_an_unknown_model_quotes_triton() -> None:
     with pytest.raises(UserError) as raised, connected(StandIn(), "a/b c"):
         pass
     assert "has no ready /v2/models/a%2Fb%20c: it answered 400: Request for unknown model: is not" in str(raised.value)
@@ -289,21 +289,21 @@ def test_a_model_that_is_not_there_is_told_in_tritons_words() -> None:
     "address",
     ["http://localhost:8000", "localhost:http", "local host:8000", "localhost", ":8000", "localhost:65536", "::1:8000"],
 )
-def test_an_address_is_host_and_port(address: str) -> None:
+def test_an_address_other_than_host_and_port_is_an_error(address: str) -> None:
     with pytest.raises(UserError, match=r"is not HOST:PORT; pass an address like --triton=localhost:8000"):
         Triton(address, "templates", BUNDLE, 1.0)
 
 
-def test_an_address_may_be_of_ipv6() -> None:
+def test_an_address_may_be_ipv6() -> None:
     with pytest.raises(UserError, match=r"Triton at \[::1\]:1 cannot be reached"):
         Triton("[::1]:1", "templates", BUNDLE, 1.0)
 
 
-def test_a_host_that_cannot_be_is_not_reached() -> None:
+def test_an_invalid_host_name_is_an_error() -> None:
     with pytest.raises(UserError, match=r"Triton at a\.\.b:8000 cannot be reached"):
         Triton("a..b:8000", "templates", BUNDLE, 1.0)
 
 
-def test_its_own_client_is_not_needed() -> None:
+def test_the_backend_does_not_need_tritonclient() -> None:
     done = without({"tritonclient", "gevent", "jax", "flax"}, ["jaxtempl.serve.inference.triton"])
     assert done.returncode == 0, done.stderr
