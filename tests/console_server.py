@@ -1,4 +1,4 @@
-"""A stand-in for the server, which answers the console by the wire contract and keeps what it was told."""
+"""A stand-in for the server that follows the wire contract and records the console's requests and events."""
 
 import contextlib
 import socket
@@ -44,17 +44,17 @@ CASES = [
 
 
 class StandIn:
-    """The server.
+    """A stand-in for the server.
 
     Attributes:
-        contexts: that suggestions were asked for, in order.
-        events: in order of arrival.
-        refuse: statuses that the next requests of a path get, in order, in place of an answer.
-        token: that requests of /v1 must carry, if any.
-        suggested: what is suggested, best first.
-        no_suggestion: why there is none.
-        version: of the model.
-        templates: that the model knows.
+        contexts: Suggestion requests, in order of arrival.
+        events: Events, in order of arrival.
+        refuse: Error statuses of the next requests to each path, in order.
+        token: Bearer token that requests to /v1 must carry; empty for none.
+        suggested: Suggestions, best first.
+        no_suggestion: Reason for having no suggestion; None to suggest.
+        version: Version of the model.
+        templates: Templates of the model.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class StandIn:
         self.app = Starlette(routes=[*posts, *gets, *routes(CASES)])
 
     async def answer(self, request: Request) -> Response:
-        """A refusal that is due, or what the path is for."""
+        """Return the next error status of the path, if any, or its regular response."""
         path = request.url.path
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return self.refusal(401)
@@ -109,14 +109,14 @@ class StandIn:
         return {}
 
     def told(self) -> list[tuple[str, int, str | None, int | None]]:
-        """The events but `shown`: name, number of the suggestions, template, position."""
+        """Return the events except `shown`: name, number of the suggestions, template, position."""
         told = [(e.event, int(e.suggestion_id, 16), e.template, e.position) for e in self.events]
         return [event for event in told if event[0] != "shown"]
 
 
 @contextlib.contextmanager
 def served(app: Starlette) -> Generator[str]:
-    """The address of an app that is served while the block runs, on a free port."""
+    """Serve an app on a free port during the block, and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -140,13 +140,13 @@ def url(server: StandIn) -> Generator[str]:
 
 
 def wait_for(page: Page, server: StandIn, *wanted: tuple[str, int, str | None, int | None]) -> None:
-    """Waits for as many events, `shown` left out: name, number of the suggestions, template, position."""
+    """Wait for these events, without `shown`: name, number of the suggestions, template, position."""
     until(page, lambda: len(server.told()) >= len(wanted))
     assert server.told() == list(wanted)
 
 
 def until(page: Page, happened: Callable[[], bool]) -> None:
-    """Waits, ten seconds at most, while the page goes on."""
+    """Wait at most ten seconds for a condition, while the page runs."""
     for _ in range(200):
         if happened():
             return

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a model so small that it is written in no time, for tests that read one."""
+"""A Hugging Face folder of a tiny model, for tests that read one."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What Python files import, and importing modules where others are missing."""
+"""List the imports of Python files, and import modules while others are missing."""
 
 import ast
 import subprocess
@@ -44,6 +44,6 @@ def reached(path: Path) -> set[str]:
 
 
 def without(missing: set[str], names: list[str]) -> subprocess.CompletedProcess[str]:
-    """Import the modules of these names where others are missing."""
+    """Import the modules of these names in a process where others are missing."""
     script = WITHOUT.format(missing=missing, names=names)
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ class Interpreter:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
     def run(self, words: list[str]) -> str:
-        """Run `bin/X --flags` and return what it prints; its exit code is 0, or this raises AssertionError."""
+        """Run `bin/X --flags` and return its output; raise AssertionError if its exit code is not 0."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin
         assert stdout
@@ -43,7 +43,7 @@ class Interpreter:
 
 
 def main() -> None:
-    """Run the commands of standard input, a JSON list of words a line."""
+    """Run the commands on standard input, one JSON list of words per line."""
     from converters.__main__ import main as convert
     from jaxtempl import __main__, cli
 

@@ -1,4 +1,4 @@
-"""The form of a JSON file without its values, as tests/golden keeps it."""
+"""The structure of a JSON file without its values, as stored in tests/golden."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 GOLDEN = Path(__file__).parent / "golden"
 NAMED = {"format", "kind", "phase", "size"}  # keys whose values are part of the format
 VARYING = {"commit"}  # null outside a checkout
-DIGESTS = {"files", "weights_sha256", "datasets", "real", "made"}  # objects whose keys are names of files
+DIGESTS = {"files", "weights_sha256", "datasets", "real", "made"}  # objects whose keys are file names
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """Objects keep their keys, lists one of their elements, and other values their kind."""
+    """Keep the keys of objects, one element of lists, and the type of other values."""
     if isinstance(value, dict):
         return (
             {"*": masked(next(iter(value.values()), 0))}

@@ -1,4 +1,4 @@
-"""How a classifier reads its window: causal or full attention, last, mean or first pooling, against transformers."""
+"""Causal or full attention and last, mean or first pooling give the logits of transformers."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,7 @@ READINGS = [(a, p) for a in ("causal", "full") for p in ("last", "mean", "first"
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPTNeoXModel, dict[str, Any]]:
-    """One trunk in both libraries, with weights so large that a wrong detail shows."""
+    """One trunk in both libraries, with weights large enough to expose any difference."""
     params = factory.random_params(SMALL, None, 0)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -47,7 +47,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPTNeoXModel, dict[s
 
 
 def hidden(theirs: GPTNeoXModel, ids: np.ndarray, attention: str) -> np.ndarray:
-    """Their last hidden states, under a mask of our own [B 1 L L]."""
+    """Return the last hidden states of transformers, with an explicit mask [B 1 L L]."""
     length = ids.shape[1]
     allowed = np.broadcast_to(REAL[:, None, None], (len(ids), 1, length, length))
     if attention == "causal":
@@ -65,7 +65,7 @@ def pooled(states: np.ndarray, pooling: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("attention", "pooling"), READINGS)
-def test_logits_are_those_of_transformers(pair: Any, attention: AttentionKind, pooling: Pooling) -> None:
+def test_logits_equal_those_of_transformers(pair: Any, attention: AttentionKind, pooling: Pooling) -> None:
     theirs, params = pair
     ids = np.where(REAL, np.random.default_rng(0).integers(2, 96, (3, 12)), 1)
     head = np.random.default_rng(1).standard_normal((32, 7), np.float32)
@@ -76,13 +76,15 @@ def test_logits_are_those_of_transformers(pair: Any, attention: AttentionKind, p
     assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_the_whole_last_layer_is_counted_where_the_mean_is_read() -> None:
+def test_mean_pooling_counts_the_whole_last_layer() -> None:
     mean = dataclasses.replace(SMALL, pooling="mean")
     spared = flops.per_context(mean, 12, 7) - flops.per_context(SMALL, 12, 7)
     assert spared == 3 * (12 - 1) * (2 * 32 * 32 + 4 * 32 * 48 + 4 * 12 * 32)
 
 
-def test_a_run_keeps_how_it_reads_and_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_records_attention_and_pooling_and_cannot_be_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tiny.dataset(tmp_path / "made").folder
     begun = tiny.make_run(tmp_path / "base", [])
     files.write_json(begun.folder / "manifest.json", {**begun.manifest, "size": "nano"})
@@ -105,7 +107,7 @@ def test_a_run_keeps_how_it_reads_and_is_not_exported(tmp_path: Path, capsys: py
         assert not (tmp_path / kind).exists()
 
 
-def test_bert_has_its_own_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bert_rejects_a_pooling_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tiny.dataset(tmp_path / "made").folder
     given = ("--size=bert-tiny", "--weights=random", f"--data={data}", "--pooling=mean", f"--out={tmp_path}/run")
     assert cli.run(command("finetune"), given) == 1

@@ -1,4 +1,4 @@
-"""Bundles are read only when all of them is what they say; hostile ones are refused in one line."""
+"""Bundles are read only if every file matches the manifest; hostile bundles are rejected with one line."""
 
 import ast
 import importlib.metadata
@@ -28,7 +28,7 @@ from jaxtempl.serve.inference.suggester import bundle_suggester
 
 
 def external(location: str, **place: Any) -> TensorProto:
-    """A weight whose values are said to be in a file."""
+    """Return a weight that declares its values in an external file."""
     tensor = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[50, 7], data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, **place}.items():
         tensor.external_data.add(key=key, value=str(value))
@@ -41,7 +41,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     (folder / "bundle.json").write_text(json.dumps(manifest))
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_bundle_can_be_read(tmp_path: Path) -> None:
     found = Bundle.open(write_bundle(tmp_path / "b", make_graph()))
     assert found.templates == TEMPLATES
     assert found.model.name == "model.onnx"
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert OnnxRuntime(found.model)(np.zeros((2, 3), np.int32), np.ones(2, np.int32)).shape == (2, 7)
 
 
-def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
+def test_the_version_depends_only_on_the_files(tmp_path: Path) -> None:
     one, same = (Bundle.open(write_bundle(tmp_path / name, make_graph())) for name in ("a", "b"))
     other = Bundle.open(write_bundle(tmp_path / "c", make_graph(domain="ai.onnx")))
     assert one.manifest["version"] == same.manifest["version"] != other.manifest["version"]
@@ -73,7 +73,7 @@ def test_the_version_is_that_of_the_files(tmp_path: Path) -> None:
         (lambda f: change(f, lambda m: m.update(version="0" * 16)), "does not match its files"),
     ],
 )
-def test_what_is_not_as_it_says_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
+def test_a_bundle_that_contradicts_its_manifest_is_rejected(tmp_path: Path, spoil: Any, said: str) -> None:
     folder = write_bundle(tmp_path / "b", make_graph())
     spoil(folder)
     with pytest.raises(UserError, match=said) as caught:
@@ -81,7 +81,7 @@ def test_what_is_not_as_it_says_is_refused(tmp_path: Path, spoil: Any, said: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_flipped_byte_is_seen_in_every_file(tmp_path: Path) -> None:
+def test_a_flipped_byte_is_detected_in_every_file(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "b", make_graph())
     for name in ("model.onnx", "tokenizer.json", "templates.json"):
         kept = (folder / name).read_bytes()
@@ -93,7 +93,7 @@ def test_a_flipped_byte_is_seen_in_every_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "inner/../../secret"])
-def test_a_file_outside_is_never_read(tmp_path: Path, name: str) -> None:
+def test_a_file_outside_the_bundle_is_never_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("x")
     folder = write_bundle(tmp_path / "b", make_graph())
     change(folder, lambda m: m["files"].update({name: {"bytes": 1, "sha256": files.sha256(tmp_path / "secret")}}))
@@ -102,7 +102,7 @@ def test_a_file_outside_is_never_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "templates.json", "bundle.json"])
-def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+def test_a_link_to_outside_the_bundle_is_not_followed(tmp_path: Path, name: str) -> None:
     folder = write_bundle(tmp_path / "b", make_graph())
     (folder / name).rename(tmp_path / name)
     (folder / name).symlink_to(tmp_path / name)
@@ -131,7 +131,7 @@ LIST = TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[2**40, 7], f
         (TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[-1, 7]), "no dimension may be negative"),
     ],
 )
-def test_a_hostile_weight_is_refused(tmp_path: Path, weight: TensorProto, said: str) -> None:
+def test_a_hostile_weight_is_rejected(tmp_path: Path, weight: TensorProto, said: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(1400))
     folder = write_bundle(tmp_path / "b", make_graph(weight))
     (folder / "beside").write_bytes(bytes(1400))
@@ -141,7 +141,7 @@ def test_a_hostile_weight_is_refused(tmp_path: Path, weight: TensorProto, said: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_weight_inside_a_node_is_looked_at_too(tmp_path: Path) -> None:
+def test_a_hostile_weight_inside_a_node_is_rejected(tmp_path: Path) -> None:
     model = make_graph()
     model.graph.node.append(helper.make_node("Constant", [], ["y"], value=external("/etc/passwd")))
     inner = helper.make_graph([helper.make_node("Constant", [], ["z"], value=external("../x"))], "inner", [], [])
@@ -152,26 +152,26 @@ def test_a_weight_inside_a_node_is_looked_at_too(tmp_path: Path) -> None:
             Bundle.open(write_bundle(tmp_path / f"b{i}", hostile))
 
 
-def test_operators_that_are_not_onnxs_are_refused(tmp_path: Path) -> None:
+def test_operators_outside_the_onnx_standard_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"outside the ONNX standard \(com.example\)"):
         Bundle.open(write_bundle(tmp_path / "b", make_graph(domain="com.example")))
 
 
-def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_onnx_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an ONNX model"):
         Bundle.open(write_bundle(tmp_path / "b", b"\xff" * 100))
 
 
-def test_a_file_too_large_for_onnx_is_not_read(tmp_path: Path) -> None:
+def test_a_file_above_the_onnx_size_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
-        file.truncate(2**31 + 1)  # a hole: takes no room
+        file.truncate(2**31 + 1)  # a sparse file, which takes no disk space
     with pytest.raises(UserError, match="an ONNX file has at most"):
         onnx_check.load_graph(path)
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
-    """A pickle in a bundle is a file like any other; one in place of the model is no model."""
+    """A pickle instead of the model is rejected and never executed."""
     import pickle
 
     class Trap:
@@ -184,7 +184,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
 
 def closure(names: set[str]) -> set[str]:
-    """These distributions and all that they need."""
+    """Return these distributions and all of their requirements."""
     found, waiting = set[str](), set(names)
     while waiting:
         name = canonicalize_name(waiting.pop())
@@ -195,8 +195,8 @@ def closure(names: set[str]) -> set[str]:
     return found
 
 
-def test_what_suggests_is_in_requirements_serve(tmp_path: Path) -> None:
-    """All that is imported belongs to a distribution named there, or to one that those need."""
+def test_requirements_serve_covers_every_import_of_suggest(tmp_path: Path) -> None:
+    """Every import belongs to a listed distribution or to a requirement of one."""
     folder = write_bundle(tmp_path / "b", make_graph())
     code = f"""
 import sys
@@ -219,7 +219,7 @@ def lines(name: str) -> set[str]:
     return {line for line in every if line}
 
 
-def test_an_engine_without_its_gpu_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_engine_without_its_gpu_is_rejected(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "b", make_graph())
     (folder / "bundle.json").unlink()
     (folder / "model.onnx").rename(folder / "model.plan")
@@ -231,7 +231,7 @@ def test_an_engine_without_its_gpu_is_refused_in_one_line(tmp_path: Path) -> Non
 TRAINING = {"jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "tensorflow_datasets", "onnx_ir"}
 
 
-def test_suggesting_from_a_bundle_needs_nothing_of_training(tmp_path: Path) -> None:
+def test_suggesting_from_a_bundle_needs_no_training_library(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "b", make_graph())
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""The console on the real server: what is typed, picked and sent is in the store, and overload is told."""
+"""The console on the real server: events reach the store, and overload is reported."""
 
 import re
 import sqlite3
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def kept(store: Path, count: int) -> list[tuple[str, str | None, int | None]]:
-    """The events, once there are so many."""
+    """Return the events once the store has at least `count`."""
     query = "SELECT event, template, position FROM events ORDER BY at, received"
     for _ in range(200):
         connection = sqlite3.connect(store)
@@ -37,7 +37,7 @@ def kept(store: Path, count: int) -> list[tuple[str, str | None, int | None]]:
     raise AssertionError(found)
 
 
-def test_a_pick_by_key_is_in_the_store(browser: Browser, folder: Path, store: Path) -> None:
+def test_a_pick_by_key_is_stored(browser: Browser, folder: Path, store: Path) -> None:
     with served(folder, store) as server, console(browser, server.url) as page:
         customer_says(page)
         settled(page)
@@ -54,8 +54,8 @@ def slow(folder: Path, store: Path) -> Iterator[Server]:
         yield server
 
 
-def test_overload_is_told_and_passes(browser: Browser, slow: Server) -> None:
-    """A second and a third console ask for so much that the first is shed; then it comes again by itself."""
+def test_the_console_reports_overload_and_recovers(browser: Browser, slow: Server) -> None:
+    """Two other consoles fill the queue, so the first one's request is shed. It retries automatically."""
     pages = [console(browser, slow.url) for _ in range(3)]
     with pages[0] as one, pages[1] as two, pages[2] as three:
         for page in (two, three):

@@ -1,6 +1,6 @@
-"""The README and docs/: their commands run in order in one folder, and every command, flag and link exists.
+"""The commands of the README and docs/ run in order in one folder, and every command, flag and link exists.
 
-Commands run in one process, except where a process is the point: the server, its clients, hosts, a bundle without JAX.
+Commands run in one process, except the server, its clients, hosts, and a bundle without JAX.
 Trainings are short and use small models. The pages about serving, meshes and Triton also have their own tests.
 """
 
@@ -44,7 +44,7 @@ SMALLER = {
     **{"410m": "nano-0.6m", "bert-base": "bert-tiny"},
     **{", 600)": ", 40)", "--length=512": "--length=128", "--zero_shot=20": "--zero_shot=4"},
 }
-EXTRA = {  # what the start of a line is completed with
+EXTRA = {  # flags appended to a line, by its prefix
     "bin/prepare --transcripts=transcripts.jsonl.gz": ["--size=nano-0.6m", "--length=128"],
     "bin/adapt": ["--steps=2", "--batch_size=4", "--weights=random"],
     "bin/finetune": ["--steps=2", "--length=64", "--gradient_accumulation_steps=1"],
@@ -56,20 +56,20 @@ PLACES = re.compile(r"\]\(([^)#:]*)(?:#([^)]+))?\)")
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's shell blocks, without comments."""
+    """Return the lines of a page's shell blocks, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text().replace("\\\n", ""), re.DOTALL)
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def project_commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command of this project on a page."""
+    """Yield the words of each command of this project on a page."""
     for line in commands(page):
         if line.startswith("bin/"):
             yield shlex.split(line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_exists_and_takes_its_flags(page: Path) -> None:
+def test_every_command_exists_and_accepts_its_flags(page: Path) -> None:
     for script, *words in project_commands(page):
         assert os.access(ROOT / script, os.X_OK)
         if script == "bin/test":
@@ -95,7 +95,7 @@ def test_pages_are_short(page: Path) -> None:
     assert len(page.read_text().splitlines()) <= limit
 
 
-def test_every_page_and_command_is_reachable_from_the_index() -> None:
+def test_the_index_links_every_page_and_names_every_command() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     assert {page.name for page in PAGES} - {"index.md", "README.md"} <= set(re.findall(r"\]\(([\w-]+\.md)", index))
     scripts = {path.name for path in (ROOT / "bin").iterdir()} - {"environment.sh", "setup"}
@@ -108,7 +108,7 @@ def named(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with transcripts, and with the examples of a checkout."""
+    """A working directory with transcripts and the checkout's examples."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
     generator.write(folder, 40)
@@ -123,7 +123,7 @@ def interpreter(folder: Path) -> Iterator[Interpreter]:
 
 
 def completed(line: str) -> list[str]:
-    """The words of a line, made small enough for a test."""
+    """Return the words of a line, with sizes small enough for a test."""
     words = shlex.split(functools.reduce(lambda text, pair: text.replace(*pair), SMALLER.items(), line))
     if words[0] == "bin/adapt" and "--plan" in words:
         return words
@@ -132,7 +132,7 @@ def completed(line: str) -> list[str]:
 
 
 def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """One command as a process, by its script; one device each."""
+    """Start a command's script as a process with one device."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     words = [str(ROOT / words[0]) if words[0].startswith("bin/") else words[0], *words[1:]]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -151,9 +151,9 @@ def serve(line: str, folder: Path) -> tuple["subprocess.Popen[str]", int]:
     return server, port
 
 
-def test_the_path_runs_as_written(folder: Path, interpreter: Interpreter) -> None:
+def test_the_commands_of_the_guides_run_in_order(folder: Path, interpreter: Interpreter) -> None:
     server, port, hosts = None, 0, list["subprocess.Popen[str]"]()
-    lines = dict.fromkeys(line for page in PATH for line in commands(page))  # a line of several pages runs once
+    lines = dict.fromkeys(line for page in PATH for line in commands(page))  # a line on several pages runs once
     assert list(lines)[:2] == ["bin/demo", "bin/test"]
     for line in list(lines)[2:]:
         if line.startswith("bin/serve"):
@@ -180,7 +180,7 @@ def test_the_path_runs_as_written(folder: Path, interpreter: Interpreter) -> Non
 
 
 @pytest.mark.parametrize("line", [line for line in commands(README) if line.startswith("bin/adapt --size=410m")])
-def test_a_large_size_without_a_dataset_names_prepare(
+def test_the_error_for_a_missing_dataset_names_prepare(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -188,8 +188,8 @@ def test_a_large_size_without_a_dataset_names_prepare(
         adapt.main(shlex.split(line)[1:])
 
 
-def test_the_commands_of_scaling_run(folder: Path, interpreter: Interpreter) -> None:
-    """docs/scaling.md, on results that stand in for hours of training."""
+def test_the_commands_of_the_scaling_page_run(folder: Path, interpreter: Interpreter) -> None:
+    """The commands of docs/scaling.md run on synthetic results instead of hours of training."""
     write(folder / "runs" / "scaling" / "laptop", study_rows()[:66])
     for line in commands(ROOT / "docs" / "scaling.md"):
         if line.startswith(("bin/scaling report", "bin/scaling advise")):

@@ -1,4 +1,4 @@
-"""Counts of parameters and operations, against the model itself and published figures."""
+"""Counts of parameters and operations equal those of the model and the published figures."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def architecture(size: str) -> NeoXArchitecture:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_parameters_are_those_of_the_model(size: str) -> None:
+def test_parameter_counts_equal_those_of_the_model(size: str) -> None:
     a = architecture(size)
     shapes = factory.abstract_params(a, a.vocabulary)
     counted = sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -30,11 +30,11 @@ def test_parameters_are_those_of_the_model(size: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "billions"), [("410m", 2.72), ("1.4b", 9.07), ("2.8b", 17.89)])
-def test_operations_of_a_trained_token(size: str, billions: float) -> None:
+def test_operations_of_a_trained_token_equal_the_published_figures(size: str, billions: float) -> None:
     assert flops.per_token(architecture(size), 2048) / 1e9 == pytest.approx(billions, abs=0.005)
 
 
-def test_xla_counts_as_many_in_the_forward_pass() -> None:
+def test_operations_of_the_forward_pass_equal_xlas_count() -> None:
     """Use a length at which attention is one chunk, so that the whole square is computed."""
     a = NeoXArchitecture(layers=1, hidden=256, heads=4, feed_forward=1024, vocabulary=4096, positions=64)
     rows, length = 4, 64
@@ -59,22 +59,22 @@ def test_xla_counts_as_many_in_the_forward_pass() -> None:
         ("TPU v5", 459e12),
     ],
 )
-def test_peaks_by_the_name_of_the_device(kind: str, peak: float) -> None:
+def test_the_peak_follows_from_the_device_name(kind: str, peak: float) -> None:
     assert flops.peak([kind] * 8) == 8 * peak
 
 
-def test_a_device_of_unknown_peak_has_none() -> None:
+def test_an_unknown_device_has_no_peak() -> None:
     assert flops.peak([device.device_kind for device in jax.devices()]) is None
 
 
-def test_a_classifier_spares_most_of_the_last_layer() -> None:
-    """2.6 to 3.5 % of 410m's operations, as was measured."""
+def test_a_classifier_skips_most_of_the_last_layer() -> None:
+    """The measured saving is 2.6 to 3.5 % of 410m's operations."""
     a = architecture("410m")
     language_model = a.layers * 512 * flops._layer(a, 512)
     spared = 1 - flops.per_context(a, 512, 500) / 3 / language_model
     assert 0.026 < spared < 0.035
 
 
-def test_six_nd() -> None:
+def test_six_nd_is_six_operations_per_parameter_and_token() -> None:
     a = architecture("410m")
     assert flops.six_nd(a, 2.0, embeddings=False) == 12 * flops.parameter_count(a, embeddings=False)

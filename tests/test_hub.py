@@ -1,4 +1,4 @@
-"""Fetching by huggingface_hub's own code, from a server that answers as the hub does, and from no server."""
+"""huggingface_hub's real client fetches from a stand-in for the hub, and without a network."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ except UserError as error:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The endpoints that snapshot_download asks: a revision, its tree, and each file."""
+    """The endpoints that snapshot_download requests: a revision, its tree, and each file."""
 
     def do_GET(self) -> None:
         self.answer(body=True)
@@ -126,8 +126,8 @@ def test_a_repository_is_fetched_without_its_pickle(endpoint: str, tmp_path: Pat
     assert got == {name: REPOSITORIES["owner/model"][name] for name in wanted}
 
 
-def test_weights_are_read_out_of_the_hubs_cache(endpoint: str, tmp_path: Path) -> None:
-    """Where every file of a revision is a link, and a tokenizer comes with it."""
+def test_weights_are_read_from_the_hubs_cache(endpoint: str, tmp_path: Path) -> None:
+    """In the cache, every file of a revision is a link. A tokenizer is fetched with the weights."""
     (tmp_path / "made").mkdir()
     saved(tmp_path / "made", shard_bytes=2000)
     (tmp_path / "made" / "tokenizer.json").write_bytes((hub.fetch("assets/nano") / "tokenizer.json").read_bytes())
@@ -138,8 +138,8 @@ def test_weights_are_read_out_of_the_hubs_cache(endpoint: str, tmp_path: Path) -
     assert folder_tokenizer(folder).end_of_text == 0
 
 
-def test_an_encoder_is_fetched_out_of_its_subfolder(endpoint: str, tmp_path: Path) -> None:
-    """With the files that describe it, whose links lead to the cache's blobs, and nothing of its other modules."""
+def test_an_encoder_is_fetched_from_its_subfolder(endpoint: str, tmp_path: Path) -> None:
+    """The files that describe it are fetched as links to the cache's blobs; its other modules are not."""
     folder = Path(fetch(endpoint, tmp_path, "owner/encoder"))
     assert folder.name == "0_Transformer"
     names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}
@@ -153,7 +153,7 @@ def test_a_description_is_fetched_without_tensors(endpoint: str, tmp_path: Path)
     assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json"}
 
 
-def test_what_was_fetched_is_used_without_a_network(endpoint: str, tmp_path: Path) -> None:
+def test_a_fetched_repository_is_read_without_a_network(endpoint: str, tmp_path: Path) -> None:
     folder = fetch(endpoint, tmp_path, "owner/model")
     assert fetch("http://127.0.0.1:9", tmp_path, "owner/model") == folder
 
@@ -166,23 +166,25 @@ def test_what_was_fetched_is_used_without_a_network(endpoint: str, tmp_path: Pat
         ("owner/pickled", "", "refused: owner/pickled at revision main has no safetensors"),
     ],
 )
-def test_what_the_hub_has_not(endpoint: str, tmp_path: Path, name: str, revision: str, message: str) -> None:
+def test_a_missing_repository_or_revision_is_an_error(
+    endpoint: str, tmp_path: Path, name: str, revision: str, message: str
+) -> None:
     assert fetch(endpoint, tmp_path, name, revision).startswith(message)
 
 
-def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_without_a_network_suggests_a_local_folder(tmp_path: Path) -> None:
     said = fetch("http://127.0.0.1:9", tmp_path, "owner/model")
     assert said.startswith("refused: owner/model could not be fetched")
     assert said.endswith("pass --weights=DIR")
     assert "\n" not in said
 
 
-def test_local_and_embedded_folders(tmp_path: Path) -> None:
+def test_local_and_embedded_folders_are_found(tmp_path: Path) -> None:
     assert hub.fetch(str(tmp_path)) == tmp_path
     assert (hub.fetch("assets/nano") / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "assets/none/deeper"])
-def test_a_missing_folder_is_not_asked_of_the_hub(name: str) -> None:
+def test_a_missing_folder_is_not_requested_from_the_hub(name: str) -> None:
     with pytest.raises(UserError, match="neither a folder here nor a hub id"):
         hub.fetch(name)

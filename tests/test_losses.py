@@ -1,4 +1,4 @@
-"""The chunked loss equals the plain one, which stores all logits, and needs less memory."""
+"""The chunked loss equals the plain loss, which stores all logits, and needs less memory."""
 
 import dataclasses
 import re
@@ -32,14 +32,14 @@ def some(length: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
 
 def value_and_gradient(loss: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], jit: bool = True) -> Any:
     def scaled(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-        return 2.5 * loss(hidden, kernel, *arrays[2:], "cpu")  # so that the cotangent is used
+        return 2.5 * loss(hidden, kernel, *arrays[2:], "cpu")  # a cotangent other than 1
 
     both = jax.value_and_grad(scaled, (0, 1))
     return (jax.jit(both) if jit else both)(*arrays[:2])
 
 
 @pytest.mark.parametrize(
-    ("length", "chunk", "jit"),  # a chunk of one position, of a third of the row, of all of it; 7 has no divisor
+    ("length", "chunk", "jit"),  # chunks of one position, a third of the row, and the whole row; 7 is prime
     [(12, 1, True), (12, 132, True), (12, 2**21, True), (7, 1, True), (7, 132, True), (12, 132, False)],
 )
 def test_chunked_loss_is_plain_cross_entropy(
@@ -55,8 +55,8 @@ def test_chunked_loss_is_plain_cross_entropy(
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("chunk", [22, 2**21])  # of two rows of the kernel, and of all of it
-def test_in_half_precision_sums_are_float32(monkeypatch: pytest.MonkeyPatch, dtype: Any, chunk: int) -> None:
+@pytest.mark.parametrize("chunk", [22, 2**21])  # two rows of the kernel, and all of them
+def test_half_precision_losses_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch, dtype: Any, chunk: int) -> None:
     """The plain loss in float32 on the rounded numbers differs only by the rounding of the logits' gradient."""
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", chunk)
     hidden, kernel, *rest = some(12, dtype)
@@ -81,8 +81,8 @@ def written(platform: str, dtype: Any) -> str:
     )
 
 
-def test_losses_are_added_up_and_not_multiplied_by_a_unit_for_matrices() -> None:
-    """Products of matrices round float32 to bfloat16 on a TPU, and to TF32 on an NVIDIA GPU, by default."""
+def test_losses_are_summed_without_matrix_products() -> None:
+    """Matrix products round float32 to bfloat16 on a TPU and to TF32 on an NVIDIA GPU, by default."""
     products = re.findall(r"\w+\[([\d,]*)\] = dot_general", written("tpu", jnp.float32))
     assert len(products) == 4
     assert all("," in sizes for sizes in products), products
@@ -97,8 +97,8 @@ def temporary(vocabulary: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", 2**18)  # less than the logits and the kernel of either
+    monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, "cpu", 2**18)  # less than the logits and the kernel of either model
     assert temporary(LARGE) <= temporary(SMALL.vocabulary)
     monkeypatch.setattr(objectives, "summed_cross_entropy", plain_cross_entropy)
     more = ROWS * LENGTH * (LARGE - SMALL.vocabulary) * 4
-    assert temporary(LARGE) - temporary(SMALL.vocabulary) > more, "the plain loss would be seen"
+    assert temporary(LARGE) - temporary(SMALL.vocabulary) > more, "the measurement does not detect the plain loss"

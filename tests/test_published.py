@@ -1,7 +1,7 @@
-"""Published values of real checkpoints; JAXTEMPL_PYTHIA names a folder with pythia-70m/ and pythia-410m-deduped/.
+"""Real checkpoints give their published values; JAXTEMPL_PYTHIA is a folder of pythia-70m and pythia-410m-deduped.
 
-Each entry of golden/pythia_values.json says where it was published. The tolerances are those of how it was made:
-float16 arithmetic, or digits printed.
+Each entry of golden/pythia_values.json states its source. The tolerances follow from the source's float16 arithmetic
+or its printed digits.
 """
 
 import json
@@ -44,21 +44,21 @@ def last_logits(model: NeoX, ids: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [n for n, v in VALUES.items() if "input_ids" in v and "text" in v])
-def test_published_ids_are_our_tokenizers(name: str) -> None:
+def test_the_tokenizer_gives_the_published_ids(name: str) -> None:
     entry = VALUES[name]
     ids = Tokenizer(TOKENIZER).encode([entry["text"]])[0]
     assert ids[: len(entry["input_ids"])] == entry["input_ids"]
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("minhub_fp32", 0.05), ("hf_transformers_fp16", 2.0)])
-def test_last_logits_of_70m(pythia_70m: NeoX, name: str, tolerance: float) -> None:
-    """fp32: 5e-5 of a logit of 1,050; fp16: two units of the last place at 1,024."""
+def test_last_logits_of_70m_equal_the_published_ones(pythia_70m: NeoX, name: str, tolerance: float) -> None:
+    """The tolerance is 5e-5 of a logit of 1,050 in fp32, and two units in the last place at 1,024 in fp16."""
     entry = VALUES[f"pythia-70m/{name}"]
     got = last_logits(pythia_70m, entry["input_ids"])[: len(entry["logits"])]
     np.testing.assert_allclose(got, entry["logits"], rtol=0, atol=tolerance)
 
 
-def test_residual_stream_of_70m(pythia_70m: NeoX) -> None:
+def test_residual_stream_of_70m_equals_the_published_one(pythia_70m: NeoX) -> None:
     entry: dict[str, Any] = VALUES["pythia-70m/Pythia_hand_fp32"]
     tokens = jnp.array([entry["input_ids"]])
     last, every = pythia_70m.residual(tokens)
@@ -75,13 +75,13 @@ def test_residual_stream_of_70m(pythia_70m: NeoX) -> None:
     np.testing.assert_allclose(logits[best], scores, atol=0.05)
 
 
-def test_greedy_continuation_of_410m() -> None:
+def test_greedy_continuation_of_410m_equals_the_published_one() -> None:
     entry = VALUES["pythia-410m-deduped/hf_greedy"]
     model, tokenizer = checkpoint("pythia-410m-deduped"), Tokenizer(TOKENIZER)
     ids = list(entry["prompt_ids"])
     assert tokenizer.encode([entry["prompt"]])[0] == ids
     step = nnx.jit(lambda model, tokens, last: model(tokens)[0, last].argmax())
     end = len(ids) + entry["max_new_tokens"]
-    while len(ids) < end:  # padded on the right to one length, which causality makes harmless
+    while len(ids) < end:  # right padding to one length does not change causal logits
         ids.append(int(step(model, jnp.array([ids + [0] * (end - len(ids))]), len(ids) - 1)))
     assert tokenizer.decode(ids) == entry["expected"]

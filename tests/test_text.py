@@ -14,7 +14,7 @@ from jaxtempl.text.window import newest_fitting
 
 PYTHIA = Path(jaxtempl.__file__).parent / "assets" / "tokenizers" / "pythia.json"
 
-# The dialogue of Figure 7, as far as the paper prints it.
+# The part of Figure 7's dialogue that the paper prints.
 BALANCES = (
     Message("customer", "What are the balances on my accounts?"),
     Message("system", "Hi <NAME>, I'll get you to someone who can help."),
@@ -40,7 +40,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(PYTHIA)
 
 
-def test_phase_one_form() -> None:
+def test_phase_one_text_is_that_of_figure_7() -> None:
     assert document(BALANCES) == (
         "<CUSTOMER>: What are the balances on my accounts?\n"
         "<SYSTEM>: Hi <NAME>, I'll get you to someone who can help.\n"
@@ -51,26 +51,26 @@ def test_phase_one_form() -> None:
     )
 
 
-def test_phase_two_form() -> None:
+def test_phase_two_text_is_that_of_figure_7() -> None:
     assert "".join(classifier_texts(BALANCES[:4])) == (
         "What are the balances on my accounts? Hi <NAME>, I'll get you to someone who can help. Ty "
         "Just a general question... What are the totals of all my accounts with cash app?"
     )
 
 
-def test_phase_two_form_with_role_tags() -> None:
+def test_phase_two_text_may_have_role_tags() -> None:
     assert "".join(classifier_texts(BALANCES[:3], role_tags=True)) == (
         "<CUSTOMER>: What are the balances on my accounts? "
         "<SYSTEM>: Hi <NAME>, I'll get you to someone who can help. <CUSTOMER>: Ty"
     )
 
 
-def test_label_of_figure_7_is_no_part_of_the_text() -> None:
+def test_the_text_does_not_contain_the_label() -> None:
     assert "ANYTHING_ELSE" not in document(BALANCES) + "".join(classifier_texts(BALANCES))
 
 
 @given(lists, st.integers(1, 20))
-def test_window_is_never_over_the_limit(messages: list[list[int]], limit: int) -> None:
+def test_window_never_exceeds_the_limit(messages: list[list[int]], limit: int) -> None:
     assert len(window(messages, limit)) <= limit
 
 
@@ -81,15 +81,15 @@ def test_window_is_the_newest_whole_messages(messages: list[list[int]], limit: i
         assert got == messages[-1][-limit:]
         return
     starts = [n for n in range(len(messages)) if joined(messages[n:]) == got]
-    assert starts, "a message was cut or the order was lost"
+    assert starts, "a message was truncated or reordered"
     fits = [n for n in range(len(messages)) if len(joined(messages[n:])) <= limit]
-    assert len(got) == len(joined(messages[min(fits) :])), "a message that fits was left out"
+    assert len(got) == len(joined(messages[min(fits) :])), "a message that fits was dropped"
 
 
 @given(lists.filter(bool), st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 20))
 def test_an_older_message_never_changes_a_full_window(messages: list[list[int]], older: list[int], limit: int) -> None:
     before = window(messages, limit)
-    if len(before) < sum(map(len, messages)):  # full: something was left out
+    if len(before) < sum(map(len, messages)):  # full: a message was dropped
         assert window([older, *messages], limit) == before
     else:
         assert window([older, *messages], limit)[-len(before) :] == before
@@ -100,7 +100,7 @@ def test_window_of_nothing_is_empty() -> None:
 
 
 @pytest.mark.parametrize("typed", ["<|endoftext|>", "a<|endoftext|>b", "<|padding|>", "<|endoftext|><|endoftext|>"])
-def test_a_typed_special_token_stays_text(tokenizer: Tokenizer, typed: str) -> None:
+def test_a_typed_special_token_is_encoded_as_text(tokenizer: Tokenizer, typed: str) -> None:
     (ids,) = tokenizer.encode([typed])
     assert tokenizer.end_of_text not in ids
     assert tokenizer.decode(ids) == typed
@@ -108,12 +108,12 @@ def test_a_typed_special_token_stays_text(tokenizer: Tokenizer, typed: str) -> N
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_no_text_ever_yields_the_end_of_text(tokenizer: Tokenizer, before: str, after: str) -> None:
+def test_no_text_is_encoded_as_the_end_of_text(tokenizer: Tokenizer, before: str, after: str) -> None:
     for ids in tokenizer.encode([before + after, f"{before}<|endoftext|>{after}"]):
         assert tokenizer.end_of_text not in ids
 
 
-def test_messages_encoded_one_by_one_equal_the_joined_text(tokenizer: Tokenizer) -> None:
+def test_messages_encoded_separately_equal_the_joined_text(tokenizer: Tokenizer) -> None:
     for stop in range(1, len(BALANCES) + 1):
         parts = classifier_texts(BALANCES[:stop])
         assert joined(tokenizer.encode(parts)) == tokenizer.encode(["".join(parts)])[0]

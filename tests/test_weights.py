@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: bit for bit, every fault named, nothing but safetensors."""
+"""Hugging Face folders round-trip bit for bit, every fault is reported, and only safetensors are read."""
 
 import json
 from collections.abc import Callable
@@ -26,20 +26,20 @@ def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_round_trip_is_bit_for_bit(tmp_path: Path, head: config.Head) -> None:
+def test_round_trip_is_bit_equal(tmp_path: Path, head: config.Head) -> None:
     params = saved(tmp_path, head)
     read = load.read(tmp_path, SMALL)
     assert (read.architecture, read.head) == (SMALL, head)
     assert_same(read.params, params)
 
 
-def test_every_row_and_every_leaf_is_used_once() -> None:
+def test_rules_and_parameters_correspond_one_to_one() -> None:
     rows = [row for row in mapping.NEOX.rules if row.stored != "score.weight"]
     leaves = jax.tree_util.tree_flatten_with_path(random_params(17))[0]
     assert sorted(row.path for row in rows) == sorted("/".join(k.key for k in path) for path, _ in leaves)
 
 
-def test_shards_hold_the_same(tmp_path: Path) -> None:
+def test_sharded_weights_equal_unsharded_ones(tmp_path: Path) -> None:
     params = saved(tmp_path, shard_bytes=2000)
     index = json.loads((tmp_path / layout.INDEX).read_text())
     shards = sorted(tmp_path.glob("model-*.safetensors"))
@@ -50,13 +50,13 @@ def test_shards_hold_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_widened(tmp_path: Path, dtype: Any) -> None:
+def test_half_precision_is_converted_to_float32(tmp_path: Path, dtype: Any) -> None:
     params = saved(tmp_path)
     rewrite(tmp_path, lambda tensors: {name: t.astype(dtype) for name, t in tensors.items()})
     assert_same(load.read(tmp_path).params, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params))
 
 
-def test_base_model_without_prefix_or_head(tmp_path: Path) -> None:
+def test_base_model_without_prefix_or_head_is_read(tmp_path: Path) -> None:
     params = saved(tmp_path)
 
     def base(tensors: Tensors) -> Tensors:
@@ -68,7 +68,7 @@ def test_base_model_without_prefix_or_head(tmp_path: Path) -> None:
     assert_same(read.params, {key: tree for key, tree in params.items() if key != "head"})
 
 
-def test_new_head_name_and_old_buffers(tmp_path: Path) -> None:
+def test_new_head_names_and_old_buffers_are_accepted(tmp_path: Path) -> None:
     params = saved(tmp_path)
     buffers = {
         "gpt_neox.layers.0.attention.bias": np.ones((1, 1, 8, 8), np.uint8),
@@ -83,7 +83,7 @@ def test_new_head_name_and_old_buffers(tmp_path: Path) -> None:
     assert_same(load.read(tmp_path).params, params)
 
 
-def test_all_faults_are_in_one_message(tmp_path: Path) -> None:
+def test_one_error_reports_all_faults(tmp_path: Path) -> None:
     saved(tmp_path)
 
     def spoil(tensors: Tensors) -> Tensors:
@@ -110,7 +110,7 @@ def test_all_faults_are_in_one_message(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_faults_of_an_index(tmp_path: Path) -> None:
+def test_faults_of_an_index_are_reported(tmp_path: Path) -> None:
     saved(tmp_path, shard_bytes=2000)
     first, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
     first.unlink()
@@ -123,7 +123,7 @@ def test_faults_of_an_index(tmp_path: Path) -> None:
     assert f"{lost} is not in {second.name}, where the index has it" in str(error.value)
 
 
-def test_an_index_reads_no_file_outside(tmp_path: Path) -> None:
+def test_an_index_reads_no_file_outside_the_folder(tmp_path: Path) -> None:
     saved(tmp_path, shard_bytes=2000)
     index = json.loads((tmp_path / layout.INDEX).read_text())
     index["weight_map"]["embed_out.weight"] = "../other.safetensors"
@@ -132,7 +132,7 @@ def test_an_index_reads_no_file_outside(tmp_path: Path) -> None:
         load.read(tmp_path)
 
 
-def test_damaged_file(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path)
     whole = (tmp_path / layout.SINGLE).read_bytes()
     (tmp_path / layout.SINGLE).write_bytes(whole[:-40])
@@ -140,7 +140,7 @@ def test_damaged_file(tmp_path: Path) -> None:
         load.read(tmp_path)
 
 
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_is_rejected(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / layout.SINGLE).rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pickle.*save_pretrained"):
@@ -150,7 +150,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
         load.read(tmp_path)
 
 
-def test_another_size_is_refused(tmp_path: Path) -> None:
+def test_weights_of_another_size_are_rejected(tmp_path: Path) -> None:
     saved(tmp_path)
     edit_config(tmp_path, num_hidden_layers=3, rotary_emb_base=500, rope_parameters=None)
     with pytest.raises(UserError, match=r"another size: layers is 3, not 2, rotary_base is 500\.0"):
@@ -174,7 +174,7 @@ OLD = {
 }
 
 
-def test_old_and_new_config_keys_agree() -> None:
+def test_old_and_new_config_keys_give_the_same_architecture() -> None:
     new = {key: value for key, value in OLD.items() if not key.startswith("rotary")}
     new["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 500.0}
     expected = NeoXArchitecture(2, 16, 2, 20, 17, 64, 1e-4, 0.5, 500.0, False)
@@ -182,7 +182,7 @@ def test_old_and_new_config_keys_agree() -> None:
 
 
 @pytest.mark.parametrize("head", ["lm", "template"])
-def test_our_config_reads_back(head: config.Head) -> None:
+def test_the_written_config_can_be_read(head: config.Head) -> None:
     expected = config.architecture_from(OLD)
     assert config.architecture_from(config.hugging_face_config(expected, head)) == expected
 
@@ -202,7 +202,7 @@ def test_our_config_reads_back(head: config.Head) -> None:
         ({"hidden_act": "relu", "attention_bias": False}, "hidden_act is 'relu'.*attention_bias is False"),
     ],
 )
-def test_other_models_are_refused(keys: dict[str, Any], message: str) -> None:
+def test_other_models_are_rejected(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config.architecture_from(OLD | keys)
 
@@ -227,7 +227,7 @@ def check_placed(leaf: Any, place: Any) -> None:
     assert {shard.data.shape for shard in leaf.addressable_shards} == {place.shard_shape(leaf.shape)}
 
 
-def test_parts_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
+def test_only_requested_parts_are_read(tmp_path: Path) -> None:
     params = saved(tmp_path)
     shardings = rules.shardings(mesh.make_mesh(MeshShape(1, 1, 1)), params)
     read = load.read(tmp_path, SMALL, {"embed": shardings["embed"], "norm": shardings["norm"]}).params

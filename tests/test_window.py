@@ -1,4 +1,4 @@
-"""The window: whole messages, newest last, tokenized only where they can be in it, and equal for every reader."""
+"""The window holds the newest whole messages, and tokenizes only messages that can fit."""
 
 import gc
 import weakref
@@ -34,7 +34,7 @@ def test_a_context_is_its_newest_whole_messages(messages: list[Message], window:
     assert dropped == len(messages) - 1 or sum(map(len, kept)) <= window
 
 
-def test_messages_that_cannot_be_in_the_window_are_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_that_cannot_fit_are_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
 
     def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -71,7 +71,7 @@ def test_encodings_are_cached_except_long_ones(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_window_is_freed_with_its_last_user_and_frees_its_tokenizer() -> None:
-    """A server that reloads would otherwise keep each until the next garbage collection."""
+    """Otherwise a server that reloads would keep each window until the next garbage collection."""
     tokenizer = Tokenizer(ASSETS / "nano" / "tokenizer.json")
     window = Window(tokenizer, 64)
     window.encode([Message("customer", "hi")])
@@ -84,7 +84,7 @@ def test_a_window_is_freed_with_its_last_user_and_frees_its_tokenizer() -> None:
         gc.enable()
 
 
-def test_special_tokens_that_leave_no_room_are_refused() -> None:
+def test_special_tokens_that_leave_no_room_are_rejected() -> None:
     with pytest.raises(UserError, match=r"a window of 2 tokens has no room for text next to .* 2 special tokens"):
         Window(Tokenizer(sizes.tokenizer_path("bert-tiny")), 2)
 
