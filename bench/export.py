@@ -104,17 +104,18 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Cost of an export",
         "",
-        f"`bin/convert onnx` of random weights with {TEMPLATES} templates, each conversion in a separate process; "
-        f"verified on {CONTEXTS} contexts of synthetic cases (the default is 1,000), 8 of each length bucket.",
+        f"`bin/convert onnx` of random weights with {TEMPLATES} templates. Each conversion runs in a separate process "
+        f"and is verified on {CONTEXTS} contexts of synthetic cases (the default is 1,000), 8 from each length bucket.",
         "",
-        "| size | type | graph written | its peak | verified | its peak | nodes | model files | largest difference |",
+        "| size | type | write graph | peak | convert and verify | peak | nodes | model files | largest difference |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in results["exports"]),
         "",
-        "Peaks include reading the run's float32 parameters, and memory that stays allocated (bin/environment.sh). "
-        "Above 2 GB weights are written one at a time; below, the model is one message in memory. The second peak "
-        "includes Flax, and ONNX Runtime's session with its packed copies. The difference is the largest between two "
-        "logits, followed by the largest logit.",
+        "Both peaks of memory include the run's float32 parameters, and memory that stays allocated "
+        "(bin/environment.sh). "
+        "The weights of a model above 2 GB are written one at a time; a smaller model is one message in memory. "
+        "The second peak also includes Flax, and ONNX Runtime's session with its packed copies. The last column is "
+        "the largest difference between two logits, followed by the largest logit.",
         "",
         common.describe(results["machine"]),
     ]

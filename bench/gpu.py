@@ -1,7 +1,7 @@
 """All GPU benchmarks in 33 minutes: `python -m bench.gpu [--parts=PART,...] [--out=DIR]`.
 
 Each part has a limit of minutes. Results are saved at once, under docs/benchmarks/ and in --out. Existing measurements
-are not repeated, so the same command resumes an interrupted visit; `--parts` names the parts to run.
+are not repeated, so the same command resumes an interrupted run; `--parts` names the parts to run.
 
 | part | minutes | result |
 |---|---|---|
@@ -41,7 +41,7 @@ FLAGS = (
 
 
 class Visit:
-    """The results of a visit to a GPU, saved as they arrive.
+    """The results of a run on a GPU, saved as they arrive.
 
     Args:
         rows: A .npy file of token rows; empty for random tokens.
@@ -224,12 +224,12 @@ CHILDREN: dict[str, Callable[[], dict[str, Any]]] = {"precision": precision, "lo
 
 
 def page(found: dict[str, Any]) -> str:
-    """Return the results without a page as Markdown."""
+    """Return the results that have no other page as Markdown."""
     rows = {name: value for name, value in found.items() if value and name != "format"}
     lines = [f"## {name}\n\n```json\n{json.dumps(value, indent=1)}\n```\n" for name, value in rows.items()]
     others = ", ".join(f"`{name}.md`" for name in SAVED[1:])
-    about = f"See also {others}. `python -m bench.gpu` repeats it."
-    return "\n".join(["# What a visit to a GPU found", "", about, "", *lines])
+    about = f"See also {others}. Repeat with `python -m bench.gpu`."
+    return "\n".join(["# Results of the GPU benchmarks", "", about, "", *lines])
 
 
 def main() -> None:
@@ -245,9 +245,9 @@ def main() -> None:
         return
     names = arguments.parts.split(",")
     if set(names) - set(PARTS):
-        parser.error(f"--parts={arguments.parts} has others than {', '.join(PARTS)}")
+        parser.error(f"--parts={arguments.parts} names an unknown part; the parts are {', '.join(PARTS)}")
     if train_gpu.device()["platform"] == "cpu":
-        parser.error("this machine has no accelerator, or jax does not see it")
+        parser.error("JAX finds no accelerator on this machine; run on a GPU")
     visit, start = Visit(arguments.rows, arguments.out), time.monotonic()
     visit.record("machine", lambda: common.machine(("jax", "jaxlib", "torch", "transformers")))
     for name in names:

@@ -144,20 +144,20 @@ def page(results: dict[str, Any]) -> str:
     saving = counts["writing"] + counts["committing"]
     return "\n".join(
         [
-            "# Killed and resumed",
+            "# Resuming after SIGKILL",
             "",
-            f"`python -m bench.kill`: {len(results['kills'])} times SIGKILL to a training of nano that saves all the "
-            f"time ({results['steps']} steps).",
+            f"`python -m bench.kill` kills a training of nano {len(results['kills'])} times with SIGKILL. The training "
+            f"has {results['steps']} steps and saves continuously.",
             "",
-            "| at the kill it was | times |",
+            "| phase at the kill | kills |",
             "|---|---|",
             *[f"| {name} | {counts[name]} |" for name in PHASES],
             "",
-            f"{saving} kills came between the start of a save and its commit (50 or more were wanted). Every start "
-            "loaded the newest whole",
-            "checkpoint by itself. The parameters at the end are "
-            + ("**the same bits** as" if results["same_bits"] else "**NOT the same** as")
-            + " those of a training never killed.",
+            f"{saving} kills came between the start of a save and its commit (target: 50 or more). Every start "
+            "loaded the newest",
+            "complete checkpoint automatically. The final parameters are "
+            + ("**bit for bit equal** to" if results["same_bits"] else "**NOT equal** to")
+            + " those of an uninterrupted training.",
             "",
             common.describe(results["machine"]),
             "",
@@ -172,7 +172,7 @@ def main() -> None:
         results = {"machine": machine, **measure(Path(folder), KILLS, STEPS, SEED)}
     common.write("kill", results, page(results))
     if not results["same_bits"] or results["phases"]["training"] > KILLS / 2:
-        sys.exit("the parameters differ, or too few kills came while it saved")
+        sys.exit("the parameters differ, or too few kills came during a save")
 
 
 if __name__ == "__main__":

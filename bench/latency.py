@@ -4,8 +4,8 @@
 take turns, one call each per round, so that other load on the machine affects all equally. Ratios compare calls of the
 same round.
 
-On processors of other makers, torch is measured twice: unchanged, and with MKL detecting an Intel processor. MKL's
-float32 products are half as fast otherwise, and a reader's processor may be Intel's.
+On processors of other makers, torch is measured twice: unchanged, and with MKL detecting an Intel processor.
+Otherwise MKL's float32 products are half as fast, and a reader's processor may be Intel's.
 """
 
 import argparse
@@ -164,10 +164,10 @@ def page(results: dict[str, Any]) -> str:
         [
             "# Latency on the CPU, compared with Flax, and transformers with torch",
             "",
-            f"The {results['size']} shape, random weights, batch 1, {THREADS} threads, the last token's logits. Each",
-            f"library has a separate process on the same cores, and the sides take turns for {rounds} rounds.",
-            "Medians of the ratios to fp32 in the same round (lower is better).",
-            "`python -m bench.latency` repeats it.",
+            f"The {results['size']} shape with random weights, batch 1 and {THREADS} threads; a call returns the last",
+            "token's logits. Each library has a separate process on the same cores, and the sides take turns for",
+            f"{rounds} rounds. The table shows medians of the ratios to fp32 in the same round (lower is better).",
+            "Repeat with `python -m bench.latency`.",
             "",
             f"| | {lengths} | difference from Flax |",
             "|---" * (len(LENGTHS) + 2) + "|",
@@ -179,16 +179,16 @@ def page(results: dict[str, Any]) -> str:
             f"| | {lengths} |",
             "|---" * (len(LENGTHS) + 1) + "|",
             _row("fp32, ms", [f"{t['milliseconds'][BASE]:,.0f}" for t in summaries]),
-            _row("floor of its products, ms", [f"{t['floor_milliseconds']:,.0f}" for t in summaries]),
-            _row("middle half of fp32's calls, share", [f"{t['spread']:.0%}" for t in summaries]),
+            _row("roofline of its products, ms", [f"{t['floor_milliseconds']:,.0f}" for t in summaries]),
+            _row("interquartile range of fp32, share of the median", [f"{t['spread']:.0%}" for t in summaries]),
             _row("best other library (target: 1.00 or more)", [f"{t['best_of_others']:.2f}" for t in summaries]),
             _row("the same, by each side's fastest call", [f"{_best(t['least']):.2f}" for t in summaries]),
             _row(f"int8 (target: {INT8} or less)", [f"{t['ratios']['int8']:.2f}" for t in summaries]),
             _row("the same, by each side's fastest call", [f"{t['least']['int8']:.2f}" for t in summaries]),
             "",
-            f"The floor is the time of all products at {speed:,.0f} G operations/s, which ONNX Runtime reaches in one",
-            "float32 product of 2,048 rows. fp16 is for accelerators: on a CPU ONNX Runtime computes it in float32.",
-            "The difference is the largest of a logit, as a share of the largest logit.",
+            f"The roofline is the time of all products at {speed:,.0f} G operations/s, the speed of ONNX Runtime in",
+            "one float32 product of 2,048 rows. fp16 is for accelerators: ONNX Runtime computes it in float32 on",
+            "a CPU. The difference from Flax is the largest difference of a logit, as a share of the largest logit.",
             *_intel(names),
             "",
             common.describe(results["machine"]),
@@ -202,8 +202,8 @@ def _intel(names: list[str]) -> list[str]:
         return []
     return [
         "",
-        "`as Intel`: torch multiplies with Intel's MKL, without AVX-512 on other makers' processors; in these rows",
-        "MKL detects an Intel processor. They count as other libraries.",
+        "`as Intel`: torch multiplies with Intel's MKL, which does not use AVX-512 on other makers' processors. In",
+        "these rows MKL detects an Intel processor. They count as other libraries.",
     ]
 
 

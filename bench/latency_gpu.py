@@ -112,14 +112,15 @@ def _alone(side: str, size: str, clock: Clock) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     """Render the results as Markdown."""
-    columns = ("size", "rows", "side", "ms", "floor, ms", "times the floor")
+    columns = ("size", "rows", "side", "ms", "roofline, ms", "times the roofline")
     return "\n".join(
         [
             "# Latency on an accelerator, compared with transformers and torch",
             "",
-            f"{LENGTH} tokens, bfloat16, random weights; medians of {CALLS} calls after {WARM}, each until its logits",
-            "are on the host. The floor is the time of all products of the model at the vendor's peak.",
-            "`python -m bench.gpu --parts=latency` repeats it.",
+            f"{LENGTH} tokens, bfloat16, random weights; medians of {CALLS} calls after {WARM} warm-up calls. A call",
+            "ends when its logits are on the host. The roofline is the time of all products of the model at the",
+            "vendor's peak.",
+            "Repeat with `python -m bench.gpu --parts=latency`.",
             "",
             f"| {' | '.join(columns)} |",
             "|---" * len(columns) + "|",

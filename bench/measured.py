@@ -21,7 +21,7 @@ RESULTS = common.RESULTS / "train_gpu.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 # JAX gets the device's whole memory, as torch does; processes share compiled programs.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", "JAX_COMPILATION_CACHE_DIR": "/tmp/jaxtempl-bench"}
-COLUMNS = ("side", "size", "rows", "computed again", "XLA's flags", "attention", "tokens/s", "MFU", "peak, GB", "data")
+COLUMNS = ("side", "size", "rows", "rematerialization", "XLA flags", "attention", "tokens/s", "MFU", "peak, GB", "data")
 
 Row = dict[str, Any]
 
@@ -143,19 +143,19 @@ def page(results: dict[str, Any]) -> str:
     rows, failed = results["rows"], results["failed"]
     return "\n".join(
         [
-            "# Training on an accelerator, against transformers with torch",
+            "# Training on an accelerator, compared with transformers and torch",
             "",
-            f"Rows of {LENGTH:,} tokens, {UPDATE} an update, on one {rows[0]['device'] if rows else 'device'}; in",
-            "bfloat16 over float32 parameters and moments (torch: autocast), AdamW. torch is compiled, with sdpa",
-            f"attention and fused AdamW. Medians of {STEPS} updates a process after {WARM}. MFU counts the full square",
-            "of attention, and nothing twice.",
-            "`python -m bench.train` repeats it.",
+            f"Rows of {LENGTH:,} tokens, {UPDATE} an update, on one {rows[0]['device'] if rows else 'device'}.",
+            "Computation is in bfloat16 (torch: autocast) with float32 parameters and moments, AdamW. torch is",
+            f"compiled, with sdpa attention and fused AdamW. Medians of {STEPS} updates a process after {WARM} for",
+            "warm-up. MFU counts the full attention square, and no operation twice.",
+            "Repeat with `python -m bench.train`.",
             "",
-            "| size | jaxtempl, tokens/s | MFU | wanted on an H200 | torch, tokens/s | MFU | ratio |",
+            "| size | jaxtempl, tokens/s | MFU | target on an H200 | torch, tokens/s | MFU | ratio |",
             "|---" * 7 + "|",
             *[_compared(rows, size) for size in TARGETS],
             "",
-            f"A ratio of {TARGET_RATIO} is wanted.",
+            f"The target ratio is {TARGET_RATIO}.",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|---" * len(COLUMNS) + "|",

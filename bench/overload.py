@@ -2,9 +2,9 @@
 
     python -m bench.overload
 
-A real network in ONNX Runtime (70m's shape, int8) on one core, the generator on the other. Its capacity is its
-answer rate far above what it can answer; then come a minute at that rate, a minute at
-three times that, and seconds after it.
+A real network runs in ONNX Runtime (70m's shape, int8) on one core, the generator on the other. The capacity is the
+answer rate under a much higher request rate. The load is then a minute at capacity, a minute at three times capacity,
+and some seconds below it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from bench.servers import Server
 SIZE, DTYPE = "70m", "int8"
 FLAGS = ("--queue=8", "--timeout_ms=2000", "--threads=1")
 FACTOR = 3  # times the capacity
-LONGER = 1.5  # times the P99 at capacity that an accepted request may take
+LONGER = 1.5  # limit of accepted requests, times the P99 at capacity
 RELOADS, RELOAD_RATE = 50, 2.0  # a second after the one before, and requests a second meanwhile
 KILLS = 2
 MESSAGES = [{"role": "customer", "text": "Where is my card?"}]
@@ -68,7 +68,7 @@ class Watch:
 
 
 def shed(log: Path) -> list[tuple[float, float]]:
-    """When each 429 of a server's log was answered, in seconds since 1970, and the milliseconds that it took."""
+    """Return time in seconds since 1970, and milliseconds, of each 429 in a server's log."""
     lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
     return [
         (datetime.fromisoformat(line["time"]).timestamp(), line["milliseconds"])
@@ -86,17 +86,17 @@ class Rig:
         self.own, self.other = {cores[0]}, {cores[-1]}
 
     def served(self, *flags: str, port: int = 0) -> Any:
-        """A server of the bundle."""
+        """Start a server of the bundle."""
         return servers.served(self.folder / "bundle", self.folder, *flags, cores=self.own, port=port)
 
     def load(self, server: Server, rate: float, minutes: float, seed: int = 0, warmup: float = 5) -> dict[str, Any]:
-        """The row of one rate."""
+        """Return the row of one rate."""
         flags = (f"--rates={rate:g}", f"--minutes={minutes}", f"--warmup={warmup}", f"--seed={seed}")
         return servers.load(server, self.cases, self.folder / "out", *flags, cores=self.other)["rates"][0]
 
 
 def overloaded(rig: Rig) -> dict[str, Any]:
-    """At capacity, far above it, and after it."""
+    """Measure a server at capacity, far above it, and afterwards."""
     with rig.served(*FLAGS) as server:
         tried = rig.load(server, 200, 0.25)
         capacity = tried["answered_rate"]
@@ -117,13 +117,13 @@ def overloaded(rig: Rig) -> dict[str, Any]:
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """The median, the 99th percentile and the longest."""
+    """Return the median, the 99th percentile and the maximum."""
     cut = statistics.quantiles(values, n=100)
     return {"p50": cut[49], "p99": cut[98], "max": max(values)}
 
 
 def reloaded(rig: Rig) -> dict[str, Any]:
-    """Measure reloads of bundles while requests come."""
+    """Measure reloads of bundles under load."""
     with rig.served(*FLAGS) as server, ThreadPoolExecutor(1) as pool:
         loading = pool.submit(rig.load, server, RELOAD_RATE, 3.0)
         took, memory = list[float](), [server.memory]
@@ -141,7 +141,7 @@ def reloaded(rig: Rig) -> dict[str, Any]:
 
 
 def killed(rig: Rig) -> dict[str, Any]:
-    """SIGKILL and a new start while requests come."""
+    """Measure SIGKILLs and restarts under load."""
     port, row = _free_port(), dict[str, Any]()
     with ThreadPoolExecutor(1) as pool:
         loading = None
@@ -162,7 +162,7 @@ def _free_port() -> int:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     over, again, dead = results["overload"], results["reload"], results["kill"]
     at, above, after = over["at"], over["above"], over["after"]
     memory, later, refused = over["memory_mb"], over["a_second_later"], over["shed_ms"]
@@ -170,39 +170,41 @@ def page(results: dict[str, Any]) -> str:
     errors = sum(again["row"]["errors"].values())
     return "\n".join(
         [
-            "# Overload, reloads, kills",
+            "# Overload, reloads and kills",
             "",
-            f"`bin/serve {' '.join(FLAGS)}` of {SIZE}'s shape, {DTYPE}, random weights, in ONNX Runtime on one core;",
-            "`bin/loadtest` on the other, Poisson arrivals. `python -m bench.overload` repeats it.",
+            f"`bin/serve {' '.join(FLAGS)}` runs {SIZE}'s shape in {DTYPE} with random weights in ONNX Runtime on one",
+            "core. `bin/loadtest` runs on the other, with Poisson arrivals. Repeat with `python -m bench.overload`.",
             "",
-            f"## Three times capacity for {results['minutes']:g} minutes",
+            f"## Three times the capacity for {results['minutes']:g} minutes",
             "",
-            "| | requests/s | answered/s | shed | late | P50, ms | P99, ms | longest, ms | errors |",
+            "| | requests/s | answered/s | shed | late | P50, ms | P99, ms | maximum, ms | errors |",
             "|---" * 9 + "|",
             _row("at capacity", at),
-            _row(f"{FACTOR} times that", above),
-            _row("a third of it, afterwards", after),
+            _row(f"{FACTOR} times the capacity", above),
+            _row("a third of the capacity, afterwards", after),
             "",
-            f"- Accepted requests keep {ratio:.2f} of the P99 at capacity ({LONGER} is allowed); the rest are shed.",
-            f"- A 429 took the server {refused['p50']:.2f} ms (median), {refused['p99']:.2f} at P99 and",
-            f"  {refused['max']:.1f} at most; within 5 is wanted.",
-            f"- From a second after the last 429 on, {later['requests']} requests, ten a second, were answered with",
-            f"  {', '.join(map(str, later['statuses']))} in {later['p50']:.1f} ms (median), {later['p99']:.1f} at P99.",
-            f"- Memory meanwhile: {memory[len(memory) // 10]:.0f} MB in the beginning, {memory[-1]:.0f} in the end.",
+            f"- The P99 of accepted requests is {ratio:.2f} times the P99 at capacity (limit: {LONGER}); the rest are",
+            "  shed.",
+            f"- A 429 took the server {refused['p50']:.2f} ms (median), {refused['p99']:.2f} ms (P99) and",
+            f"  {refused['max']:.1f} ms (maximum); the target is 5 ms.",
+            f"- Starting one second after the last 429, {later['requests']} requests, ten a second, were answered",
+            f"  with {', '.join(map(str, later['statuses']))} in {later['p50']:.1f} ms (median),",
+            f"  {later['p99']:.1f} ms (P99).",
+            f"- Memory was {memory[len(memory) // 10]:.0f} MB near the start and {memory[-1]:.0f} MB at the end.",
             "",
             f"## {RELOADS} reloads at {again['rate']:g} requests a second",
             "",
             f"{again['row']['requests']} requests, {again['row']['answered']} answered, {again['row']['shed']} shed,",
             f"{again['row']['late']} late, {errors} failed. A reload took {statistics.median(again['seconds']):.1f} s",
-            "(median; the new bundle is verified and warmed on the core that serves), the rollback",
-            f"{1000 * again['rollback_seconds']:.0f} ms. Memory at the start and after each tenth reload:",
-            f"{_few(again['memory_mb'])} MB; two models are kept, for going back.",
+            "(median; the new bundle is verified and warmed up on the core that serves) and the rollback",
+            f"{1000 * again['rollback_seconds']:.0f} ms. Memory at the start and after every tenth reload was",
+            f"{_few(again['memory_mb'])} MB; two models stay in memory, for a rollback.",
             "",
-            f"## {dead['kills']} SIGKILLs and new starts at 5 requests a second",
+            f"## {dead['kills']} SIGKILLs and restarts at 5 requests a second",
             "",
             f"{dead['row']['requests']} requests: {dead['row']['answered']} answered; others:"
-            f" {_others(dead['row'])}. Answers that are not answers: {_wrong(dead['row'])}.",
-            "That no acknowledged event is lost is a test (tests/test_serve_process.py, tests/test_events.py).",
+            f" {_others(dead['row'])}. Invalid answers: {_wrong(dead['row'])}.",
+            "tests/test_serve_process.py and tests/test_events.py check that no acknowledged event is lost.",
             "",
             common.describe(results["machine"]),
             "",
@@ -230,9 +232,11 @@ def _wrong(row: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    """Measures and writes docs/benchmarks/overload.{json,md}."""
+    """Measure and write docs/benchmarks/overload.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1.0, help="at capacity and above it (default: 1)")
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="minutes at capacity, and minutes above it (default: 1)"
+    )
     arguments = parser.parse_args()
     machine = common.machine(PACKAGES)
     with tempfile.TemporaryDirectory() as name:

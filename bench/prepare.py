@@ -1,9 +1,9 @@
-"""`prepare` against the tokenizers library's own batch rate on the same text, and its memory as the corpus grows.
+"""Speed of `prepare` against the tokenizers library on the same text, and its memory as the corpus grows.
 
     JAXTEMPL_DATA=data python -m bench.prepare
 
 The ratio compares whole runs of `prepare` (reading, validating, splitting, tokenizing, packing, writing) with
-`encode_batch` alone on the texts that the rows hold, already in memory. Each is a separate process, in turn.
+`encode_batch` alone on the texts that the rows hold, already in memory. Each is a separate process; they alternate.
 Memory is the peak resident size of a process that prepares star's training side once and ten times over.
 """
 
@@ -27,7 +27,7 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.prepare import pipeline
 from jaxtempl.text.formats import document
 
-SETS = ("star/train", "sgd/train", "taskmaster4/train", "multidogo/train")  # those of them that are there
+SETS = ("star/train", "sgd/train", "taskmaster4/train", "multidogo/train")  # absent ones are skipped
 PACKAGES = ("tokenizers", "tensorflow-datasets", "array-record", "numpy")
 BATCHES = (1024, 1 << 30)  # texts a call of the library; the faster of the two is compared
 GROWTH = (1, 10)
@@ -133,29 +133,29 @@ def page(results: dict[str, Any]) -> str:
 {common.describe(results["machine"])}
 
 Whole runs of `prepare` on {", ".join(results["sets"])} ({quick["cases"]:,} cases, {quick["text_mb"]:.1f} MB of text,
-{quick["tokens"] / 1e6:.1f} M tokens) against the tokenizers library's `encode_batch` on the same text in memory,
-each in a separate process, in turn, medians of {results["repeats"]}.
+{quick["tokens"] / 1e6:.1f} M tokens) against the tokenizers library's `encode_batch` on the same text in memory.
+Each is a separate process, and they alternate; medians of {results["repeats"]} runs.
 
 | | MB of text a second |
 |---|---|
-| `prepare`, all of it | {quick["prepare_mb_a_second"]:.2f} |
+| `prepare`, the whole run | {quick["prepare_mb_a_second"]:.2f} |
 | `encode_batch` alone | {quick["encode_batch_mb_a_second"]:.2f} |
 | ratio | {quick["ratio"]:.2f} ({min(quick["ratios"]):.2f} to {max(quick["ratios"]):.2f}) |
 
-Peak memory of a process that prepares star's training side, once and ten times over:
+Peak memory of a process that prepares star's training split once, and repeated ten times:
 
 | times | cases | input, MB | peak memory, MB |
 |---|---|---|---|
 {sizes}
 
-Again: `JAXTEMPL_DATA=FOLDER python -m bench.prepare`.
+Repeat with `JAXTEMPL_DATA=FOLDER python -m bench.prepare`.
 """
 
 
 def main() -> None:
     """Measure, and write docs/benchmarks/prepare.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: 5)")
     repeats = parser.parse_args().repeats
     data, machine = common.data(), common.machine(PACKAGES)
     sets = [name for name in SETS if (data / f"{name}.jsonl.gz").exists()]

@@ -82,7 +82,7 @@ def _events(folder: Path) -> Iterator[Any]:
         yield from (event for line in lines if line.name.startswith(DEVICE_LINES) for event in line.events)
     for event in (event for plane in planes if not lines for line in plane.lines for event in line.events):
         operation = next((str(value) for name, value in event.stats if name == "hlo_op"), "while")
-        if not operation.startswith("while"):  # a loop contains others
+        if not operation.startswith("while"):  # a loop contains other events
             yield event
 
 
@@ -143,18 +143,18 @@ def page(found: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "# Where an update's time goes",
+            "# Time of an update, by kind of kernel",
             "",
             f"{found['size']} on one {found['device']}: {found['updates']} updates of {found['microbatches']} x "
-            f"{found['rows']} rows of {found['length']:,} tokens, {found['remat']} computed again. Traced, and without",
-            f"command buffers, it took {wall:.2f} s; kernels ran for {found['busy']:.2f} s of it.",
+            f"{found['rows']} rows of {found['length']:,} tokens, remat {found['remat']}. With tracing and without",
+            f"command buffers, this took {wall:.2f} s; kernels ran for {found['busy']:.2f} s of that time.",
             "",
             "| kind | seconds | share of the time |",
             "|---|---|---|",
             *kinds,
             f"| no kernel | {wall - found['busy']:.3f} | {1 - found['busy'] / wall:.1%} |",
             "",
-            "| kind | share | times | kernel | instruction | of the model |",
+            "| kind | share | times | kernel | instruction | model operation |",
             "|---|---|---|---|---|---|",
             *longest,
             "",

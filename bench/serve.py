@@ -1,8 +1,8 @@
 """Measure the service's overhead with a fake network and all other parts real: `python -m bench.serve`.
 
-Cases of 400 tokens in some 20 messages, Pythia's tokenizer, 640 templates, events kept in SQLite; Poisson arrivals. The
-generator has one core to itself as far as it goes; the server may use both. Two kinds of requests: `first`, of cases
-all of whose messages are new to the server, and `further`, with one new message after those that it has seen.
+Cases have about 400 tokens in about 20 messages. The benchmark uses Pythia's tokenizer, 640 templates, events stored in
+SQLite, and Poisson arrivals. The generator is pinned to one core; the server may use both. There are two kinds of
+requests: in `first` all messages are new to the server; in `further` only the last message is.
 """
 
 import argparse
@@ -26,24 +26,24 @@ RATES = (20, 200)  # requests/s
 AIM = {"p50": 2.0, "p99": 5.0}  # milliseconds
 SIZE = "14m"  # Pythia's tokenizer
 TOKENS = 400
-CONTEXTS, CASES = 15_000, 200  # more than the requests of one rate; and of how many cases the further ones are
+CONTEXTS, CASES = 15_000, 200  # more contexts than one rate requests; cases of the further requests
 KINDS = {"first": "all messages new", "further": "the last message new"}
 STAGES = ("read", "wait", "run", "rank", "total")
-NOTES = (  # what stays over the aim, and why
+NOTES = (  # why the latencies exceed the target
     "",
-    "**Over the aim, and why.** HTTP, the boundary and the router are Python: GET /livez, which does nothing else,",
-    "costs a client 0.6 to 0.8 ms here, and a suggestion passes the same way with a body to read and one to",
-    "write. The thread of the network costs two hand-overs of the interpreter, 0.4 to 0.7 ms; it keeps the",
-    "event loop free while a real network computes. A window of messages that were never seen is 400 tokens of BPE,",
-    "about a millisecond; of a case that goes on it is one message. At 20 a second everything is cold in the",
-    "processor's caches each time. At 200 a second one event loop does all of it, and is busy for a third of the",
-    "time (half of it where all messages are new): the P99 is the wait for it.",
+    "**Why the latencies exceed the target.** HTTP, validation and routing run in Python. GET /livez, which does",
+    "nothing else, costs a client 0.6 to 0.8 ms here; a suggestion takes the same path, with a body to read and one",
+    "to write. The network's thread costs two switches of the interpreter, 0.4 to 0.7 ms; it keeps the event loop",
+    "free while a real network computes. A window of new messages is 400 tokens of BPE, about a millisecond; a",
+    "continued case adds one message. At 20 requests a second, everything is cold in the processor's caches each",
+    "time. At 200 a second, one event loop does all the work and is busy for a third of the time (half of it where",
+    "all messages are new): the P99 is the wait for it.",
 )
 PACKAGES = ("starlette", "uvicorn", "uvloop", "msgspec", "tokenizers", "sqlalchemy", "aiohttp")
 
 
 def cases(path: Path, kind: str) -> Path:
-    """A file of cases whose one context has some 400 tokens; a number makes a message one that was not there before."""
+    """Write cases of one context with about 400 tokens; a number in a message makes it new to the server."""
     made: Any = synthetic_generator.cases(20 * CASES, 1)
     texts = (str(message["text"]) for case in made for message in case["messages"])
     tokenizer = Tokenizer(sizes.tokenizer_path(SIZE))
@@ -67,14 +67,14 @@ def _until(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def stages(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Mean milliseconds of each stage between two readings of /metrics."""
+    """Return the mean milliseconds of each stage between two scrapes of /metrics."""
     change = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in after}
     key = 'jaxtempl_stage_seconds_{}{{stage="{}"}}'.format
     return {name: 1000 * change[key("sum", name)] / change[key("count", name)] for name in STAGES}
 
 
 def empty(server: Server, rate: float, seconds: float) -> float:
-    """Median milliseconds of GET /livez on one kept connection: HTTP, the boundary and a log line, and no more."""
+    """Return the median milliseconds of GET /livez on one open connection: HTTP, validation and a log line only."""
     import http.client
 
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
@@ -89,7 +89,7 @@ def empty(server: Server, rate: float, seconds: float) -> float:
 
 
 def measured(minutes: float, rounds: int) -> list[dict[str, Any]]:
-    """A row for each kind, rate and round."""
+    """Return a row for each kind, rate and round."""
     generator = {max(os.sched_getaffinity(0))}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -108,7 +108,7 @@ def measured(minutes: float, rounds: int) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]], kind: str, rate: int) -> dict[str, Any]:
-    """Medians over the rounds of one kind at one rate."""
+    """Return the medians over the rounds of one kind at one rate."""
     own = [row for row in rows if (row["kind"], row["rate"]) == (kind, rate)]
     latency = {name: statistics.median(row["run"][name] for row in own) for name in ("p50", "p90", "p99", "max")}
     parts = {name: statistics.median(row["stages"][name] for row in own) for name in STAGES}
@@ -121,23 +121,23 @@ def _void(rows: list[dict[str, Any]]) -> list[str]:
 
 
 TIMES = {
-    "p50": f"P50 ({AIM['p50']:g} is aimed at)",
+    "p50": f"P50 (target: {AIM['p50']:g})",
     "p90": "P90",
-    "p99": f"P99 ({AIM['p99']:g} is aimed at)",
-    "max": "longest",
+    "p99": f"P99 (target: {AIM['p99']:g})",
+    "max": "maximum",
 }
 PARTS = {
-    "read": "JSON checked, window made of tokens (`read`)",
+    "read": "validate JSON, tokenize the window (`read`)",
     "wait": "queue (`wait`)",
-    "run": "to the network's thread and back, nothing computed (`run`)",
-    "rank": "640 templates ranked (`rank`)",
-    "total": "all of these, and the event loop's turns between them (`total`)",
-    "empty": "for comparison: GET /livez, a client's median",
+    "run": "to the network's thread and back, without computation (`run`)",
+    "rank": "rank 640 templates (`rank`)",
+    "total": "all of these, and the event loop between them (`total`)",
+    "empty": "for comparison: GET /livez, median of a client",
 }
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     pairs = list(itertools.product(KINDS, RATES))
     summaries = [results["summary"][f"{kind} {rate}"] for kind, rate in pairs]
     columns = " | ".join(f"{KINDS[kind]}, {rate}/s" for kind, rate in pairs)
@@ -146,23 +146,24 @@ def page(results: dict[str, Any]) -> str:
         [
             "# What the service adds to the model",
             "",
-            "`bin/serve` with a network that computes nothing, loaded by `bin/loadtest` (Poisson arrivals, latency",
-            f"from the intended send time): cases of some {summaries[0]['tokens']:.0f} tokens in some 20 messages,",
-            "Pythia's tokenizer, 640 templates, suggestions kept in SQLite. The generator is pinned to one core, the",
-            "server may use both. Message encodings are cached: of a continued case only the last one is tokenized.",
+            "`bin/serve` runs with a network that computes nothing, under load from `bin/loadtest` (Poisson arrivals,",
+            f"latency from the intended send time). Cases have about {summaries[0]['tokens']:.0f} tokens in about 20",
+            "messages, with Pythia's tokenizer, 640 templates, and suggestions stored in SQLite. The generator is",
+            "pinned to one core; the server may use both. Message encodings are cached, so only the last message of a",
+            "continued case is tokenized.",
             f"Medians of {results['rounds']} rounds of {results['minutes']:g} minutes each.",
-            "`python -m bench.serve` repeats it.",
+            "Repeat with `python -m bench.serve`.",
             "",
             f"| milliseconds | {columns} |",
             "|---" * (len(pairs) + 1) + "|",
             *[_row(name, [each[key] for each in summaries]) for key, name in TIMES.items()],
             "",
-            f"| means of each part | {columns} |",
+            f"| mean milliseconds of each part | {columns} |",
             "|---" * (len(pairs) + 1) + "|",
             *[_row(name, [each[key] for each in summaries]) for key, name in PARTS.items()],
             "",
             *([f"Rows in which the generator was late: {'; '.join(void)}.", ""] if void else []),
-            "What lies between `total` and the client's time is HTTP, the sockets and the client itself.",
+            "The difference between `total` and the client's time is HTTP, the sockets and the client itself.",
             *NOTES,
             "",
             common.describe(results["machine"]),
@@ -176,10 +177,10 @@ def _row(name: str, values: list[float]) -> str:
 
 
 def main() -> None:
-    """Measures and writes docs/benchmarks/serve.{json,md}."""
+    """Measure and write docs/benchmarks/serve.{json,md}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1.0, help="of each rate and round (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all rates (default: 3)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="minutes of each rate and round (default: 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over all rates (default: 3)")
     arguments = parser.parse_args()
     machine = common.machine(PACKAGES)
     rows = measured(arguments.minutes, arguments.rounds)

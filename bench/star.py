@@ -1,7 +1,7 @@
-"""The paper's Table 3 on star, with nano: what adaptation gains at each number of labels.
+"""Reproduce the paper's Table 3 on star with nano: the gain from adaptation at each number of labels.
 
-`JAXTEMPL_DATA=DATA .venv/bin/python -m bench.star` runs the project's own commands, one on each core, and goes on where
-it was cut off; with `--done` it writes the table of the cells that are done. Everything made stays in `runs/star`.
+`JAXTEMPL_DATA=DATA .venv/bin/python -m bench.star` runs the project's commands, one on each core. An interrupted
+benchmark resumes; with `--done` it writes the table of the completed cells. All files stay in `runs/star`.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from jaxtempl.runs.run import Run
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 
-WORK = Path("runs/star")  # in the project's root, where this runs
+WORK = Path("runs/star")  # relative to the project root
 # Shares of the rows drawn: star twice over, each companion less than once, 18.8 M tokens in all.
 MIXTURE = {"star": 0.40, "sgd": 0.45, "taskmaster4": 0.10, "multidogo": 0.05}
 ADAPT = ("--steps=4600", "--batch_size=8", "--learning_rate=1.5e-3")
-# Settings by number of labels, 0 being all of them; the longest first.
+# Settings by number of labels (0: all); the longest first.
 FINETUNE = {
     0: ("--epochs=3", "--learning_rate=1e-3", "--max_grad_norm=inf", "--beta2=0.999", "--weight_decay=0.1"),
     8_000: ("--epochs=2", "--learning_rate=2e-3"),
@@ -42,13 +42,13 @@ FINETUNE = {
 RANDOM_ALL = (
     "--epochs=2",
     "--learning_rate=2e-3",
-)  # from random weights with all labels, where nothing better was looked for
+)  # from random weights with all labels; not tuned
 STARTS = {
     "adapted": [f"--from={WORK}/adapted"],
     "base": ["--size=nano"],
     "random": ["--weights=random", "--size=nano"],
 }
-# What a reference made with transformers and torch reached (same data, window and batch; 2,000 labels in 4 epochs).
+# Results of a reference with transformers and torch (same data, window and batch; 2,000 labels for 4 epochs).
 REFERENCE = {
     ("base", 2_000): (0.615, 0.770, 0.819),
     ("adapted", 2_000): (0.654, 0.808, 0.860),
@@ -61,7 +61,7 @@ BASELINES = {"majority": "majority class", "previous_template": "previous templa
 
 
 class Cell(NamedTuple):
-    """One fine-tuning, measured."""
+    """A fine-tuning run and its evaluation."""
 
     start: str
     labels: int
@@ -71,9 +71,9 @@ class Cell(NamedTuple):
 
 
 def main() -> None:
-    """Prepares, trains, measures and writes docs/benchmarks/star.{json,md,png}."""
+    """Prepare, train and evaluate, and write docs/benchmarks/star.{json,md,png}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--done", action="store_true", help="train nothing; write what is done")
+    parser.add_argument("--done", action="store_true", help="train nothing; write the completed cells")
     done = parser.parse_args().done
     data = common.data().resolve()
     os.chdir(common.ROOT)
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _command(name: str, *flags: str, core: int | None = None) -> None:
-    """Runs one of the project's commands, on one core if it is named."""
+    """Run one of the project's commands, on one core if `core` is given."""
     print(f"$ bin/{name} {' '.join(flags)}", flush=True)
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     cache = {"JAX_COMPILATION_CACHE_DIR": str((WORK / "compiled").resolve())}  # the cells have the same shapes
@@ -97,14 +97,14 @@ def _command(name: str, *flags: str, core: int | None = None) -> None:
 
 
 def _mixture() -> dict[str, float]:
-    """The part of MIXTURE that is at hand: not every companion has a maker in bench/data; shares stay relative."""
+    """Return the available part of MIXTURE: bench/data cannot make every companion; shares stay relative."""
     return {name: share for name, share in MIXTURE.items() if (WORK / "data" / name).exists()}
 
 
 def _prepare(data: Path) -> None:
     for name in MIXTURE:
         if not (data / name).exists():
-            print(f"{data / name} is not there, so it is left out of the mixture", flush=True)
+            print(f"{data / name} does not exist, so the mixture omits it", flush=True)
             continue
         out = WORK / "data" / name
         if out.exists():
@@ -119,7 +119,7 @@ def _adapt() -> None:
 
 
 def _cells(done: bool) -> list[Cell]:
-    """All cells, one on each core at a time: nano is too small to keep two cores busy."""
+    """Return all cells, run one at a time on each core: nano is too small to keep two cores busy."""
     cores: queue.Queue[int] = queue.Queue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
@@ -138,7 +138,7 @@ def _on_a_core(start: str, labels: int, cores: "queue.Queue[int]") -> Cell:
 
 
 def _cell(start: str, labels: int, core: int) -> Cell:
-    """Fine-tunes and evaluates unless that is done; the baselines once for each number of labels."""
+    """Fine-tune and evaluate unless that is done; evaluate the baselines once for each number of labels."""
     out = _folder(start, labels)
     settings = RANDOM_ALL if (start, labels) == ("random", 0) else FINETUNE[labels]
     flags = [f"--labels={labels}", *settings, f"--data={WORK}/data/star", f"--out={out}"]
@@ -169,7 +169,7 @@ def _report(run: str, out: Path, *flags: str, core: int | None = None) -> dict[s
 
 
 def _padding() -> dict[str, float]:
-    """Share of padding in star's labelled batches, and the tokens that buckets of lengths spare (decision 7)."""
+    """Return the share of padding in star's labelled batches, and of the tokens that length buckets save."""
     window = Window(Tokenizer(tokenizer_path("nano")))
     contexts = LabelledContexts.read(Dataset(WORK / "data" / "star"), "train", window)
     stream = loader.batches_from(loader.labelled_batches(contexts, 32, 8, 0), 0, 200)
@@ -201,11 +201,11 @@ def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any
     hours = (sum(cell.seconds for cell in cells) + results["adapt_seconds"]) / 3600
     return "\n".join(
         [
-            "# Star: what adaptation gains",
+            "# Star: the gain from adaptation",
             "",
             "Real customer-service dialogues (RasaHQ/STAR) and the 3 M-parameter `nano` model, trained on star's train",
-            "split and measured on its dev split. Intervals are 95 %, from a bootstrap over cases.",
-            "`python -m bench.star` repeats it.",
+            "split and evaluated on its dev split. Intervals are 95 %, from a bootstrap over cases.",
+            "Repeat with `python -m bench.star`.",
             "",
             (common.RESULTS / "star.notes.md").read_text().strip(),
             "",
@@ -213,8 +213,8 @@ def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any
             "",
             *_table(cells),
             "",
-            "Reference: transformers and torch, same data and window (2,000 labels in 4 epochs, all in 2; here 3).",
-            "Seconds are of training alone, on one core; tokens count padding.",
+            "Reference: transformers and torch with the same data and window (2,000 labels for 4 epochs, all labels",
+            "for 2; here 3). Seconds are training time only, on one core; tokens include padding.",
             "",
             "## Adaptation",
             "",
@@ -225,8 +225,9 @@ def _page(machine: dict[str, Any], cells: Sequence[Cell], results: dict[str, Any
             "",
             "## Padding",
             "",
-            f"Labelled batches by length (64, 128, 256, 512) hold {padding['padding']:.0%} padding; padded to 512 they "
-            f"would hold {padding['padding_at_512']:.0%}. That spares {padding['spared']:.0%} of the tokens computed.",
+            f"Labelled batches bucketed by length (64, 128, 256, 512) hold {padding['padding']:.0%} padding; padded to "
+            f"512 they would hold {padding['padding_at_512']:.0%}. This saves {padding['spared']:.0%} of the tokens "
+            "computed.",
             "",
             f"All trainings together took {hours:.1f} hours. {common.describe(machine)}",
             "",
@@ -256,7 +257,7 @@ def _scores(metrics: dict[str, Any]) -> str:
 
 
 def _figure(cells: Sequence[Cell]) -> Figure:
-    """Top-1 and top-5 against the number of labels, a line a start, n-grams dashed."""
+    """Plot top-1 and top-5 against the number of labels, one line for each start, n-grams dashed."""
     with html.drawing(height=3.8, width=9.2) as (figure, _):
         figure.clear()
         for axes, name, title in zip(figure.subplots(1, 2), ("top1", "top5"), ("Top-1", "Top-5"), strict=True):

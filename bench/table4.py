@@ -1,8 +1,8 @@
 """Measure the paper's Table 4 on this machine's CPU: `python -m bench.table4`.
 
-Sizes with random weights, float32 and int8, in ONNX Runtime on all cores, loaded by `bin/loadtest` with contexts of
-star at the paper's rates. The paper measured each rate for five minutes; here --minutes says how long, and so does the
-page.
+Models with random weights run in float32 and int8 in ONNX Runtime on all cores. `bin/loadtest` sends contexts of star
+at the paper's rates. The paper measured each rate for five minutes. `--minutes` sets the duration, and the page states
+it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Report = dict[str, Any]
 
 
 def measured(size: str, dtype: str, minutes: float, operations: float) -> Report:
-    """The report of one bundle; its floor is that of float32 products, so int8 has none."""
+    """Return the report of one bundle; the roofline is of float32 products, so int8 has none."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = bundles.write(folder / "bundle", size, dtype)
@@ -39,7 +39,7 @@ def measured(size: str, dtype: str, minutes: float, operations: float) -> Report
 
 
 def speed() -> float:
-    """Operations a second of one large float32 product in ONNX Runtime on all cores."""
+    """Return the operations a second of one large float32 product in ONNX Runtime on all cores."""
     multiply = classifiers.product(len(os.sched_getaffinity(0)))
     taken = list[float]()
     for _ in range(5):
@@ -50,28 +50,31 @@ def speed() -> float:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     reports = results["reports"]
     return "\n".join(
         [
             "# Latency under load on a CPU: the paper's Table 4",
             "",
-            f"`bin/serve {' '.join(FLAGS)}` with ONNX Runtime on all cores, the generator on the same machine; random",
-            f"weights, contexts of star, Poisson arrivals, {results['minutes']:g} minutes a rate (the paper: five).",
-            "Milliseconds: average of the worst minute, P99 and longest of the whole run, as an answered request saw",
-            "them, from when it was to be sent; and the share of requests that were not answered (shed at once, as the",
-            f"queue was too long for an answer within 2 s). **Bold** keeps P99 within {BUDGET} ms and answers all.",
-            "`python -m bench.table4` repeats it.",
+            f"`bin/serve {' '.join(FLAGS)}` runs in ONNX Runtime on all cores, with the generator on the same",
+            "machine, random weights, contexts of star and Poisson arrivals. Each rate was measured for",
+            f"{results['minutes']:g} minutes (the paper: five).",
+            "A cell has the latency of answered requests in milliseconds, from the intended send time: average of the",
+            "worst minute, P99 and maximum of the whole run. A percentage followed by `not` is the share of requests",
+            "that were not answered, because the queue was too long for an answer within 2 s (shed immediately).",
+            f"**Bold**: P99 is within {BUDGET} ms and all requests are answered.",
+            "Repeat with `python -m bench.table4`.",
             "",
-            "| | " + " | ".join(f"{rate}/s" for rate in RATES) + f" | P99 within {BUDGET} ms up to | floor |",
+            "| | " + " | ".join(f"{rate}/s" for rate in RATES) + f" | P99 within {BUDGET} ms up to | roofline, ms |",
             "|---" * (len(RATES) + 3) + "|",
             *[_row(report) for report in reports],
             "",
-            f"The floor is of all products at the {results['operations_per_second'] / 1e9:,.0f} G operations a second",
-            "that ONNX Runtime reaches in one float32 product on all cores, for the windows as padded.",
+            "The roofline is the time of all products of the padded windows at",
+            f"{results['operations_per_second'] / 1e9:,.0f} G operations a second, the speed of ONNX Runtime in one",
+            "float32 product on all cores.",
             "",
-            "The paper's, on an A10 with TensorRT in fp16, for comparison: 410m 15 / 35 / 47 at 20/s, 1.4b 33 / 80 /",
-            "116 at 10/s, 2.8b 46 / 71 / 72 at 1/s. No GPU was at hand here.",
+            "For comparison, the paper's results on an A10 with TensorRT in fp16: 410m 15 / 35 / 47 at 20/s, 1.4b",
+            "33 / 80 / 116 at 10/s, 2.8b 46 / 71 / 72 at 1/s. This machine has no GPU.",
             "",
             common.describe(results["machine"]),
             "",
@@ -99,7 +102,7 @@ def _cell(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure each bundle, and rewrite docs/benchmarks/table4.{json,md} after it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each rate (default: 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="minutes of each rate (default: 5)")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"machine": common.machine(PACKAGES), "minutes": arguments.minutes, "reports": []}
     results["operations_per_second"] = speed()

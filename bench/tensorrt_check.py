@@ -80,19 +80,20 @@ def page(results: dict[str, Any]) -> str:
         [
             "# TensorRT's support for the graph, without a GPU",
             "",
-            f"The fp16 graph of a template classifier with {SLOTS:,} slots, random weights, built by tensorrt_rtx "
+            f"The fp16 graph of a template classifier with {SLOTS:,} slots and random weights, built by tensorrt_rtx "
             f"{rows[0]['version']} for",
             f"compute capability {CAPABILITY} (the A10's), with a profile of 1 to {BATCH} rows for each of "
             f"{', '.join(map(str, rows[0]['buckets']))} tokens. **Nothing was",
-            "run**: the page shows that each operator is supported and which are fused, not how fast or exact an",
-            "engine is. TensorRT itself may build another engine. `python -m bench.tensorrt_check` repeats it.",
+            "run**: the page shows that each operator is supported and which operators are fused, not the speed or",
+            "accuracy of an engine. TensorRT itself may build another engine. Repeat with",
+            "`python -m bench.tensorrt_check`.",
             "",
-            "| size | nodes | ONNX GB | plan GB | parsed s | built s | peak GB | kernels | attention in one kernel |",
+            "| size | nodes | ONNX GB | plan GB | parse s | build s | peak GB | kernels | attention in one kernel |",
             "|---|---|---|---|---|---|---|---|---|",
             *[_line(row) for row in rows],
             "",
-            "Peak is the memory of the building process. Kernels are those of the program for the longest rows. Its",
-            "nodes run in one kernel with others, alone in one kernel, in several kernels, or in none (shapes, and",
+            "Peak is the peak memory of the build process. Kernels are those of the program for the longest rows. A",
+            "node runs in one kernel with others, alone in one kernel, in several kernels, or in none (shapes, and",
             "nodes that became unnecessary).",
             "",
             *[line for row in rows for line in _operators(row)],

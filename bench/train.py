@@ -57,15 +57,16 @@ def page(machine: dict[str, Any], speed: dict[str, float], peak: dict[str, float
     lines = [f"| {side} | {speed[side]:,.0f} | {peak[side]:,.0f} |" for side in SIDES]
     return "\n".join(
         [
-            "# Training on the CPU, against transformers with torch",
+            "# Training on the CPU, compared with transformers and torch",
             "",
-            f"The {SIZE} shape, {ROWS} x {LENGTH} tokens a step, float32, AdamW. {ROUNDS} processes a side by turns,",
-            f"{STEPS} timed steps each after the first; medians. `python -m bench.train` repeats it.",
+            f"The {SIZE} shape, {ROWS} x {LENGTH} tokens a step, float32, AdamW. Each side has {ROUNDS} processes,",
+            f"which alternate. Each process times {STEPS} steps after the first; medians.",
+            "Repeat with `python -m bench.train`.",
             "",
             "| | tokens/s | peak resident MB |",
             "|---|---|---|",
             *lines,
-            f"| **ratio** | **{ratio['speed']:.2f}** (1.0 or more is wanted) | **{ratio['peak']:.2f}** (1.0 or less) |",
+            f"| **ratio** | **{ratio['speed']:.2f}** (target: >= 1.0) | **{ratio['peak']:.2f}** (target: <= 1.0) |",
             "",
             common.describe(machine),
             "",

@@ -63,10 +63,10 @@ def page(results: dict[str, Any]) -> str:
         [
             "# Memory against vocabulary",
             "",
-            f"{ROWS} x {LENGTH:,} tokens, bfloat16, hidden {SMALL.hidden:,}, one layer, small, so that the loss holds",
-            "most. GB that the gradient holds in addition to parameters, rows and gradients, as XLA plans it for",
-            f"{results['device']}; nothing was run.",
-            "`python -m bench.vocabulary` repeats it.",
+            f"{ROWS} x {LENGTH:,} tokens, bfloat16, hidden size {SMALL.hidden:,}, and one small layer, so that the",
+            "loss needs the most memory. GB of the gradient computation in addition to parameters, rows and gradients,",
+            f"as XLA plans it for {results['device']}; nothing was run.",
+            "Repeat with `python -m bench.vocabulary`.",
             "",
             f"| vocabulary | {' | '.join(LOSSES.values())} |",
             "|---" * (len(LOSSES) + 1) + "|",
@@ -74,7 +74,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             "Apart from the head and its gradient, the chunked loss holds no array of more than "
             f"{cross_entropy.CHUNK_LOGITS['cpu']:,} numbers on a CPU, "
-            f"or {cross_entropy.DEFAULT_CHUNK_LOGITS:,} on an accelerator.",
+            f"or {cross_entropy.DEFAULT_CHUNK_LOGITS:,} on an accelerator. Beyond these sizes it does not grow.",
             "",
             common.describe(results["machine"]),
             "",
