@@ -209,7 +209,7 @@ Repeat with `python -m bench.lm_loss`.
 def main() -> None:
     """Measure and write docs/benchmarks/lm_loss.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each (default: 5)")
     repeats = parser.parse_args().repeats
     machine = common.machine(PACKAGES)
     lengths = [compare(length, repeats) for length in LENGTHS]
