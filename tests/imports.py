@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from jaxtempl.config.paths import ROOT
@@ -20,18 +21,20 @@ for name in {names!r}:
 """
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Return every module that a file imports, at its top or inside a function."""
-    found = set()
+    found = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
-def reached(path: Path) -> set[str]:
+@cache
+def reached(path: Path) -> frozenset[str]:
     """Return every module that a file imports, directly or through modules of this project."""
     found, waiting = set[str](), [path]
     while waiting:
@@ -40,7 +43,7 @@ def reached(path: Path) -> set[str]:
         bases = (ROOT / name.replace(".", "/") for name in new if name.startswith(("jaxtempl.", "converters.")))
         files = (file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py"))
         waiting += [file for file in files if file.is_file()]
-    return found
+    return frozenset(found)
 
 
 def without(missing: set[str], names: list[str]) -> subprocess.CompletedProcess[str]:
