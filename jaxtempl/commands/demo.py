@@ -1,4 +1,4 @@
-"""`bin/demo`: the whole path on the embedded model and synthetic cases, in a few minutes.
+"""`bin/demo`: the whole path on the embedded model and synthetic cases, in about ten minutes on two cores.
 
 Each stage is a command with the flags that are printed, so a reader can continue from any of them.
 """
