@@ -88,9 +88,7 @@ def _table(page: Page, report: EvaluationReport) -> None:
     page.table(
         ["", *COLUMNS.values()],
         cells,
-        "95 % confidence intervals in brackets. Cross-entropy in nats. After: logits divided by the temperature fitted "
-        f"on {counts['validation']:,} validation contexts"
-        + (f" ({report['temperature']:.2f} for this run)." if counts["validation"] else ", and 1 without any."),
+        f"95 % confidence intervals in brackets. Cross-entropy in nats. After: logits divided by {_temperature(report)}.",
         strong={0},
     )
     if counts["no_class"]:
@@ -98,6 +96,13 @@ def _table(page: Page, report: EvaluationReport) -> None:
             f"The template of {counts['no_class']:,} contexts is not a class of this run. They count as wrong, and the "
             "cross-entropy leaves them out."
         )
+
+
+def _temperature(report: EvaluationReport) -> str:
+    fitted = report["counts"]["validation"]
+    if not fitted:
+        return "a temperature of 1, as there are no validation contexts to fit it on"
+    return f"the temperature fitted on {fitted:,} validation contexts ({report['temperature']:.2f} for this run)"
 
 
 def _reliability(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:

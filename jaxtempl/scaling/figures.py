@@ -154,7 +154,7 @@ class StudyFigures:
                 axes.plot(*zip(*points.values(), strict=True), color=colour, marker="o", label=name)
             html.logarithmic(axes, "x")
             axes.axhline(0, color=GREY, linewidth=1)
-            _finish(axes, "parameters", "gain of adaptation, percentage points of top-1")
+            _finish(axes, "parameters", "gain in top-1, percentage points")
         return figure
 
     def efficiency(self) -> Figure:
