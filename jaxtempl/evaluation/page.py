@@ -88,7 +88,7 @@ def _table(page: Page, report: EvaluationReport) -> None:
     page.table(
         ["", *COLUMNS.values()],
         cells,
-        f"95 % confidence intervals in brackets. Cross-entropy in nats. After: logits divided by {_temperature(report)}.",
+        f"95 % confidence intervals in brackets. Cross-entropy in nats. After: logits over {_temperature(report)}.",
         strong={0},
     )
     if counts["no_class"]:
