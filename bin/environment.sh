@@ -2,7 +2,9 @@
 root=$(cd "$(dirname "$0")/.." && pwd)
 python="$root/.venv/bin/python"
 [ -x "$python" ] || python=python3
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# An empty part of PYTHONPATH names the current folder, whose modules would replace installed ones.
+PYTHONPATH=$(echo "$root:${PYTHONPATH:-}" | sed 's/:::*/:/g; s/:$//')
+export PYTHONPATH
 # Large pages, and memory kept between steps: training on a CPU is up to twice as fast (glibc; ignored elsewhere).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}" MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"

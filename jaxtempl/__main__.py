@@ -1,9 +1,16 @@
 """Dispatch `python -m jaxtempl COMMAND` and `jaxtempl COMMAND`; the scripts in `bin/` call this."""
 
-import importlib
-import importlib.metadata
 import os
 import sys
+
+import jaxtempl
+
+# `python -m` puts the current folder first on the path, where its modules would replace installed ones.
+if __name__ == "__main__" and not sys.flags.safe_path and jaxtempl.__path__ != [f"{sys.path[0]}{os.sep}jaxtempl"]:
+    del sys.path[0]
+
+import importlib
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxtempl import cli

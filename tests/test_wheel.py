@@ -85,7 +85,9 @@ def test_an_installed_command_prints_its_help(installed: Path, tmp_path: Path) -
     assert unknown.stderr.count("\n") == 1
 
 
-def test_installed_commands_prepare_and_suggest(installed: Path, tmp_path: Path) -> None:
+def test_installed_commands_prepare_and_suggest_in_a_folder_of_modules(installed: Path, tmp_path: Path) -> None:
+    for name in ("random", "numpy", "jax", "jaxtempl", "converters"):  # must not be imported
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(f'imported {__file__}')")
     cases = [tiny.case(i, ("refund", "card")[i % 2]) for i in range(20)]
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
     prepared = run(installed, tmp_path, "prepare", "--transcripts=cases.jsonl", "--size=nano", "--length=32")

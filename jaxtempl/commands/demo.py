@@ -6,7 +6,6 @@ Each stage is a command with the flags that are printed, so a reader can continu
 import json
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtempl.commands import adapt, evaluate, finetune, prepare, suggest
-from jaxtempl.config import parsing
+from jaxtempl.config import parsing, paths
 from jaxtempl.config.evaluation import DemoConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
@@ -77,7 +76,7 @@ def _convert(out: Path) -> None:
     """Convert the classifier to a bundle, in a separate process: this package does not import the converters."""
     flags = [f"--run={out}/adapted-classifier", "--verify_contexts=200", "--overwrite", f"--out={out}/bundle"]
     print(f"\n$ bin/convert onnx {' '.join(flags)}", flush=True)
-    if subprocess.run([sys.executable, "-m", "converters", "onnx", *flags], check=False).returncode:
+    if subprocess.run([*paths.program("convert"), "onnx", *flags], check=False).returncode:
         raise UserError("bin/convert onnx failed; the line above states why")
 
 
@@ -102,7 +101,7 @@ def _serve(out: Path, stay: bool) -> None:
     """Serve the bundle and request one suggestion; keep the server running if `stay`."""
     flags = [f"--bundle={out}/bundle", f"--store=sqlite:///{out}/events.sqlite"]
     print(f"\n$ bin/serve {' '.join(flags)}", flush=True)
-    command = [sys.executable, "-m", "jaxtempl", "serve", *flags, "--port=0"]
+    command = [*paths.program("serve"), *flags, "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             url = _address(server)

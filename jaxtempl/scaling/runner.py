@@ -20,7 +20,7 @@ from types import FrameType
 
 import filelock
 
-from jaxtempl.config.paths import SCRIPTS
+from jaxtempl.config import paths
 from jaxtempl.config.scaling import ScalingRunConfig
 from jaxtempl.errors import Interrupted, UsageError, UserError
 from jaxtempl.scaling import progress, results, study
@@ -184,7 +184,7 @@ class JobRunner:
             file.write(f"$ bin/{' '.join(command)}\n".encode())
             file.flush()
             child = subprocess.Popen(
-                [*_program(command[0]), *command[1:]],
+                [*paths.program(command[0]), *command[1:]],
                 stdout=file,
                 stderr=file,
                 env={**os.environ, **cache},
@@ -236,12 +236,6 @@ def _core_sets(processes: int) -> list[set[int]]:
 def _available_cores() -> set[int]:
     """Return the cores that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
-def _program(name: str) -> list[str]:
-    """Return what starts a command: its script in a checkout, the package itself once installed."""
-    script = SCRIPTS / name
-    return [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "jaxtempl", name]
 
 
 def _last_line(log: Path) -> str:
