@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import tracemalloc
 import types
 import zipfile
@@ -22,7 +23,7 @@ from jaxtempl.text import records as text_records
 from jaxtempl.text.cases import Case, Message, parse_case
 from jaxtempl.text.decoding import CaseDecoder
 from jaxtempl.text.ingest import CaseReader, DigestSet, Quarantine, digest_of
-from jaxtempl.text.records import _name, find_files
+from jaxtempl.text.sources import _name, find_files
 
 GOOD = {
     "case_id": "a-1",
@@ -43,20 +44,25 @@ def message(**changes: Any) -> dict[str, Any]:
     return {"messages": [{"role": "customer", "text": "hi", **changes}]}
 
 
-def read(tmp_path: Path, *paths: str, label: str = "template") -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
-    """Return the good cases, the quarantined lines, and the reader with its counts."""
+def read(
+    tmp_path: Path, *paths: str, label: str = "template", partial: bool = False
+) -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
+    """Return the good cases, the quarantined lines, and the reader with its counts; accept losses if `partial`."""
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
-    reader = CaseReader(quarantine, label)
-    good = list(reader.cases([source for path in paths for source in find_files(path)]))
+    sources = [source for path in paths for source in find_files(path)]
+    reader = CaseReader(quarantine, label, partial={source.name for source in sources} if partial else ())
+    good = list(reader.cases(sources))
     bad = [json.loads(record) for record in quarantine.path.read_text().splitlines()]
     assert quarantine.good == len(good)
     assert quarantine.reasons.total() == len(bad)
     return good, bad, reader
 
 
-def read_lines(tmp_path: Path, *lines: bytes) -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
+def read_lines(
+    tmp_path: Path, *lines: bytes, partial: bool = False
+) -> tuple[list[Case], list[dict[str, Any]], CaseReader]:
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return read(tmp_path, str(tmp_path / "in.jsonl"))
+    return read(tmp_path, str(tmp_path / "in.jsonl"), partial=partial)
 
 
 def test_parse_case_keeps_id_roles_texts_and_templates() -> None:
@@ -140,7 +146,7 @@ def test_a_line_over_the_limit_is_skipped_in_blocks(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(text_records, "LINE_LIMIT", 1000)
     monkeypatch.setattr(text_records, "BLOCK", 64)
     long = line("long", **message(text="x" * 5000))
-    good, bad, _ = read_lines(tmp_path, line("a"), long, line("z"), long)
+    good, bad, _ = read_lines(tmp_path, line("a"), long, line("z"), long, partial=True)
     assert [case.case_id for case in good] == ["a", "z"]
     assert [(record["line"], record["reason"]) for record in bad] == [(2, "line too long"), (4, "line too long")]
 
@@ -188,10 +194,71 @@ def test_a_broken_archive_keeps_the_cases_before_the_break(
     rest = second[: len(second) // 2] if damage == "cut" else b"\x00\xffnoise" * 9
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(whole + rest)
-    good, bad, _ = read(tmp_path, str(path))
+    good, bad, _ = read(tmp_path, str(path), partial=True)
     assert good[0].case_id == "a"
     assert len(good) > 50 or damage == "noise", "cases before the break are kept"
     assert [record["reason"] for record in bad] == ["truncated archive"]
+
+
+def joined(*lines: bytes, end: bytes = b"\n") -> bytes:
+    return b"".join(line + end for line in lines)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+TEN = [line(f"b{i}") for i in range(10)]  # of 255 bytes each
+RANDOM = random.Random(0).randbytes(20_000).hex().encode()  # half an archive of it holds half of it
+LOST: dict[str, tuple[str, bytes, str]] = {  # suffix and bytes of a file, and the place of the loss
+    "not gzip": ("jsonl.gz", joined(*TEN), "line 1, byte 0: truncated archive: .*, at byte 0 of the file"),
+    "not zstd": ("jsonl.zst", joined(*TEN), "line 1, byte 0: truncated archive: .*, at byte 0 of the file"),
+    "no bytes": ("jsonl.gz", b"", "line 1, byte 0: truncated archive: it ends early, at byte 0 of the file"),
+    "only NULs": ("jsonl.gz", b"\0" * 5000, "line 1, byte 0: truncated archive: .*, at byte 0 of the file"),
+    "noise after a member": ("jsonl.gz", gzip.compress(joined(*TEN)) + b"noise" * 9, "line 11, byte 2,560: trunc"),
+    "cut gzip": ("jsonl.gz", cut(gzip.compress(joined(line("a"), RANDOM))), r"line 2, byte 255: .* at byte 1\d,\d{3} "),
+    "cut zstd": ("jsonl.zst", cut(zst(joined(line("a"), RANDOM))), r"line 1, byte 0: .* at byte 1\d,\d{3} of the file"),
+    "CR": ("jsonl", joined(*TEN, end=b"\r"), "line 1, byte 0: several records in a line: lines end in CR alone"),
+    "CR after a bad record": ("jsonl", joined(b"{", *TEN, end=b"\r"), "line 1, byte 0: .* end in CR alone"),
+    "no line ends": ("jsonl", joined(line("a")) + joined(*TEN, end=b" "), "line 2, byte 255: .* without a line end"),
+    "a list": ("jsonl", joined(line("a")) + b"[" + b",".join(TEN) + b"]", "line 2, byte 255: .* a list"),
+    "gzip without its suffix": ("jsonl", gzip.compress(joined(*TEN)), "line 1, .* is gzip; rename it to end in .gz"),
+    "gzip in gzip": ("jsonl.gz", gzip.compress(gzip.compress(joined(*TEN))), "line 1, .* is gzip; rename it"),
+    "zstd without its suffix": ("jsonl", zst(joined(*TEN)), "line 1, .* is zstd; rename it to end in .zst"),
+    "UTF-16": ("jsonl", joined(*TEN).decode().encode("utf-16"), "line 1, .* is UTF-16; convert it to UTF-8"),
+    "not Parquet": ("parquet", joined(*TEN), "row 1: truncated archive"),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_loss_of_unknown_size_is_an_error_unless_it_is_accepted(tmp_path: Path, kind: str) -> None:
+    suffix, content, place = LOST[kind]
+    path = tmp_path / f"b.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"b.{suffix} cannot be read from {place}.*--allow_partial=FILE") as error:
+        read(tmp_path, str(path))
+    assert "\n" not in str(error.value)
+    (tmp_path / "quarantine.jsonl").unlink()
+    _, bad, reader = read(tmp_path, str(path), partial=True)
+    assert len(bad) == 1
+    reader.quarantine.check(0.0, path)  # an accepted loss is not a bad record
+
+
+def test_a_line_over_the_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_records, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(text_records, "BLOCK", 64)
+    with pytest.raises(UserError, match=r"from line 2, byte 255: line too long: 5,\d{3} bytes, more than 1,000"):
+        read_lines(tmp_path, line("a"), line("long", **message(text="x" * 5000)), line("z"))
+
+
+@pytest.mark.parametrize("size", [1, 1024, 100_000])
+def test_nul_padding_of_any_length_is_allowed_between_and_after_members(tmp_path: Path, size: int) -> None:
+    padding = b"\0" * size
+    members = [gzip.compress(joined(*TEN)), gzip.compress(joined(line("z")))]
+    (tmp_path / "in.jsonl.gz").write_bytes(padding.join([*members, b""]))
+    good, bad, _ = read(tmp_path, str(tmp_path / "in.jsonl.gz"))
+    assert [case.case_id for case in good] == [*(f"b{i}" for i in range(10)), "z"]
+    assert not bad
 
 
 def parquet(path: Path, *records: dict[str, Any]) -> None:
@@ -209,7 +276,7 @@ def test_parquet_and_json_lines_give_the_same_cases(tmp_path: Path) -> None:
 def test_a_broken_parquet_file_counts_as_one_bad_record(tmp_path: Path) -> None:
     parquet(tmp_path / "in.parquet", GOOD)
     (tmp_path / "in.parquet").write_bytes((tmp_path / "in.parquet").read_bytes()[:-20])
-    good, bad, _ = read(tmp_path, str(tmp_path / "in.parquet"))
+    good, bad, _ = read(tmp_path, str(tmp_path / "in.parquet"), partial=True)
     assert not good
     assert [record["reason"] for record in bad] == ["truncated archive"]
 

@@ -302,6 +302,22 @@ def test_too_many_bad_records_leave_the_quarantine_list_but_no_dataset(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.quarantine.jsonl", "in.jsonl"]
 
 
+def test_a_damaged_file_is_refused_unless_it_is_named_and_then_the_manifest_names_it(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.jsonl", *(case(f"c{i}") for i in range(9)))
+    (tmp_path / "b.jsonl").write_bytes(b'{"case_id": 1}\r' * 1000)
+    with pytest.raises(UserError, match=r"b.jsonl cannot be read from line 1, byte 0: .*--allow_partial=FILE"):
+        prepared(tmp_path, train=(str(tmp_path),))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    for wrong in (whole, str(tmp_path)):
+        with pytest.raises(UserError, match="is not one of the files to read"):
+            prepared(tmp_path, train=(str(tmp_path / "b.jsonl"),), allow_partial=(wrong,))
+    some = prepared(tmp_path, train=(str(tmp_path),), allow_partial=(str(tmp_path / "b.jsonl"),), max_bad=0.0)
+    complete, partial = some.manifest["sources"]["train"]
+    assert "partial" not in complete
+    assert partial["partial"] == "line 1, byte 0: several records in a line: lines end in CR alone; end them in LF"
+    assert some.manifest["counts"]["records"] == {"good": 9, "quarantined": {"several records in a line": 1}}
+
+
 def test_validation_rows_are_capped(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "HELD_OUT_TOKENS", 100.0)
     monkeypatch.setattr("jaxtempl.prepare.pack.DOCUMENTS", 1)

@@ -26,6 +26,9 @@ class PrepareConfig:
     fractions: tuple[float, ...] = option((0.49, 0.01, 0.5), "Train, validation and test shares of --transcripts.")
     min_count: int = option(1, "Minimum training examples of a template that becomes a class.", minimum=1)
     max_bad: float = option(0.01, "Maximum share of bad records; above it nothing is written.", minimum=0)
+    allow_partial: tuple[str, ...] = option(
+        (), "Files whose unreadable part may be lost; otherwise a damaged file is an error."
+    )
     length: int = option(2048, "Tokens of a packed row.", minimum=2)
     seed: int = option(0, "Seed of the order of documents in the packed rows.", minimum=0)
     overwrite: bool = option(False, "Replace --out if it is a dataset.")

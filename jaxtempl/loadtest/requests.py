@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxtempl.errors import UserError
-from jaxtempl.text import records
+from jaxtempl.text import sources
 from jaxtempl.text.cases import Case
 from jaxtempl.text.ingest import CaseReader, Quarantine
 
@@ -59,7 +59,7 @@ def draw_contexts(path: str, count: int, seed: int) -> RequestContexts:
 
 def _all(reader: CaseReader, path: str) -> Iterator[tuple[Case, int]]:
     """Yield each reply of an advocate as its case and the number of messages before it."""
-    for case in reader.cases(records.find_files(path)):
+    for case in reader.cases(sources.find_files(path)):
         for end, message in enumerate(case.messages):
             if end and message.role == "advocate":
                 yield case, end

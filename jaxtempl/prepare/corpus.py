@@ -16,7 +16,7 @@ from jaxtempl.prepare.tfds_builders import SplitExamples
 from jaxtempl.text.cases import Case
 from jaxtempl.text.formats import document
 from jaxtempl.text.ingest import CaseReader, digest_of
-from jaxtempl.text.records import RecordFile
+from jaxtempl.text.sources import RecordFile
 from jaxtempl.text.tokenizer import Tokenizer
 
 InputFiles = Mapping[str, Sequence[RecordFile]]  # by the flag that names them

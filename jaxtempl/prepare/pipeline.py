@@ -31,7 +31,7 @@ from jaxtempl.prepare.spool import SpoolFolder
 from jaxtempl.text.cases import Template
 from jaxtempl.text.ingest import CaseReader, Quarantine
 from jaxtempl.text.pretrained import read_tokenizer
-from jaxtempl.text.records import find_files
+from jaxtempl.text.sources import find_files
 from jaxtempl.text.tokenizer import Tokenizer
 
 INPUTS = ("transcripts", "train", "validation", "test", "documents")
@@ -94,6 +94,16 @@ def _tokenizer(config: PrepareConfig) -> Tokenizer:
     return tokenizer
 
 
+def _partial(config: PrepareConfig, inputs: InputFiles) -> set[str]:
+    """Return the names of the files of `--allow_partial`; each must be one of the inputs."""
+    names = {source.name for listed in inputs.values() for source in listed}
+    partial = {path: [source.name for source in find_files(path)] for path in config.allow_partial}
+    for path, found in partial.items():
+        if len(found) > 1 or found[0] not in names:
+            raise UserError(f"--allow_partial={path} is not one of the files to read; name each file, not its folder")
+    return {name for found in partial.values() for name in found}
+
+
 def _bar(total: int, what: str, unit: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=what, unit=unit, unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty())
 
@@ -108,7 +118,7 @@ def _read(
 ) -> CaseReader:
     """Run the first pass; raise UserError where too many records are bad."""
     with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
-        reader = CaseReader(quarantine, config.label, bar.update)
+        reader = CaseReader(quarantine, config.label, bar.update, _partial(config, inputs))
         tfds_builders.build(
             lambda: tfds_builders.CaseBuilder(folder, corpus.read(inputs, reader, tokenizer, config.fractions)),
             corpus.folder,
@@ -238,4 +248,6 @@ def _table(out: Path, manifest: dict[str, Any]) -> str:
     )
     names = [name for name, value in counts.items() if isinstance(value, int)]
     lines.append(", ".join(f"{name} {counts[name]:,}" for name in names))
+    partial = [source for listed in manifest["sources"].values() for source in listed if "partial" in source]
+    lines += [f"partial: {source['name']} ({source['partial']})" for source in partial]
     return "\n".join([*lines, f"dataset {out} {manifest['fingerprint'][:12]}"])

@@ -25,7 +25,7 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.text.ingest import CaseReader, Quarantine
-from jaxtempl.text.records import RecordFile, find_files
+from jaxtempl.text.sources import RecordFile, find_files
 
 SAMPLE_PASSAGES = 20_000  # of each class that the classifier sees
 HASHED_FEATURES = 2**18

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxtempl import files
 from jaxtempl.errors import UserError
-from jaxtempl.text import decoding, records
+from jaxtempl.text import decoding, records, sources
 from jaxtempl.text.cases import Case, RecordError, parse_case
 
 STANDARD_INPUT = "-"
@@ -38,7 +38,7 @@ def read_cases(path: str) -> Iterator[Case]:
     Raises:
         UserError: there is no such file, or a record is not a case; the message names its line.
     """
-    for source in records.find_files(path):
+    for source in sources.find_files(path):
         for line, record in records.read_records(source):
             try:
                 yield _case(record, f"{source.name}:{line}")

@@ -58,6 +58,10 @@ class RecordError(UserError):
         self.detail = detail
 
 
+class LostRecordsError(RecordError):
+    """An unknown number of records of a file cannot be read."""
+
+
 def _kind(value: object) -> str:
     names: dict[type[object], str] = {
         dict: "an object",

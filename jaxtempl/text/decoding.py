@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from jaxtempl.text.cases import Case, Message, RecordError, Role, parse_case, parse_document
+from jaxtempl.text.cases import Case, LostRecordsError, Message, RecordError, Role, parse_case, parse_document
 
 
 def json_value(record: object) -> object:
@@ -17,11 +17,25 @@ def json_value(record: object) -> object:
     if not isinstance(record, bytes):
         return record
     try:
-        return json.loads(record.decode())
+        value: object = json.loads(record.decode())
     except UnicodeDecodeError as error:
         raise RecordError("invalid UTF-8", f"byte {error.start} of the line") from None
+    except json.JSONDecodeError as error:
+        _refuse_several(record, error)
+        raise RecordError("not JSON", str(error)[:200]) from None
     except (ValueError, RecursionError) as error:
         raise RecordError("not JSON", str(error)[:200]) from None
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        raise LostRecordsError("several records in a line", "a list; write each record on its own line")
+    return value
+
+
+def _refuse_several(line: bytes, error: json.JSONDecodeError) -> None:
+    """Raise LostRecordsError if a line that is not JSON holds several records, so that more than one is lost."""
+    if b"\r" in line.strip():
+        raise LostRecordsError("several records in a line", "lines end in CR alone; end them in LF")
+    if error.msg == "Extra data" and error.doc[error.pos] == "{":
+        raise LostRecordsError("several records in a line", "a record follows without a line end between")
 
 
 def _typed(label: str) -> "msgspec.json.Decoder[Any]":

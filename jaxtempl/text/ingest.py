@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding
-from jaxtempl.text.cases import Case, RecordError
-from jaxtempl.text.records import RecordFile, read_records
+from jaxtempl.text.cases import Case, LostRecordsError, RecordError
+from jaxtempl.text.records import read_records
+from jaxtempl.text.sources import RecordFile
 
 Parsed = TypeVar("Parsed")
 
@@ -72,6 +73,7 @@ class Quarantine:
         self.path = path
         self.good = 0
         self.reasons: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()  # of them, accepted losses of an unknown number of records
         self._first = ""
         path.touch()
 
@@ -81,13 +83,20 @@ class Quarantine:
         with self.path.open("a") as out:
             out.write(json.dumps(record) + "\n")
         self.reasons[error.reason] += 1
-        self._first = self._first or f"{file} line {line}: {error}"
+        if isinstance(error, LostRecordsError):
+            self._losses[error.reason] += 1
+        else:
+            self._first = self._first or f"{file} line {line}: {error}"
 
     def check(self, max_bad: float, listed: Path) -> None:
-        """Raise UserError, naming the file `listed`, if more than the share `max_bad` of all records is bad."""
-        bad = self.reasons.total()
+        """Raise UserError, naming the file `listed`, if more than the share `max_bad` of all records is bad.
+
+        Accepted losses of an unknown number of records are listed, and do not count.
+        """
+        counted = self.reasons - self._losses
+        bad = counted.total()
         if bad > max_bad * (bad + self.good):
-            kinds = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+            kinds = ", ".join(f"{count} {reason}" for reason, count in counted.most_common())
             raise UserError(
                 f"{bad} of {bad + self.good} records are bad ({kinds}), more than max_bad={max_bad:g} allows; "
                 f"the first is {self._first}; all are listed in {listed}"
@@ -98,13 +107,17 @@ class Quarantine:
 class CaseReader:
     """Reads cases and documents through one quarantine; a case_id may occur once over all files.
 
+    Reading raises UserError where an unknown number of records is lost in a file that is not in `partial`.
+
     Attributes:
+        partial: names of the files whose losses are accepted.
         dropped_messages: number of blank messages dropped so far.
     """
 
     quarantine: Quarantine
     label: str = "template"
     progress: Callable[[int], object] = lambda size: None
+    partial: Collection[str] = ()
     dropped_messages: int = 0
     _seen: DigestSet = dataclasses.field(default_factory=DigestSet)
 
@@ -141,7 +154,18 @@ class CaseReader:
                         raise record
                     parsed = parse(record)
                 except RecordError as error:
+                    if isinstance(error, LostRecordsError):
+                        self._accept_loss(source, line, error)
                     self.quarantine.add(source.name, line, error)
                 else:
                     self.quarantine.good += 1
                     yield parsed
+
+    def _accept_loss(self, source: RecordFile, line: int, error: LostRecordsError) -> None:
+        loss = f"{source.locate(line)}: {error}"
+        if source.name not in self.partial:
+            raise UserError(
+                f"{source.name} cannot be read from {loss}; an unknown number of records is lost: give the whole file"
+                ", or accept the loss with bin/prepare --allow_partial=FILE"
+            )
+        source.partial = source.partial or loss
