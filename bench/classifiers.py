@@ -53,11 +53,9 @@ def onnx_runtime(folder: Path, threads: int) -> dict[str, Ask]:
 
 
 def _session(model: Path | bytes, threads: int) -> Ask:
-    import onnxruntime
+    from jaxtempl.serve.inference.onnx_session import open_session
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session: Any = open_session(model, threads)
     if isinstance(model, bytes):
         return lambda x: session.run(None, {"x": x})[0]
     return lambda ids: session.run(None, {"input_ids": ids, "lengths": _lengths(ids)[:, None]})[0]

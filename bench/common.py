@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from jaxtempl import files
+from jaxtempl.serve.inference import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
@@ -32,7 +33,7 @@ def data() -> Path:
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Return processor, cores, memory, system, and the versions of Python and of `packages`."""
     return {
-        "processor": _processor(),
+        "processor": processor.name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -40,15 +41,6 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "load_before": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def describe(machine: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Suggest templates with two libraries: pip install onnxruntime tokenizers; python suggest_onnx.py BUNDLE CASE.json."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -29,7 +30,14 @@ for i, message in reversed(list(enumerate(messages))):
 if bundle["special_tokens"]:  # a BERT reads its window between [CLS] and [SEP]
     window = [tokenizer.token_to_id("[CLS]"), *window, tokenizer.token_to_id("[SEP]")]
 
-session = onnxruntime.InferenceSession(folder / bundle["model"])
+runtime = onnxruntime.__version__
+if bundle["dtype"] == "fp16" and bundle.get("form") == "fused" and tuple(map(int, runtime.split(".")[:2])) < (1, 25):
+    sys.exit(f"onnxruntime {runtime} takes seconds for fused attention in float16; install 1.25 or newer")
+options, processor = onnxruntime.SessionOptions(), Path("/proc/cpuinfo")
+# Without VNNI, products of int8 saturate unless this option is set; with it, the option would double their time.
+has_vnni = processor.exists() and re.search(r"\b(amx_int8|avx512_vnni|avx_vnni)\b", processor.read_text())
+options.add_session_config_entry("session.x64quantprecision", "0" if has_vnni else "1")
+session = onnxruntime.InferenceSession(folder / bundle["model"], options)
 feeds = {"input_ids": np.array([window], np.int32), "lengths": np.array([[len(window)]], np.int32)}
 logits = session.run(["logits"], feeds)[0][0, : len(templates)] / bundle["temperature"]
 logits[[not template["active"] for template in templates]] = -np.inf

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from converters.__main__ import main
 from converters.onnx import graph, layers
 from converters.verify import localize
 from converters.verify.flax_network import FlaxNetwork
-from jaxtempl import cli
+from jaxtempl import cli, files
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.commands import suggest
 from jaxtempl.config.paths import ROOT
@@ -148,6 +150,41 @@ sys.meta_path.insert(0, Alone())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0])
 """
+
+
+@pytest.mark.parametrize(("flags", "entry"), [("avx2", "1"), ("avx512bw avx512_vnni", "0")])
+def test_the_example_adds_products_of_int8_exactly(
+    served: Bundle, case: Path, monkeypatch: pytest.MonkeyPatch, flags: str, entry: str
+) -> None:
+    cpuinfo, example = case.with_name("cpuinfo"), case.with_name("example.py")
+    cpuinfo.write_text(f"flags : sse4_1 not_avx_vnni {flags}\n")
+    example.write_text((ROOT / "examples" / "suggest_onnx.py").read_text().replace("/proc/cpuinfo", str(cpuinfo)))
+    monkeypatch.setattr("sys.argv", ["example.py", str(served.folder), str(case)])
+    options = runpy.run_path(str(example))["options"]
+    assert options.get_session_config_entry("session.x64quantprecision") == entry
+
+
+def test_fused_float16_is_refused_on_older_versions_before_anything_is_built(
+    source: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.24.4")
+    for flag in ("--dtype=fp16", "--quantize=int8", "--quantize=tensorrt-int8"):
+        assert cli.run(main, ["onnx", f"--run={source.folder}", f"--out={tmp_path / 'out'}", flag]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ONNX Runtime 1.24.4 takes seconds")
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_example_refuses_fused_float16_on_older_versions(
+    served: Bundle, case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(served.folder, case.with_name("bundle"))
+    files.write_json(folder / "bundle.json", {**served.manifest, "dtype": "fp16", "form": "fused"})
+    monkeypatch.setattr("sys.argv", ["suggest_onnx.py", str(folder), str(case)])
+    monkeypatch.setattr("onnxruntime.__version__", "1.24.4")
+    with pytest.raises(SystemExit, match=r"1\.24\.4 takes seconds .* install 1\.25 or newer"):
+        runpy.run_path(str(ROOT / "examples" / "suggest_onnx.py"))
 
 
 def test_a_network_that_differs_from_the_run_is_not_written(

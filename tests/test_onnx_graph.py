@@ -112,6 +112,8 @@ def test_the_graph_uses_only_standard_operators_of_its_opset(tmp_path: Path, for
     onnx_runtime(neox_params(NEOX, SLOTS), NEOX, GraphOptions("template", form=form), path)
     model = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    # ONNX Runtime 1.17, the first with opset 20, reads nothing newer.
+    assert form == "fused" or model.ir_version == onnx.helper.find_min_ir_version_for(model.opset_import) == 9
     kinds = {node.op_type for node in onnx_check.nodes(model.graph)}
     assert {node.domain for node in onnx_check.nodes(model.graph)} == {""}
     assert ({"Attention", "RotaryEmbedding"} <= kinds) == (form == "fused")

@@ -41,6 +41,7 @@ from jaxtempl.models import factory
 from jaxtempl.prepare import pipeline
 from jaxtempl.runs import run
 from jaxtempl.runs.run import Run
+from jaxtempl.serve.inference import processor
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.serve.inference.suggester import bundle_suggester
 from jaxtempl.specs.architecture import NeoXArchitecture
@@ -152,6 +153,7 @@ def test_an_int8_bundle_reports_its_sizes_times_and_accuracy(made: Run, int8: Bu
     assert (facts["gate"]["contexts"], facts["gate"]["templates_judged"], facts["gate"]["forced"]) == (180, 2, False)
     assert facts["gate"]["doubts"] == ["of 180 labelled contexts each one is 0.56 points"]
     assert facts["machine"]["threads"] >= 1
+    assert facts["machine"]["instruction_set"] == processor.instruction_set()
     assert int8.manifest["verify"]["compared"] == 24
     assert sorted(path.name for path in int8.folder.iterdir()) == [
         "bundle.json", "model.onnx", "templates.json", "tokenizer.json"
@@ -332,6 +334,19 @@ def test_dynamic_int8_has_a_quarter_of_the_size_and_standard_operators(tmp_path:
     sizes = [(tmp_path / name).stat().st_size for name in ("model.onnx", "out.onnx", "out.onnx.data")]
     assert 0.25 < (sizes[1] + sizes[2]) / sizes[0] < 0.35
     assert 0 < share_apart(logits(tmp_path / "out.onnx"), logits(tmp_path / "model.onnx")) < 0.05
+
+
+def test_int8_gives_the_same_logits_without_vnni(tmp_path: Path, monkeypatch: Any) -> None:
+    """ONNX Runtime's products of two uint8 cannot saturate, and here must give the logits of exact products."""
+    saved(tmp_path / "model.onnx")
+    dynamic_int8.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    has_vnni, found = processor.has_vnni(), []
+    for instructions in ("avx512_vnni", "avx2"):
+        monkeypatch.setattr(processor, "instruction_set", lambda instructions=instructions: instructions)
+        found.append(logits(tmp_path / "int8.onnx"))
+    if has_vnni:
+        assert share_apart(found[1], found[0]) < 1e-5
+    assert 0 < share_apart(found[1], logits(tmp_path / "model.onnx")) < 0.05
 
 
 def test_large_models_store_their_weights_in_a_separate_file(

@@ -249,6 +249,7 @@ def test_a_bundle_that_triton_cannot_serve_is_rejected(
 
 def test_int8_runs_on_the_cpu(network: Path, tmp_path: Path) -> None:
     convert(make_bundle(tmp_path / "bundle", network, dtype="int8"), tmp_path / "models", device="cpu")
+    assert "needs a processor with VNNI" in (tmp_path / "models" / "templates" / "config.pbtxt").read_text()
 
 
 @pytest.mark.parametrize("flags", [{"bundle": ""}, {"name": "../x"}, {"name": ".hidden"}, {"max_batch_size": 65}])

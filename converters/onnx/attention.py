@@ -2,7 +2,8 @@
 
 - `fused` is opset 23's Attention, which TensorRT and newer ONNX Runtimes run as one kernel.
 - `chunked` splits the queries of causal attention into four Attention nodes: faster on a CPU from 256 tokens on.
-- `plain` uses the products, softmax and slices of opset 20, for consumers that lack the other operators.
+- `plain` uses the products, softmax and slices of opset 20, for consumers that lack the other operators, such as ONNX
+  Runtime from 1.17 on.
 
 Dims: B batch, L length, Q queries (L, or 1 in the last block), H heads, K head_dim.
 """

@@ -25,6 +25,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.huggingface.mapping import Head
 from jaxtempl.runs import run
 from jaxtempl.runs.run import Run
+from jaxtempl.serve.inference import onnx_session
 from jaxtempl.serve.inference.backends import OnnxRuntime
 from jaxtempl.specs.architecture import NeoXArchitecture
 from jaxtempl.text.cases import Template
@@ -59,6 +60,7 @@ def main(config: ConvertOnnxConfig) -> None:
     files.check_target(config.out, config.overwrite, bundle.MANIFEST, "bundle")
     source, step = run.resolve(config.run)
     exportable.check(source)
+    _check_runtime(source, config)
     with files.atomic_folder(config.out, config.overwrite) as folder:
         network = _write_network(folder, source, step, config)
         write_tokenizer_and_templates(folder, source)
@@ -107,6 +109,13 @@ def attention_form(source: Run, config: ConvertOnnxConfig, dtype: Dtype) -> Atte
     if config.form != "auto":
         return config.form
     return "chunked" if dtype == "fp32" and isinstance(source.architecture, NeoXArchitecture) else "fused"
+
+
+def _check_runtime(source: Run, config: ConvertOnnxConfig) -> None:
+    """Raise UserError if ONNX Runtime is too old to verify the graph; quantization compares all float types."""
+    dtypes = quantize.FLOATS if config.quantize != "none" else (config.dtype,)
+    for dtype in dtypes:
+        onnx_session.check_version(dtype, attention_form(source, config, dtype))
 
 
 def _slots(source: Run, config: ConvertOnnxConfig) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from jaxtempl.config.converting import Dtype
 
 NUMPY: dict[Dtype, Any] = {"fp32": np.float32, "fp16": np.float16}
+IR_VERSIONS = {20: 9, 23: 10}  # by opset; ONNX Runtime 1.17 reads IR version 9, and refuses newer ones
 TYPES: dict[Dtype, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 
 
@@ -75,4 +76,4 @@ class GraphWriter:
             opset_imports={"": opset},
             name="jaxtempl",
         )
-        return ir.Model(graph, ir_version=10, producer_name="jaxtempl", producer_version=__version__)
+        return ir.Model(graph, ir_version=IR_VERSIONS[opset], producer_name="jaxtempl", producer_version=__version__)

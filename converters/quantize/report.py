@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import itertools
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Int32
 from tqdm import tqdm
 
 from converters.verify.verify import NetworkFunction, TokenIds
+from jaxtempl.serve.inference import processor
 
 ROUNDS = 11  # each calls every network once at every length
 
@@ -74,18 +74,12 @@ def machine() -> dict[str, Any]:
     """Return the machine of the measurements, with one thread per core that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": _processor(),
+        "processor": processor.name(),
+        "instruction_set": processor.instruction_set(),
         "threads": cores or 1,
         "onnxruntime": importlib.metadata.version("onnxruntime"),
         "load": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def format_table(networks: Sequence[NetworkFigures]) -> str:

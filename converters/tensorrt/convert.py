@@ -20,7 +20,7 @@ from jaxtempl.bundle.bundle import ONNX, PLAN, Bundle
 from jaxtempl.config.converting import ConvertTensorrtConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.inference import tensorrt
-from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.serve.inference.backends import open_graph
 from jaxtempl.serve.inference.tensorrt import Engine, Machine
 from jaxtempl.text.case_files import read_cases
 
@@ -143,7 +143,7 @@ def verified(opened: Bundle, built: Engine, chosen: VerificationSamples) -> veri
     Raises:
         UserError: the engine does not match the bundle.
     """
-    reference, buckets = OnnxRuntime(opened.model), opened.manifest["buckets"]
+    reference, buckets = open_graph(opened), opened.manifest["buckets"]
     figures = verify.compare(reference, built, chosen.rows, buckets, sys.stderr.isatty())
     faults = verify.find_faults(figures, opened.manifest["dtype"])
     if faults:

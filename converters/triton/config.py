@@ -85,6 +85,12 @@ instance_group [
 parameters { key: "intra_op_thread_count" value: { string_value: "0" } }
 """
 
+# Triton's backend passes no other session option to ONNX Runtime, and ignores unknown parameters.
+INT8 = """\
+# int8 needs a processor with VNNI or AMX. Elsewhere its products saturate: ONNX Runtime's session.x64quantprecision,
+# which prevents that, cannot be set here (github.com/triton-inference-server/onnxruntime_backend/issues/107).
+"""
+
 WARMUP = """\
   {{
     name: "{length} tokens"
@@ -138,7 +144,8 @@ def warmup_file(length: int) -> str:
 def _device(manifest: Mapping[str, Any], options: ServingOptions) -> str:
     if manifest["model"] == bundle.PLAN:
         return ENGINE.format(profiles=_joined(f'"{index}"' for index in range(len(manifest["buckets"]))))
-    return ONNX_GPU if options.device == "gpu" else ONNX_CPU
+    cpu = INT8 + ONNX_CPU if manifest["dtype"] == "int8" else ONNX_CPU
+    return ONNX_GPU if options.device == "gpu" else cpu
 
 
 def _joined(values: Iterable[object]) -> str:

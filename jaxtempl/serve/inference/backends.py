@@ -3,25 +3,21 @@
 Dims: B rows, L length, S slots (or vocabulary).
 """
 
+import logging
 import zlib
 from pathlib import Path
 from time import sleep
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import onnxruntime
 from jaxtyping import Float32, Int32
 
 from jaxtempl.bundle.bundle import ONNX, Bundle
 from jaxtempl.errors import UserError, first_line
-from jaxtempl.serve.inference import tensorrt
+from jaxtempl.serve import logs
+from jaxtempl.serve.inference import onnx_session, processor, tensorrt
+from jaxtempl.serve.inference.onnx_session import Device
 from jaxtempl.serve.inference.tensorrt import Machine
-
-PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    # Without TensorFloat-32, because float32 parts of the graph were verified in float32.
-    "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
-}
 
 
 @runtime_checkable
@@ -42,34 +38,9 @@ class Network(Protocol):
 class OnnxRuntime:
     """A model.onnx in ONNX Runtime."""
 
-    def __init__(
-        self, model: Path, threads: int = 0, spin: bool = True, device: Literal["cpu", "cuda"] = "cpu"
-    ) -> None:
-        """Load the model.
-
-        Args:
-            model: A file that passed `onnx_check.check_onnx`.
-            threads: Number of threads; 0 uses all cores.
-            spin: Whether idle threads spin, which takes cores from other networks in use.
-            device: Device of the session. `cuda` needs onnxruntime-gpu instead of onnxruntime; this project has not
-                run it.
-
-        Raises:
-            UserError: ONNX Runtime cannot run the model, or has no such device.
-        """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        options.log_severity_level = 4  # errors are raised, and its warnings are not for users
-        if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise UserError(
-                "this ONNX Runtime has no CUDA; pip install onnxruntime-gpu instead of onnxruntime, or leave out "
-                "--backend=cuda"
-            )
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=PROVIDERS[device])
-        except Exception as error:  # its exceptions share no base class
-            raise UserError(f"ONNX Runtime cannot run {model}: {first_line(error)}") from None
+    def __init__(self, model: Path, threads: int = 0, spin: bool = True, device: Device = "cpu") -> None:
+        """Load the model; see `onnx_session.open_session`."""
+        self._session = onnx_session.open_session(model, threads, spin, device)
         self._model = model
         self._inputs = [value.name for value in self._session.get_inputs()]
 
@@ -119,11 +90,25 @@ def load_network(bundle: Bundle) -> Network:
     Raises:
         UserError: The engine was built for another machine, or ONNX Runtime cannot run the graph.
     """
-    return OnnxRuntime(onnx_path(bundle)) if bundle.model.name == ONNX else tensorrt.load_engine(bundle, Machine.here())
+    return open_graph(bundle) if bundle.model.name == ONNX else tensorrt.load_engine(bundle, Machine.here())
 
 
-def onnx_path(bundle: Bundle) -> Path:
-    """Return the path of the bundle's graph; raise UserError if it has an engine instead."""
+def open_graph(bundle: Bundle, threads: int = 0, spin: bool = True, device: Device = "cpu") -> OnnxRuntime:
+    """Open the bundle's graph in ONNX Runtime, and log a warning if its gate ran on another kind of processor.
+
+    Raises:
+        UserError: The bundle has an engine instead, or ONNX Runtime cannot run the graph.
+    """
     if bundle.model.name != ONNX:
         raise UserError(f"{bundle.folder} has an engine instead of a graph; serve it with --backend=tensorrt")
-    return bundle.model
+    manifest = bundle.manifest
+    onnx_session.check_version(manifest["dtype"], manifest.get("form", "fused"))
+    gated_on = manifest.get("quantize", {}).get("machine", {}).get("instruction_set")
+    here = processor.instruction_set()
+    if gated_on not in (None, here):
+        logs.log_event(
+            f"{bundle.folder} passed its accuracy gate on a processor with {gated_on}, and this one has {here}; "
+            "bin/convert onnx --quantize=int8 on this machine measures its accuracy here",
+            logging.WARNING,
+        )
+    return OnnxRuntime(bundle.model, threads, spin, device)

@@ -14,7 +14,7 @@ from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import suggester
-from jaxtempl.serve.inference.backends import FakeNetwork, Network, OnnxRuntime, onnx_path
+from jaxtempl.serve.inference.backends import FakeNetwork, Network, open_graph
 from jaxtempl.serve.inference.tensorrt import Machine, load_engine
 from jaxtempl.serve.inference.triton import Triton
 from jaxtempl.serve.schema import ModelAnswer, TemplateAnswer
@@ -128,4 +128,4 @@ def _network(bundle: Bundle, config: ServeConfig) -> Network:
         return Triton(config.triton, config.triton_model, bundle, config.timeout_ms / 1000)
     device = "cuda" if config.backend == "cuda" else "cpu"
     # Without spinning, as the threads would take the cores that read requests.
-    return OnnxRuntime(onnx_path(bundle), config.threads, spin=False, device=device)
+    return open_graph(bundle, config.threads, spin=False, device=device)
