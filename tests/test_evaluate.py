@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Run:
 
 @pytest.fixture(scope="module")
 def report(data: Dataset, made: Run) -> dict[str, Any]:
-    return evaluate.evaluate(EvaluateConfig(run=f"{made.folder}@5", data=data.folder, batch_size=4))
+    return evaluate.evaluate(EvaluateConfig(run=f"{made.folder}@5", data=str(data.folder), batch_size=4))
 
 
 def labels(data: Dataset) -> list[str]:
@@ -143,8 +143,8 @@ def test_the_temperature_is_saved_with_its_step(data: Dataset, made: Run, report
     }
     assert kept == {"format": 1, "steps": {"5": fitted}}
     assert report["metrics"]["calibrated_cross_entropy"] != report["metrics"]["cross_entropy"]
-    again = EvaluateConfig(run=f"{made.folder}@3", data=data.folder, baselines=False, out=f"{made.folder}/evaluate-3")
-    evaluate.evaluate(again)
+    out = f"{made.folder}/evaluate-3"
+    evaluate.evaluate(EvaluateConfig(run=f"{made.folder}@3", data=str(data.folder), baselines=False, out=out))
     both = files.read_json(made.folder / "calibration.json")["steps"]
     assert (both["5"], set(both)) == (fitted, {"3", "5"})
 
@@ -153,7 +153,7 @@ def test_no_temperature_is_saved_from_a_dataset_that_the_run_was_not_trained_on(
     data: Dataset, tmp_path: Path, capsys: Any
 ) -> None:
     other = tiny.make_run(tmp_path / "run", TEMPLATES, datasets={"other": "0" * 64})
-    found = evaluate.evaluate(EvaluateConfig(run=str(other.folder), data=data.folder))
+    found = evaluate.evaluate(EvaluateConfig(run=str(other.folder), data=str(data.folder)))
     assert not found["dataset"]["trained_on"]
     assert not (other.folder / "calibration.json").exists()
     said = capsys.readouterr().err
@@ -168,19 +168,19 @@ def test_logits_that_are_not_finite_are_an_error(data: Dataset, tmp_path: Path) 
     broken.checkpoints.save(4, "study", nan, None, {"step": 4})
     broken.checkpoints.wait()
     with pytest.raises(UserError, match="@4 gives logits that are not finite"):
-        evaluate.evaluate(EvaluateConfig(run=f"{broken.folder}@4", data=data.folder))
+        evaluate.evaluate(EvaluateConfig(run=f"{broken.folder}@4", data=str(data.folder)))
 
 
 def test_baselines_are_fitted_on_the_labels_of_the_runs_training(data: Dataset, tmp_path: Path) -> None:
     few = tiny.make_run(tmp_path / "run", TEMPLATES, labels=4)
-    found = evaluate.evaluate(EvaluateConfig(run=str(few.folder), data=data.folder))
+    found = evaluate.evaluate(EvaluateConfig(run=str(few.folder), data=str(data.folder)))
     assert 0 < sum(entry["training"] for entry in found["templates"]) <= 4
 
 
 def test_the_temperature_stays_1_with_a_warning_where_there_is_no_validation(tmp_path: Path, capsys: Any) -> None:
     made, data = tiny.make_run(tmp_path / "run", TEMPLATES), tiny.dataset(tmp_path / "data", validation=0)
     assert not len(data.labels("validation").slot)
-    found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder, baselines=False))
+    found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=str(data.folder), baselines=False))
     assert "temperature stays 1" in capsys.readouterr().err
     assert (found["temperature"], found["counts"]["validation"], found["baselines"]) == (1.0, 0, {})
     assert not (made.folder / "calibration.json").exists()
@@ -206,7 +206,7 @@ def test_the_command_prints_the_table_and_the_path_of_the_page(
 def test_the_loss_of_an_adapt_run_equals_a_direct_computation(data: Dataset, tmp_path: Path) -> None:
     """The cases are joined by end-of-text and cut into rows of 32; each row predicts 31 tokens."""
     made = tiny.make_run(tmp_path / "run", [])
-    found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder))
+    found = evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=str(data.folder)))
     cases = data.cases("test")
     documents = [formats.document(cases[i].messages) for i in range(len(cases))]
     stream = [i for ids in made.tokenizer.encode(documents) for i in [*ids, made.tokenizer.end_of_text]]
@@ -228,7 +228,7 @@ def test_an_adapt_run_is_evaluated_on_the_mesh_of_its_training(data: Dataset, tm
         made = tiny.make_run(tmp_path / name, [], mesh=mesh)
         losses = TokenLosses(made, 3)
         assert losses.mesh.size == np.prod(list(mesh.values()))
-        reports.append(evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data.folder, zero_shot=4)))
+        reports.append(evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=str(data.folder), zero_shot=4)))
     one, eight = reports
     assert one["counts"] == eight["counts"]
     for key in ("value", "low", "high"):
@@ -245,6 +245,20 @@ def test_a_mesh_of_more_devices_than_available_is_replaced(tmp_path: Path) -> No
 
 def row_losses(logits: np.ndarray, row: list[int]) -> np.ndarray:
     return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits[:-1], np.array(row[1:])))
+
+
+def test_the_dataset_is_the_runs_own_unless_another_is_named(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = tiny.make_run(tmp_path / "run", [], datasets={"/gone": "x", str(data.folder): data.fingerprint})
+    report = evaluate.evaluate(EvaluateConfig(run="run"))
+    assert report["dataset"]["folder"] == str(data.folder)
+    assert report["dataset"]["trained_on"]
+    lost = tiny.make_run(tmp_path / "lost", [], datasets={"/gone": "x"})
+    with pytest.raises(UserError, match=r"the dataset of .*lost \(/gone\) is missing, .*; pass --data=DIR"):
+        evaluate.evaluate(EvaluateConfig(run=str(lost.folder)))
+    assert made.dataset_folder("other", "") == Path("other")
 
 
 def test_an_evaluation_that_cannot_run_is_reported_in_one_line(

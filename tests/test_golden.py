@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     adapted = adapt.adapt(AdaptConfig(**shared, data=str(data), out=f"{folder}/a"))
     tuned = finetune.finetune(FinetuneConfig(**shared, data=data, length=32, start=f"{folder}/a", out=f"{folder}/f"))
     for made in (adapted, tuned):
-        evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=data, batch_size=4))
+        evaluate.evaluate(EvaluateConfig(run=str(made.folder), data=str(data), batch_size=4))
     return {"adapt": adapted, "finetune": tuned}
 
 

@@ -58,7 +58,7 @@ def train(folder: Path) -> None:
     adapted = adapt.adapt(AdaptConfig(**options, data=str(data), out=f"{folder}/adapt"))
     source: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
     tuned = finetune.finetune(FinetuneConfig(**options, **source, out=f"{folder}/finetune"))
-    evaluate.evaluate(EvaluateConfig(run=str(tuned.folder), data=data, batch_size=4))
+    evaluate.evaluate(EvaluateConfig(run=str(tuned.folder), data=str(data), batch_size=4))
     templates = [
         {**entry, "active": entry["id"] != "card"} for entry in files.read_json(tuned.folder / "templates.json")
     ]

@@ -109,7 +109,7 @@ def test_training_reads_the_expected_windows(dataset: Dataset, bert: Run, expect
 
 
 def test_evaluation_reads_the_expected_windows(dataset: Dataset, bert: Run, expected: Windows) -> None:
-    subject = Subject(EvaluateConfig(run=str(bert.folder), data=dataset.folder), bert, 1, dataset, False, {})
+    subject = Subject(EvaluateConfig(run=str(bert.folder), data=str(dataset.folder)), bert, 1, dataset, False, {})
     evaluated = classifier._contexts(subject, "test")
     assert [evaluated[i].tokens for i in range(len(evaluated))] == expected
 

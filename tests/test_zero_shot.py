@@ -96,7 +96,7 @@ def test_templates_with_equal_texts_are_one_answer(
 
 
 def test_scores_are_in_the_report_and_on_the_page(run: Run, data: Dataset, tmp_path: Path) -> None:
-    config = EvaluateConfig(run=str(run.folder), data=data.folder, zero_shot=5, out=str(tmp_path / "out"))
+    config = EvaluateConfig(run=str(run.folder), data=str(data.folder), zero_shot=5, out=str(tmp_path / "out"))
     report = evaluate.evaluate(config)
     assert report["zero_shot"]["contexts"] == 5
     for name in ("likeliest", "gained"):
@@ -104,7 +104,7 @@ def test_scores_are_in_the_report_and_on_the_page(run: Run, data: Dataset, tmp_p
     assert "After 5 contexts" in (tmp_path / "out" / "index.html").read_text()
     assert "zero-shot, 5 contexts, " in table.format_table(report)
     assert "zero_shot" not in evaluate.evaluate(
-        EvaluateConfig(run=str(run.folder), data=data.folder, out=str(tmp_path / "out"))
+        EvaluateConfig(run=str(run.folder), data=str(data.folder), out=str(tmp_path / "out"))
     )
 
 
@@ -123,7 +123,7 @@ def test_the_loss_on_rows_of_other_text_equals_a_sum_token_by_token(
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "data"
     pipeline.run(PrepareConfig(documents=(str(tmp_path / "docs.jsonl"),), size="nano", length=32, out=out))
-    config = EvaluateConfig(run=str(run.folder), data=out, split="validation", out=str(tmp_path / "out"))
+    config = EvaluateConfig(run=str(run.folder), data=str(out), split="validation", out=str(tmp_path / "out"))
     report = evaluate.evaluate(config)
     rows = Dataset(out).rows(run.tokenizer, "validation")
     total = count = 0
@@ -137,4 +137,4 @@ def test_the_loss_on_rows_of_other_text_equals_a_sum_token_by_token(
     assert report["counts"]["bytes"] == pytest.approx(counted["text_bytes"]["validation"], rel=1e-6, abs=1)
     assert "rows of other text" in (tmp_path / "out" / "index.html").read_text()
     with pytest.raises(UserError, match="has no test cases"):
-        evaluate.evaluate(EvaluateConfig(run=str(run.folder), data=out, out=str(tmp_path / "other")))
+        evaluate.evaluate(EvaluateConfig(run=str(run.folder), data=str(out), out=str(tmp_path / "other")))

@@ -12,7 +12,7 @@ class EvaluateConfig:
     """Evaluate a run on a split: write report.json, predictions.jsonl and a page."""
 
     run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best.")
-    data: Path = option(Path("data"), "Folder of the dataset.")
+    data: str = option("", "Folder of the dataset (default: the run's own).")
     split: Literal["train", "validation", "test"] = option("test", "Split of the dataset.")
     out: str = option("", "Folder of the report (default: RUN/evaluate-SPLIT).")
     baselines: bool = option(

@@ -36,7 +36,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not config.run:
         raise UsageError("which run? pass --run=RUN, RUN@STEP or RUN@best")
     run, step = resolve(config.run)
-    subject = Subject(config, run, step, Dataset(config.data), sys.stderr.isatty(), {})
+    dataset = Dataset(run.dataset_folder(config.data, "an evaluation needs its held-out cases"))
+    subject = Subject(config, run, step, dataset, sys.stderr.isatty(), {})
     measure = evaluate_classifier if run.phase == "finetune" else _evaluate_language_model
     out = Path(config.out or run.folder / f"evaluate-{config.split}")
     _refuse_other_folder(out)

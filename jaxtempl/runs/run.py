@@ -103,6 +103,25 @@ class Run:
             shardings = rules.shardings(mesh, shapes)
         return self.checkpoints.params(step, rules.with_shardings(shapes, shardings))
 
+    def dataset_folder(self, given: str, reason: str) -> Path:
+        """Return the dataset that a flag names, or the run's first training dataset that still exists.
+
+        Args:
+            given: Value of `--data`; may be empty.
+            reason: Clause that states why a dataset is needed.
+
+        Raises:
+            UserError: No dataset is given, and none of the run's exists.
+        """
+        if given:
+            return Path(given)
+        trained_on = list(self.manifest["datasets"])
+        existing = next((Path(name) for name in trained_on if Path(name).is_dir()), None)
+        if existing is None:
+            names = ", ".join(trained_on) or "none is recorded"
+            raise UserError(f"the dataset of {self.folder} ({names}) is missing, and {reason}; pass --data=DIR")
+        return existing
+
     def temperature(self, step: int) -> float:
         """Return the temperature that bin/evaluate fitted for this checkpoint; 1 without one."""
         path = self.folder / "calibration.json"
