@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from converters.verify import samples, verify
 from converters.verify.verify import Comparison
@@ -93,6 +94,46 @@ def test_every_token_of_a_language_model_counts_except_padding() -> None:
     found = verify.compare(lambda ids, _: table[ids], wrong_in_padding, ROWS, BUCKETS)
     assert found.compared == 2 * sum(map(len, ROWS))
     assert found.largest_difference == 0
+
+
+def measured(contexts: int, ties: int = 0, other: int = 0) -> verify.Agreement:
+    """Return an agreement of `contexts`, each compared twice, with some ties and some tied top-1 that differ."""
+    shares = {"ties": ties / contexts, "top1": 1 - other / contexts, "top1_outside_ties": 1.0, "top5": 1.0}
+    return verify.Agreement(2 * contexts, largest_logit=1.0, largest_difference=0.0, not_finite=0, **shares)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "figures", "needed"),
+    [
+        ("fp16", measured(24, ties=3), 80),  # 12.5 %, which half of the allowed 10 % exceeds in 11.6 % of samples
+        ("fp16", measured(24, ties=4), 0),  # 2.9 %
+        ("fp16", measured(8, ties=8), 0),
+        ("fp32", measured(20, ties=1), 800),
+        ("fp32", measured(200, ties=3, other=1), 8000),
+        ("fp32", measured(1000, ties=11), 0),
+        ("tensorrt-fp8", measured(4, ties=2), 20),
+        ("fp16", measured(10_000, ties=1001), 0),
+        ("fp16", measured(24, ties=2), 0),  # no fault
+        ("fp16", dataclasses.replace(measured(24, ties=3), not_finite=1), 0),
+        ("fp16", dataclasses.replace(measured(24, ties=3), top1_outside_ties=0.9), 0),
+    ],
+)
+def test_a_fault_that_may_be_chance_states_how_many_contexts_are_needed(
+    dtype: str, figures: verify.Agreement, needed: int
+) -> None:
+    assert verify.contexts_needed(figures, dtype) == needed
+    advice = verify.describe_small_sample(figures, dtype)
+    assert advice.endswith(f"--verify_contexts={needed}") if needed else advice == ""
+
+
+@pytest.mark.parametrize("allowed", sorted({*verify.MAX_TIES.values(), 0.001}))
+def test_the_needed_contexts_decide(allowed: float) -> None:
+    """From the stated number on, half the allowed share exceeds it with a probability of at most 5 % (scipy)."""
+    enough = round(verify.DECISIVE / allowed)
+    contexts = np.arange(1, 3 * enough)
+    exceeded = stats.binom.sf(np.floor(allowed * contexts + 1e-9), contexts, allowed / 2)
+    assert (exceeded[enough - 1 :] <= verify.CHANCE).all()
+    assert (exceeded[: enough // 2] > verify.CHANCE).any()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 3), st.integers(2, 9))

@@ -73,7 +73,8 @@ def main(config: ConvertOnnxConfig) -> None:
 
 def _write_network(folder: Path, source: Run, step: int, config: ConvertOnnxConfig) -> ExportedNetwork:
     """Write model.onnx after reading the contexts; raises UserError if it does not match the run."""
-    dtype, dataset = quantize.float_type(config), Dataset(_dataset_folder(source, config))
+    dtype = quantize.float_type(config)
+    dataset = Dataset(source.dataset_folder(config.data, "a bundle is verified on real contexts"))
     head = graph_options(source, config, dtype).head
     chosen = verification_samples(source, head, dataset, config.verify_contexts)
     gate_samples = quantize.collect_samples(source, dataset, config)
@@ -145,20 +146,6 @@ def verification_samples(source: Run, head: Head, dataset: Dataset, count: int) 
     return samples.choose(rows, source.window.buckets, count)
 
 
-def _dataset_folder(source: Run, config: ConvertOnnxConfig) -> Path:
-    """Return the named dataset, or the run's first training dataset that still exists."""
-    if config.data:
-        return Path(config.data)
-    trained_on = [Path(name) for name in source.manifest["datasets"]]
-    existing = next((path for path in trained_on if path.is_dir()), None)
-    if existing is None:
-        raise UserError(
-            f"the dataset of {source.folder} ({', '.join(map(str, trained_on))}) is missing, and a bundle is verified "
-            "on real contexts; pass --data=DIR"
-        )
-    return existing
-
-
 def save(model: ir.Model, folder: Path) -> None:
     """Write model.onnx; above 2 GB the weights go to model.onnx.data, with one tensor in memory at a time."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
@@ -179,9 +166,10 @@ def verify_against_run(
         row = max(chosen.rows, key=len)
         ids, _ = pad_rows([row], len(row))
         layer = localize.first_diverging_layer(model, row, reference.residuals(ids), dtype, reference.head_position)
+        advice = verify.describe_small_sample(figures, dtype) or "for fp16 try --wide_residual=true or --dtype=fp32"
         raise UserError(
             f"the ONNX graph does not match {source.folder}: {'; '.join(faults)}. Activations first diverge at "
-            f"{layer}. Nothing was written; for fp16 try --wide_residual=true or --dtype=fp32"
+            f"{layer}. Nothing was written; {advice}"
         )
     return figures
 

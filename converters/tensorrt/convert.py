@@ -145,7 +145,9 @@ def verified(opened: Bundle, built: Engine, chosen: VerificationSamples) -> veri
     """
     reference, buckets = open_graph(opened), opened.manifest["buckets"]
     figures = verify.compare(reference, built, chosen.rows, buckets, sys.stderr.isatty())
-    faults = verify.find_faults(figures, opened.manifest["dtype"])
+    dtype = opened.manifest["dtype"]
+    faults, small = verify.find_faults(figures, dtype), verify.describe_small_sample(figures, dtype)
     if faults:
-        raise UserError(f"the engine is not what {opened.folder} is: {'; '.join(faults)}. Nothing was written")
+        advice = f"; {small}" if small else ""
+        raise UserError(f"the engine is not what {opened.folder} is: {'; '.join(faults)}. Nothing was written{advice}")
     return figures

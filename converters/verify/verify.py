@@ -4,6 +4,7 @@ Dims: B rows, L length, N positions compared, S slots (or vocabulary).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ MIN_TOP1 = {"fp32": 1.0, "fp16": 0.999, "tensorrt-int8": 0.999, "tensorrt-fp8": 
 # in fp8 between fp32 and fp16.
 MAX_TIES = {"fp32": 0.01, "fp16": 0.1, "tensorrt-int8": 0.2, "tensorrt-fp8": 0.4}
 MIN_TOP1_WITH_TIES = {"fp32": 0.999, "fp16": 0.99, "tensorrt-int8": 0.99, "tensorrt-fp8": 0.99}
+
+CHANCE = 0.05  # a network with half an allowed share may exceed that share with at most this probability
+# By the Poisson limit of the binomial, this holds from 8 / share contexts on, where more than 8 contexts exceed it:
+# P(X > 8) = .021 for a mean of 4. With 7 / share the probability reaches .051 before the 8th is allowed.
+DECISIVE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +147,37 @@ def find_faults(figures: Agreement, dtype: str) -> list[str]:
             f"{figures.largest_difference:.3g} (the largest is {figures.largest_logit:.3g})"
         )
     return found
+
+
+def contexts_needed(figures: Agreement, dtype: str) -> int:
+    """Return how many contexts it takes to tell whether the faults are chance; 0 if they are not.
+
+    A fault is chance if a network with half of the allowed share has as many such contexts with a probability of more
+    than `CHANCE`, by the binomial distribution (Clopper and Pearson, 1934).
+    """
+    if figures.not_finite or figures.top1_outside_ties < MIN_TOP1[dtype]:
+        return 0
+    contexts = figures.compared // 2  # each context counts single and batched
+    shares = ((figures.ties, MAX_TIES[dtype]), (1 - figures.top1, 1 - MIN_TOP1_WITH_TIES[dtype]))
+    exceeded = [(round(share * contexts), allowed) for share, allowed in shares if share > allowed]
+    if not all(_may_be_chance(count, contexts, allowed) for count, allowed in exceeded):
+        return 0
+    return max((math.ceil(round(DECISIVE / allowed, 6)) for _, allowed in exceeded), default=0)
+
+
+def _may_be_chance(count: int, contexts: int, allowed: float) -> bool:
+    """Return whether `count` or more contexts have a probability above `CHANCE` at half the allowed share."""
+    p = allowed / 2
+    fewer = (math.comb(contexts, i) * p**i * (1 - p) ** (contexts - i) for i in range(min(count, DECISIVE)))
+    return count <= DECISIVE and 1 - sum(fewer) > CHANCE
+
+
+def describe_small_sample(figures: Agreement, dtype: str) -> str:
+    """Return a clause that states that the sample is too small and how many contexts to pass, or an empty string."""
+    needed = contexts_needed(figures, dtype)
+    size = figures.compared // 2
+    small = f"a sample of {size:,} is too small to tell this from chance: pass --verify_contexts={needed}"
+    return small if needed else ""
 
 
 def summary(figures: Agreement) -> str:
