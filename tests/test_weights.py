@@ -16,7 +16,7 @@ from jaxtempl.errors import UserError
 from jaxtempl.huggingface import checks, config, layout, load, mapping
 from jaxtempl.parallel import mesh, rules
 from jaxtempl.parallel.mesh import MeshShape
-from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.specs.architecture import BertArchitecture, NeoXArchitecture
 
 Tensors = dict[str, np.ndarray]
 
@@ -108,6 +108,57 @@ def test_one_error_reports_all_faults(tmp_path: Path) -> None:
     ):
         assert fault in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.astype(np.float64), r"weight and \d+ others are F64, not one of F16, BF16, F32\. Save .* float32"),
+        (lambda t: t.astype(np.int8), r"weight and \d+ others are I8, not one of .*\. Name .* before quantization$"),
+        (lambda t: t.astype(ml_dtypes.float8_e4m3fn), r"others are F8_E4M3, not one of .* before quantization$"),
+    ],
+)
+def test_tensors_of_another_type_are_one_fault(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    saved(tmp_path)
+    rewrite(tmp_path, lambda tensors: {name: change(tensor) for name, tensor in tensors.items()})
+    with pytest.raises(UserError, match=message) as error:
+        checks.check(tmp_path)
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_counted(tmp_path: Path, dtype: Any, value: float) -> None:
+    saved(tmp_path)
+
+    def spoil(tensors: Tensors) -> Tensors:
+        spoilt = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+        spoilt["gpt_neox.layers.1.attention.dense.weight"][0, :2] = value
+        return spoilt
+
+    rewrite(tmp_path, spoil)
+    with pytest.raises(UserError, match=r"1\.attention\.dense\.weight has 2 of 144 values that are NaN") as error:
+        checks.check(tmp_path)
+    assert "again" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["module.embed_in.weight", "embed_in.lora_A.weight"])
+def test_an_additional_tensor_is_named_with_its_probable_cause(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    rewrite(tmp_path, lambda tensors: {**tensors, name: np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match=rf"{name} has no place in the model\. Name the folder of the whole") as error:
+        load.read(tmp_path)
+    assert "again" not in str(error.value)
+
+
+def test_weights_of_another_family_are_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    bert = BertArchitecture(2, 16, 2, 20, 17)
+    with pytest.raises(UserError, match=f"^{tmp_path} is a GPT-NeoX, and --size names a BERT; leave --size out"):
+        checks.check(tmp_path, bert)
+    (tmp_path / "config.json").write_text(json.dumps(config.hugging_face_config(bert, "lm")))
+    with pytest.raises(UserError, match=f"^{tmp_path} is a BERT, and --size names a GPT-NeoX; leave --size out"):
+        checks.check(tmp_path, SMALL)
 
 
 def test_faults_of_an_index_are_reported(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxtempl import files
@@ -24,10 +25,25 @@ from jaxtempl.specs.architecture import Architecture, to_dict
 
 FLOATS = ("F16", "BF16", "F32")
 MAX_FAULTS = 20  # listed in one error
+REFETCH = "fetch the folder again"
+UNWRAP = (
+    "name the folder of the whole model alone: adapters are merged first (peft's merge_and_unload), and of a wrapper "
+    "(names that begin with module. or _orig_mod.) the model inside is saved"
+)
+TO_FLOAT32 = "save the weights in float32 (from_pretrained(..., dtype=torch.float32).save_pretrained(...))"
+UNQUANTIZED = "name the weights as they were before quantization"
+DIVERGED = "name an earlier checkpoint of the training that made them, or save them in float32, which does not overflow"
 PICKLE = (
     "which could run code and is never loaded; convert it with transformers: "
     "AutoModelForCausalLM (a BERT: AutoModelForMaskedLM).from_pretrained(...).save_pretrained(...)"
 )
+
+
+class Fault(NamedTuple):
+    """A fault of a folder's tensors, and what to do about it."""
+
+    text: str
+    remedy: str
 
 
 class TensorSource(NamedTuple):
@@ -73,8 +89,15 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def check(folder: Path, architecture: Architecture | None = None) -> FolderContents:
-    """Return what `read` would find and raise what it would raise, without reading a tensor."""
-    with open_folder(folder, architecture) as (found, head, _, slots):
+    """Return what `read` would find, with one tensor at a time in memory.
+
+    Raises:
+        UserError: `read` would raise it, or a value is not finite.
+    """
+    with open_folder(folder, architecture) as (found, head, sources, slots):
+        faults = [fault for source in sources for fault in _values_not_finite(source)]
+        if faults:
+            raise _unreadable(folder, TABLES[found.family], faults)
         return FolderContents(found, head, frozenset(slot.rule.part for slot in slots.values()))
 
 
@@ -113,13 +136,15 @@ def _check_sums(folder: Path, shards: Mapping[str, set[str]]) -> None:
         files.check_sum(files.downloaded(folder, name), listed.get(name))
 
 
-def _unreadable(folder: Path, table: TensorTable, faults: list[str]) -> UserError:
+def _unreadable(folder: Path, table: TensorTable, faults: list[Fault]) -> UserError:
     more = [f"and {len(faults) - MAX_FAULTS:,} more faults"] if len(faults) > MAX_FAULTS else []
-    listed = "; ".join(faults[:MAX_FAULTS] + more)
-    return UserError(f"{folder} cannot be read as {table.name} weights: {listed}. Fetch the folder again")
+    listed = "; ".join([fault.text for fault in faults[:MAX_FAULTS]] + more)
+    remedies = "; ".join(dict.fromkeys(fault.remedy for fault in faults))
+    advice = remedies[0].upper() + remedies[1:]
+    return UserError(f"{folder} cannot be read as {table.name} weights: {listed}. {advice}")
 
 
-def _oversized(a: Architecture, sources: list[TensorSource]) -> list[str]:
+def _oversized(a: Architecture, sources: list[TensorSource]) -> list[Fault]:
     """Return a fault if config.json describes a model more than twice the size of the files, before it is allocated."""
     layered = sum("{layer}" in rule.stored for rule in TABLES[a.family].rules)
     held = sum(math.prod(source.shape) for source in sources)
@@ -128,13 +153,16 @@ def _oversized(a: Architecture, sources: list[TensorSource]) -> list[str]:
         "numbers": (flops.parameter_count(a, embeddings=False) + a.vocabulary * a.hidden, held),
     }
     return [
-        f"config.json describes at least {described:,} {unit}, the files have {stored:,}"
+        Fault(f"config.json describes at least {described:,} {unit}, the files have {stored:,}", REFETCH)
         for unit, (described, stored) in counts.items()
         if described > 2 * stored
     ]
 
 
 def _check_agreement(folder: Path, found: Architecture, expected: Architecture) -> None:
+    if found.family != expected.family:
+        kind, wanted = (TABLES[a.family].name for a in (found, expected))
+        raise UserError(f"{folder} is a {kind}, and --size names a {wanted}; leave --size out, or name other weights")
     got, want = to_dict(found), to_dict(expected)
     differences = [f"{name} is {got.get(name)}, not {value}" for name, value in want.items() if got.get(name) != value]
     if differences:
@@ -157,21 +185,22 @@ def _stored_slots(a: Architecture, head: Head | None, sources: list[TensorSource
 
 def _sources(
     folder: Path, shards: Mapping[str, set[str]], table: TensorTable, stack: contextlib.ExitStack
-) -> tuple[list[TensorSource], list[str]]:
+) -> tuple[list[TensorSource], list[Fault]]:
     """Return every stored tensor except the dropped ones, and the faults of the files themselves.
 
     On opening a file, safetensors checks the header against the length and each tensor's shape against its bytes.
     """
     sources: list[TensorSource] = []
-    faults: list[str] = []
+    faults: list[Fault] = []
     for name, listed in shards.items():
         try:
             file = stack.enter_context(safe_open(files.downloaded(folder, name), framework="numpy"))
         except (SafetensorError, OSError) as error:
-            faults.append(f"{name} is missing or damaged ({error})")
+            faults.append(Fault(f"{name} is missing or damaged ({error})", REFETCH))
             continue
         stored = list(file.keys())
-        faults += [f"{tensor} is not in {name}, where the index has it" for tensor in sorted(listed - set(stored))]
+        absent = sorted(listed - set(stored))
+        faults += [Fault(f"{tensor} is not in {name}, where the index has it", REFETCH) for tensor in absent]
         sources += [_source(file, tensor, table) for tensor in stored]
     return [source for source in sources if not _is_dropped(source.name, table)], faults
 
@@ -213,18 +242,38 @@ def _is_dropped(name: str, table: TensorTable) -> bool:
     return re.sub(r"^layers\.\d+\.", "layers.{layer}.", name) in table.dropped
 
 
-def _faults(sources: list[TensorSource], slots: dict[str, StoredTensor]) -> list[str]:
-    """Return the missing, unknown, repeated and misshapen tensors, and those that are not of a float type."""
+def _faults(sources: list[TensorSource], slots: dict[str, StoredTensor]) -> list[Fault]:
+    """Return the unknown, missing, repeated and misshapen tensors, and those that are not of a float type."""
     times = Counter(source.name for source in sources)
-    missing = [f"{name} is missing" for name in slots if name not in times]
-    unknown = [f"{s.stored} has no place in the model" for s in sources if s.name not in slots]
-    twice = [f"{name} is there {count} times" for name, count in times.items() if count > 1]
-    wrong = [fault for s in sources if s.name in slots for fault in _tensor_faults(s, slots[s.name].shape)]
-    return missing + unknown + twice + wrong
+    unknown = [Fault(f"{s.stored} has no place in the model", UNWRAP) for s in sources if s.name not in slots]
+    missing = [Fault(f"{name} is missing", REFETCH) for name in slots if name not in times]
+    twice = [Fault(f"{name} is there {count} times", REFETCH) for name, count in times.items() if count > 1]
+    known = [source for source in sources if source.name in slots]
+    wrong = [
+        Fault(f"{s.stored} has shape {list(s.shape)}, not {list(slots[s.name].shape)}", REFETCH)
+        for s in known
+        if s.shape != slots[s.name].shape
+    ]
+    return _wrong_types(known) + unknown + missing + twice + wrong
 
 
-def _tensor_faults(source: TensorSource, shape: tuple[int, ...]) -> Iterator[str]:
-    if source.shape != shape:
-        yield f"{source.stored} has shape {list(source.shape)}, not {list(shape)}"
-    if source.dtype not in FLOATS:
-        yield f"{source.stored} is {source.dtype}, not one of {', '.join(FLOATS)}"
+def _wrong_types(sources: list[TensorSource]) -> list[Fault]:
+    """Return one fault for each type that is not read, with its first tensor and the number of others."""
+    names: dict[str, list[str]] = {}
+    for source in sources:
+        names.setdefault(source.dtype, []).append(source.stored)
+    return [
+        Fault(
+            f"{first}{f' and {len(others):,} others are' if others else ' is'} {dtype}, not one of {', '.join(FLOATS)}",
+            TO_FLOAT32 if dtype == "F64" else UNQUANTIZED,
+        )
+        for dtype, (first, *others) in names.items()
+        if dtype not in FLOATS
+    ]
+
+
+def _values_not_finite(source: TensorSource) -> Iterator[Fault]:
+    count = int((~np.isfinite(source.file.get_tensor(source.stored))).sum())
+    if count:
+        text = f"{source.stored} has {count:,} of {math.prod(source.shape):,} values that are NaN or infinite"
+        yield Fault(text, DIVERGED)
