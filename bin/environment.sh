@@ -1,5 +1,5 @@
 # Every command sources this file to find the project and its Python. It is not a command itself.
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 python="$root/.venv/bin/python"
 [ -x "$python" ] || python=python3
 # An empty part of PYTHONPATH names the current folder, whose modules would replace installed ones.

@@ -62,6 +62,16 @@ def test_a_script_does_not_import_from_the_current_folder(
     assert not random.startswith(str(hostile))
 
 
+def test_a_script_runs_from_its_checkout_when_it_is_called_through_symbolic_links(
+    hostile: Path, checkout: Path, tmp_path: Path
+) -> None:
+    for name in SCRIPTS:
+        (tmp_path / f"{name}-link").symlink_to(checkout / "bin" / name)
+        (tmp_path / name).symlink_to(f"{name}-link")
+        argv, path, _ = json.loads(run([str(tmp_path / name)], hostile, ""))
+        assert Path(argv[0]).parents[1] == Path(path[0]) == checkout
+
+
 def test_python_m_jaxtempl_does_not_import_from_the_current_folder(hostile: Path, tmp_path: Path) -> None:
     for name in MODULES:
         if not name.startswith("jaxtempl"):  # `python -m` runs a package of that name, whatever it holds
