@@ -105,6 +105,18 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        UserError: The file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}; save it as UTF-8") from None
+
+
 def read_json(path: Path) -> Any:
     """Read JSON that `write_json` or a user wrote.
 
@@ -113,10 +125,10 @@ def read_json(path: Path) -> Any:
     """
     try:
         refuse_large(path)
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is {path.parent} the folder you meant?") from None
-    except (ValueError, RecursionError) as error:  # its syntax, its characters, its numbers or its depth
+    except (ValueError, RecursionError) as error:  # its syntax, its numbers or its depth
         raise UserError(f"{path} is not JSON: {error}") from None
     format_ = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
     if isinstance(format_, int) and format_ > NEWEST_FORMAT:

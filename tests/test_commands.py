@@ -21,7 +21,7 @@ from jaxtempl.config.paths import ASSETS, ROOT
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.models import factory
 from jaxtempl.runs import run
-from jaxtempl.training import loop
+from jaxtempl.training import loop, resume
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,23 @@ def test_a_run_does_not_resume_with_other_settings(
     assert "rate was 0.0015, is 1.0" in capsys.readouterr().err
     assert call("adapt", *flags, "--resume=never") == 1
     assert call("adapt", *flags[:-1], f"--out={tmp_path}/new", "--resume=must") == 1
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "differ"),
+    [
+        ("runs/a", "runs/a/", False),
+        ("runs/a", "./runs//a", False),
+        ("a/b@last", "a/b/@last", False),
+        ("/a:0.5,/b:1", "/a/:0.5,/b//:1", False),
+        ("runs/a", "runs/b/", True),
+        ("runs/a@1", "runs/a/@2", True),
+        ("random", "random2", True),
+        (3, 4, True),
+    ],
+)
+def test_a_setting_is_the_same_whatever_the_spelling_of_its_path(was: object, now: object, differ: bool) -> None:
+    assert resume._differ(was, now) == differ
 
 
 def test_a_run_does_not_resume_with_other_data_or_initial_weights(

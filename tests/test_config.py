@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl.config import converting, data, evaluation, parsing, paths, scaling, serving, sizes, training
+from jaxtempl.config import converting, data, evaluation, mixture, parsing, paths, scaling, serving, sizes, training
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
@@ -96,6 +97,43 @@ def test_a_dumped_config_is_read_back_unchanged(number: int, real: float, text: 
 def test_lists_and_paths_are_parsed() -> None:
     c = parsing.parse(PrepareConfig, ["--transcripts=a,b", "--fractions=0.8,0.1,0.1", "--out=x/y"])
     assert (c.transcripts, c.fractions, c.out) == (("a", "b"), (0.8, 0.1, 0.1), Path("x/y"))
+
+
+def test_a_tilde_after_the_equals_sign_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("templates: ~/t.json\nlabel: ~x\n")
+    flags = ["--config=~/c.yaml", "--transcripts=~/a,~/b,s3://x/~/c", "--out=~/out", "--tokenizer=~/t"]
+    c = parsing.parse(PrepareConfig, flags)
+    assert c.transcripts == (f"{tmp_path}/a", f"{tmp_path}/b", "s3://x/~/c")
+    assert (c.out, c.tokenizer, c.templates) == (tmp_path / "out", f"{tmp_path}/t", f"{tmp_path}/t.json")
+    assert c.label == "~x"
+    assert mixture.parse_mixture("~/a:2,~/b:1") == [(tmp_path / "a", 2.0), (tmp_path / "b", 1.0)]
+
+
+def test_a_comma_in_the_name_of_an_existing_file_does_not_split_it(tmp_path: Path) -> None:
+    names = ["a", "a,b", "a,b,c.jsonl", "d", "x" * 300]
+    for name in names[:4]:
+        (tmp_path / name).touch()
+    listed = [str(tmp_path / name) for name in names]
+    assert parsing.parse(PrepareConfig, [f"--transcripts={','.join(listed)}"]).transcripts == tuple(listed)
+    assert mixture.parse_mixture(f"{tmp_path}/a,b:0.5,{tmp_path}/d:1") == [
+        (tmp_path / "a,b", 0.5),
+        (tmp_path / "d", 1.0),
+    ]
+
+
+def test_a_flag_that_is_not_utf8_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"--out='caf\\udce9' is not UTF-8 text"):
+        parsing.parse(PrepareConfig, [os.fsdecode(b"--out=caf\xe9")])
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfseed: 3\n")
+    assert parsing.parse(PrepareConfig, [f"--config={path}"]).seed == 3
+    path.write_bytes(b"label: caf\xe9\n")
+    with pytest.raises(UserError, match=r"c\.yaml is not UTF-8 text: .* at byte 10; save it as UTF-8"):
+        parsing.load(path)
 
 
 @pytest.mark.parametrize("path", sorted(paths.CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)

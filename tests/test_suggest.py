@@ -12,7 +12,8 @@ from tiny import language_model, make_run, template
 
 from jaxtempl import cli, files
 from jaxtempl.commands import suggest
-from jaxtempl.runs.run import Run
+from jaxtempl.errors import UserError
+from jaxtempl.runs.run import Run, resolve
 from jaxtempl.text.cases import Message
 
 MESSAGES = [
@@ -93,6 +94,18 @@ def test_the_table_shows_bar_probability_id_and_text(made: Run, case: Path, caps
     assert len(lines) == 3
     assert any("%  greet  Hello, how <can> I help?" in line for line in lines)
     assert lines[0].startswith("█")
+
+
+def test_an_at_sign_in_a_path_is_not_a_step(made: Run, tmp_path: Path) -> None:
+    (tmp_path / "a@b").symlink_to(made.folder)
+    (tmp_path / "c").mkdir()
+    assert (resolve(f"{tmp_path}/a@b@3")[1], resolve(f"{tmp_path}/a@b@last")[1]) == (3, 5)
+    assert resolve(f"{tmp_path}/a@b")[0].folder == tmp_path / "a@b"
+    for absent in ("x@y", "x@y/run", "c@y/run", "x@y@last"):
+        with pytest.raises(UserError, match=f"{tmp_path}/{absent.removesuffix('@last')} is not a run"):
+            resolve(f"{tmp_path}/{absent}")
+    with pytest.raises(UserError, match="@7 is not a checkpoint; allowed: @last"):
+        resolve(f"{tmp_path}/a@b@7")
 
 
 def test_a_case_is_read_from_standard_input_and_printed_as_json(

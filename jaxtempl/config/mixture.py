@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxtempl.config.paths import expand_home, split_list
 from jaxtempl.errors import UsageError
 
 
@@ -11,8 +12,8 @@ def parse_mixture(data: str) -> list[tuple[Path, float | None]]:
     Raises:
         UsageError: A weight is not a positive number, or only some folders have one.
     """
-    parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in data.split(",") if part]
-    pairs = [(Path(folder), _weight(weight, data) if colon else None) for folder, colon, weight in parts]
+    parts = [part.rpartition(":") if ":" in part else (part, "", "") for part in split_list(data) if part]
+    pairs = [(Path(expand_home(folder)), _weight(weight, data) if colon else None) for folder, colon, weight in parts]
     if not pairs or len({weight is None for _, weight in pairs}) > 1:
         raise UsageError(f"--data={data!r}: name folders as DIR,DIR or all with weights as DIR:WEIGHT,DIR:WEIGHT")
     return pairs

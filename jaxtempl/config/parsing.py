@@ -15,6 +15,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
+from jaxtempl import files
+from jaxtempl.config import paths
 from jaxtempl.errors import UsageError, UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -35,7 +37,7 @@ def parse(
     """
     flags = _flags(kind, argv)
     path = flags.pop("config", None)
-    given = {**(load(Path(path)) if path else {}), **flags}
+    given = {**(load(Path(paths.expand_home(path))) if path else {}), **flags}
     merged = {key: value for layer in layers(given) for key, value in layer.items()}
     return build(kind, {**merged, **given})
 
@@ -81,10 +83,10 @@ def load(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file.
 
     Raises:
-        UserError: The file is missing, is not YAML, or is not a mapping.
+        UserError: The file is missing, is not UTF-8 or YAML, or is not a mapping.
     """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        value = yaml.load(files.read_text(path), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name a YAML file") from None
     except yaml.YAMLError as error:
@@ -159,7 +161,9 @@ def _coerce(key: str, kind: Any, value: Any) -> Any:
     """Convert a flag's text or a YAML value to a field's type; raise UsageError if that fails."""
     origin = typing.get_origin(kind)
     if origin is tuple:
-        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, str):
+            value = paths.split_list(value) if str in typing.get_args(kind) else value.split(",")
+        parts = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(key, typing.get_args(kind)[0], part) for part in parts if part != "")
     if origin is Literal:
         if value not in typing.get_args(kind):
@@ -169,8 +173,11 @@ def _coerce(key: str, kind: Any, value: Any) -> Any:
 
 
 def _scalar(key: str, kind: Any, value: Any) -> Any:
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of the command line that are not UTF-8
+        raise UsageError(f"--{key}={text!a} is not UTF-8 text; rename the file, or correct the flag")
     try:
-        return _TYPES[kind][0](str(value))
+        return _TYPES[kind][0](text)
     except (ValueError, KeyError):
         raise UsageError(f"--{key}={value!r} is not {_TYPES[kind][1]}") from None
 
@@ -179,6 +186,6 @@ _TYPES: dict[type, tuple[Callable[[str], Any], str]] = {
     bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
     int: (int, "a whole number"),
     float: (float, "a number"),
-    str: (str, "text"),
-    Path: (Path, "a path"),
+    str: (paths.expand_home, "text"),
+    Path: (lambda text: Path(paths.expand_home(text)), "a path"),
 }

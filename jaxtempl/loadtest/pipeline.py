@@ -69,7 +69,7 @@ def _token(file: str) -> str:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{path} does not exist; --token names a file whose first line is the bearer token")
-    token = path.read_text(encoding="utf-8").partition("\n")[0].strip()
+    token = files.read_text(path).partition("\n")[0].strip()
     if not token or not token.isascii() or not token.isprintable():
         raise UserError(f"the first line of {path} is not a bearer token; write one in printable ASCII")
     return token

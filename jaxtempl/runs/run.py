@@ -202,7 +202,8 @@ def resolve(reference: str) -> tuple[Run, int]:
         UserError: No such run, no such step, or no checkpoint yet.
     """
     name, at, which = reference.rpartition("@")
-    if not at or Path(reference).is_dir():  # no step, or a folder with an @ in its name
+    is_step = which in ("last", "best") or which.isdecimal() or ("/" not in which and Path(name).is_dir())
+    if not at or not is_step or Path(reference).is_dir():  # no step, or an @ in the name of a folder
         name, which = reference, ""
     run = Run(Path(name))
     steps = run.checkpoints.steps()

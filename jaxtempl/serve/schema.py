@@ -170,7 +170,8 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
     """
     decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     try:
-        return decoder.decode(body.decode())  # as str: msgspec does not check the encoding of text that it skips
+        # As str: msgspec does not check the encoding of text that it skips, and takes no byte order mark.
+        return decoder.decode(body.decode("utf-8-sig"))
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")

@@ -58,6 +58,6 @@ def _with_id(value: object, case_id: str) -> object:
 
 def _read_standard_input() -> Any:
     try:
-        return json.load(sys.stdin)
+        return json.loads(sys.stdin.read().removeprefix("\ufeff"))  # a byte order mark
     except ValueError as error:
         raise UserError(f"standard input is not JSON: {error}; pass one case") from None

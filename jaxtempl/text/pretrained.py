@@ -74,7 +74,4 @@ def _from_vocabulary(words: Path, options: Path) -> Tokenizer:
     if not isinstance(given, dict):
         raise UserError(f"{options} holds {type(given).__name__}; an object is needed: fetch the folder again")
     files.refuse_large(words)
-    try:
-        return Tokenizer(words, wordpiece_json(words.read_text(encoding="utf-8"), given))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{words} is not UTF-8 text: {error}") from None
+    return Tokenizer(words, wordpiece_json(files.read_text(words), given))

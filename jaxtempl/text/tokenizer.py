@@ -40,7 +40,7 @@ class Tokenizer:
         """
         try:
             files.refuse_large(path)
-            self.json = path.read_text(encoding="utf-8") if json is None else json
+            self.json = files.read_text(path) if json is None else json
             self._tokenizer = _Tokenizer.from_str(self.json)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; name a tokenizer.json") from None

@@ -1,6 +1,8 @@
 """Which config may change when a run resumes."""
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,11 +35,23 @@ def check_changes(opened: Run, config: TrainConfig, init: Initialization, datase
     unknown = set(config.allow_change) - set(new)
     if unknown:
         raise UsageError(f"--allow_change={min(unknown)!r} is unknown; allowed: {', '.join(new)}")
-    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if _differ(old.get(name), new.get(name))}
     _refuse(opened, {name: values for name, values in changed.items() if name not in config.allow_change})
     if changed:
         changes = {name: {"was": was, "is": now} for name, (was, now) in changed.items()}
         run.record_changes(opened, parsing.dump(config), facts, changes)
+
+
+def _differ(was: Any, now: Any) -> bool:
+    """Return whether two values differ by more than the spelling of a path, such as a slash at its end."""
+    return _spell(was) != _spell(now)
+
+
+def _spell(value: Any) -> Any:
+    """Return one spelling of the paths in `PATH`, `RUN@STEP` or `DIR:WEIGHT,...`; other values unchanged."""
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    return ",".join(os.path.normpath(re.sub(r"/+(?=[:@]|$)", "", part)) for part in value.split(","))
 
 
 def _refuse(opened: Run, changed: Mapping[str, tuple[Any, Any]]) -> None:

@@ -17,7 +17,7 @@ class Tokens:
             UserError: The file is missing, has no token, or has one that a header cannot carry.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; write tokens to it, one a line") from None
         except UnicodeDecodeError:
