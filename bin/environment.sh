@@ -1,7 +1,14 @@
 # Every command sources this file to find the project and its Python. It is not a command itself.
 root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 python="$root/.venv/bin/python"
-[ -x "$python" ] || python=python3
+if [ ! -x "$python" ]; then
+  python=python3
+  # Python before 3.11 has no -P.
+  python3 -P -c '' 2> /dev/null || {
+    echo "error: nothing is installed in $root/.venv, and python3 is not Python 3.11 to 3.13; run bin/setup" >&2
+    exit 1
+  }
+fi
 # An empty part of PYTHONPATH names the current folder, whose modules would replace installed ones.
 PYTHONPATH=$(echo "$root:${PYTHONPATH:-}" | sed 's/:::*/:/g; s/:$//')
 export PYTHONPATH

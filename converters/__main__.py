@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from jaxtempl import cli
-from jaxtempl.config import parsing
 from jaxtempl.config.converting import (
     ConvertHuggingfaceConfig,
     ConvertOnnxConfig,
@@ -31,6 +30,8 @@ def main(argv: Sequence[str]) -> None:
         UsageError: The converter does not exist, or does not have a flag.
         UserError: The conversion failed.
     """
+    from jaxtempl.config import parsing  # a package that is not installed is reported only inside `cli.run`
+
     name = cli.named("bin/convert", CONVERTERS, argv)
     if not name:
         return

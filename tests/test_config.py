@@ -80,12 +80,30 @@ def test_the_error_of_a_wrong_flag_is_one_line_with_a_remedy(argv: list[str], me
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", ["- a list\n", "a: [\n", "sizze: nano\n"])
-def test_the_error_of_a_bad_file_is_one_line(content: str, tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text(content)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a list\n", "holds list"),
+        (b"a: [\n", "is not YAML"),
+        (b"sizze: nano\n", "nearest: --size"),
+        (b"1: nano\n", "'1' is unknown"),
+        (b"seed: 2024-13-45\n", "is not YAML"),
+        (b"[" * 1000, "is not YAML"),
+        ("# réglages\nseed: 3\n".encode("latin-1"), "is not UTF-8 text: invalid continuation byte at byte 3"),
+    ],
+)
+def test_the_error_of_a_bad_file_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(UserError) as raised:
         parse(f"--config={tmp_path / 'bad.yaml'}", "--size=nano")
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_config_is_read_with_and_without_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("# réglages\nseed: 3\n".encode(encoding))
+    assert parse(f"--config={tmp_path / 'mine.yaml'}", "--size=nano").seed == 3
 
 
 @given(st.integers(0, 10**9), st.floats(0, 1e6), st.text("abc:/.%-_ é", max_size=8), st.booleans())

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     suggester, origin = _load(config)
     suggestions = suggester.suggest(messages, config.k)
     print(
-        json.dumps(to_dict(suggestions, origin), ensure_ascii=False, indent=1)
+        json.dumps(to_dict(suggestions, origin), indent=1)  # in ASCII, which every locale can print
         if config.json
         else format_table(suggestions)
     )

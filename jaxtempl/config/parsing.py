@@ -89,11 +89,11 @@ def load(path: Path) -> dict[str, Any]:
         value = yaml.load(files.read_text(path), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # its syntax, a date that does not exist, its depth
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}; a mapping of keys to values is needed")
-    return value
+    return {str(key): item for key, item in value.items()}  # YAML has keys of any type
 
 
 class _Loader(yaml.SafeLoader):
@@ -108,6 +108,10 @@ _Loader.add_implicit_resolver(
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help")
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help, and raise the OSError that argparse ignores if it cannot be written."""
+        print(self.format_help(), end="", flush=True)
 
 
 def _flags(kind: type, argv: Sequence[str]) -> dict[str, Any]:
