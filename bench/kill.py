@@ -6,7 +6,6 @@ the newest complete checkpoint, and the final parameters must equal those of an 
 """
 
 import collections
-import json
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 
 from bench import common
+from jaxtempl import files
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.prepare import pipeline
 from jaxtempl.runs.checkpoint import SUMS_FOLDER
@@ -101,9 +101,7 @@ def metrics(out: Path) -> int:
 
 def read_losses(out: Path) -> dict[int, float]:
     """Return the training loss of each step that a run has written so far."""
-    path = out / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    records = files.read_lines(out / "metrics.jsonl")
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +224,41 @@ def downloaded(folder: Path, name: str) -> Path:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    """Append one JSON line, on a line of its own even where a crash tore the last one."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * torn + _json_line(record))
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"".join(map(_json_line, records)))
+
+
+def _json_line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines, or none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Return the records of a file of JSON lines, or none if there is no file.
+
+    A crash while a line is written may tear it or leave NUL bytes. Lines that hold no record are left out, and one line
+    on standard error states their number.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records = [_record(line.strip(b"\0")) for line in lines if line.strip()]
+    torn = records.count(None)
+    if torn:
+        print(f"{path}: torn lines, as a crash leaves them, are left out: {torn}", file=sys.stderr)
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # its syntax, its characters or its depth
+        return None
+    return value if isinstance(value, dict) else None

@@ -114,3 +114,30 @@ def test_checksums_detect_one_changed_byte(tmp_path: Path) -> None:
     (tmp_path / "sub" / "x").write_bytes(b"abd")
     assert before.keys() == files.sums(tmp_path).keys() == {"sub/x"}
     assert before != files.sums(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "end", [b'{"step": 3, "lo', b"\0" * 4096, b'{"step": 3}\0\0', b'{"name": "\xe2\x82', b"7\n", b"[" * 10**5]
+)
+def test_a_torn_line_is_left_out_and_stays_apart_from_the_next(
+    tmp_path: Path, end: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first, last = {"step": 1, "name": "a\u2028b"}, {"step": 4}
+    files.append_line(path, first)
+    with path.open("ab") as file:
+        file.write(end)
+    kept = [{"step": 3}] if b"3}" in end else []
+    assert files.read_lines(path) == [first, *kept]
+    files.append_line(path, last)
+    capsys.readouterr()
+    assert files.read_lines(path) == [first, *kept, last]
+    assert capsys.readouterr().err.count("are left out: 1") == (not kept)
+    files.write_lines(path, files.read_lines(path))
+    capsys.readouterr()
+    assert files.read_lines(path) == [first, *kept, last]
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_of_no_file_are_none(tmp_path: Path) -> None:
+    assert files.read_lines(tmp_path / "none.jsonl") == []

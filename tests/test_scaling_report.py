@@ -208,7 +208,7 @@ def test_the_commands_write_a_page_and_advice(
         json.dumps({"step": s, "loss": 3 - s / 600, "validation_loss": 3.1 - s / 600}) + "\n" for s in STEPS
     )
     (folder / "adapted" / "nano-0.6m_domain").mkdir(parents=True)
-    (folder / "adapted" / "nano-0.6m_domain" / "metrics.jsonl").write_text(lines)
+    (folder / "adapted" / "nano-0.6m_domain" / "metrics.jsonl").write_text(lines + '{"step": 7')
     scaling.main(["report", f"--runs={folder}", "--match=nano-1.3m@2000000"])
     printed = capsys.readouterr().out
     assert "nano-1.9m: " in printed

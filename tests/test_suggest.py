@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def expected(made: Run, step: int, temperature: float = 1.0) -> np.ndarray:
     tokens = made.tokenizer.encode(["hi Hello! my card"])[0]
     logits = language_model(made, step)(tokens)[-1] / temperature
     return special.softmax(np.where([True, False, True, True], logits, -np.inf))
+
+
+def test_a_torn_metrics_file_still_names_the_best_step(made: Run, case: Path, tmp_path: Path, capsys: Any) -> None:
+    copy = shutil.copytree(made.folder, tmp_path / "run")
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 6, "validation_lo\n\0\0\0')
+    assert resolve(str(copy))[1] == 5
+    assert cli.run(suggest.main, [f"--run={copy}@best", str(case), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 5
 
 
 def test_suggestions_are_the_models_without_retired_templates(made: Run) -> None:

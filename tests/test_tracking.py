@@ -88,6 +88,17 @@ def test_a_failed_training_is_a_failed_mlflow_run(tmp_path: Path, server: Mlflow
     assert server.get_run(run_id(tmp_path)).info.status == "FAILED"
 
 
+@pytest.mark.parametrize("end", ['{"step": 3, "lo', "\0" * 100])
+def test_a_resumed_run_drops_later_and_torn_lines(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": number, "loss": number / 3}) + "\n" for number in (1, 2, 3)]
+    path.write_text("".join(lines) + end)
+    logger = loggers.JsonlLogger(tmp_path, 2)
+    assert path.read_text() == "".join(lines[:2])
+    logger.write(3, {"loss": 1.0})
+    assert path.read_text() == "".join(lines)
+
+
 def test_an_interrupted_validation_is_logged_with_its_step(tmp_path: Path, server: MlflowClient) -> None:
     for validated in (False, True):
         with Tracker([MlflowLogger(tmp_path, {})], lambda _: 0.1) as tracker:

@@ -1,6 +1,5 @@
 """Loggers of a training: metrics.jsonl, a progress bar or lines, and TensorBoard or MLflow."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -102,15 +101,5 @@ class ProgressLogger:
 
 def _keep_through(path: Path, step: int) -> None:
     """Drop the lines of later steps, which an interrupted training wrote and this one repeats."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-    with files.atomic_file(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except json.JSONDecodeError:  # a killed process may leave its last line incomplete
-        return float("inf")
+    if path.exists():
+        files.write_lines(path, [record for record in files.read_lines(path) if record["step"] <= step])
