@@ -28,13 +28,14 @@ class Network:
     def __init__(self) -> None:
         self.permits = threading.Semaphore(0)
         self.asked: list[tuple[int, ...]] = []
-        self.fail = self.poison = False
+        self.broken: set[int] = set()  # the network fails on rows of these ids
+        self.poison = False
 
     def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         self.asked.append((ids.shape[1], *(int(row[0]) for row in ids)))
         assert self.permits.acquire(timeout=10)
-        if self.fail:
-            raise UserError("out of order")
+        if self.broken & {int(row[0]) for row in ids}:
+            raise UserError(f"no row {ids[0, 0]}\nin the table")
         logits = np.repeat(ids[:, :1].astype(np.float32), SLOTS, axis=1)
         logits[(ids[:, 0] == 13) & self.poison] = np.nan
         return logits
@@ -146,13 +147,8 @@ def test_a_failed_batch_fails_only_its_requests(folder: Path) -> None:
         first = await rig.asked(2)
         await rig.running(1)
         rest = await rig.asked(3, 4, 5, 6, 7)
-        rig.go()
-        await rig.running(2)
-        rig.network.fail = True
-        rig.go()
-        await rig.running(3)
-        rig.network.fail = False
-        rig.go()
+        rig.network.broken = {3, 4, 5, 6}
+        rig.go(7)
         found = await asyncio.gather(*first, *rest, return_exceptions=True)
         assert [type(each) for each in found] == [float, *[FailedError] * 4, float]
         assert b"jaxtempl_failed_batches_total 1.0" in rig.metrics.render()
@@ -160,7 +156,33 @@ def test_a_failed_batch_fails_only_its_requests(folder: Path) -> None:
     run(folder, test)
 
 
-def test_a_row_that_is_not_finite_fails_only_its_request(folder: Path) -> None:
+def test_a_row_that_fails_does_not_fail_its_batch(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are computed again, one at a time, except those that no client waits for; the log states the cause."""
+
+    async def test(rig: Rig) -> None:
+        rig.network.broken = {4}
+        first = await rig.asked(2)
+        await rig.running(1)
+        rest = await rig.asked(3, 4, 5, 6)
+        rig.go()
+        await rig.running(2)
+        rest[0].cancel()
+        await rig.settle()
+        rig.go(4)
+        found = await asyncio.gather(*first, *rest[1:], return_exceptions=True)
+        assert [type(each) for each in found] == [float, FailedError, float, float]
+        assert rig.network.asked == [(64, 2), (64, 3, 4, 5, 6), (64, 4), (64, 5), (64, 6)]
+        assert b"jaxtempl_failed_batches_total 1.0" in rig.metrics.render()
+
+    run(folder, test)
+    logged = [(record.msg, vars(record)["fields"]) for record in caplog.records]
+    assert [(event, fields["rows"], fields["why"]) for event, fields in logged] == [
+        ("batch failed", 4, "no row #"),
+        ("request failed", 1, "no row #"),
+    ]
+
+
+def test_a_row_that_is_not_finite_fails_only_its_request(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test(rig: Rig) -> None:
         rig.network.poison = True
         first = await rig.asked(2)
@@ -171,6 +193,7 @@ def test_a_row_that_is_not_finite_fails_only_its_request(folder: Path) -> None:
         assert [type(each) for each in found] == [float, float, FailedError, float]
 
     run(folder, test)
+    assert [vars(record)["fields"]["why"] for record in caplog.records] == ["a logit is not finite"]
 
 
 def test_a_full_queue_rejects_requests_with_a_retry_delay(folder: Path) -> None:

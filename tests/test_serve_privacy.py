@@ -192,9 +192,10 @@ def test_only_the_fixed_text_of_a_librarys_log_is_kept() -> None:
 
 def test_requests_that_fail_in_the_network_are_not_repeated(tmp_path: Path) -> None:
     table = onnx.numpy_helper.from_array(np.ones((100, 7), np.float32), "table")
-    folder = write_bundle(
-        tmp_path / "bundle", make_graph(table), window=64, buckets=[64]
-    )  # its vocabulary has only 100 tokens
+    model = make_graph(table)  # its table has only 100 rows, which a bundle that names it directly is refused for
+    model.graph.node[0].input[1] = "ids"
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["input_ids"], ["ids"]))
+    folder = write_bundle(tmp_path / "bundle", model, window=64, buckets=[64])
     (tmp_path / "store").mkdir()
     with served(folder, tmp_path / "store" / "events.sqlite", "--backend=onnx") as server:
         assert unsaid(server.ask("/v1/suggest", BODY)) == 500
@@ -204,4 +205,5 @@ def test_requests_that_fail_in_the_network_are_not_repeated(tmp_path: Path) -> N
         assert server.stop() == 0
         log = "".join(server.log)
     assert "batch failed" in log
+    assert "indices element out of data bounds, idx=# must be" in log
     assert not [part for part in [*left, log.encode()] if RAW in part.lower()]

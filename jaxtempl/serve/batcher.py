@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxtempl.errors import first_line
 from jaxtempl.serve import logs
 from jaxtempl.serve.inference.model import ServedModel
 from jaxtempl.serve.metrics import Metrics
@@ -58,7 +60,7 @@ class SupersededError(RefusedError):
 
 
 class FailedError(RefusedError):
-    """The network failed on the request's batch."""
+    """The network failed on the request."""
 
     reason = "failed"
 
@@ -147,7 +149,7 @@ class Batcher:
         Raises:
             LateError: The deadline passed first.
             SupersededError: A newer request of the case arrived in the meantime.
-            FailedError: The network failed on the batch.
+            FailedError: The network failed on the window.
         """
         if entry in self._waiting:
             entry.model, entry.ids, entry.bucket = model, ids, model.bucket(len(ids))
@@ -208,22 +210,33 @@ class Batcher:
         return batch
 
     async def _run(self, batch: list[QueueEntry]) -> None:
+        """Compute a batch; if it fails, compute its requests one at a time, so that only those at fault fail."""
+        self._running = batch
+        try:
+            if not await self._run_rows(batch, "batch failed"):
+                self._metrics.failures.inc()
+                for entry in batch:
+                    if len(batch) > 1 and not entry.answer.done():
+                        await self._run_rows([entry], "request failed")
+                    self._refuse(entry, FailedError())
+        finally:
+            self._running, self._free_at = [], 0.0
+
+    async def _run_rows(self, batch: list[QueueEntry], failure: str) -> bool:
+        """Compute requests together and answer them; if the network fails, log `failure` and return False."""
         model, bucket = batch[0].model, batch[0].bucket
         assert model
         loop = asyncio.get_running_loop()
         started = loop.time()
-        self._running, self._free_at = batch, started + model.pace[bucket] * len(batch)
+        self._free_at = started + model.pace[bucket] * len(batch)
         try:
             logits = await loop.run_in_executor(self._thread, model.run, [entry.ids for entry in batch], bucket)
             self._metrics.observe_batch(len(batch), loop.time() - started)
             _answer(batch, logits)
-        except Exception as error:  # any failure affects this batch alone
-            self._metrics.failures.inc()
-            logs.log_event("batch failed", logging.ERROR, error, rows=len(batch))
-            for entry in batch:
-                self._refuse(entry, FailedError())
-        finally:
-            self._running, self._free_at = [], 0.0
+        except Exception as error:  # any failure affects these requests alone
+            logs.log_event(failure, logging.ERROR, error, rows=len(batch), bucket=bucket, why=_reason(error))
+            return False
+        return True
 
 
 def _eligible(waiting: Iterable[QueueEntry], now: float) -> list[QueueEntry]:
@@ -244,4 +257,10 @@ def _answer(batch: Sequence[QueueEntry], logits: Float[np.ndarray, "B S"]) -> No
         if np.isfinite(row).all():
             entry.answer.set_result(row)
         else:
+            logs.log_event("request failed", logging.ERROR, bucket=entry.bucket, why="a logit is not finite")
             entry.answer.set_exception(FailedError())
+
+
+def _reason(error: Exception) -> str:
+    """Return the error of a network, which sees token ids and no text; its numbers, among them ids, are masked."""
+    return re.sub(r"\d+", "#", first_line(error))

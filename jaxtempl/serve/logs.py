@@ -1,7 +1,8 @@
 """Logs as JSON lines on standard error, without any text of a message.
 
 This package logs events with named fields. Of libraries' records only the fixed text is written. Of an exception only
-its type and where it was raised are written, as its message may contain customer text. A separate thread writes the
+its type and where it was raised are written, as its message may contain customer text. (The batcher adds the message of
+the network, which sees no text, without its numbers.) A separate thread writes the
 lines.
 """
 
