@@ -55,6 +55,7 @@ def test_logits_match_flax_in_a_batch_and_alone(tmp_path: Path, head: Any, form:
     expected = flax_logits(params, head)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
         network = bert_runtime(params, GraphOptions(head, dtype, wide, form), tmp_path / "model.onnx")
+        assert onnx_check.embedding_rows(onnx_check.load_graph(tmp_path / "model.onnx")) == BERT.vocabulary
         bound = share * np.abs(expected).max()
         together = real_positions(network(IDS, LENGTHS), LENGTHS)
         rows = ((row[None, :length], np.array([length], np.int32)) for row, length in zip(IDS, LENGTHS, strict=True))

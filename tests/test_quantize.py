@@ -322,6 +322,7 @@ def test_dynamic_int8_has_a_quarter_of_the_size_and_standard_operators(tmp_path:
     model = onnx.load(tmp_path / "out.onnx")
     assert [entry.domain for entry in model.opset_import] == [""]
     assert {node.domain for node in model.graph.node} == {""}
+    assert onnx_check.embedding_rows(model) == WIDE.vocabulary
     before, after = initializers(tmp_path / "model.onnx"), initializers(tmp_path / "out.onnx")
     kernels = {name for name in before if name.endswith("/kernel")}
     assert len(kernels) == 6 * WIDE.layers

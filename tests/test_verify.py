@@ -152,8 +152,8 @@ def test_a_top1_that_changes_is_a_tie(seed: int, size: float, slots: int) -> Non
 
 def test_every_bucket_has_contexts_and_joined_ones_are_counted() -> None:
     rows = [[i] * (i % 4 + 1) for i in range(1, 500)]  # 1 to 4 tokens: the bucket of 8 is empty
-    chosen = samples.choose(iter(rows), BUCKETS, 300)
-    assert (chosen.real, chosen.joined) == ({4: 300}, {8: 100})
+    chosen = samples.choose(iter(rows), BUCKETS, 300, [])
+    assert (chosen.real, chosen.made) == ({4: 300}, {8: 100})
     assert len(chosen.rows) == 400
     assert all(5 <= len(row) <= 8 for row in chosen.rows[300:])
     assert chosen.rows[:300] == rows[:300]
@@ -161,12 +161,19 @@ def test_every_bucket_has_contexts_and_joined_ones_are_counted() -> None:
 
 def test_rare_lengths_are_searched_for() -> None:
     rows = [[1] * (7 if i % 15 == 14 else 2) for i in range(1500)]
-    chosen = samples.choose(iter(rows), BUCKETS, 100)
-    assert (chosen.real, chosen.joined) == ({4: 50, 8: 50}, {})
-    few = samples.choose(iter([[1] * 6, [2] * 3]), BUCKETS, 100)
-    assert (few.real, few.joined) == ({4: 1, 8: 1}, {4: 49, 8: 49})
+    chosen = samples.choose(iter(rows), BUCKETS, 100, [])
+    assert (chosen.real, chosen.made) == ({4: 50, 8: 50}, {})
+    few = samples.choose(iter([[1] * 6, [2] * 3]), BUCKETS, 100, [])
+    assert (few.real, few.made) == ({4: 1, 8: 1}, {4: 49, 8: 49})
 
 
 def test_no_contexts_are_refused() -> None:
     with pytest.raises(UserError, match="there are no contexts"):
-        samples.choose(iter([[], []]), BUCKETS, 10)
+        samples.choose(iter([[], []]), BUCKETS, 10, [])
+
+
+def test_ids_that_no_context_has_form_contexts() -> None:
+    chosen = samples.choose(iter([[3, 4, 5], [9]]), BUCKETS, 2, range(20))
+    missing = [id_ for id_ in range(20) if id_ not in (3, 4, 5, 9)]
+    assert (chosen.real, chosen.made) == ({4: 2}, {8: 3})
+    assert chosen.rows[-2:] == [missing[:8], missing[8:]]

@@ -143,7 +143,7 @@ def verification_samples(source: Run, head: Head, dataset: Dataset, count: int) 
         if head == "template"
         else dataset_samples.documents(dataset, source.tokenizer, source.window.limit)
     )
-    return samples.choose(rows, source.window.buckets, count)
+    return samples.choose(rows, source.window.buckets, count, source.tokenizer.text_ids)
 
 
 def save(model: ir.Model, folder: Path) -> None:

@@ -134,7 +134,7 @@ def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> VerificationSampl
         UserError: the file does not exist, or a record is not a case.
     """
     rows = (opened.window.encode(case.messages).ids for case in read_cases(config.cases))
-    return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts)
+    return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts, opened.tokenizer.text_ids)
 
 
 def verified(opened: Bundle, built: Engine, chosen: VerificationSamples) -> verify.Agreement:

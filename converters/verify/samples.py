@@ -1,11 +1,12 @@
 """Contexts of every length, on which a converted network is compared with its source.
 
-Where a length has too few real contexts, contexts are joined to that length, and counted separately. No JAX.
+Where a length has too few real contexts, contexts are joined to that length. Ids that no context has form contexts too,
+as an export can break any row of the embedding. Both are counted separately. No JAX.
 """
 
 import collections
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,21 +24,24 @@ class VerificationSamples(NamedTuple):
     Attributes:
         rows: token ids of each context.
         real: number of real contexts of each length.
-        joined: number of joined contexts of each length.
+        made: number of contexts of each length that were joined from others or formed of ids that no other has.
     """
 
     rows: list[list[int]]
     real: Mapping[int, int]
-    joined: Mapping[int, int]
+    made: Mapping[int, int]
 
 
-def choose(contexts: Iterator[list[int]], buckets: Sequence[int], count: int) -> VerificationSamples:
+def choose(
+    contexts: Iterator[list[int]], buckets: Sequence[int], count: int, ids: Iterable[int]
+) -> VerificationSamples:
     """Choose contexts: first an equal share of each length, at most 100 each, then others.
 
     Args:
         contexts: token ids of contexts in a random order; empty ones are skipped.
         buckets: lengths that contexts are padded to.
-        count: number of contexts.
+        count: number of real contexts.
+        ids: token ids that text can yield, each of which some context has.
 
     Raises:
         UserError: there are no contexts.
@@ -50,13 +54,20 @@ def choose(contexts: Iterator[list[int]], buckets: Sequence[int], count: int) ->
     rows = [row for members in by_bucket.values() for row in members[:share]]
     taken = {id(row) for row in rows}
     rows += itertools.islice((row for row in seen if id(row) not in taken), max(count - len(rows), 0))
-    joined = {b: _joined(seen, buckets, b, max(share - len(members), 0)) for b, members in by_bucket.items()}
-    real = collections.Counter(bucket_of(len(row), buckets) for row in rows)
-    return VerificationSamples(
-        rows=[*rows, *(row for members in joined.values() for row in members)],
-        real=dict(sorted(real.items())),
-        joined={bucket: len(members) for bucket, members in joined.items() if members},
-    )
+    made = [row for b, own in by_bucket.items() for row in _joined(seen, buckets, b, max(share - len(own), 0))]
+    made += _rows_of_missing(ids, rows + made, max(buckets))
+    return VerificationSamples([*rows, *made], _count(rows, buckets), _count(made, buckets))
+
+
+def _rows_of_missing(ids: Iterable[int], rows: Sequence[list[int]], length: int) -> list[list[int]]:
+    """Return rows of at most `length` ids, which have every id that `rows` lack."""
+    missing = sorted(set(ids).difference(*rows))
+    return [missing[first : first + length] for first in range(0, len(missing), length)]
+
+
+def _count(rows: Sequence[list[int]], buckets: Sequence[int]) -> dict[int, int]:
+    """Return the number of rows of each length that has any."""
+    return dict(sorted(collections.Counter(bucket_of(len(row), buckets) for row in rows).items()))
 
 
 def _joined(seen: Sequence[list[int]], buckets: Sequence[int], bucket: int, count: int) -> list[list[int]]:
@@ -68,6 +79,6 @@ def _joined(seen: Sequence[list[int]], buckets: Sequence[int], bucket: int, coun
 
 
 def to_dict(chosen: VerificationSamples) -> dict[str, Any]:
-    """Return the counts as they are stored in `bundle.json`: all contexts, and the real and joined of each length."""
-    counts = {"real": chosen.real, "made": chosen.joined}
+    """Return the counts as they are stored in `bundle.json`: all contexts, and the real and made of each length."""
+    counts = {"real": chosen.real, "made": chosen.made}
     return {"contexts": len(chosen.rows)} | {k: {str(b): n for b, n in v.items()} for k, v in counts.items()}

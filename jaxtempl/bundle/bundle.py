@@ -59,8 +59,8 @@ class Bundle:
         """Check and read a bundle.
 
         Raises:
-            UserError: `folder` is not a bundle; a file is missing, changed, a link or outside the folder; or the model
-                fails `onnx_check.check_onnx`.
+            UserError: `folder` is not a bundle; a file is missing, changed, a link or outside the folder; the model
+                fails `onnx_check.check_onnx`; or the tokenizer has ids that its embedding lacks.
         """
         manifest = read_manifest(folder)
         sizes = _check_files(folder, manifest["files"])
@@ -69,10 +69,11 @@ class Bundle:
                 raise UserError(f"{folder / MANIFEST} does not list {name} among its files; convert the run again")
         if manifest["version"] != content_digest(manifest["files"]):
             raise UserError(f"the version in {folder / MANIFEST} does not match its files; convert the run again")
-        if manifest["model"] == ONNX:
-            onnx_check.check_onnx(folder / ONNX, sizes)
         templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
-        return cls(folder, manifest, templates)
+        opened = cls(folder, manifest, templates)
+        if manifest["model"] == ONNX:  # an engine was built from a bundle that passed
+            _check_graph(opened, sizes)
+        return opened
 
     @property
     def model(self) -> Path:
@@ -124,6 +125,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path} has missing or invalid keys: {', '.join(wrong)}; convert the run again")
     return manifest
+
+
+def _check_graph(opened: Bundle, sizes: Mapping[str, int]) -> None:
+    rows = onnx_check.embedding_rows(onnx_check.check_onnx(opened.model, sizes))
+    if rows is not None:
+        opened.tokenizer.check_rows(rows, str(opened.folder))
 
 
 def _check_files(folder: Path, listed: Mapping[str, Any]) -> dict[str, int]:

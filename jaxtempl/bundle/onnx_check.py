@@ -17,10 +17,11 @@ from jaxtempl.errors import UserError
 
 MAX_BYTES = 2**31  # protobuf's own limit
 STANDARD = ("", "ai.onnx")
+IDS = "input_ids"  # the input of token ids
 
 
-def check_onnx(path: Path, sizes: Mapping[str, int]) -> None:
-    """Check the graph without reading its external data.
+def check_onnx(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
+    """Check the graph without reading its external data, and return it.
 
     Args:
         path: The model.
@@ -38,6 +39,14 @@ def check_onnx(path: Path, sizes: Mapping[str, int]) -> None:
         raise UserError(f"{path} uses operators outside the ONNX standard ({', '.join(custom)}); they are not run")
     for tensor in tensors(model.graph):
         _check_tensor(path, tensor, sizes)
+    return model
+
+
+def embedding_rows(model: onnx.ModelProto) -> int | None:
+    """Return the rows of the table that `input_ids` index, or None where no table is indexed by them alone."""
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather" and node.input[1] == IDS}
+    rows = [tensor.dims[0] for tensor in model.graph.initializer if tensor.name in tables and tensor.dims]
+    return min(rows, default=None)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

@@ -20,8 +20,13 @@ def read_size(name: str) -> dict[str, Any]:
         UsageError: There is no such size.
     """
     if name not in size_names():
-        raise UsageError(f"--size={name!r} is unknown; allowed: {', '.join(size_names())}")
+        raise unknown_size(name)
     return load(CONFIGS / "sizes" / f"{name}.yaml")
+
+
+def unknown_size(name: str) -> UsageError:
+    """Return the error of a size that `configs/sizes/` lacks."""
+    return UsageError(f"--size={name!r} is unknown; allowed: {', '.join(size_names())}")
 
 
 def tokenizer_path(name: str) -> Path:

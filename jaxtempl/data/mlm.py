@@ -33,7 +33,7 @@ class Masker:
             raise UserError("the tokenizer has no [MASK] and [CLS]; use a BERT's tokenizer")
         self._begin, self._mask = tokenizer.begin[0], tokenizer.mask
         self._special = np.array(sorted(tokenizer.special))
-        self._ordinary = np.setdiff1d(np.arange(tokenizer.vocabulary), self._special)
+        self._ordinary = np.array(tokenizer.text_ids)
 
     def __call__(self, row: Mapping[str, Shaped[np.ndarray, "..."]], generator: np.random.Generator) -> MaskedRow:
         """Put [CLS] before a packed row, drop its last token, and mask some of it.

@@ -49,7 +49,7 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raise UserError if `folder` is not a run."""
+        """Raise UserError if `folder` is not a run, or its tokenizer has ids that its embedding lacks."""
         if not (folder / "manifest.json").is_file():
             raise UserError(f"{folder} is not a run; name the --out of a bin/adapt or bin/finetune")
         self.folder = folder
@@ -60,6 +60,7 @@ class Run:
             )
         self.architecture = architecture_from(files.read_json(folder / "architecture.json"))
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
+        self.tokenizer.check_rows(self.architecture.vocabulary, str(folder))
         self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
         self.checkpoints = Checkpoints(folder / "checkpoints")
 

@@ -28,7 +28,8 @@ class Tokenizer:
         end: ids after a model's sequence: BERT's [SEP], none for GPT-NeoX.
         mask: id of BERT's [MASK]; None for GPT-NeoX.
         special: ids that text never yields.
-        vocabulary: number of ids, added tokens included.
+        vocabulary: largest id plus one, added tokens included: the rows that an embedding needs.
+        text_ids: ids that text can yield, in order.
     """
 
     def __init__(self, path: Path, json: str | None = None) -> None:
@@ -52,13 +53,15 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.sha256 = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
-        self.vocabulary = self._tokenizer.get_vocab_size()
+        ids = set(self._tokenizer.get_vocab().values())
+        self.vocabulary = max(ids) + 1  # not their count: a vocabulary may have gaps
         self.end_of_text = self._end_of_text(path)
         first = self._tokenizer.token_to_id(BEGIN)
         self.begin, self.end = ([], []) if first is None else ([first], [self.end_of_text])
         self.mask = self._tokenizer.token_to_id(MASK)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(id for id, token in added.items() if token.special)
+        self.text_ids = sorted(ids - self.special)
 
     def _end_of_text(self, path: Path) -> int:
         ids = (self._tokenizer.token_to_id(name) for name in END_OF_TEXT)
@@ -66,6 +69,24 @@ class Tokenizer:
         if found is None:
             raise UserError(f"{path} has none of the end-of-text tokens {END_OF_TEXT}; a GPT-NeoX tokenizer has one")
         return found
+
+    def check_rows(self, rows: int, model: str) -> None:
+        """Check that an embedding has a row for every id. A padded embedding has more rows.
+
+        JAX reads the last row for an id beyond it, where ONNX Runtime fails: neither is the model that was meant.
+
+        Args:
+            rows: Rows of the embedding.
+            model: Name of the model in the error.
+
+        Raises:
+            UserError: An id has no row.
+        """
+        if self.vocabulary > rows:
+            raise UserError(
+                f"{model} has a tokenizer of {self.vocabulary:,} ids and an embedding of {rows:,} rows; use the "
+                "tokenizer of these weights, or add the missing rows with transformers' resize_token_embeddings"
+            )
 
     @property
     def overhead(self) -> int:

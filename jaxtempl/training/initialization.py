@@ -103,8 +103,7 @@ def identify_model(size: str, weights: str, start: str, revision: str) -> NamedM
     elif not size:
         raise UsageError("no flag names the model; pass --size=SIZE, --weights=DIR|HUB or --from=RUN")
     else:
-        sizes.read_size(size)
-        raise AssertionError
+        raise sizes.unknown_size(size)
     if size not in ("", found.size):
         allowed = ", ".join(sizes.size_names())
         raise UsageError(f"--size={size!r} is unknown, and the model is {found.size}; leave it out, or use: {allowed}")
@@ -119,13 +118,23 @@ def _identify_weights(weights: str, revision: str) -> NamedModel:
 
 
 def identify_tokenizer(config: PhaseConfig) -> Tokenizer:
-    """Return the tokenizer of the model that the flags name, without its weights."""
+    """Return the tokenizer of the model that the flags name, without its weights.
+
+    Raises:
+        UserError: There is no such run, there are no such weights, or the tokenizer has ids that their embedding lacks.
+    """
     if config.start:
         return run.resolve(config.start)[0].tokenizer
-    own = None
-    if config.weights not in ("", "random"):
-        own = folder_tokenizer(hub.fetch(config.weights, config.revision or None, tensors=False))
-    return own or _size_tokenizer(config.size, config.weights)
+    model = identify_model(config.size, config.weights, "", config.revision)
+    if config.weights in ("", "random"):
+        return _size_tokenizer(model.size, config.weights)
+    return _weights_tokenizer(config.weights, hub.fetch(config.weights, config.revision or None, tensors=False), model)
+
+
+def _weights_tokenizer(name: str, folder: Path, model: NamedModel) -> Tokenizer:
+    tokenizer = folder_tokenizer(folder) or _size_tokenizer(model.size, name)
+    tokenizer.check_rows(model.architecture.vocabulary, name)
+    return tokenizer
 
 
 def _size_tokenizer(size: str, weights: str) -> Tokenizer:
@@ -180,20 +189,10 @@ def _from_weights(name: str, revision: str | None, model: NamedModel) -> Initial
     folder = hub.fetch(name, revision)
     contents = checks.check(folder, model.architecture)
     parts = contents.parts if contents.head == "lm" else contents.parts - {"head"}
-    tokenizer = folder_tokenizer(folder) or _size_tokenizer(model.size, name)
-    _check_vocabulary(name, tokenizer, model.architecture)
+    tokenizer = _weights_tokenizer(name, folder, model)
     origin = {"weights": name, "revision": revision, "weights_sha256": _digest(folder)}
     load: Callable[[Params], Params] = lambda shardings: read(folder, model.architecture, shardings).params  # noqa: E731
     return Initialization(contents.architecture, parts, load, tokenizer, origin)
-
-
-def _check_vocabulary(name: str, tokenizer: Tokenizer, architecture: Architecture) -> None:
-    """Raise UserError if the tokenizer yields ids beyond the embedding; a padded embedding is longer."""
-    if tokenizer.vocabulary > architecture.vocabulary:
-        raise UserError(
-            f"{name} has a tokenizer of {tokenizer.vocabulary:,} ids and an embedding of "
-            f"{architecture.vocabulary:,} rows; put the tokenizer of these weights into the folder"
-        )
 
 
 def _digest(folder: Path) -> dict[str, str]:
