@@ -224,7 +224,7 @@ def downloaded(folder: Path, name: str) -> Path:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line, on a line of its own even where a crash tore the last one."""
+    """Append one JSON line. A torn last line, which a crash left, is ended first."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -5,7 +5,6 @@ import itertools
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ import jaxtempl
 from jaxtempl.config.serving import LoadtestConfig
 from jaxtempl.loadtest.client import LATE, SHED, SUPERSEDED
 from jaxtempl.loadtest.requests import RequestContexts
+from jaxtempl.serve.inference import processor
 from jaxtempl.serve.schema import ModelAnswer
 
 KIND = "loadtest"
@@ -79,7 +79,7 @@ def _client() -> dict[str, Any]:
     """Describe the machine and the packages that sent the requests."""
     packages = ("aiohttp", "uvloop", "hdrhistogram", "numpy")
     return {
-        "processor": _processor(),
+        "processor": processor.name(),
         "cores": len(os.sched_getaffinity(0)),
         "system": f"{platform.system()} {platform.release()}",
         "versions": {
@@ -88,13 +88,6 @@ def _client() -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in packages},
         },
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 COLUMNS = {  # columns of the terminal's table, with their widths
