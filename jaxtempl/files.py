@@ -1,6 +1,7 @@
 """Write and check artefacts: atomic files and folders, sha256 manifests, containment."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from jaxtempl.errors import UserError
 
 FORMAT = 1  # of a JSON artefact that states none
 NEWEST_FORMAT = 2  # that this release reads; runs and evaluation reports have renamed keys since 1
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk, or of a user's share of it
 MAX_JSON = 64 * 2**20  # bytes of a JSON file; a tokenizer.json of 250,000 tokens has about 30 million
 
 
@@ -46,13 +48,26 @@ def _temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _full_disk_reported(path: Path) -> Generator[None]:
+    """Raise UserError that names `path` if the block fills the disk; the system's own error names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        reason = f"{os.strerror(error.errno)} ({path.parent})"
+        raise UserError(f"{path} cannot be written: {reason}; free some, or name another folder with --out") from None
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Generator[Path]:
     """Yield a temporary path next to `path`, renamed to it only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with _full_disk_reported(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,10 +83,11 @@ def atomic_folder(path: Path, replace: bool = False) -> Generator[Path]:
         raise UserError(f"{path} exists already; remove it or name another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        move_into_place(temporary, path)
+        with _full_disk_reported(path):
+            temporary.mkdir()
+            yield temporary
+            move_into_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,6 +1,8 @@
 """Atomic files and folders, contained paths, checksums and JSON files."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,17 @@ def test_a_folder_appears_only_when_complete_and_replaces_the_old_one_then(tmp_p
         (temporary / "new").touch()
     assert [p.name for p in path.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("context", [files.atomic_file, files.atomic_folder])
+def test_a_full_disk_is_reported_with_the_name_of_what_is_written(tmp_path: Path, context: Callable[..., Any]) -> None:
+    message = "a cannot be written: No space left on device"
+    with pytest.raises(UserError, match=message) as error, context(tmp_path / "a"):
+        Path("/dev/full").write_bytes(b"x")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(PermissionError), context(tmp_path / "a"):
+        raise PermissionError
 
 
 def test_an_existing_folder_is_not_replaced_by_default(tmp_path: Path) -> None:

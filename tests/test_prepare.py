@@ -470,6 +470,20 @@ def test_serialized_examples_equal_those_of_tfds(tmp_path: Path) -> None:
         assert tfds_builders.serialize(example) == theirs.SerializeToString(deterministic=True)
 
 
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def full(self: object, *arguments: object) -> None:
+        raise RuntimeError("write() failed: No space left on device; writing /x/test-0.partial; at byte 2220032")
+
+    writer = type("Full", (), {"__init__": lambda *_: None, "write": lambda *_: None, "close": lambda *_: None})
+    setattr(writer, method, full)
+    monkeypatch.setattr(tfds_builders, "ArrayRecordWriter", writer)
+    source = write(tmp_path / "in.jsonl", *(case(f"c{i}") for i in range(9)))
+    with pytest.raises(UserError, match="data cannot be written: No space left on device"):
+        prepared(tmp_path, transcripts=(source,))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 @pytest.mark.parametrize("label", ["role", "text"])
 def test_label_cannot_be_role_or_text(tmp_path: Path, label: str) -> None:
     with pytest.raises(UserError, match=f"label is '{label}'"):

@@ -5,7 +5,9 @@ Their files are `cases/1.0.0/`, `labels/1.0.0/` and `rows/<tokenizer sha>/1.0.0/
 """
 
 import contextlib
+import errno
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,6 +18,9 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from jaxtempl.errors import first_line
+from jaxtempl.files import FULL
 
 EXAMPLE, FEATURE = (
     cast(Any, tf_example_pb2),
@@ -43,6 +48,15 @@ def serialize(example: Mapping[str, bytes | np.ndarray]) -> bytes:
     return proto.SerializeToString(deterministic=True)  # equal content, equal bytes
 
 
+def _call(write: Callable[..., object], *arguments: object) -> None:
+    """Call a method of an ArrayRecordWriter; raise OSError for its RuntimeError, as for a full disk."""
+    try:
+        write(*arguments)
+    except RuntimeError as error:
+        number = next((number for number in FULL if os.strerror(number) in str(error)), errno.EIO)
+        raise OSError(number, first_line(error)) from None
+
+
 class _Split:
     """The shards of one split being written; they are renamed at the end, as their names state their number."""
 
@@ -58,7 +72,7 @@ class _Split:
             self._writer = ArrayRecordWriter(str(path), "group_size:1,snappy")
             self._lengths.append(0)
             self._in_shard = 0
-        self._writer.write(example)
+        _call(self._writer.write, example)
         self._lengths[-1] += 1
         self._bytes += len(example)
         self._in_shard += len(example)
@@ -67,7 +81,7 @@ class _Split:
 
     def _close_shard(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            _call(self._writer.close)
         self._writer = None
 
     def close(self, template: Any) -> tfds.core.SplitInfo:

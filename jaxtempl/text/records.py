@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from jaxtempl.errors import UserError, first_line
 from jaxtempl.text.archives import BLOCK, BrokenArchiveError, buffered, decompressed
 from jaxtempl.text.cases import LostRecordsError, RecordError
 from jaxtempl.text.sources import HashingReader, RecordFile
@@ -117,7 +118,11 @@ def _seekable(raw: Any, hashing: io.BufferedReader, source: RecordFile) -> Gener
         yield raw
         return
     with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(hashing, copy, BLOCK)
+        try:
+            shutil.copyfileobj(hashing, copy, BLOCK)
+        except OSError as error:
+            place = f"{tempfile.gettempdir()} cannot hold a copy of {source.name}"
+            raise UserError(f"{place} ({first_line(error)}); name a larger folder in TMPDIR") from None
         copy.seek(0)
         yield copy
 
