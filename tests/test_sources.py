@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxtempl.errors import UserError
+from jaxtempl.text.parquet_columns import DOCUMENT
 from jaxtempl.text.records import read_records
 from jaxtempl.text.sources import find_files
 
@@ -119,7 +120,7 @@ def url() -> Iterator[str]:
 @pytest.mark.parametrize("path", ["whole/a.jsonl", "whole/a.jsonl.gz", "encoded/a.jsonl.gz", "whole/a.parquet"])
 def test_a_server_without_ranges_is_read(url: str, path: str) -> None:
     (source,) = find_files(f"{url}/{path}")
-    records = [record for _, record in read_records(source)]
+    records = [record for _, record in read_records(source, DOCUMENT)]
     assert records == ([{"n": text} for text in TEXTS] if path.endswith("parquet") else LINES)
     assert source.facts()["bytes"] > 0
     if path == "whole/a.jsonl":
@@ -133,7 +134,7 @@ def test_a_server_that_breaks_off_is_reported_in_one_line(url: str, mode: str, n
     with pytest.raises(
         UserError, match=f"{mode}/{name} broke off at byte [0-9,]+{size} .*run the command again"
     ) as error:
-        list(read_records(source))
+        list(read_records(source, DOCUMENT))
     assert "\n" not in str(error.value)
 
 
@@ -149,4 +150,4 @@ def test_a_file_that_shrinks_while_it_is_read_is_reported(tmp_path: Path) -> Non
     (source,) = find_files(str(tmp_path))
     os.truncate(tmp_path / "a.jsonl", 1000)
     with pytest.raises(UserError, match=f"broke off at byte 1,000 of {len(CONTENT):,} .the source ended."):
-        list(read_records(source))
+        list(read_records(source, DOCUMENT))

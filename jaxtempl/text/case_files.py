@@ -13,6 +13,7 @@ from jaxtempl import files
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding, records, sources
 from jaxtempl.text.cases import Case, RecordError, parse_case
+from jaxtempl.text.parquet_columns import case_columns
 
 STANDARD_INPUT = "-"
 
@@ -39,7 +40,7 @@ def read_cases(path: str) -> Iterator[Case]:
         UserError: there is no such file, or a record is not a case; the message names its line.
     """
     for source in sources.find_files(path):
-        for line, record in records.read_records(source):
+        for line, record in records.read_records(source, case_columns("template")):
             try:
                 yield _case(record, f"{source.name}:{line}")
             except RecordError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding
 from jaxtempl.text.cases import Case, LostRecordsError, RecordError
+from jaxtempl.text.parquet_columns import DOCUMENT, Columns, case_columns
 from jaxtempl.text.records import read_records
 from jaxtempl.text.sources import RecordFile
 
@@ -126,13 +127,13 @@ class CaseReader:
 
     def cases(self, files: Sequence[RecordFile]) -> Iterator[Case]:
         """Yield the good cases of all files, in order."""
-        for case, dropped in self._good(files, self._case):
+        for case, dropped in self._good(files, case_columns(self.label), self._case):
             self.dropped_messages += dropped
             yield case
 
     def documents(self, files: Sequence[RecordFile]) -> Iterator[str]:
         """Yield the texts of the good documents of all files, in order."""
-        return self._good(files, self._document)
+        return self._good(files, DOCUMENT, self._document)
 
     def _case(self, record: object) -> tuple[Case, int]:
         case, dropped = self._decode(record)
@@ -146,9 +147,11 @@ class CaseReader:
             raise RecordError("duplicate id", f"{name[:80]!r} came before")
         return text
 
-    def _good(self, files: Sequence[RecordFile], parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
+    def _good(
+        self, files: Sequence[RecordFile], columns: Columns, parse: Callable[[object], Parsed]
+    ) -> Iterator[Parsed]:
         for source in files:
-            for line, record in read_records(source, self.progress):
+            for line, record in read_records(source, columns, self.progress):
                 try:
                     if isinstance(record, RecordError):
                         raise record

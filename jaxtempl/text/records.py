@@ -14,6 +14,7 @@ from typing import Any
 from jaxtempl.errors import UserError, first_line
 from jaxtempl.text.archives import BLOCK, BrokenArchiveError, buffered, decompressed
 from jaxtempl.text.cases import LostRecordsError, RecordError
+from jaxtempl.text.parquet_columns import Columns, choose_paths
 from jaxtempl.text.sources import HashingReader, RecordFile
 
 LINE_LIMIT = 50_000_000  # bytes of one record; a longer line is skipped without being held whole
@@ -65,7 +66,7 @@ def _json_lines(stream: io.BufferedReader, source: RecordFile) -> NumberedRecord
             yield number, line
 
 
-def _parquet(stream: Any) -> NumberedRecords:
+def _parquet(stream: Any, columns: Columns) -> NumberedRecords:
     """Yield the rows of a Parquet file, numbered from 1; a corrupt file ends with a LostRecordsError."""
     import pyarrow
     import pyarrow.parquet
@@ -73,7 +74,8 @@ def _parquet(stream: Any) -> NumberedRecords:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(stream) as file:
-            for batch in file.iter_batches(batch_size=256):
+            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+            for batch in file.iter_batches(batch_size=256, columns=choose_paths(leaves, columns)):
                 for i in range(batch.num_rows):
                     number += 1
                     yield number, _row(batch.slice(i, 1))
@@ -92,18 +94,21 @@ def _row(batch: Any) -> object:
         return RecordError("unreadable value", str(error)[:200])
 
 
-def read_records(source: RecordFile, progress: Callable[[int], object] = lambda size: None) -> NumberedRecords:
+def read_records(
+    source: RecordFile, columns: Columns, progress: Callable[[int], object] = lambda size: None
+) -> NumberedRecords:
     """Yield the numbered records of one file; a bad record gives a RecordError.
 
     Args:
         source: file from `sources.find_files`; its hash is complete once the iterator is exhausted.
+        columns: columns of Parquet that are decoded.
         progress: called with the number of stored bytes of each block read.
     """
     with source.open() as raw:
         hashing = buffered(HashingReader(raw, source, progress))
         if source.name.endswith(".parquet"):
             with _seekable(raw, hashing, source) as file:
-                yield from _parquet(file)
+                yield from _parquet(file, columns)
             return
         plain = decompressed(source.name, hashing)  # kept alive: its finalizer closes the streams below it
         yield from _json_lines(plain, source)
