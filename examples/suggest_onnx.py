@@ -10,7 +10,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 folder = Path(sys.argv[1])
-messages = [m for m in json.loads(Path(sys.argv[2]).read_text("utf-8"))["messages"] if m["text"].strip()]
+messages = [m for m in json.loads(Path(sys.argv[2]).read_text("utf-8"))["messages"] if (m.get("text") or "").strip()]
 bundle = json.loads((folder / "bundle.json").read_text("utf-8"))
 templates = json.loads((folder / "templates.json").read_text("utf-8"))
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

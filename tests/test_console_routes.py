@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -12,6 +14,7 @@ from jaxtempl.config.paths import PACKAGE
 from jaxtempl.errors import UserError
 from jaxtempl.serve import schema
 from jaxtempl.serve.console.page import replay_cases, routes
+from jaxtempl.text.cases import Case, Message
 
 FOLDER = PACKAGE / "serve" / "console"
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".js", ".css", ".html"))
@@ -26,8 +29,13 @@ def written(path: Path, *records: object) -> str:
     return str(path)
 
 
+def shown(cases: Sequence[Case], **texts: str) -> list[Any]:
+    """Return the cases as the page reads them, from a server that knows the texts of some templates."""
+    return TestClient(Starlette(routes=routes(cases, lambda: texts))).get("/console/cases").json()
+
+
 def test_the_sample_cases_are_valid_requests() -> None:
-    made = replay_cases("")
+    made = shown(replay_cases(""))
     assert len(made) == 12
     for case in made:
         assert schema.decode(schema.SuggestRequest, json.dumps(case).encode()).messages
@@ -37,7 +45,14 @@ def test_the_sample_cases_are_valid_requests() -> None:
 def test_cases_of_a_file_keep_only_the_fields_that_the_page_shows(tmp_path: Path) -> None:
     path = written(tmp_path / "cases.jsonl", CASE)
     messages = [{"role": "customer", "text": "Hi 😩"}, {"role": "system", "text": "x"}]
-    assert replay_cases(path) == [{"case_id": "a", "messages": messages}]
+    assert shown(replay_cases(path)) == [{"case_id": "a", "messages": messages}]
+
+
+def test_a_label_without_text_shows_its_templates_text_where_that_is_known(tmp_path: Path) -> None:
+    labels = [{"role": "advocate", "template": name} for name in ("known", "unknown")]
+    path = written(tmp_path / "cases.jsonl", {"messages": [{"role": "customer", "text": "Hi"}, *labels]})
+    [case] = shown(replay_cases(path), known="Hello!")
+    assert case["messages"] == [{"role": "customer", "text": "Hi"}, {"role": "advocate", "text": "Hello!"}]
 
 
 def test_only_the_first_fifty_cases_of_a_file_are_read(tmp_path: Path) -> None:
@@ -60,7 +75,7 @@ def test_a_file_without_cases_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_file_that_the_page_names_is_served() -> None:
-    client = TestClient(Starlette(routes=routes([])))
+    client = TestClient(Starlette(routes=routes([], dict)))
     page = client.get("/console")
     named = re.findall(r'(?:src|href)="(console/[^"]+)"', page.text)
     scripts = "".join(path.read_text() for path in FILES if path.suffix == ".js")
@@ -72,12 +87,12 @@ def test_every_file_that_the_page_names_is_served() -> None:
 
 
 def test_the_headers_restrict_scripts_and_prevent_storage_of_cases() -> None:
-    client = TestClient(Starlette(routes=routes([{"case_id": "a", "messages": []}])))
+    client = TestClient(Starlette(routes=routes([Case("a", (Message("customer", "Hi"),))], dict)))
     for path in ("/console", "/console/console.js", "/console/cases"):
         headers = client.get(path).headers
         assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; ")
         assert headers["x-content-type-options"] == "nosniff"
-    assert client.get("/console/cases").json() == [{"case_id": "a", "messages": []}]
+    assert client.get("/console/cases").json() == [{"case_id": "a", "messages": [{"role": "customer", "text": "Hi"}]}]
     assert client.get("/console/cases").headers["cache-control"] == "no-store"
 
 

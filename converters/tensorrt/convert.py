@@ -23,6 +23,8 @@ from jaxtempl.serve.inference import tensorrt
 from jaxtempl.serve.inference.backends import open_graph
 from jaxtempl.serve.inference.tensorrt import Engine, Machine
 from jaxtempl.text.case_files import read_cases
+from jaxtempl.text.cases import fill_texts
+from jaxtempl.text.templates import listed_texts
 
 
 def main(config: ConvertTensorrtConfig) -> None:
@@ -133,7 +135,8 @@ def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> VerificationSampl
     Raises:
         UserError: the file does not exist, or a record is not a case.
     """
-    rows = (opened.window.encode(case.messages).ids for case in read_cases(config.cases))
+    texts = listed_texts(opened.templates)
+    rows = (opened.window.encode(fill_texts(case, texts).messages).ids for case in read_cases(config.cases))
     return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts, opened.tokenizer.text_ids)
 
 

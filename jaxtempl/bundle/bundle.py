@@ -16,6 +16,7 @@ from jaxtempl import files
 from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UserError
 from jaxtempl.text.cases import Template
+from jaxtempl.text.templates import read_templates
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 
@@ -59,8 +60,9 @@ class Bundle:
         """Check and read a bundle.
 
         Raises:
-            UserError: `folder` is not a bundle; a file is missing, changed, a link or outside the folder; the model
-                fails `onnx_check.check_onnx`; or the tokenizer has ids that its embedding lacks.
+            UserError: `folder` is not a bundle; a file is missing, changed, a link or outside the folder; a template's
+                id cannot be kept; the model fails `onnx_check.check_onnx`; or the tokenizer has ids that its embedding
+                lacks.
         """
         manifest = read_manifest(folder)
         sizes = _check_files(folder, manifest["files"])
@@ -69,8 +71,7 @@ class Bundle:
                 raise UserError(f"{folder / MANIFEST} does not list {name} among its files; convert the run again")
         if manifest["version"] != content_digest(manifest["files"]):
             raise UserError(f"the version in {folder / MANIFEST} does not match its files; convert the run again")
-        templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
-        opened = cls(folder, manifest, templates)
+        opened = cls(folder, manifest, read_templates(folder / "templates.json"))
         if manifest["model"] == ONNX:  # an engine was built from a bundle that passed
             _check_graph(opened, sizes)
         return opened

@@ -13,6 +13,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve.inference.ranking import Ranker, Suggestion
 from jaxtempl.serve.inference.suggester import Suggester, Suggestions, bundle_suggester
 from jaxtempl.text.case_files import read_case
+from jaxtempl.text.cases import fill_texts
 
 if TYPE_CHECKING:
     from jaxtempl.runs.run import Run
@@ -28,9 +29,9 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(
             "what is to suggest? pass one of --bundle=DIR and --run=RUN (RUN@STEP, RUN@best) of a finetune"
         )
-    messages = read_case(config.case).messages
+    case = read_case(config.case)
     suggester, origin = _load(config)
-    suggestions = suggester.suggest(messages, config.k)
+    suggestions = suggester.suggest(fill_texts(case, suggester.ranker.listed_texts).messages, config.k)
     print(
         json.dumps(to_dict(suggestions, origin), indent=1)  # in ASCII, which every locale can print
         if config.json

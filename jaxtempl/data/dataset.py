@@ -10,7 +10,8 @@ from jaxtyping import Int32, UInt16
 
 from jaxtempl import files
 from jaxtempl.errors import UserError
-from jaxtempl.text.cases import Case, Message, Template
+from jaxtempl.text.cases import Case, Message
+from jaxtempl.text.templates import read_templates
 from jaxtempl.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
@@ -122,7 +123,7 @@ class Dataset:
                 "wrote"
             )
         self.fingerprint: str = self.manifest["fingerprint"]
-        self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
+        self.templates = read_templates(folder / "templates.json")
 
     def cases(self, split: str) -> Sequence[Case]:
         """Return the cases of a split."""

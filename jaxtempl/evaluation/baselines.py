@@ -21,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.evaluation.metrics import Logits
-from jaxtempl.text.cases import Message
+from jaxtempl.text.cases import Message, with_text
 
 RECENT = 3  # newest messages, each of which is one view
 VIEW: dict[str, Any] = {  # features of one view of a context; punctuation marks are words too
@@ -114,6 +114,6 @@ def _views(examples: LabelledContexts) -> np.ndarray:
 
 
 def _view(context: Sequence[Message], previous: int) -> list[Any]:
-    recent = [f"{message.role}_role {message.text}" for message in reversed(context[-RECENT:])]
+    recent = [f"{message.role}_role {message.text}" for message in reversed(with_text(context)[-RECENT:])]
     customer = " ".join(message.text for message in context if message.role == "customer")
     return [*recent, *[NOTHING] * (RECENT - len(recent)), customer or NOTHING, previous]

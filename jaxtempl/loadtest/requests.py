@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from jaxtempl.errors import UserError
 from jaxtempl.text import sources
-from jaxtempl.text.cases import Case
+from jaxtempl.text.cases import Case, with_text
 from jaxtempl.text.ingest import CaseReader, Quarantine
 
 
@@ -58,15 +58,15 @@ def draw_contexts(path: str, count: int, seed: int) -> RequestContexts:
 
 
 def _all(reader: CaseReader, path: str) -> Iterator[tuple[Case, int]]:
-    """Yield each reply of an advocate as its case and the number of messages before it."""
+    """Yield each reply of an advocate to a text as its case and the number of messages before it."""
     for case in reader.cases(sources.find_files(path)):
         for end, message in enumerate(case.messages):
-            if end and message.role == "advocate":
+            if message.role == "advocate" and with_text(case.messages[:end]):
                 yield case, end
 
 
 def _json(case: Case, end: int) -> bytes:
-    return msgspec.json.encode({"messages": [{"role": m.role, "text": m.text} for m in case.messages[:end]]})
+    return msgspec.json.encode({"messages": [{"role": m.role, "text": m.text} for m in with_text(case.messages[:end])]})
 
 
 def draw_order(contexts: int, requests: int, rng: np.random.Generator) -> Int[np.ndarray, " N"]:

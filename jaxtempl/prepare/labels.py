@@ -14,7 +14,7 @@ from jaxtempl.errors import UserError
 from jaxtempl.files import read_json
 from jaxtempl.prepare.split import SPLITS
 from jaxtempl.prepare.spool import SpoolFolder
-from jaxtempl.text.cases import Case, Template
+from jaxtempl.text.cases import Case, RecordError, Template, template_id
 
 REPLIES = 64  # distinct reply texts that are counted for a template
 BLOCK = 1 << 16  # labels per record
@@ -30,11 +30,11 @@ class GivenTemplate:
     active: bool
 
 
-def read_templates(path: Path) -> list[GivenTemplate]:
+def read_given_templates(path: Path) -> list[GivenTemplate]:
     """Read `[{"id", "text", "active"}]`.
 
     Raises:
-        UserError: an entry has another form, or an id occurs twice.
+        UserError: an entry has another form, or an id occurs twice or cannot be kept.
     """
     value = read_json(path)
     if not isinstance(value, list):
@@ -50,10 +50,13 @@ def _given(path: Path, i: int, entry: Any) -> GivenTemplate:
     allowed = {"id": str, "text": str, "active": bool}
     for key, kind in allowed.items():
         value = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(value, kind) or value == "":
+        if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
             got = repr(value)[:60]
-            raise UserError(f"{path}, entry {i}: {key!r} is {got}; a {kind.__name__} that is not empty is allowed")
-    return GivenTemplate(entry["id"], entry["text"], entry["active"])
+            raise UserError(f"{path}, entry {i}: {key!r} is {got}; a {kind.__name__} that is not blank is allowed")
+    try:
+        return GivenTemplate(str(template_id(entry["id"])), entry["text"], entry["active"])
+    except RecordError as error:
+        raise UserError(f"{path}, entry {i}: {error}; shorten or correct it") from None
 
 
 class ReplyCounter:
@@ -71,8 +74,8 @@ class ReplyCounter:
         self._counts[text] = self._counts.pop(rarest) + 1
 
     def most_frequent(self) -> str:
-        """Return the most frequent text; among equals, the first in alphabetical order."""
-        return min(self._counts, key=lambda text: (-self._counts[text], text))
+        """Return the most frequent text, empty if there is none; among equals, the first in alphabetical order."""
+        return min(self._counts, key=lambda text: (-self._counts[text], text), default="")
 
 
 class LabelCollector:
@@ -88,24 +91,27 @@ class LabelCollector:
         self._replies = defaultdict[str, ReplyCounter](ReplyCounter)
         self._columns = {split: spool.column(f"labels.{split}", "<i4") for split in SPLITS}
         self._copied: Bool[np.ndarray, " cases"] = np.zeros(0, bool)
-        self.skipped = 0  # labels without a message before them
+        self.skipped = 0  # labels without a text before them
+
+    def given_texts(self) -> dict[str, str]:
+        """Return the text by id of the templates in the user's file."""
+        return {entry.id: entry.text for entry in self._given.values()}
 
     def add(self, split: str, index: int, case: Case) -> None:
         """Add the labels of one case; `index` is its index in the split."""
+        has_context = False
         for i, message in enumerate(case.messages):
-            if message.template is None:
-                continue
-            if i == 0:
-                self.skipped += 1
-                continue
-            number = self._numbers.setdefault(message.template, len(self._numbers))
-            self._columns[split].append(_LABEL.pack(index, i, number))
-            if split == "train":
-                self._count(message.template, message.text)
+            if message.template is not None and has_context:
+                number = self._numbers.setdefault(message.template, len(self._numbers))
+                self._columns[split].append(_LABEL.pack(index, i, number))
+                if split == "train":
+                    self._count(message.template, message.text)
+            self.skipped += message.template is not None and not has_context
+            has_context = has_context or bool(message.text)
 
     def _count(self, template: str, text: str) -> None:
         self._training[template] += 1
-        if template not in self._given:
+        if text and template not in self._given:
             self._replies[template].add(text)
 
     def leave_out(self, copied: Bool[np.ndarray, " cases"]) -> None:

@@ -24,7 +24,7 @@ from jaxtempl.errors import UserError
 from jaxtempl.prepare import split as prepare_split
 from jaxtempl.prepare import tfds_builders
 from jaxtempl.prepare.corpus import CorpusReader, InputFiles
-from jaxtempl.prepare.labels import LabelCollector, read_templates
+from jaxtempl.prepare.labels import LabelCollector, read_given_templates
 from jaxtempl.prepare.pack import pack
 from jaxtempl.prepare.split import SPLITS, Digests, OtherDigests, prove
 from jaxtempl.prepare.spool import SpoolFolder
@@ -48,7 +48,7 @@ def run(config: PrepareConfig) -> None:
     _check(config)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # without it the library uses one core in a forked process
     tokenizer = _tokenizer(config)
-    given = read_templates(Path(config.templates)) if config.templates else []
+    given = read_given_templates(Path(config.templates)) if config.templates else []
     inputs = {name: [source for path in getattr(config, name) for source in find_files(path)] for name in INPUTS}
     with files.atomic_folder(config.out, replace=config.overwrite) as folder:
         quarantine = Quarantine(folder / "quarantine.jsonl")
@@ -118,7 +118,8 @@ def _read(
 ) -> CaseReader:
     """Run the first pass; raise UserError where too many records are bad."""
     with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
-        reader = CaseReader(quarantine, config.label, bar.update, _partial(config, inputs))
+        texts = corpus.labels.given_texts()
+        reader = CaseReader(quarantine, config.label, bar.update, _partial(config, inputs), texts)
         tfds_builders.build(
             lambda: tfds_builders.CaseBuilder(folder, corpus.read(inputs, reader, tokenizer, config.fractions)),
             corpus.folder,
@@ -195,7 +196,10 @@ def _counts(corpus: CorpusReader, reader: CaseReader, templates: list[Template])
             "records": {"good": reader.quarantine.good, "quarantined": dict(reader.quarantine.reasons)},
             "dropped_messages": reader.dropped_messages,
             "skipped_labels": corpus.labels.skipped,
+            "labels_with_template_text": reader.filled_labels,
+            "labels_without_text": reader.labels_without_text,
             "templates": len(templates),
+            "templates_without_text": sum(not template.text for template in templates),
             "templates_without_examples": corpus.labels.count_without_examples(),
             "templates_under_min_count": corpus.labels.count_rare(templates),
         }

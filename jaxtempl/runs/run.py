@@ -29,6 +29,7 @@ from jaxtempl.runs.checkpoint import Checkpoints
 from jaxtempl.runs.provenance import provenance
 from jaxtempl.specs.architecture import Architecture, architecture_from, to_dict
 from jaxtempl.text.cases import Template
+from jaxtempl.text.templates import read_templates
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import WINDOW, Window
 
@@ -61,7 +62,7 @@ class Run:
         self.architecture = architecture_from(files.read_json(folder / "architecture.json"))
         self.tokenizer = Tokenizer(folder / "tokenizer.json")
         self.tokenizer.check_rows(self.architecture.vocabulary, str(folder))
-        self.templates = [Template(**entry) for entry in files.read_json(folder / "templates.json")]
+        self.templates = read_templates(folder / "templates.json")
         self.checkpoints = Checkpoints(folder / "checkpoints")
 
     @functools.cached_property

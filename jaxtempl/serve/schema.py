@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from jaxtempl.text.cases import Role
+from jaxtempl.text.cases import CONTROL, ID_LIMIT, Role
 
 # Ids go into the event store, so they are short and printable (PostgreSQL cannot store NUL).
-Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_LIMIT, pattern=rf"^[^{CONTROL}]+$(?!\n)")]
+# `text.cases.template_id` strips it, and a blank one is none.
+TemplateId = Annotated[str, msgspec.Meta(max_length=ID_LIMIT, pattern=rf"^\s*[^{CONTROL}]*\s*$")]
 Folder = Annotated[
     str, msgspec.Meta(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")
 ]  # errors and the log name it
@@ -92,7 +94,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         event: shown: the suggestions were on the screen; picked: one was put into the reply; edited: it was changed
             before it was sent; dismissed: all were dismissed; searched: a template was taken from the search instead;
             freehand: the reply was written without a template.
-        template: Id of the template that was picked, edited or searched.
+        template: Id of the template that was picked, edited or searched, stored without surrounding whitespace.
         position: Position of the template among the suggestions, from 1.
         at: Time of the action, with its time zone.
     """
@@ -100,7 +102,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     suggestion_id: Annotated[str, msgspec.Meta(min_length=32, max_length=32, pattern="^[0-9a-f]{32}$")]
     event: EventName
     at: Annotated[datetime, msgspec.Meta(tz=True)]
-    template: Id | None = None
+    template: TemplateId | None = None
     position: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtempl import files
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding, records, sources
-from jaxtempl.text.cases import Case, RecordError, parse_case
+from jaxtempl.text.cases import Case, RecordError, fill_texts, parse_case
 from jaxtempl.text.parquet_columns import case_columns
 
 STANDARD_INPUT = "-"
@@ -27,7 +27,7 @@ def read_case(path: Path) -> Case:
     piped = str(path) == STANDARD_INPUT
     value = _read_standard_input() if piped else files.read_json(path)
     try:
-        return parse_case(_with_id(value, "case"))
+        return fill_texts(parse_case(_with_id(value, "case")), {})
     except UserError as error:
         name = "standard input" if piped else path
         raise UserError(f'{name}: {error}; a case is {{"messages": [{{"role", "text"}}, ...]}}') from None
@@ -50,7 +50,7 @@ def read_cases(path: str) -> Iterator[Case]:
 def _case(record: object, case_id: str) -> Case:
     if isinstance(record, RecordError):
         raise record
-    return parse_case(_with_id(decoding.json_value(record), case_id))
+    return fill_texts(parse_case(_with_id(decoding.json_value(record), case_id)), {})
 
 
 def _with_id(value: object, case_id: str) -> object:

@@ -1,7 +1,8 @@
 """Cases, messages and templates, and how a decoded record is checked and becomes one."""
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
 import msgspec
@@ -11,9 +12,18 @@ from jaxtempl.errors import UserError
 Role = Literal["customer", "system", "advocate"]
 ROLES = get_args(Role)
 
+# Ids go into the event store, so they are short and printable (PostgreSQL cannot store NUL).
+ID_LIMIT = 200  # characters
+CONTROL = r"\x00-\x1f\x7f"  # characters of no id, as the inside of a character class
+_CONTROL = re.compile(f"[{CONTROL}]")
+
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message; `template` is set on an advocate's message that was sent from a template."""
+    """One message; `template` is set on an advocate's message that was sent from a template.
+
+    Exports often log a template's id and no text: `text` is empty on such a message alone. It is a label, but stands in
+    no row and no window.
+    """
 
     role: str
     text: str
@@ -21,7 +31,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One support conversation: its messages in order, none of them empty."""
+    """One support conversation: its messages in order, each with a text or a template."""
 
     case_id: str
     messages: tuple[Message, ...]
@@ -94,13 +104,36 @@ def _text(record: dict[str, Any], key: str) -> str:
     return value
 
 
+def template_id(value: str) -> str | None:
+    """Return a template's id as every part keeps it, without surrounding whitespace; a blank one is none.
+
+    Raises:
+        RecordError: (a UserError) the event store cannot keep the id.
+    """
+    name = value.strip()
+    if len(name) > ID_LIMIT or _CONTROL.search(name):
+        raise RecordError(
+            "invalid template id",
+            f"{name[:40]!r} ({len(name)} characters); at most {ID_LIMIT} characters, none of them a control character, "
+            "are allowed: rename it",
+        )
+    return name or None
+
+
 def _message(value: object, label: str) -> Message:
     record = _object(value)
-    role, text = _text(record, "role"), _text(record, "text")
+    role = _text(record, "role")
     if role not in ROLES:
         raise RecordError("unknown role", f"'role' is {role[:40]!r}; one of {', '.join(ROLES)} is allowed")
-    labelled = role == "advocate" and record.get(label) is not None
-    return Message(role, text, (_text(record, label) or None) if labelled else None)
+    is_labelled = role == "advocate" and record.get(label) is not None
+    template = template_id(_text(record, label)) if is_labelled else None
+    has_text = template is None or record.get("text") is not None
+    return make_message(role, _text(record, "text") if has_text else "", template)
+
+
+def make_message(role: str, text: str, template: str | None) -> Message:
+    """Return a message whose blank text is empty."""
+    return Message(role, text if text.strip() else "", template)
 
 
 def _messages(values: list[object], label: str) -> Iterator[Message]:
@@ -108,14 +141,14 @@ def _messages(values: list[object], label: str) -> Iterator[Message]:
     try:
         for i, value in enumerate(values):  # noqa: B007 - the handler names it
             message = _message(value, label)
-            if message.text.strip():
+            if message.text or message.template:
                 yield message
     except RecordError as error:
         raise RecordError(error.reason, f"messages[{i}] {error.detail}") from None
 
 
 def parse_case(record: object, label: str = "template") -> Case:
-    """Return the case of one decoded JSON object, without blank messages; unknown keys are ignored.
+    """Return the case of one decoded JSON object, without blank unlabelled messages; unknown keys are ignored.
 
     Args:
         record: `{"case_id", "messages": [{"role", "text", <label>?}, ...]}`.
@@ -137,6 +170,29 @@ def parse_case(record: object, label: str = "template") -> Case:
     if not messages:
         raise RecordError("empty case", "no message has text")
     return Case(case_id, messages)
+
+
+def fill_texts(case: Case, texts: Mapping[str, str]) -> Case:
+    """Return the case with the text of its template on each labelled message without text.
+
+    Args:
+        case: a case.
+        texts: text by template id; a message whose template has none stays without text.
+
+    Raises:
+        RecordError: (a UserError) no message has text.
+    """
+    if all(message.text for message in case.messages):
+        return case
+    filled = tuple(m if m.text else Message(m.role, texts.get(m.template or "", ""), m.template) for m in case.messages)
+    if not any(message.text for message in filled):
+        raise RecordError("empty case", "no message has text")
+    return Case(case.case_id, filled)
+
+
+def with_text(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages that rows and windows hold: all except labels without text."""
+    return [message for message in messages if message.text]
 
 
 def parse_document(record: object) -> tuple[str, str]:

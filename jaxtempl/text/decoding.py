@@ -9,7 +9,17 @@ from typing import Any, cast
 
 import msgspec
 
-from jaxtempl.text.cases import Case, LostRecordsError, Message, RecordError, Role, parse_case, parse_document
+from jaxtempl.text.cases import (
+    Case,
+    LostRecordsError,
+    Message,
+    RecordError,
+    Role,
+    make_message,
+    parse_case,
+    parse_document,
+    template_id,
+)
 
 
 def json_value(record: object) -> object:
@@ -40,9 +50,17 @@ def _refuse_several(line: bytes, error: json.JSONDecodeError) -> None:
 
 def _typed(label: str) -> "msgspec.json.Decoder[Any]":
     """Return a decoder of records whose messages name their template under `label`."""
-    fields = [("role", Role), ("text", str), ("template", str | None, None)]
+    fields = [("role", Role), ("text", str | None, None), ("template", str | None, None)]
     message = msgspec.defstruct("Labelled", fields, rename={"template": label}, gc=False)
     return msgspec.json.Decoder(msgspec.defstruct("Record", [("case_id", str), ("messages", list[message])]))
+
+
+def _message(typed: Any) -> Message:
+    """Return a decoded message; raise RecordError if the slow path must report it."""
+    template = template_id(typed.template) if typed.role == "advocate" and typed.template is not None else None
+    if typed.text is None and template is None:
+        raise RecordError("missing field", "has no 'text'")
+    return make_message(typed.role, typed.text or "", template)
 
 
 class CaseDecoder:
@@ -57,7 +75,7 @@ class CaseDecoder:
         self._typed = _typed(label)
 
     def __call__(self, record: object) -> tuple[Case, int]:
-        """Return the case, and the number of blank messages dropped from it.
+        """Return the case, and the number of blank unlabelled messages dropped from it.
 
         Args:
             record: a line of JSON as bytes, or a decoded value.
@@ -76,13 +94,10 @@ class CaseDecoder:
         """Return None if the line needs the slow path."""
         try:
             parsed = self._typed.decode(line.decode())  # as str: msgspec does not validate the UTF-8 of skipped text
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            every = [_message(message) for message in parsed.messages]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RecordError):
             return None
-        messages = tuple(
-            Message(m.role, m.text, (m.template or None) if m.role == "advocate" else None)
-            for m in parsed.messages
-            if m.text.strip()
-        )
+        messages = tuple(message for message in every if message.text or message.template)
         if not (messages and parsed.case_id):
             return None
         return Case(parsed.case_id, messages), len(parsed.messages) - len(messages)

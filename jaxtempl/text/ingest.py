@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding
-from jaxtempl.text.cases import Case, LostRecordsError, RecordError
+from jaxtempl.text.cases import Case, LostRecordsError, RecordError, fill_texts
 from jaxtempl.text.parquet_columns import DOCUMENT, Columns, case_columns
 from jaxtempl.text.records import read_records
 from jaxtempl.text.sources import RecordFile
@@ -112,14 +112,20 @@ class CaseReader:
 
     Attributes:
         partial: names of the files whose losses are accepted.
-        dropped_messages: number of blank messages dropped so far.
+        texts: text by template id, for labelled messages without text.
+        dropped_messages: number of blank unlabelled messages dropped so far.
+        filled_labels: number of labelled messages so far that have their text from `texts`.
+        labels_without_text: number of labelled messages so far that have no text.
     """
 
     quarantine: Quarantine
     label: str = "template"
     progress: Callable[[int], object] = lambda size: None
     partial: Collection[str] = ()
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     dropped_messages: int = 0
+    filled_labels: int = 0
+    labels_without_text: int = 0
     _seen: DigestSet = dataclasses.field(default_factory=DigestSet)
 
     def __post_init__(self) -> None:
@@ -127,19 +133,24 @@ class CaseReader:
 
     def cases(self, files: Sequence[RecordFile]) -> Iterator[Case]:
         """Yield the good cases of all files, in order."""
-        for case, dropped in self._good(files, case_columns(self.label), self._case):
+        for case, dropped, logged_without_text in self._good(files, case_columns(self.label), self._case):
+            without_text = sum(not message.text for message in case.messages)
             self.dropped_messages += dropped
+            self.filled_labels += logged_without_text - without_text
+            self.labels_without_text += without_text
             yield case
 
     def documents(self, files: Sequence[RecordFile]) -> Iterator[str]:
         """Yield the texts of the good documents of all files, in order."""
         return self._good(files, DOCUMENT, self._document)
 
-    def _case(self, record: object) -> tuple[Case, int]:
-        case, dropped = self._decode(record)
+    def _case(self, record: object) -> tuple[Case, int, int]:
+        """Return a case, and its numbers of dropped messages and of labelled messages that were logged without text."""
+        decoded, dropped = self._decode(record)
+        case = fill_texts(decoded, self.texts)
         if not self._seen.add(digest_of(b"case " + case.case_id.encode())):
             raise RecordError("duplicate case_id", f"{case.case_id[:80]!r} came before")
-        return case, dropped
+        return case, dropped, sum(not message.text for message in decoded.messages)
 
     def _document(self, record: object) -> str:
         name, text = decoding.decode_document(record)

@@ -82,16 +82,20 @@ class Window:
 
     def encode(self, messages: Sequence[Message]) -> EncodedContext:
         """Return the ids of a context, between the model's special tokens, and the number of messages left out."""
-        kept = self.newest(messages)
+        texts = formats.classifier_texts(messages, self.role_tags)
+        kept = self._newest(texts)
         ids = [token for message in kept for token in message]
-        return EncodedContext([*self._begin, *ids, *self._end], len(messages) - len(kept))
+        return EncodedContext([*self._begin, *ids, *self._end], len(texts) - len(kept))
 
     def newest(self, messages: Sequence[Message]) -> list[list[int]]:
         """Return the ids of each message in the window, oldest first, without special tokens."""
-        return newest_fitting(self._newest_first(messages), self.limit - self.special_tokens)
+        return self._newest(formats.classifier_texts(messages, self.role_tags))
 
-    def _newest_first(self, messages: Sequence[Message]) -> Iterator[list[int]]:
-        for text in reversed(formats.classifier_texts(messages, self.role_tags)):
+    def _newest(self, texts: Sequence[str]) -> list[list[int]]:
+        return newest_fitting(self._newest_first(texts), self.limit - self.special_tokens)
+
+    def _newest_first(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        for text in reversed(texts):
             yield self._cached(text) if len(text) <= CACHED_CHARACTERS else self._encode(text)
 
 

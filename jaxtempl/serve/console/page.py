@@ -1,7 +1,7 @@
 """The advocate's console: a static page that replays sample cases. No JAX."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from starlette.routing import Route
 from jaxtempl.errors import UserError
 from jaxtempl.synthetic import generator
 from jaxtempl.text.case_files import read_cases
-from jaxtempl.text.cases import Case, parse_case
+from jaxtempl.text.cases import Case, fill_texts, parse_case, with_text
 
 MAX_CASES, SYNTHETIC_CASES = 50, 12  # cases from a file, and synthetic cases without one
 SEED = 2405  # of the synthetic cases; differs from the seed of bin/demo's training data
@@ -29,8 +29,8 @@ _HEADERS = {
 }
 
 
-def replay_cases(path: str) -> list[dict[str, Any]]:
-    """Return the cases to replay, each `{"case_id", "messages": [{"role", "text"}]}`.
+def replay_cases(path: str) -> list[Case]:
+    """Return the cases to replay.
 
     Args:
         path: files of cases, of which the first 50 are used; empty for synthetic cases.
@@ -39,28 +39,32 @@ def replay_cases(path: str) -> list[dict[str, Any]]:
         UserError: there is no file or no case in it, or one of the first 50 records is not a case.
     """
     if not path:
-        return [_to_dict(parse_case(record)) for record in generator.cases(SYNTHETIC_CASES, SEED)]
-    shown = [_to_dict(case) for case in itertools.islice(read_cases(path), MAX_CASES)]
+        return [parse_case(record) for record in generator.cases(SYNTHETIC_CASES, SEED)]
+    shown = list(itertools.islice(read_cases(path), MAX_CASES))
     if not shown:
         raise UserError(f"{path} has no case; name a file of cases with --cases, or leave it out for synthetic cases")
     return shown
 
 
-def _to_dict(case: Case) -> dict[str, Any]:
-    return {"case_id": case.case_id, "messages": [{"role": m.role, "text": m.text} for m in case.messages]}
+def _to_dict(case: Case, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the page shows of a case: the messages that the model reads."""
+    messages = [{"role": m.role, "text": m.text} for m in with_text(fill_texts(case, texts).messages)]
+    return {"case_id": case.case_id, "messages": messages}
 
 
-def routes(replayed: Sequence[dict[str, Any]]) -> list[Route]:
+def routes(replayed: Sequence[Case], texts: Callable[[], Mapping[str, str]]) -> list[Route]:
     """Return the routes of the page, its files and its cases; the files are read once.
 
     Args:
         replayed: cases from `replay_cases`.
+        texts: returns the text by template id for labelled messages without text.
     """
     parts = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
     page = parts.pop("index.html")
 
     async def console_cases(_: Request) -> Response:
-        return JSONResponse(replayed, headers=_HEADERS | {"Cache-Control": "no-store"})
+        shown = [_to_dict(case, texts()) for case in replayed]
+        return JSONResponse(shown, headers=_HEADERS | {"Cache-Control": "no-store"})
 
     files = [_file(f"/console/{name}", path) for name, path in sorted(parts.items())]
     return [_file("/console", page), *files, Route("/console/cases", console_cases)]

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from jaxtempl.errors import UserError, first_line
 from jaxtempl.serve.schema import Event, FieldError
+from jaxtempl.text.cases import RecordError, template_id
 
 FORMAT = 1  # format of the tables: the one written, and the newest one read
 DRIVERS = ("sqlite", "postgresql+psycopg")
@@ -138,12 +139,15 @@ def event_row(event: Event) -> dict[str, Any]:
     """Return an event's row, received now. Its id is the sha256 of its content, so that a retry is the same row.
 
     Raises:
-        FieldError: `at` in UTC is outside the years 1 to 9999.
+        FieldError: `at` in UTC is outside the years 1 to 9999, or the template's id cannot be kept.
     """
     try:
-        row = {**msgspec.structs.asdict(event), "at": event.at.astimezone(UTC)}
+        kept = {"at": event.at.astimezone(UTC), "template": template_id(event.template or "")}
     except OverflowError:
         raise FieldError("at", "is outside the years 1 to 9999 in UTC") from None
+    except RecordError:
+        raise FieldError("template", "is too long or has a control character") from None
+    row = {**msgspec.structs.asdict(event), **kept}
     content = [row[name] for name in ("suggestion_id", "event", "template", "position", "at")]
     return {"event_id": hashlib.sha256(msgspec.json.encode(content)).hexdigest(), **row, "received": datetime.now(UTC)}
 

@@ -1,7 +1,7 @@
 """HTTP routes: suggestions, events, the model, health, and the model in the KServe v2 protocol."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class App:
             *(Route(path, self.kserve_model) for path in model),
             *(Route(f"{path}/ready", self.kserve_ready) for path in model),
             *(Route(f"{path}/infer", self.infer, methods=["POST"]) for path in model),
-            *page.routes(self._cases),
+            *page.routes(self._cases, self._listed_texts),
         ]
 
     async def suggest(self, request: Request) -> Response:
@@ -191,6 +191,9 @@ class App:
             return await self._service.find(context)
         except FieldError as error:
             raise locate_error(index, error) from None
+
+    def _listed_texts(self) -> Mapping[str, str]:
+        return self._service.model.ranker.listed_texts if self._service.model else {}
 
     def _model(self) -> ServedModel:
         if self._service.model is None:

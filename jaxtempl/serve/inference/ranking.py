@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from jaxtempl.errors import UserError
 from jaxtempl.text.cases import Template
+from jaxtempl.text.templates import listed_texts
 
 # Words that do not change what a text says; no negation, number or noun is among them.
 _FILLERS = "a an the i you we it its this that am m is s are re be will ll would d have ve has had to of and so please"
@@ -52,6 +53,11 @@ class Ranker:
         """Number of templates that may be suggested."""
         return int(self._active.sum())
 
+    @property
+    def listed_texts(self) -> dict[str, str]:
+        """Text by id of the templates that the user's file lists."""
+        return listed_texts(self._templates)
+
     def best(self, logits: Float[np.ndarray, " S"], k: int, allowed: Collection[str] | None = None) -> list[Suggestion]:
         """Return the k most likely templates, best first, or fewer if there are no more.
 
@@ -79,7 +85,7 @@ class Ranker:
 
     def _mask(self, allowed: Collection[str]) -> Bool[np.ndarray, " S"]:
         mask = np.zeros(len(self._templates), bool)
-        mask[[self._slots[name] for name in allowed if name in self._slots]] = True
+        mask[[self._slots[name] for name in map(str.strip, allowed) if name in self._slots]] = True
         return mask
 
 
