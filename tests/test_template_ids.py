@@ -70,7 +70,12 @@ def prepare(folder: Path, *names: str, templates: list[Any] | None = None, **cha
     if templates is not None:
         (folder / "given.json").write_text(json.dumps(templates))
         changes["templates"] = str(folder / "given.json")
-    config = {"fractions": (1.0, 0.0, 0.0), "size": "nano", "length": 32, "out": folder / "data"} | changes
+    config: dict[str, Any] = {
+        "fractions": (1.0, 0.0, 0.0),
+        "size": "nano",
+        "length": 32,
+        "out": folder / "data",
+    } | changes
     pipeline.run(PrepareConfig(transcripts=(str(folder / "in.jsonl"),), **config))
     return Dataset(folder / "data")
 
