@@ -108,9 +108,11 @@ def named(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with transcripts and the checkout's examples."""
+    """A working directory with transcripts, and with the checkout's examples and sample."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "jaxtempl" / "assets").mkdir(parents=True)
+    for part in ("examples", "jaxtempl/assets/star"):
+        (folder / part).symlink_to(ROOT / part)
     generator.write(folder, 40)
     return folder
 
