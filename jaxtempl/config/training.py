@@ -27,7 +27,12 @@ class TrainConfig:
         0, "Microbatches of an update (default: of at most 8,192 tokens a device).", minimum=0, was="accumulate"
     )
     learning_rate: float = option(0.0, "Learning rate at the peak of the schedule.", minimum=0, was="rate")
-    schedule: Literal["cosine", "linear"] = option("cosine", "Decay of the learning rate to zero after warm-up.")
+    schedule: Literal["cosine", "linear", "wsd"] = option(
+        "cosine", "Decay of the learning rate to zero after warm-up; wsd holds it until --decay_at, then linear."
+    )
+    decay_at: int = option(
+        0, "Update at which schedule wsd begins to decay (default: after four fifths of the updates).", minimum=0
+    )
     warmup_ratio: float = option(
         0.0, "Share of the updates over which the learning rate rises to its peak.", minimum=0, was="warmup"
     )

@@ -1,4 +1,4 @@
-"""AdamW with a decay mask by leaf name, and the paper's two learning-rate schedules."""
+"""AdamW with a decay mask by leaf name, and the learning-rate schedules."""
 
 import jax
 import numpy as np
@@ -12,15 +12,31 @@ NOT_DECAYED = {"bias", "scale"}
 
 
 def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Return a linear warm-up over `warmup_ratio` of the steps, then cosine or linear decay to 0 (Tables 1 and 2)."""
+    """Return a linear warm-up over `warmup_ratio` of the steps, then a decay to 0.
+
+    The decay is cosine or linear (paper, Tables 1 and 2), or `wsd`: warm-up, stable, decay (Hu et al., 2024, section
+    4.2), whose linear decay starts at `decay_at`. A run with a constant rate has annealed branches at any of its
+    checkpoints.
+    """
     warmup = round(config.warmup_ratio * steps)
+    if config.schedule == "wsd":
+        return _warm_up_and_hold(config, warmup, min(config.decay_at or round(0.8 * steps), steps - 1), steps)
     rest = max(steps - warmup, 1)
     decay = {
         "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
         "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
     }[config.schedule]
-    rise = optax.linear_schedule(config.learning_rate / max(warmup, 1), config.learning_rate, max(warmup - 1, 1))
-    return optax.join_schedules([rise, decay], [warmup]) if warmup else decay
+    return optax.join_schedules([_rise(config, warmup), decay], [warmup]) if warmup else decay
+
+
+def _warm_up_and_hold(config: TrainConfig, warmup: int, decay_at: int, steps: int) -> optax.Schedule:
+    hold = optax.constant_schedule(config.learning_rate)
+    decay = optax.linear_schedule(config.learning_rate, 0.0, steps - decay_at)
+    return optax.join_schedules([_rise(config, warmup), hold, decay], [warmup, decay_at])
+
+
+def _rise(config: TrainConfig, warmup: int) -> optax.Schedule:
+    return optax.linear_schedule(config.learning_rate / max(warmup, 1), config.learning_rate, max(warmup - 1, 1))
 
 
 def learning_rates(config: TrainConfig, steps: int) -> Float[np.ndarray, " steps"]:
