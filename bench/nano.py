@@ -1,7 +1,7 @@
 """Train `nano`, the base model of this package, and compare shapes and vocabularies for it.
 
-`JAXTEMPL_DATA=DATA .venv/bin/python -m bench.nano STAGE` runs a stage: `data`, `compare` or `train`; each resumes where it
-stopped. `train` takes a night or two of one core. All files stay in `runs/nano`.
+`JAXTEMPL_DATA=DATA .venv/bin/python -m bench.nano STAGE` runs a stage, `data` or `compare`; each resumes where it
+stopped. All files stay in `runs/nano`.
 """
 
 import argparse

@@ -115,6 +115,24 @@ def test_splash_attention_equals_xlas_attention(head_dim: int, dtype: Any, docum
     assert max(deviations.values()) < bench.MAX_DEVIATION[dtype], deviations
 
 
+@pytest.mark.parametrize("documents", [False, True])
+def test_xlas_gradients_equal_those_of_plain_attention(documents: bool) -> None:
+    """Compare output and gradients with jax.nn's attention, for a length that is no multiple of a chunk."""
+    length = 2 * attention.QUERY_CHUNK + 9
+    q, k, v = numbers(length)
+    ids = (jnp.array([[50], [100]]) < jnp.arange(length)[None]).astype(jnp.int32) if documents else None
+    mask = None if ids is None else (ids[:, :, None] == ids[:, None])[:, None]
+
+    def results(attend: Any) -> Any:
+        output, backward = jax.vjp(attend, q, k, v)
+        return output, *backward(jnp.cos(jnp.arange(output.size)).reshape(output.shape))
+
+    got = jax.jit(lambda: results(lambda *qkv: attention.causal(*qkv, ids)))()
+    expected = jax.jit(lambda: results(lambda *qkv: jax.nn.dot_product_attention(*qkv, mask=mask, is_causal=True)))()
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
+
+
 def test_blocks_are_the_largest_that_divide_a_row() -> None:
     assert [flash_attention._blocks(length).block_kv for length in (128, 384, 512, 768, 2048)] == [
         128,

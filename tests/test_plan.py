@@ -25,7 +25,7 @@ from jaxtempl.commands.adapt import main
 from jaxtempl.config import parsing, paths, sizes
 from jaxtempl.config.training import AdaptConfig
 from jaxtempl.errors import UserError
-from jaxtempl.models import factory
+from jaxtempl.models import factory, scan
 from jaxtempl.models.scan import Remat
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.planning import compiled_step, estimate, memory
@@ -116,8 +116,9 @@ def test_the_planned_state_equals_the_size_of_the_shards(shape: MeshShape) -> No
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_a_layer_saves_what_autodiff_saves(remat: Remat) -> None:
+def test_a_layer_saves_what_autodiff_saves(remat: Remat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with the residuals that JAX passes to the backward pass, by layer, without copies of parameters."""
+    monkeypatch.setattr(scan, "UNROLLED", 0)  # residuals of a loop are stacked
     rows, length = 2, 128
     graphdef = factory.make_graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
     row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
@@ -141,7 +142,9 @@ def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor_
     by_remat = [memory.activation_bytes(a, microbatch(length=2048, remat=remat)) for remat in ("none", "dots", "full")]
     assert by_remat == sorted(by_remat, reverse=True)
     assert memory.activation_bytes(a, microbatch(MeshShape(1, 1, 8), length=2048)) < base
-    assert memory.activation_bytes(a, microbatch(length=2048, flash=False)) > 3 * base
+    narrow = dataclasses.replace(a, vocabulary=1024)  # a layer needs more than the loss
+    flash, xla = (memory.activation_bytes(narrow, microbatch(length=2048, flash=flash)) for flash in (True, False))
+    assert flash < xla < 1.2 * flash
 
 
 def test_the_plan_suggests_flags_that_fit() -> None:

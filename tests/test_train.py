@@ -14,9 +14,10 @@ from flax import nnx
 from rig import MESH, STEPS, Rig
 
 from jaxtempl.config.training import AdaptConfig
-from jaxtempl.errors import UserError
+from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import factory
 from jaxtempl.parallel import rules
+from jaxtempl.training import trainer
 from jaxtempl.training.loop import Schedule
 from jaxtempl.training.optimizer import adamw, decay_mask, learning_rate_schedule
 from jaxtempl.training.state import restore_state
@@ -172,6 +173,21 @@ def test_schedules_rise_during_warmup_and_fall_to_zero(schedule: Any, half: floa
     assert float(rate(10)) == pytest.approx(2.0)
     assert float(rate(55)) == pytest.approx(2.0 * half, rel=1e-5)
     assert float(rate(100)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_wsd_holds_the_rate_until_it_decays_linearly() -> None:
+    def rates(**changes: int) -> list[float]:
+        config = AdaptConfig(learning_rate=2.0, warmup_ratio=0.1, schedule="wsd", **changes)
+        return [float(learning_rate_schedule(config, 100)(step)) for step in (0, 9, 10, 60, 79, 80, 90, 100)]
+
+    np.testing.assert_allclose(rates(), [0.2, 2, 2, 2, 2, 2, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(rates(decay_at=60), [0.2, 2, 2, 2, 1.05, 1, 0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"schedule": "cosine", "decay_at": 5}, {"schedule": "wsd", "decay_at": 10}])
+def test_decay_at_must_be_an_update_of_a_wsd_schedule(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--decay_at"):
+        trainer.resolve_config(AdaptConfig(steps=10, size="nano", **changes), "adapt", 10, saves=2, length=8)
 
 
 def test_the_papers_warmup_is_145_steps() -> None:

@@ -69,7 +69,7 @@ def _causal(q: Heads, k: Heads, v: Heads, documents: Documents) -> Heads:
 
 
 class _Saved(NamedTuple):
-    """What the forward pass saves.
+    """The residuals of the forward pass.
 
     Attributes:
         q: Queries, scaled.

@@ -12,16 +12,17 @@ layer's matrices. By `--remat`, a layer saves for the backward pass:
     dots  2 T (D + (3 D' + F) / t)                   its input and the outputs of its matrix products
     none  T (28 D + 32 + (8 F + 10 D' + 4 H) / t)    every operand of the derivatives
 
-`none` is six float32 [T D] of the two LayerNorms and their two outputs, four [T F] of the GELU, and for flash attention
-q, k, v, its output in two layouts, and the sums of its softmax. XLA's attention saves more: `_xla_attention`. D' is D,
-or 128 H if a TPU pads narrower heads. In addition there are 12 T D of embedding and final LayerNorm; with f > 1,
-4 D V / t of the head's gradient before it is reduce-scattered; with f = 1 and `none`, 2 N W / t of weights in 16 bit.
+`none` is six float32 [T D] of the two LayerNorms and their two outputs, four [T F] of the GELU, and for attention
+q, k, v, its output in two layouts, and the sums of its softmax. D' is D, or 128 H if a TPU pads narrower heads. In
+addition there are 12 T D of embedding and final LayerNorm; with f > 1, 4 D V / t of the head's gradient before it is
+reduce-scattered; with f = 1 and `none`, 2 N W / t of weights in 16 bit.
 Of these two, which follow each other, the larger counts:
 
     loss   8 for each logit of a chunk (`cross_entropy.DEFAULT_CHUNK_LOGITS`), 2 D V / t for the head in 16 bit and
            4 D V / t for a chunk's contribution to its gradient; with f > 1, 4 D V / t for the gathered head
     layer  what `none` saves for one layer, if that is not saved; T (8 D + 4 F / t) of cotangents; 6 W / t for the
-           layer's weights in 16 bit and their gradient in 32
+           layer's weights in 16 bit and their gradient in 32; for attention without a flash kernel, 12 T H C / t for
+           the scores, weights and gradients of a chunk of C queries (`attention.QUERY_CHUNK`)
 """
 
 import importlib.util
@@ -185,7 +186,8 @@ def activation_bytes(a: NeoXArchitecture, microbatch: MicrobatchShape, lanes: in
     chunks = cross_entropy.chunk_count(microbatch.length, microbatch.local_rows * a.vocabulary // tensor, "gpu")
     loss = 8 * tokens / chunks * a.vocabulary / tensor + (10 if fsdp > 1 else 6) * head
     recomputed = 0.0 if microbatch.remat == "none" else layer_activation_bytes(a, microbatch, "none", lanes)
-    layer = recomputed + tokens * (8 * a.hidden + 4 * a.feed_forward / tensor) + 6 * matrices
+    chunk = 0 if microbatch.flash else 12 * a.heads * attention.QUERY_CHUNK
+    layer = recomputed + tokens * (8 * a.hidden + (4 * a.feed_forward + chunk) / tensor) + 6 * matrices
     return saved + max(loss, layer)
 
 
@@ -197,16 +199,4 @@ def layer_activation_bytes(a: NeoXArchitecture, microbatch: MicrobatchShape, rem
         return 2.0 * tokens * a.hidden
     if remat == "dots":
         return 2 * tokens * (a.hidden + (3 * heads + a.feed_forward) / tensor)
-    attended = 10 * heads + 4 * a.heads if microbatch.flash else _xla_attention(a, microbatch.length)
-    return tokens * (28 * a.hidden + 32 + (8 * a.feed_forward + attended) / tensor)
-
-
-def _xla_attention(a: NeoXArchitecture, length: int) -> float:
-    """Return the bytes a token that XLA's attention saves, on all devices of `tensor` together.
-
-    Each chunk of queries saves its scores in 32 and 16 bit, and its keys and values; each query saves its output in 32
-    and 16 bit, and two sums of its softmax.
-    """
-    ends = [min(start + attention.QUERY_CHUNK, length) for start in range(0, length, attention.QUERY_CHUNK)]
-    scores = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
-    return 8 * a.hidden + 8 * a.heads + (4 * a.hidden * sum(ends) + 6 * a.heads * scores) / length
+    return tokens * (28 * a.hidden + 32 + (8 * a.feed_forward + 10 * heads + 4 * a.heads) / tensor)

@@ -20,7 +20,7 @@ def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     """
     warmup = round(config.warmup_ratio * steps)
     if config.schedule == "wsd":
-        return _warm_up_and_hold(config, warmup, min(config.decay_at or round(0.8 * steps), steps - 1), steps)
+        return _warm_up_and_hold(config, warmup, config.decay_at or min(round(0.8 * steps), steps - 1), steps)
     rest = max(steps - warmup, 1)
     decay = {
         "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),

@@ -15,7 +15,7 @@ from jaxtempl.config import parsing
 from jaxtempl.config.training import TrainConfig
 from jaxtempl.data import loader
 from jaxtempl.data.loader import Batch
-from jaxtempl.errors import UserError, first_line
+from jaxtempl.errors import UsageError, UserError, first_line
 from jaxtempl.models import factory
 from jaxtempl.parallel import process_group
 from jaxtempl.parallel.mesh import MeshShape, choose_mesh, make_mesh
@@ -69,8 +69,16 @@ def resolve_config(config: TrainConfigT, phase: Phase, steps: int, saves: int, l
         steps: Updates that the epochs amount to.
         saves: Number of study checkpoints, unless `save_every` is given.
         length: Tokens of a row.
+
+    Raises:
+        UsageError: `decay_at` does not fit the schedule.
     """
     steps = config.steps or steps
+    if config.decay_at and (config.schedule != "wsd" or config.decay_at >= steps):
+        raise UsageError(
+            f"--decay_at={config.decay_at} with --schedule={config.schedule} and {steps} updates; it needs "
+            "--schedule=wsd and an update before the last"
+        )
     return dataclasses.replace(
         config,
         steps=steps,
