@@ -6,10 +6,8 @@ benchmark resumes; with `--done` it writes the table of the completed cells. All
 
 import argparse
 import concurrent.futures
-import json
 import os
 import queue
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +16,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import common
+from bench import common, runs
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data import loader
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.reports import html
-from jaxtempl.runs.run import Run
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 
 WORK = Path("runs/star")  # relative to the project root
+CACHE = WORK / "compiled"  # the cells have the same shapes
 # Shares of the rows drawn: star twice over, each companion less than once, 18.8 M tokens in all.
 MIXTURE = {"star": 0.40, "sgd": 0.45, "taskmaster4": 0.10, "multidogo": 0.05}
 ADAPT = ("--steps=4600", "--batch_size=8", "--learning_rate=1.5e-3")
@@ -87,15 +85,6 @@ def main() -> None:
     _write(machine, cells, losses, _padding())
 
 
-def _command(name: str, *flags: str, core: int | None = None) -> None:
-    """Run one of the project's commands, on one core if `core` is given."""
-    print(f"$ bin/{name} {' '.join(flags)}", flush=True)
-    pinned = [] if core is None else ["taskset", "-c", str(core)]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str((WORK / "compiled").resolve())}  # the cells have the same shapes
-    command = [*pinned, str(common.ROOT / "bin" / name), *flags]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **cache})
-
-
 def _mixture() -> dict[str, float]:
     """Return the available part of MIXTURE: bench/data cannot make every companion; shares stay relative."""
     return {name: share for name, share in MIXTURE.items() if (WORK / "data" / name).exists()}
@@ -110,12 +99,14 @@ def _prepare(data: Path) -> None:
         if out.exists():
             continue
         test = [f"--test={data}/star/dev", f"--templates={data}/star/templates.json"] if name == "star" else []
-        _command("prepare", f"--train={data}/{name}/train", *test, "--size=nano", "--length=512", f"--out={out}")
+        runs.command(
+            "prepare", f"--train={data}/{name}/train", *test, "--size=nano", "--length=512", f"--out={out}", cache=CACHE
+        )
 
 
 def _adapt() -> None:
     mixture = ",".join(f"{WORK}/data/{name}:{share:.2f}" for name, share in _mixture().items())
-    _command("adapt", "--size=nano", f"--data={mixture}", *ADAPT, f"--out={WORK}/adapted")
+    runs.command("adapt", "--size=nano", f"--data={mixture}", *ADAPT, f"--out={WORK}/adapted", cache=CACHE)
 
 
 def _cells(done: bool) -> list[Cell]:
@@ -142,20 +133,10 @@ def _cell(start: str, labels: int, core: int) -> Cell:
     out = _folder(start, labels)
     settings = RANDOM_ALL if (start, labels) == ("random", 0) else FINETUNE[labels]
     flags = [f"--labels={labels}", *settings, f"--data={WORK}/data/star", f"--out={out}"]
-    _command("finetune", *STARTS[start], *flags, core=core)
+    runs.command("finetune", *STARTS[start], *flags, core=core, cache=CACHE)
     report = _report(out.name, out / "evaluate-test", f"--baselines={str(start == 'base').lower()}", core=core)
-    tokens = sum(line["tokens_per_second"] * line["seconds"] for line in _steps(out))
-    return Cell(start, labels, report, _seconds(out), tokens)
-
-
-def _steps(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics of each update of a run."""
-    return [line for line in Run(folder).metrics() if "seconds" in line]
-
-
-def _seconds(folder: Path) -> float:
-    """Return the seconds of training alone."""
-    return sum(line["seconds"] for line in _steps(folder))
+    tokens = sum(line["tokens_per_second"] * line["seconds"] for line in runs.steps(out))
+    return Cell(start, labels, report, runs.seconds(out), tokens)
 
 
 def _folder(start: str, labels: int) -> Path:
@@ -163,9 +144,7 @@ def _folder(start: str, labels: int) -> Path:
 
 
 def _report(run: str, out: Path, *flags: str, core: int | None = None) -> dict[str, Any]:
-    if not (out / "report.json").exists():
-        _command("evaluate", f"--run={WORK}/{run}", f"--data={WORK}/data/star", f"--out={out}", *flags, core=core)
-    return json.loads((out / "report.json").read_text())
+    return runs.evaluate(WORK / run, WORK / "data" / "star", out, *flags, cache=CACHE, core=core)
 
 
 def _padding() -> dict[str, float]:
@@ -185,7 +164,7 @@ def _write(machine: dict[str, Any], cells: Sequence[Cell], losses: dict[str, Any
         "machine": machine,
         "settings": {"mixture": _mixture(), "adapt": ADAPT, "finetune": {str(k): v for k, v in FINETUNE.items()}},
         "language_model": {name: report["metrics"] for name, report in losses.items()},
-        "adapt_seconds": _seconds(WORK / "adapted"),
+        "adapt_seconds": runs.seconds(WORK / "adapted"),
         "cells": [{**c._asdict(), "report": c.report["metrics"]} for c in cells],
         "baselines": {str(c.labels): c.report["baselines"] for c in cells if c.report["baselines"]},
         "padding": padding,
