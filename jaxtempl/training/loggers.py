@@ -1,14 +1,10 @@
 """Loggers of a training: metrics.jsonl, a progress bar or lines, and TensorBoard or MLflow."""
 
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
 
 from jaxtempl import files
@@ -29,6 +25,8 @@ def open_loggers(config: TrainConfig, folder: Path, start: int) -> list[Logger]:
     if config.tracker == "mlflow":
         service: Logger = MlflowLogger(folder, yaml.safe_load(parsing.dump(config)))
     else:
+        from jaxtempl.training.tensorboard_logger import TensorBoardLogger  # imports torch where it is installed
+
         service = TensorBoardLogger(folder, start)
     return [JsonlLogger(folder, start), service, ProgressLogger(config.steps, start)]
 
@@ -46,29 +44,6 @@ class JsonlLogger:
 
     def close(self, finished: bool) -> None:
         """Do nothing: every line is written already."""
-
-
-class TensorBoardLogger:
-    """Writes events for `tensorboard --logdir` of the run's folder or its parent.
-
-    Events are written synchronously: tensorboardX's own writer uses a thread and waits forever if that dies.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
-        restart = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides later events
-        self._writer.write_event(restart)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one scalar for each name."""
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
-        self._writer.flush()
-
-    def close(self, finished: bool) -> None:
-        """Close the event file."""
-        self._writer.close()
 
 
 class ProgressLogger:
