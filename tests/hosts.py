@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from children import environment
+
 from jaxtempl.config.paths import ROOT
 
 # Command prefix: no file may grow beyond 1 MB, which looks like a full disk to the checkpoint writer.
@@ -49,10 +51,8 @@ class Hosts:
             self.processes.append(self._start(command, self._stderr[index], devices))
 
     def _start(self, command: list[str], stderr: Path, devices: int) -> "subprocess.Popen[bytes]":
-        xla = f"--xla_force_host_platform_device_count={devices}"
-        environment = {**os.environ, "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT)}
         with stderr.open("wb") as file:
-            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=file)
+            return subprocess.Popen(command, env=environment(devices), stdout=subprocess.DEVNULL, stderr=file)
 
     def __enter__(self) -> "Hosts":
         return self
@@ -95,4 +95,4 @@ def free_port() -> str:
 def run_script(script: str) -> "subprocess.CompletedProcess[str]":
     """Run a Python script in its own process."""
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT_SECONDS)

@@ -1,25 +1,23 @@
 """One Python process that runs many commands of the project, so that a test pays for their imports once."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from children import environment
 
 
 class Interpreter:
     """A process with one device, in a folder; commands run in it one after another."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
         command = [sys.executable, "-u", __file__]
         self.errors = folder.with_name(f"{folder.name}.stderr")
         with self.errors.open("w") as errors:
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+            self.process = subprocess.Popen(command, cwd=folder, env=environment(), **pipes)
 
     def run(self, words: list[str]) -> str:
         """Run `bin/X --flags` and return its output; raise AssertionError if its exit code is not 0."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from children import environment
 from flax import nnx
 from jax.experimental import topologies
 
@@ -347,9 +348,9 @@ def test_the_command_prints_a_plan_and_writes_no_files(tmp_path: Path) -> None:
     """The command runs in an empty folder, so any file that it writes would be found."""
     (tmp_path / "empty").mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "HOME": str(tmp_path / "empty"), "XLA_FLAGS": ""}
+    variables = {**environment(), "PATH": path, "HOME": str(tmp_path / "empty")}
     command = [paths.ROOT / "bin" / "adapt", "--plan", "--size=6.9b", "--device=h200", "--devices=8"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "empty", env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "empty", env=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("model")
     assert "FITS" in done.stdout
