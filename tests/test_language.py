@@ -85,16 +85,20 @@ def strings(path: Path) -> Iterator[Text]:
             yield Text(path, node.lineno, node.value)
 
 
-def prose(path: Path) -> Iterator[Text]:
+@cache
+def prose(path: Path) -> list[Text]:
     if path.suffix == ".md":
         text = re.sub(r"```.*?```", lambda block: "\n" * block[0].count("\n"), path.read_text("utf-8"), flags=re.DOTALL)
-        yield from (Text(path, i, line) for i, line in enumerate(text.splitlines(), 1))
-    elif not path.is_relative_to(SPOKEN):
-        yield from comments(path)
-        yield from strings(path)
+        return [Text(path, i, line) for i, line in enumerate(text.splitlines(), 1)]
+    return [] if path.is_relative_to(SPOKEN) else [*comments(path), *strings(path)]
 
 
-def identifiers(path: Path) -> Iterator[Text]:
+@cache
+def identifiers(path: Path) -> list[Text]:
+    return list(_identifiers(path))
+
+
+def _identifiers(path: Path) -> Iterator[Text]:
     for node in ast.walk(tree(path)):
         line = getattr(node, "lineno", 0)
         for field in ("id", "attr", "arg", "name"):
