@@ -5,14 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from hosts import Hosts
 from safetensors.numpy import load_file, save_file
 
 from jaxtempl import cli, files
@@ -31,12 +30,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def call(name: str, *argv: str) -> int:
     return cli.run(command(name), argv)
-
-
-def process(name: str, *argv: str, **options: object) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "jaxtempl", name, *argv]
-    return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def test_adapt_finetune_evaluate_and_suggest_work_in_sequence(
@@ -101,30 +94,30 @@ def test_adapt_finetune_evaluate_and_suggest_work_in_sequence(
 
 
 @pytest.mark.parametrize("command", ["adapt", "finetune"])
-def test_a_killed_training_resumes_bit_for_bit(command: str, data: Dataset, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_bit_for_bit(
+    command: str, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is killed; the rest runs here, which is faster and has the same bits with the same devices."""
     flags = [
         "--size=nano",
         f"--data={data.folder}",
         "--steps=12",
         "--batch_size=4",
         "--save_every=12",
-        "--recover_minutes=0",
+        "--mesh.data=1",
+        "--mesh.fsdp=1",
     ]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    first = process(command, *flags, f"--out={killed}")
-    deadline = time.monotonic() + 120
-    while len(list(killed.glob("checkpoints/[1-9]*/manifest.json"))) < 2 and time.monotonic() < deadline:
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", str(jax.config.jax_default_matmul_precision))
+    with Hosts(tmp_path, 1, command, *flags, "--recover_minutes=0", f"--out={killed}", devices=8) as hosts:
+        hosts.wait_until(lambda: len(list(killed.glob("checkpoints/[1-9]*/manifest.json"))) >= 2)
+        hosts.signal(0, signal.SIGKILL)
     assert not (killed / "checkpoints" / "12" / "manifest.json").exists(), "the kill came too late to test anything"
-    outputs = [process(command, *flags, f"--out={out}").communicate() for out in (killed, whole)]
-    assert "resuming from" in outputs[0][0]
+    assert call(command, *flags, f"--out={killed}") == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert call(command, *flags, f"--out={whole}") == 0
     shapes = factory.abstract_params(run.Run(whole).architecture, run.Run(whole).outputs)
     a, b = (run.Run(out).params(12) for out in (killed, whole))
-    import jax
-
     assert jax.tree.structure(a) == jax.tree.structure(shapes)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     lines = [

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import environment
 from interpreter import Interpreter
-from scaled import study_rows, write
+from scaled import study_rows, use_fast_fits, write
 from serving import free_port
 
 from converters.__main__ import CONVERTERS
@@ -135,10 +136,9 @@ def completed(line: str) -> list[str]:
 
 def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
     """Start a command's script as a process with one device."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     words = [str(ROOT / words[0]) if words[0].startswith("bin/") else words[0], *words[1:]]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, cwd=folder, env=environment, **pipes)
+    return subprocess.Popen(words, cwd=folder, env=environment(), **pipes)
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
@@ -190,12 +190,14 @@ def test_the_error_for_a_missing_dataset_names_prepare(
         adapt.main(shlex.split(line)[1:])
 
 
-def test_the_commands_of_the_scaling_page_run(folder: Path, interpreter: Interpreter) -> None:
+def test_the_commands_of_the_scaling_page_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of docs/scaling.md run on synthetic results instead of hours of training."""
+    monkeypatch.chdir(folder)
+    use_fast_fits(monkeypatch)
     write(folder / "runs" / "scaling" / "laptop", study_rows()[:66])
     for line in commands(ROOT / "docs" / "scaling.md"):
         if line.startswith(("bin/scaling report", "bin/scaling advise")):
-            interpreter.run(shlex.split(line))
+            scaling.main(shlex.split(line)[1:])
         elif line.startswith("bin/scaling run"):
-            interpreter.run([*shlex.split(line), "--plan=true"])
+            scaling.main([*shlex.split(line)[1:], "--plan=true"])
     assert (folder / "runs" / "scaling" / "laptop" / "report" / "index.html").is_file()

@@ -15,6 +15,8 @@ from rig import STEPS, Rig
 
 from bench import kill
 from bench.kill import read_losses
+from jaxtempl import cli
+from jaxtempl.__main__ import command
 from jaxtempl.config.sizes import tokenizer_path
 from jaxtempl.data import loader
 from jaxtempl.data.dataset import Dataset
@@ -131,18 +133,18 @@ def test_keep_sets_the_number_of_recovery_checkpoints(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_one_line_error_and_keeps_older_checkpoints(data: Dataset, tmp_path: Path) -> None:
-    out, flags = tmp_path / "run", ("--recover_minutes=0", "--keep=9")
-    with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1) as hosts:
-        hosts.wait_until(lambda: len(read_losses(out)) > 2)
-        hosts.signal(0, signal.SIGTERM)
-        assert hosts.codes() == [75]
-    steps = Run(out).checkpoints.steps()
-    with Hosts(tmp_path, 1, *adapt(data, out, *flags), devices=1, prefix={0: NO_ROOM}) as hosts:
+    out = tmp_path / "run"
+    name, *flags = adapt(data, out, "--recover_minutes=0", "--keep=9", "--mesh.data=1", "--mesh.fsdp=1")
+    assert cli.run(command(name), [*flags, "--steps=3"]) == 0
+    complete = Run(out).checkpoints
+    steps, resumable = complete.steps(), complete.newest_resumable()
+    more = ("--allow_change=steps", "--save_every=500")
+    with Hosts(tmp_path, 1, name, *flags, *more, devices=1, prefix={0: NO_ROOM}) as hosts:
         assert hosts.codes() == [1]
     (message,) = [line for line in hosts.stderr(0).splitlines() if line.startswith("error: ")]
     assert f"could not be saved in {out.resolve()}/checkpoints: File too large; older ones are complete" in message
     assert Run(out).checkpoints.steps() == steps
-    assert Run(out).checkpoints.newest_resumable() == steps[-1]
+    assert Run(out).checkpoints.newest_resumable() == resumable == 2
 
 
 def test_the_order_of_files_on_disk_changes_no_batch(data: Dataset, tmp_path: Path) -> None:

@@ -1,24 +1,24 @@
 """Analysis, figures, equivalent tokens and advice on rows that known laws generated."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scaled import SIZES, STEPS, domain_loss, loss, row, study_rows, write
+from scaled import SIZES, STEPS, domain_loss, loss, row, study_rows, use_fast_fits, write
 
 from jaxtempl import files
 from jaxtempl.commands import scaling
 from jaxtempl.config.scaling import ScalingAdviseConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.reports import html
-from jaxtempl.scaling import advise, equivalents, figures, report
+from jaxtempl.scaling import equivalents, figures, report
 from jaxtempl.scaling.advice import Constraints
 from jaxtempl.scaling.advise import Adviser
 from jaxtempl.scaling.columns import ResultRow
-from jaxtempl.scaling.laws import analysis, bootstrap, catalog, fitting, hypotheses, selection, summaries
+from jaxtempl.scaling.laws import analysis, catalog, fitting, hypotheses, selection, summaries
 from jaxtempl.scaling.laws.analysis import Analysis, LawResult
 from jaxtempl.scaling.laws.forecast import Forecaster, Scenario
 from jaxtempl.scaling.study import architecture_of
@@ -27,28 +27,10 @@ from jaxtempl.specs.accelerators import ACCELERATORS
 
 
 @pytest.fixture(autouse=True, scope="module")
-def fast_fits() -> Any:
-    """Use fewer starts and iterations, which suffice for points with little noise; fit equal rows once."""
+def fast_fits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"GRID_STARTS": 20, "REFINED_STARTS": 2, "MAX_LBFGS_ITERATIONS": 200}.items():
-            patch.setattr(fitting, name, value)
-        patch.setattr(bootstrap, "MAX_ITERATIONS", 30)
-        patch.setattr(advise, "Forecaster", cached_forecaster())
+        use_fast_fits(patch)
         yield
-
-
-def cached_forecaster() -> Callable[[Sequence[ResultRow]], Forecaster]:
-    """Return a constructor of forecasters that fits the laws of equal rows once."""
-    forecasters: dict[str, Forecaster] = {}
-
-    def construct(rows: Sequence[ResultRow]) -> Forecaster:
-        domain = [row for row in selection.study_rows(rows) if row["corpus"] in ("", "domain")]
-        key = json.dumps([{**row, "alignment": None} for row in domain])
-        if key not in forecasters:
-            forecasters[key] = Forecaster(rows)
-        return forecasters[key]
-
-    return construct
 
 
 @pytest.fixture(scope="module")
