@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,15 @@ def write(
         config: Further keys of config.json.
         shard_bytes: Maximum bytes of one file; a larger model is written as shards and an index.
     """
+    _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
     slots = stored_tensors(architecture, head, params["head"]["kernel"].shape[1] if head == "template" else None)
     shards, stored = _plan(slots, shard_bytes), functools.partial(_stored_name, TABLES[architecture.family])
     for file, names in shards.items():
         tensors = {stored(name): _stored_array(params, slots[name], architecture.heads) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})  # the only value that transformers loads
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors makes it readable by its owner only
     if len(shards) > 1:
         _write_json(folder / INDEX, _index(slots, shards, stored))
-    _write_json(folder / "config.json", hugging_face_config(architecture, head) | dict(config or {}))
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
