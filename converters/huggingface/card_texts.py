@@ -20,12 +20,9 @@ while messages and len(ids) + len(messages[-1]) <= {length}:
 {enclosed}
 with torch.no_grad():
     logits = model(torch.tensor([ids])).logits[0]
-{retired}probability = torch.softmax(logits / {temperature}, dim=-1)
-for slot in probability.topk({count}).indices.tolist():
-    print(model.config.id2label[slot], round(float(probability[slot]), 4))
-"""
-
-EXCLUDE_RETIRED = """logits[{slots}] = -torch.inf  # slots of retired templates
+probability = torch.softmax(logits, dim=-1)
+for label in probability.topk({count}).indices.tolist():
+    print(model.config.id2label[label], round(float(probability[label]), 4))
 """
 
 GENERATION = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,6 +49,9 @@ NEOX_BATCHES = """Rows of a batch may be padded on either side (`tokenizer.paddi
 `{token}`, id {id}. Pass `attention_mask` with `input_ids`; `position_ids` are not needed, because only
 distances between tokens count. {phase} The tokenizer creates no special token from text: a typed
 `<|endoftext|>` is read as its characters."""
+
+PIPELINE = """For the texts joined by spaces, `pipeline("text-classification", folder)` gives the same probabilities.
+Its `truncation=True` keeps the newest tokens that fit."""
 
 BERT_BATCHES = """Rows of a batch are padded on the right with `{token}`, id {id}: positions count from a row's
 first token, `[CLS]`, and its last token is `[SEP]`. Pass `attention_mask` with `input_ids`; `token_type_ids` are not
@@ -92,7 +92,7 @@ TEXTS: dict[Family, CardTexts] = {
         batches=NEOX_BATCHES,
         phases={
             "finetune": "The classifier answers at a row's right-most id other than {id}, so no row's text may end in "
-            "that id.",
+            f"that id. {PIPELINE}",
             "adapt": "For `generate`, pad on the left.",
         },
         limit="It generates text in the style of such transcripts. It follows no instructions, and its output may "
@@ -106,7 +106,8 @@ TEXTS: dict[Family, CardTexts] = {
         enclosed="ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]\n",
         batches=BERT_BATCHES,
         phases={
-            "finetune": "The tokenizer creates no special token from text: a typed `[MASK]` is read as its characters.",
+            "finetune": "The tokenizer creates no special token from text: a typed `[MASK]` is read as its characters. "
+            f"{PIPELINE}",
             "adapt": "A special token in a text is read as such, so that a text may contain `[MASK]`.",
         },
         limit="It predicts masked words of such transcripts. It generates no text.",

@@ -4,9 +4,9 @@ Its sources are the run's files, and the manifests of its datasets if they still
 part only, and no text of a case or a template is included.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import yaml
@@ -18,6 +18,7 @@ from jaxtempl import files
 from jaxtempl.config import sizes
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
+from jaxtempl.huggingface import hub
 from jaxtempl.models import factory
 from jaxtempl.runs.run import Run, read_config
 from jaxtempl.specs.interval import Interval
@@ -72,12 +73,27 @@ ROW_TITLES = {
 }
 
 
-def render_card(source: Run, step: int, special: SpecialTokens) -> str:
+class Publication(NamedTuple):
+    """Facts of a publication that the run does not know.
+
+    Attributes:
+        license: The hub's name of the licence.
+        languages: ISO 639 codes.
+    """
+
+    license: str
+    languages: Sequence[str]
+
+
+UNPUBLISHED = Publication("unknown", ("en",))
+
+
+def render_card(source: Run, step: int, special: SpecialTokens, publication: Publication) -> str:
     """Render the README.md of a run's checkpoint."""
     a, texts, reports = source.architecture, _texts(source), _reports(source, step)
     padding = {"token": special.names["pad_token"], "id": special.ids["pad_token"]}
     return CARD.format(
-        front=_front(source, step, reports),
+        front=_front(source, step, reports, publication),
         name=_name(source, step),
         summary=_summary(source),
         family=texts.name,
@@ -85,7 +101,7 @@ def render_card(source: Run, step: int, special: SpecialTokens) -> str:
         hidden=a.hidden,
         heads=a.heads,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_params(a, source.slots))),
-        code=_code(source, step),
+        code=_code(source),
         batches=texts.batches.format(**padding, phase=texts.phases[source.phase].format(**padding)),
         data="\n".join(_data(source, step)),
         figures="\n\n".join([_trained(source, step), *_measured(reports)]),
@@ -103,8 +119,9 @@ def _name(source: Run, step: int) -> str:
 
 def _summary(source: Run) -> str:
     if source.phase == "finetune":
+        active = sum(template.active for template in source.templates)
         return (
-            f"Reads a support conversation and scores each of the {len(source.templates):,} reply templates in "
+            f"Reads a support conversation and scores each of the {active:,} reply templates in "
             "`config.json` by the probability that an advocate sends it next."
         )
     return (
@@ -113,28 +130,26 @@ def _summary(source: Run) -> str:
     )
 
 
-def _code(source: Run, step: int) -> str:
+def _code(source: Run) -> str:
     if source.phase == "adapt":
         return _texts(source).language_model
     tags = formats.TAGS if source.manifest["role_tags"] else {}
     texts = ", ".join(f'"{tags.get(role, "")}{text}"' for role, text in EXAMPLE_MESSAGES)
-    retired = [template.slot for template in source.templates if not template.active]
     return card_texts.CLASSIFIER.format(
         texts=f"[{texts}]",
         length=source.manifest["length"] - source.tokenizer.overhead,
         plain=_texts(source).plain,
         enclosed=_texts(source).enclosed,
-        retired=card_texts.EXCLUDE_RETIRED.format(slots=retired) if retired else "",
-        temperature=round(source.temperature(step), 4),
-        count=min(5, len(source.templates) - len(retired)),
+        count=min(5, sum(template.active for template in source.templates)),
     )
 
 
-def _front(source: Run, step: int, reports: list[dict[str, Any]]) -> str:
+def _front(source: Run, step: int, reports: list[dict[str, Any]], publication: Publication) -> str:
     """Return the metadata in the hub's keys."""
+    front: dict[str, Any] = {"license": publication.license, "language": list(publication.languages)}
     task = _texts(source).task if source.phase == "adapt" else "text-classification"
     tags = [source.architecture.family, "jaxtempl"]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
+    front |= {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
     base = _base_model(_lineage(source, step)[0][0])
     if base:
         front["base_model"] = base
@@ -180,7 +195,7 @@ def _base_model(first: Run) -> str | None:
     if size not in sizes.size_names():
         return None
     published = sizes.read_size(size)["weights"]
-    return published if init.get("weights") == published and not published.startswith("assets/") else None
+    return published if init.get("weights") == published and hub.is_hub_id(published) else None
 
 
 def _data(source: Run, step: int) -> Iterator[str]:
@@ -284,13 +299,16 @@ def _classifier_limits(source: Run, step: int) -> Iterator[str]:
     else:
         yield "It reads no roles: messages carry no mark of their author."
     yield "It suggests these templates only; a new template needs another training."
-    retired = [template.slot for template in source.templates if not template.active]
+    retired = sum(not template.active for template in source.templates)
     if retired:
-        yield f"Retired templates still have a class ({len(retired):,}); the code above excludes their slots."
+        yield f"Retired templates have no class ({retired:,}); `slots` in `manifest.json` lists the slot of each class."
     if value == 1:
         yield "No temperature was fitted for this checkpoint: its probabilities may be too high or too low."
     else:
-        yield f"A softmax of its logits divided by {value:.4f} (fitted on validation contexts) gives probabilities."
+        yield (
+            f"The head is divided by {value:.4f}, a temperature fitted on validation contexts: a softmax of the logits "
+            "gives calibrated probabilities, in the order of the run's."
+        )
     yield "It suggests replies to a person who chooses; it was not tested for answering customers without one."
 
 

@@ -15,6 +15,8 @@ class ConvertHuggingfaceConfig:
 
     run: str = option("", "RUN, RUN@STEP, RUN@last or RUN@best.")
     out: Path = option(Path("converted"), "Folder to write.")
+    license: str = option("unknown", "Licence of the weights in the model card, by the hub's name, such as apache-2.0.")
+    language: tuple[str, ...] = option(("en",), "ISO 639 codes of the transcripts' languages, for the model card.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

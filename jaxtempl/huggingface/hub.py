@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx2  # the HTTP client of huggingface_hub, which lets some of its errors through
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from jaxtempl.config.paths import PACKAGE
 from jaxtempl.errors import UserError
@@ -40,6 +41,17 @@ def fetch(name_or_folder: str, revision: str | None = None, tensors: bool = True
             "name another revision, or a folder of safetensors by --weights=DIR"
         )
     return folder
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name of weights is that of a repository on the hub, `OWNER/NAME`, and no folder's."""
+    if name.count("/") != 1 or name.startswith("assets/") or Path(name).is_dir():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
