@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import yaml
 
-from converters.huggingface import card_texts
+from converters.huggingface import card_texts, lineage
 from converters.huggingface.card_texts import CardTexts
 from converters.huggingface.special_tokens import SpecialTokens
 from jaxtempl import files
-from jaxtempl.config import sizes
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UserError
-from jaxtempl.huggingface import hub
 from jaxtempl.models import factory
 from jaxtempl.runs.run import Run, read_config
 from jaxtempl.specs.interval import Interval
@@ -150,7 +148,7 @@ def _front(source: Run, step: int, reports: list[dict[str, Any]], publication: P
     task = _texts(source).task if source.phase == "adapt" else "text-classification"
     tags = [source.architecture.family, "jaxtempl"]
     front |= {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
-    base = _base_model(_lineage(source, step)[0][0])
+    base = lineage.base_model(lineage.stages(source, step)[0][0])
     if base:
         front["base_model"] = base
     if reports:
@@ -175,32 +173,9 @@ def _result(report: Mapping[str, Any], task: str) -> dict[str, Any]:
     }
 
 
-def _lineage(source: Run, step: int) -> list[tuple[Run, int]]:
-    """Return the runs that led to a checkpoint with the last step of each, oldest first, as far as they exist."""
-    init = source.manifest["start"]
-    if "run" in init and _exists(init):
-        return [*_lineage(Run(Path(init["run"])), init["step"]), (source, step)]
-    return [(source, step)]
-
-
-def _exists(init: Mapping[str, Any]) -> bool:
-    """Return whether the checkpoint that initialized a run still exists, unchanged."""
-    path = Path(init["run"]) / "checkpoints" / str(init["step"]) / "manifest.json"
-    return path.is_file() and init["weights_sha256"] == {path.name: files.sha256(path)}
-
-
-def _base_model(first: Run) -> str | None:
-    """Return the published weights on the hub that initialized a run; None for other weights."""
-    size, init = first.manifest["size"], first.manifest["start"]
-    if size not in sizes.size_names():
-        return None
-    published = sizes.read_size(size)["weights"]
-    return published if init.get("weights") == published and hub.is_hub_id(published) else None
-
-
 def _data(source: Run, step: int) -> Iterator[str]:
     """Yield the initialization of the first run and the data of each."""
-    stages = _lineage(source, step)
+    stages = lineage.stages(source, step)
     yield f"It was initialized with {_origin(stages[0][0])} and trained on:\n"
     for trained, last in stages:
         for folder, fingerprint in trained.manifest["datasets"].items():
@@ -211,7 +186,7 @@ def _data(source: Run, step: int) -> Iterator[str]:
 
 
 def _origin(first: Run) -> str:
-    init, published = first.manifest["start"], _base_model(first)
+    init, published = first.manifest["start"], lineage.base_model(first)
     if "run" in init:
         return f"step {init['step']} of the run `{Path(init['run']).name}`, which no longer exists"
     if init["weights"] == "random":
