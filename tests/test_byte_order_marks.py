@@ -11,7 +11,7 @@ import jaxtempl
 from jaxtempl import files
 from jaxtempl.errors import UserError
 from jaxtempl.loadtest.pipeline import _token
-from jaxtempl.prepare.labels import read_templates
+from jaxtempl.prepare.labels import read_given_templates
 from jaxtempl.serve import schema
 from jaxtempl.serve.http.auth import Tokens
 from jaxtempl.text.case_files import read_case, read_cases
@@ -31,7 +31,7 @@ def marked(tmp_path: Path, name: str, content: bytes) -> Path:
 
 def test_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.read_json(marked(tmp_path, "config.json", b'{"a": 1}')) == {"a": 1}
-    (entry,) = read_templates(marked(tmp_path, "t.json", b'[{"id": "a", "text": "b", "active": true}]'))
+    (entry,) = read_given_templates(marked(tmp_path, "t.json", b'[{"id": "a", "text": "b", "active": true}]'))
     assert entry.id == "a"
     path = marked(tmp_path, "c.jsonl", CASE)
     assert read_case(path) == next(read_cases(str(path)))
