@@ -97,6 +97,10 @@ def test_the_report_states_what_was_measured(data: Dataset, made: Run, report: d
     for found in (stored, *stored["baselines"].values()):
         assert set(found["metrics"]) == set(stored["metrics"])
         assert all(set(value) == {"value", "low", "high"} for value in found["metrics"].values())
+    for found in stored["baselines"].values():
+        assert set(found["difference"]) == {"top1", "top3", "top5"}
+        gain = stored["metrics"]["top3"]["value"] - found["metrics"]["top3"]["value"]
+        assert found["difference"]["top3"]["value"] == pytest.approx(gain)
     assert sorted(path.name for path in out.iterdir()) == ["index.html", "predictions.jsonl", "report.json"]
 
 

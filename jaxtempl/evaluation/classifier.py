@@ -16,7 +16,7 @@ from jaxtempl import files
 from jaxtempl.data.examples import LabelledContexts, slots_by_id
 from jaxtempl.data.sampling import nested_subset
 from jaxtempl.errors import UserError
-from jaxtempl.evaluation import baselines, metrics, page
+from jaxtempl.evaluation import baselines, metrics, page, paired
 from jaxtempl.evaluation.metrics import Bootstrap, Logits
 from jaxtempl.evaluation.predict import Predictor
 from jaxtempl.evaluation.subject import PREDICTIONS, Subject, note
@@ -46,6 +46,9 @@ def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
     bootstrap = Bootstrap(test.case, subject.config.seed)
     measured = {name: _measured(pair, test, validation, bootstrap) for name, pair in scores.items()}
     result = measured.pop("run")
+    ranks = {name: metrics.ranks(pair[0], test.slot) for name, pair in scores.items()}
+    for name, baseline in measured.items():
+        baseline["difference"] = paired.compare(ranks["run"], ranks[name], bootstrap)
     _save_temperature(subject, result["temperature"], validation)
     write_predictions(folder / PREDICTIONS, scores["run"][0], test, subject.run)
     return {

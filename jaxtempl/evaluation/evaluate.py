@@ -17,6 +17,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.evaluation import lm_loss, metrics, page, zero_shot
 from jaxtempl.evaluation.classifier import evaluate_classifier
 from jaxtempl.evaluation.metrics import Bootstrap
+from jaxtempl.evaluation.paired import PairedDifference
 from jaxtempl.evaluation.subject import PAGE, PREDICTIONS, REPORT, Subject
 from jaxtempl.evaluation.token_losses import TokenLosses
 from jaxtempl.runs.provenance import provenance
@@ -76,8 +77,8 @@ def _head(subject: Subject) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON has it: an interval as an object, NaN as null."""
-    if isinstance(value, Interval):
+    """Return a value as JSON has it: an interval or a paired difference as an object, NaN as null."""
+    if isinstance(value, Interval | PairedDifference):
         return _to_json(value._asdict())
     if isinstance(value, Mapping):
         return {key: _to_json(entry) for key, entry in value.items()}

@@ -130,20 +130,25 @@ class Bootstrap:
         drawn = [random.multinomial(self.cases, even) for _ in range(RESAMPLES)] if self.cases else [[]] * RESAMPLES
         self._times: UInt16[np.ndarray, "R C"] = np.array(drawn, np.uint16)
 
+    def resample(
+        self, values: Shaped[np.ndarray, "N K"], metric: Callable[[Any], Any]
+    ) -> tuple[float, Float[np.ndarray, " R"]]:
+        """Return `metric` of the column sums [K], and its values on resampled sums [R K] without those that are NaN."""
+        by_case = np.zeros((self.cases, values.shape[1]))
+        np.add.at(by_case, self._case, values.astype(np.float64))
+        blocks = np.array_split(self._times, BLOCKS)  # one block at a time as floats, so that many cases fit in memory
+        resampled = metric(np.concatenate([times.astype(np.float64) @ by_case for times in blocks]))
+        return float(metric(by_case.sum(axis=0))), resampled[~np.isnan(resampled)]
+
     def interval(
         self, values: Shaped[np.ndarray, "N K"], metric: Callable[[Any], Any], biased: bool = False
     ) -> Interval:
         """Return `metric` of the column sums [K], with the interval of its values on resampled sums [R K].
 
-        Resamples in which the metric is NaN are left out. A metric of absolute values grows under resampling: its
-        `biased` interval is shifted by the mean growth (Efron and Tibshirani 1993, section 10.2).
+        A metric of absolute values grows under resampling: its `biased` interval is shifted by the mean growth (Efron
+        and Tibshirani 1993, section 10.2).
         """
-        by_case = np.zeros((self.cases, values.shape[1]))
-        np.add.at(by_case, self._case, values.astype(np.float64))
-        blocks = np.array_split(self._times, BLOCKS)  # one block at a time as floats, so that many cases fit in memory
-        whole = float(metric(by_case.sum(axis=0)))
-        resampled = metric(np.concatenate([times.astype(np.float64) @ by_case for times in blocks]))
-        sound = resampled[~np.isnan(resampled)]
+        whole, sound = self.resample(values, metric)
         if biased and len(sound):
             sound = np.maximum(sound - (sound.mean() - whole), 0)
         tail = (1 - LEVEL) / 2
