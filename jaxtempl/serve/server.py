@@ -17,6 +17,7 @@ from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import logs
 from jaxtempl.serve.events import tables
 from jaxtempl.serve.http.app import App
+from jaxtempl.serve.http.protocol import Protocol
 
 SWITCH_INTERVAL = 0.0005  # seconds until a thread must release the interpreter lock; Python's default is 0.005
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than clients and load balancers keep theirs
@@ -27,7 +28,7 @@ def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT, then answer the accepted requests and return.
 
     Raises:
-        UsageError: No bundle is given.
+        UsageError: No bundle is given, or --root_path is not a prefix of paths.
         UserError: The port is taken, or the bundle, the store, the tokens or the cases cannot be used.
     """
     if not config.bundle:
@@ -65,7 +66,7 @@ def _run(config: ServeConfig, listener: socket.socket) -> None:
     options = uvicorn.Config(
         App(config, ready).asgi(),
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         log_config=None,
         access_log=False,
