@@ -3,6 +3,8 @@
 An error names the invalid field and never its value, so that no text of a message appears in an error.
 """
 
+import contextlib
+import json
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -181,7 +183,32 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         field = f"{field}.{missing[1]}".lstrip(".") if missing else field
         raise FieldError(field, _without_values(detail)) from None
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise FieldError("", "is not JSON in UTF-8") from None
+        raise _not_json(body) from None
+
+
+def _not_json(body: bytes) -> FieldError:
+    """Return the error of a body that msgspec cannot decode.
+
+    JSON allows half of a surrogate pair, which clients send when they cut a text within a character.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
+        field = _surrogate_field(json.loads(body.decode("utf-8", "surrogatepass")), "")
+        if field is not None:
+            return FieldError(field, "has half of a surrogate pair; cut texts between characters")
+    return FieldError("", "is not JSON in UTF-8")
+
+
+def _surrogate_field(value: Any, path: str) -> str | None:
+    """Return the path of the first text with a lone surrogate; keys that may be text are left out of the path."""
+    if isinstance(value, str):
+        return path if re.search("[\ud800-\udfff]", value) else None
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, list):
+        inner = [(f"{path}[{index}]", each) for index, each in enumerate(value)]
+    if isinstance(value, dict):
+        named = {key: f"{path}.{key}".lstrip(".") if key.isidentifier() else path for key in value}
+        inner = [(path, key) for key in value] + [(named[key], each) for key, each in value.items()]
+    return next((found for name, each in inner if (found := _surrogate_field(each, name)) is not None), None)
 
 
 def _without_values(detail: str) -> str:
