@@ -5,8 +5,6 @@ Of the request, an error contains nothing except the name of a field.
 
 import asyncio
 import logging
-import re
-import secrets
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,13 +13,14 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxtempl.errors import UserError
 from jaxtempl.serve import logs
 from jaxtempl.serve.batcher import FailedError, FullError, LateError, RefusedError, SupersededError
 from jaxtempl.serve.events.store import StoreUnavailableError, UnknownSuggestionError
 from jaxtempl.serve.http.auth import Tokens
+from jaxtempl.serve.http.channel import Channel
 from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import ErrorAnswer, FieldError
 from jaxtempl.serve.service import BusyError, NotReadyError
@@ -51,35 +50,31 @@ class Boundary:
         app: The application.
         metrics: Metrics to update.
         guards: Accepted tokens by prefix of the paths that require one; None accepts no token.
+        root_path: Prefix of a proxy that a path may start with; the application sees the path without it.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, guards: Mapping[str, Tokens | None]) -> None:
-        self._app, self._metrics, self._guards = app, metrics, guards
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, guards: Mapping[str, Tokens | None], root_path: str = ""
+    ) -> None:
+        self._app, self._metrics, self._guards, self._root_path = app, metrics, guards, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         scope["app"] = self  # otherwise the router answers unknown paths itself
-        started, headers = time.perf_counter(), dict(scope["headers"])
-        request_id = _request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
+        if scope["path"].startswith(f"{self._root_path}/"):
+            scope["path"] = scope["path"].removeprefix(self._root_path)
+        started, channel = time.perf_counter(), Channel(scope, receive, send)
         try:
             self._admit(scope["path"], [value for name, value in scope["headers"] if name == b"authorization"])
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, channel.receive, channel.send)
         except Exception as error:  # the outermost handler: a client gets JSON for any error
-            if status:
+            if channel.status:
                 raise
-            await error_response(error, request_id)(scope, receive, send_with_id)
-        self._record(scope, status, time.perf_counter() - started, request_id)
+            await error_response(error, channel.request_id)(scope, channel.receive, channel.send)
+        self._record(scope, channel.status, time.perf_counter() - started, channel.request_id)
+        await channel.finish()
 
     def _admit(self, path: str, authorizations: Sequence[bytes]) -> None:
         for prefix, tokens in self._guards.items():
@@ -96,11 +91,6 @@ class Boundary:
         if route not in QUIET or status >= 400:
             milliseconds = round(1000 * seconds, 3)
             logs.log_event("answered", route=route, status=status, milliseconds=milliseconds, request_id=request_id)
-
-
-def _request_id(header: str) -> str:
-    """Return the client's id if it is short and plain, otherwise a new one."""
-    return header if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", header) else secrets.token_hex(16)
 
 
 def error_response(error: Exception, request_id: str) -> Response:
@@ -128,7 +118,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     Raises:
         HTTPException: 413 as soon as the body exceeds `limit` bytes; 408 if it takes too long; 415 if it is compressed.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
+    encodings = ",".join(request.headers.getlist("content-encoding") or ["identity"])
+    if any(encoding.strip().lower() != "identity" for encoding in encodings.split(",")):
         raise HTTPException(415, "the body is compressed; send it uncompressed")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > limit:
@@ -142,8 +133,7 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
                 if size > limit:
                     raise HTTPException(413, f"the body has more than {limit:,} bytes")
     except TimeoutError:
-        # Closed, otherwise the client could hold the connection with the rest of the body.
-        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+        raise HTTPException(408, "the body did not arrive in time") from None
     return b"".join(chunks)
 
 
