@@ -21,7 +21,7 @@ from jaxtempl.serve.http import openapi
 from jaxtempl.serve.http.app import App
 
 DOCUMENT = openapi.document(guarded=False)
-UNLISTED = re.compile("/openapi.json|/console(/.+[.](css|js))?")  # the document itself and the page's files
+UNLISTED = re.compile("/openapi.json|/console(/(.+[.](css|js))?)?")  # the document itself and the page's files
 BEYOND = re.compile(r"(inputs|outputs)(\[.*)?|messages|at|")  # fields that the server checks beyond the schema
 ADMIN = "token-of-admin"
 REQUEST: dict[str, Any] = {"case_id": "c", "messages": MESSAGES}

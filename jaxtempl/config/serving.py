@@ -34,6 +34,9 @@ class ServeConfig:
         "", "File of bearer tokens, one a line; a request must carry one of them (default: no token is needed)."
     )
     admin_tokens: str = option("", "File of bearer tokens for /admin/, which is closed without it.")
+    root_path: str = option(
+        "", "Prefix of this server's paths behind a proxy, as /templates; requests come with or without it."
+    )
     cases: str = option("", "Cases that /console replays, in JSON Lines (default: synthetic cases).")
     drain_seconds: int = option(30, "Maximum seconds to finish accepted requests after SIGTERM.", minimum=0)
 

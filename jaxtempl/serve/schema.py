@@ -192,7 +192,7 @@ def _not_json(body: bytes) -> FieldError:
     JSON allows half of a surrogate pair, which clients send when they cut a text within a character.
     """
     with contextlib.suppress(ValueError, RecursionError):
-        field = _surrogate_field(json.loads(body.decode("utf-8", "surrogatepass")), "")
+        field = _surrogate_field(json.loads(body.decode("utf-8-sig", "surrogatepass")), "")
         if field is not None:
             return FieldError(field, "has half of a surrogate pair; cut texts between characters")
     return FieldError("", "is not JSON in UTF-8")

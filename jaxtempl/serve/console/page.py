@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from jaxtempl.errors import UserError
@@ -66,8 +66,12 @@ def routes(replayed: Sequence[Case], texts: Callable[[], Mapping[str, str]]) -> 
         shown = [_to_dict(case, texts()) for case in replayed]
         return JSONResponse(shown, headers=_HEADERS | {"Cache-Control": "no-store"})
 
+    async def console_slash(_: Request) -> Response:
+        return RedirectResponse("../console", headers=_HEADERS)  # relative: right for any scheme, host and prefix
+
     files = [_file(f"/console/{name}", path) for name, path in sorted(parts.items())]
-    return [_file("/console", page), *files, Route("/console/cases", console_cases)]
+    others = [Route("/console/", console_slash), Route("/console/cases", console_cases)]
+    return [_file("/console", page), *files, *others]
 
 
 def _file(address: str, path: Path) -> Route:

@@ -1,6 +1,7 @@
 """HTTP routes: suggestions, events, the model, health, and the model in the KServe v2 protocol."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from jaxtempl.config.serving import ServeConfig
+from jaxtempl.errors import UsageError
 from jaxtempl.serve import schema
 from jaxtempl.serve.console import page
 from jaxtempl.serve.events.store import Store
@@ -44,13 +46,15 @@ class App:
         on_loaded: Callback after loading the first model, with its error or None.
 
     Raises:
+        UsageError: --root_path is not a prefix of paths.
         UserError: The store or the cases cannot be opened.
     """
 
     def __init__(self, config: ServeConfig, on_loaded: Callable[[Exception | None], None]) -> None:
         self._config, self._on_loaded = config, on_loaded
         self._cases = page.replay_cases(config.cases)
-        self._openapi = document(bool(config.tokens))
+        self._root_path = _root_path(config.root_path, [route.path for route in self.routes()])
+        self._openapi = document(bool(config.tokens), self._root_path)
         self._metrics = Metrics()
         self._store = Store(config.store)
         self._service: Service
@@ -65,7 +69,9 @@ class App:
         guards: dict[str, Tokens | None] = {"/admin/": admin}
         if config.tokens:
             guards |= dict.fromkeys(("/v1/", "/v2/models", "/console/cases"), Tokens(Path(config.tokens)))
-        return Boundary(Router(self.routes(), lifespan=self.lifespan), self._metrics, guards)
+        # A redirect to the path without a trailing slash would name this server's scheme and path, not the proxy's.
+        router = Router(self.routes(), redirect_slashes=False, lifespan=self.lifespan)
+        return Boundary(router, self._metrics, guards, self._root_path)
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncGenerator[None]:
@@ -85,7 +91,7 @@ class App:
         else:
             self._on_loaded(None)
 
-    def routes(self) -> Sequence[BaseRoute]:
+    def routes(self) -> Sequence[Route]:
         """Return all routes."""
         model = MODEL_PATH, VERSION_PATH
         return [
@@ -209,6 +215,16 @@ class App:
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, self._config.max_body, self._config.timeout_ms / 1000)
+
+
+def _root_path(given: str, paths: Iterable[str]) -> str:
+    """Return --root_path with one slash before it and none behind it; raise UsageError if it cannot be a prefix."""
+    prefix = "/" + given.strip("/") if given.strip("/") else ""
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", prefix):
+        raise UsageError(f"--root_path={given} is not the path of a URL; give only the proxy's prefix, like /templates")
+    if prefix and any(path.startswith(f"{prefix}/") for path in paths):
+        raise UsageError(f"--root_path={given} is a path of this server; choose another prefix")
+    return prefix
 
 
 async def _gather(pending: Iterable[Coroutine[Any, Any, ServedSuggestions]]) -> list[ServedSuggestions]:

@@ -83,11 +83,12 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def document(guarded: bool) -> dict[str, Any]:
+def document(guarded: bool, root_path: str = "") -> dict[str, Any]:
     """Return the whole document.
 
     Args:
         guarded: Whether requests require a token.
+        root_path: Prefix of a proxy before each path.
     """
     kinds = [each for operation in OPERATIONS for each in (operation.body, operation.answer)]
     kinds = [*(kind for kind in kinds if kind and not isinstance(kind, str)), ErrorAnswer]
@@ -100,6 +101,7 @@ def document(guarded: bool) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxtempl", "version": jaxtempl.__version__, "description": "Suggests reply templates."},
+        "servers": [{"url": root_path or "/"}],
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": schemes},
     }
