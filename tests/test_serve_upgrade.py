@@ -44,9 +44,12 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await Response(f"<{answer}>")(scope, receive, send)
 
 
+CONFIG = uvicorn.Config(echo, ws="none")
+
+
 async def answers(*parts: bytes) -> list[str]:
     """Return the bodies of the answers to a stream that arrives in parts."""
-    protocol, transport = Protocol(uvicorn.Config(echo, ws="none"), ServerState(), {}), Transport()
+    protocol, transport = Protocol(CONFIG, ServerState(), {}), Transport()
     protocol.connection_made(transport)
     for part in parts:
         protocol.data_received(part)
