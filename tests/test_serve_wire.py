@@ -233,10 +233,10 @@ def test_an_upgrade_is_ignored_without_blocking(protocol: bytes, server: Server)
 
 
 def test_curl_may_offer_http_2(server: Server) -> None:
-    shutil.which("curl") or missing("curl")
-    if "HTTP2" not in subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split():
+    curl = shutil.which("curl") or missing("curl")
+    if "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True, check=True).stdout.split():
         missing("curl with HTTP/2")
-    call = ["curl", "--silent", "--http2", "--fail-with-body", f"{server.url}/v1/suggest", "--data", BODY]
+    call = [curl, "--silent", "--http2", "--fail-with-body", f"{server.url}/v1/suggest", "--data", BODY]
     answer = json.loads(subprocess.run(call, capture_output=True, check=True).stdout)
     assert answer["suggestions"] == server.suggest().json["suggestions"]
 
