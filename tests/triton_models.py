@@ -24,7 +24,7 @@ from jaxtempl.text.cases import Template
 
 BUCKETS = [16, 32, 64]
 SLOTS = 6
-TEMPLATES = [template(0, "greet"), template(1, "old\nreply", active=False), template(2, "card"), template(3, "bye")]
+TEMPLATES = [template(0, "greet"), template(1, "old reply", active=False), template(2, "card"), template(3, "bye")]
 FACTS: dict[str, Any] = {
     "head": "template",
     "dtype": "fp32",
