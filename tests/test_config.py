@@ -183,9 +183,9 @@ def test_every_size_has_a_learning_rate_for_both_phases(size: str) -> None:
 
 READERS = {  # the packages that receive each command's config
     "PrepareConfig": ["prepare"],
-    "TrainConfig": ["training", "parallel"],
+    "TrainConfig": ["training", "parallel", "planning", "commands"],
     "AdaptConfig": ["training", "parallel", "planning", "commands"],
-    "FinetuneConfig": ["training", "parallel"],
+    "FinetuneConfig": ["training", "parallel", "planning", "commands"],
     "EvaluateConfig": ["evaluation"],
     "SuggestConfig": ["commands"],
     "ServeConfig": ["serve", "commands"],

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 from children import environment
@@ -22,20 +23,24 @@ from jax.experimental import topologies
 from bench import common, measured
 from bench.measured import Setting
 from jaxtempl import cli
+from jaxtempl.commands import finetune
 from jaxtempl.commands.adapt import main
 from jaxtempl.config import parsing, paths, sizes
-from jaxtempl.config.training import AdaptConfig
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UserError
 from jaxtempl.models import factory, scan
 from jaxtempl.models.scan import Remat
+from jaxtempl.parallel import rules
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.planning import compiled_step, estimate, memory
 from jaxtempl.planning.memory import MicrobatchShape
-from jaxtempl.specs import flops
+from jaxtempl.specs import flops, published
 from jaxtempl.specs.accelerators import ACCELERATORS
-from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
 from jaxtempl.training import adapt, initialization, objectives
 
+BERT = BertArchitecture(layers=3, hidden=64, heads=4, feed_forward=160, vocabulary=1024, positions=256)
+SLOTS = 24
 SMALL = NeoXArchitecture(layers=3, hidden=64, heads=4, feed_forward=160, vocabulary=1024, positions=256)
 ONE = MeshShape(1, 1, 1)
 
@@ -116,23 +121,43 @@ def test_the_planned_state_equals_the_size_of_the_shards(shape: MeshShape) -> No
     assert total == needed.activations + compiled_step.state_bytes(SMALL, shape)
 
 
+@pytest.mark.parametrize(("a", "slots"), [(SMALL, SLOTS), (BERT, None), (BERT, SLOTS)])
+def test_the_planned_state_equals_that_of_placed_arrays(a: Architecture, slots: int | None) -> None:
+    """Some leaves of a BERT and of a classifier are not sharded over every axis."""
+    shape, shapes = MeshShape(2, 2, 2), factory.abstract_params(a, slots)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    placed = jax.tree.leaves(jax.device_put(zeros, rules.shardings(make_mesh(shape), shapes)))
+    tree = sum(leaf.addressable_shards[0].data.nbytes for leaf in placed)
+    assert memory.formula_memory(a, microbatch(shape, slots=slots))[:3] == (tree, tree, 2 * tree)
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_a_layer_saves_what_autodiff_saves(remat: Remat, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("a", [SMALL, BERT], ids=lambda a: a.family)
+def test_a_layer_saves_what_autodiff_saves(a: Architecture, remat: Remat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with the residuals that JAX passes to the backward pass, by layer, without copies of parameters."""
     monkeypatch.setattr(scan, "UNROLLED", 0)  # residuals of a loop are stacked
     rows, length = 2, 128
-    graphdef = factory.make_graphdef(SMALL, SMALL.vocabulary, jnp.bfloat16, remat)
-    row = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    params = factory.abstract_params(SMALL, SMALL.vocabulary)
+    objective = objectives.language_modelling(a, factory.make_graphdef(a, None, jnp.bfloat16, remat))
+    row, masked = (jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (length, 19))
+    batch = {"tokens": row, "segments": row}
+    batch |= dict.fromkeys(("positions", "targets", "weights"), masked) if a is BERT else {}
 
     def backward(params: Any, batch: Any) -> Any:
-        return jax.vjp(lambda params: objectives.causal_lm(graphdef).loss(params, batch)[0], params)[1]
+        return jax.vjp(lambda params: objective.loss(params, batch)[0], params)[1]
 
-    saved = jax.tree.leaves(jax.eval_shape(backward, params, {"tokens": row, "segments": row}))
+    saved = jax.tree.leaves(jax.eval_shape(backward, factory.abstract_params(a), batch))
     tokens = {rows, rows * length}  # the axis after the layers: rows, or rows times length
-    stacked = [leaf for leaf in saved if leaf.ndim > 1 and leaf.shape[0] == SMALL.layers and leaf.shape[1] in tokens]
+    stacked = [leaf for leaf in saved if leaf.ndim > 1 and leaf.shape[0] == a.layers and leaf.shape[1] in tokens]
     size = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in stacked)
-    assert memory.layer_activation_bytes(SMALL, microbatch(rows=rows, length=length, flash=False), remat) == size
+    assert memory.layer_activation_bytes(a, microbatch(rows=rows, length=length, flash=False), remat) == size
+
+
+@pytest.mark.parametrize(("a", "slots"), [(SMALL, SLOTS), (BERT, None), (BERT, SLOTS)])
+def test_activations_are_near_those_of_the_compiled_gradient(a: Architecture, slots: int | None) -> None:
+    """The CPU's compiler computes bfloat16 in float32, so the sizes differ."""
+    known = microbatch(rows=16, length=64, remat="full", flash=False, slots=slots)
+    compiled = compiled_step.compile_gradient(a, make_mesh(ONE), 16, 64, "full", slots=slots)
+    assert 0.8 < memory.activation_bytes(a, known) / compiled.temporary < 1.25
 
 
 def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor_parallelism() -> None:
@@ -146,6 +171,34 @@ def test_activations_grow_with_rows_and_layers_and_shrink_with_remat_and_tensor_
     narrow = dataclasses.replace(a, vocabulary=1024)  # a layer needs more than the loss
     flash, xla = (memory.activation_bytes(narrow, microbatch(length=2048, flash=flash)) for flash in (True, False))
     assert flash < xla < 1.2 * flash
+
+
+def test_the_plan_of_a_bert_counts_masked_tokens() -> None:
+    a = published.size_architecture("bert-large")
+    plan = lines("--size=bert-large", "--device=a100-80", "--devices=8", "--mfu=0.5", "--steps=100", "--batch_size=512")
+    assert named(plan, "parameters")[0][1] == f"{flops.parameter_count(a):,}"
+    assert named(plan, "tokens")[0][1] == f"{100 * 512 * 512:,}"
+    operations = 100 * 512 * flops.per_masked_row(a, 512, 77)  # 15 % of 512
+    assert named(plan, "FLOPs")[0][1] == f"{operations:.4g}"
+    assert named(plan, "microbatches")[0][2].endswith("XLA attention")
+    assert named(plan, "time")[0][1] == f"{operations / (8 * 312e12 * 0.5) / 86400:.2f} days"
+    assert named(plan, "FITS")
+
+
+@pytest.mark.parametrize("size", ["bert-tiny", "nano"])
+def test_the_plan_of_a_classifier_counts_its_labels(size: str, tmp_path: Path) -> None:
+    data = tiny.dataset(tmp_path / "made")
+    given = [f"--size={size}", f"--data={data.folder}", "--device=a10", "--batch_size=8", "--mfu=0.5", "--length=256"]
+    asked = parsing.parse(FinetuneConfig, ["--plan", *given], lambda g: initialization.config_layers("finetune", g))
+    plan = [re.split(r" {2,}", line.strip()) for line in estimate.format_plan(asked).splitlines()]
+    a, labels, slots = published.size_architecture(size), len(data.labels("train").case), len(data.templates)
+    rows = 8 * math.ceil(asked.epochs * labels / 8)
+    assert named(plan, "tokens")[0][1] == f"{rows * 256:,}"
+    assert f"at most, if all of {labels} contexts" in named(plan, "tokens")[0][2]
+    assert named(plan, "FLOPs")[0][1] == f"{rows * flops.per_context(a, 256, slots):.4g}"
+    classifier = sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_params(a, slots)))
+    assert named(plan, "parameters")[1][1] == f"{4 * classifier / 1e9:,.2f} GB"
+    assert named(plan, "FITS")
 
 
 def test_the_plan_suggests_flags_that_fit() -> None:
@@ -342,6 +395,11 @@ def test_an_invalid_flag_is_a_one_line_error(
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
     assert message in stderr
+
+
+def test_a_training_of_a_classifier_refuses_flags_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(finetune.main, ["--size=nano", "--device=h100"]) == 2
+    assert "need --plan; a training uses" in capsys.readouterr().err
 
 
 def test_the_command_prints_a_plan_and_writes_no_files(tmp_path: Path) -> None:

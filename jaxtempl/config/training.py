@@ -86,6 +86,15 @@ class TrainConfig:
     heartbeat_seconds: float = option(
         20.0, "Seconds without a heartbeat after which a process counts as dead.", minimum=1, recorded=False
     )
+    plan: bool = option(False, "Run nothing; print what this training needs on --devices of --device.", recorded=False)
+    device: DeviceName = option("none", "Kind of device for --plan.", recorded=False)
+    devices: int = option(1, "Number of devices for --plan.", minimum=1, recorded=False)
+    mfu: float = option(
+        0.0, "Share of peak FLOP/s for --plan (default: as measured, else 0.4).", minimum=0, recorded=False
+    )
+    price: float = option(
+        0.0, "Dollars for one device hour, for --plan (default: an assumed price).", minimum=0, recorded=False
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,15 +107,6 @@ class AdaptConfig(TrainConfig):
     mask_documents: bool = option(False, "Mask attention between the documents of a packed row (the paper does not).")
     task_adaptive: bool = option(
         False, "Train on the labelled contexts of --data, formatted as for a classifier, instead of its packed rows."
-    )
-    plan: bool = option(False, "Run nothing; print what this training needs on --devices of --device.", recorded=False)
-    device: DeviceName = option("none", "Kind of device for --plan.", recorded=False)
-    devices: int = option(1, "Number of devices for --plan.", minimum=1, recorded=False)
-    mfu: float = option(
-        0.0, "Share of peak FLOP/s for --plan (default: as measured, else 0.4).", minimum=0, recorded=False
-    )
-    price: float = option(
-        0.0, "Dollars for one device hour, for --plan (default: an assumed price).", minimum=0, recorded=False
     )
 
 

@@ -11,12 +11,13 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxtempl.config.training import AdaptConfig
+from jaxtempl.data import mlm
 from jaxtempl.models import factory
 from jaxtempl.models.scan import Remat
 from jaxtempl.parallel import rules
 from jaxtempl.parallel.mesh import MeshShape
 from jaxtempl.specs.accelerators import ACCELERATORS
-from jaxtempl.specs.architecture import NeoXArchitecture
+from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
 from jaxtempl.training import objectives, step
 from jaxtempl.training.optimizer import adamw
 from jaxtempl.training.state import abstract_state, state_shardings
@@ -43,25 +44,43 @@ def describe_slice(slice_: str) -> Sequence[Any]:
 
 
 def compile_gradient(
-    architecture: NeoXArchitecture,
+    architecture: Architecture,
     mesh: Mesh,
     rows: int,
     length: int,
     remat: Remat = "full",
     dtype: Any = jnp.bfloat16,
     mask_documents: bool = False,
+    slots: int | None = None,
 ) -> CompiledProgram:
-    """Compile the gradient of one microbatch of a language model, in 16 bit."""
+    """Compile the gradient of one microbatch in 16 bit: of a language model, or of a classifier with `slots`."""
     platform = mesh.devices.flat[0].platform  # differs from this process's for a topology description
-    graphdef = factory.make_graphdef(architecture, architecture.vocabulary, dtype, remat, platform)
+    graphdef = factory.make_graphdef(architecture, slots, dtype, remat, platform)
     optimizer = adamw(AdaptConfig(learning_rate=1e-3, weight_decay=0.01), 1000)
-    params = _params(architecture, mesh)
-    row = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=rules.row_sharding(mesh))
-    functions: Any = step.compile_step(
-        objectives.causal_lm(graphdef, mask_documents), optimizer, state_shardings(mesh, optimizer, params)
+    params = _params(architecture, mesh, slots)
+    objective = (
+        objectives.language_modelling(architecture, graphdef, mask_documents)
+        if slots is None
+        else objectives.template_classification(graphdef)
     )
+    functions: Any = step.compile_step(objective, optimizer, state_shardings(mesh, optimizer, params))
+    batch = _abstract_batch(architecture, mesh, rows, length, slots)
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=rules.replicated(mesh)) if dtype == jnp.float16 else None
-    return _program(functions.gradient.lower(params, {"tokens": row, "segments": row}, scale))
+    return _program(functions.gradient.lower(params, batch, scale))
+
+
+def _abstract_batch(a: Architecture, mesh: Mesh, rows: int, length: int, slots: int | None) -> dict[str, Any]:
+    """Return the shapes of a microbatch, as `data.loader` makes it."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=rules.row_sharding(mesh))
+
+    tokens = array(length)
+    if slots is not None:
+        return {"tokens": tokens, "lengths": array(), "slots": array(), "weights": array(dtype=jnp.float32)}
+    packed = {"tokens": tokens, "segments": tokens}
+    masked = dict.fromkeys(("positions", "targets", "weights"), array(mlm.masked_count(length)))
+    return packed | masked if isinstance(a, BertArchitecture) else packed
 
 
 def compile_update(architecture: NeoXArchitecture, mesh: Mesh) -> CompiledProgram:
@@ -76,14 +95,14 @@ def compile_update(architecture: NeoXArchitecture, mesh: Mesh) -> CompiledProgra
     return _program(functions.update.lower(state, step.GradientSum(state.params, sums)))
 
 
-def state_bytes(architecture: NeoXArchitecture, shape: MeshShape) -> int:
+def state_bytes(architecture: Architecture, shape: MeshShape, slots: int | None = None) -> int:
     """Return the bytes of parameters, gradients and moments on one device, from their shardings."""
-    leaves = jax.tree.leaves(_params(architecture, AbstractMesh(shape, rules.AXES)))
+    leaves = jax.tree.leaves(_params(architecture, AbstractMesh(shape, rules.AXES), slots))
     return 4 * sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
-def _params(architecture: NeoXArchitecture, mesh: Mesh | AbstractMesh) -> Any:
-    shapes = factory.abstract_params(architecture, architecture.vocabulary)
+def _params(architecture: Architecture, mesh: Mesh | AbstractMesh, slots: int | None = None) -> Any:
+    shapes = factory.abstract_params(architecture, slots)
     return rules.with_shardings(shapes, rules.shardings(mesh, shapes))
 
 

@@ -1,7 +1,6 @@
-"""`bin/adapt --plan`: mesh, memory, time and cost of a training on devices that need not exist here.
+"""`--plan`: mesh, memory, time and cost of a training on devices that need not exist here.
 
-Nothing runs, and nothing is written. A dataset contributes only its number of rows; without one, the steps of the
-recipe determine the number of tokens.
+Nothing runs, and nothing is written.
 """
 
 import contextlib
@@ -13,37 +12,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxtempl.config import mixture
-from jaxtempl.config.training import AdaptConfig
+from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.data import loader
-from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.models import factory, flash_attention
 from jaxtempl.models.scan import REMAT
 from jaxtempl.parallel import mesh, rules
 from jaxtempl.planning import memory
 from jaxtempl.planning.memory import DeviceMemory, MicrobatchShape
+from jaxtempl.planning.training_size import TrainingSize, row_operations, training_size
 from jaxtempl.specs import flops
 from jaxtempl.specs.accelerators import ACCELERATORS, Accelerator
-from jaxtempl.specs.architecture import NeoXArchitecture
-from jaxtempl.training import adapt, initialization, trainer
+from jaxtempl.specs.architecture import Architecture
+from jaxtempl.training import finetune, initialization, trainer
+from jaxtempl.training.initialization import PhaseConfig
 
 DEFAULT_MFU = 0.4  # assumed where none is measured and none is given
 MULTIPLES = (2, 4, 8, 16, 32, 64)  # of the number of devices, tried if a training does not fit
-
-
-class TrainingSize(NamedTuple):
-    """The amount of training data.
-
-    Attributes:
-        steps: Updates.
-        length: Tokens of a row.
-        source: Where both come from, in words.
-    """
-
-    steps: int
-    length: int
-    source: str
 
 
 class PlanLine(NamedTuple):
@@ -54,7 +39,7 @@ class PlanLine(NamedTuple):
     source: str = ""
 
 
-def print_plan(config: AdaptConfig) -> None:
+def print_plan(config: PhaseConfig) -> None:
     """Print the plan.
 
     Raises:
@@ -64,21 +49,20 @@ def print_plan(config: AdaptConfig) -> None:
     print(format_plan(config))
 
 
-def format_plan(config: AdaptConfig) -> str:
+def format_plan(config: PhaseConfig) -> str:
     """Return the plan as text."""
     device = _device(config)
     a = initialization.identify_model(config.size, config.weights, config.start, config.revision).architecture
-    if not isinstance(a, NeoXArchitecture):
-        raise UsageError(f"--plan supports GPT-NeoX only, and the model is a {a.family}; name a Pythia size")
-    size = _training_size(config, a)
-    microbatch = plan_microbatch(config, a, device, size.length)
+    a = finetune.set_attention_and_pooling(a, config) if isinstance(config, FinetuneConfig) else a
+    size = training_size(config, a)
+    microbatch = plan_microbatch(config, a, device, size.length, slots=size.slots)
     needed = (memory.compiler_memory if device.slices else memory.estimate_memory)(a, microbatch, device)
     lines = [*_model_lines(config, a, size), *_mesh_lines(config, microbatch), *_memory_lines(needed)]
     lines += _fit_lines(config, a, device, microbatch, needed)
     return _align([*lines, *_cost_lines(config, a, device, microbatch, size)])
 
 
-def _device(config: AdaptConfig) -> Accelerator:
+def _device(config: PhaseConfig) -> Accelerator:
     """Return the device to plan for. Raises UsageError for flags that no plan has."""
     if config.device == "none":
         raise UsageError(f"--plan needs a device; pass --device={'|'.join(ACCELERATORS)}")
@@ -89,50 +73,36 @@ def _device(config: AdaptConfig) -> Accelerator:
     return ACCELERATORS[config.device]
 
 
-def _training_size(config: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
-    """Return the size by the dataset, or by steps if the default dataset cannot be read."""
-    try:
-        return _dataset_size(config, a)
-    except UserError:
-        if config.data != AdaptConfig.data:
-            raise
-    source = "--steps or the recipe" if config.steps else "at most, by --max_steps"
-    length = min(adapt.PAPER_LENGTH, a.positions)
-    return TrainingSize(
-        config.steps or config.max_steps, length, f"{source}; no dataset of this model in {config.data}"
-    )
-
-
-def _dataset_size(config: AdaptConfig, a: NeoXArchitecture) -> TrainingSize:
-    datasets = [Dataset(folder) for folder, _ in mixture.parse_mixture(config.data)]
-    tokenizer = initialization.identify_tokenizer(config)
-    total = sum(len(dataset.rows(tokenizer, "train")) for dataset in datasets)
-    steps = min(loader.steps_for_epochs(config.epochs, total, config.batch_size), config.max_steps)
-    length = adapt.row_length(datasets, a.positions)
-    return TrainingSize(config.steps or steps, length, f"{total:,} rows in {config.data}")
-
-
 def plan_microbatch(
-    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, length: int, multiple: int = 1
+    config: PhaseConfig,
+    a: Architecture,
+    device: Accelerator,
+    length: int,
+    multiple: int = 1,
+    slots: int | None = None,
 ) -> MicrobatchShape:
-    """Return the microbatch on `multiple` times the configured number of devices.
+    """Return the microbatch on `multiple` times the configured number of devices; a classifier's is its longest.
 
     Raises:
         UserError: The microbatches do not divide the batch, or no mesh fits.
     """
     devices = config.devices * multiple
     count = config.gradient_accumulation_steps or trainer.accumulation_steps(config.batch_size, length, devices)
-    rows = loader.microbatch_rows(config.batch_size, count)
-    shape = mesh.choose_mesh(trainer.requested_mesh(config), factory.abstract_params(a, a.vocabulary), rows, devices)
+    # A classifier's microbatches have a number of tokens, and their rows are filled up to the mesh.
+    rows = loader.microbatch_rows(config.batch_size, count) if slots is None else max(config.batch_size // count, 1)
+    requested, shapes = trainer.requested_mesh(config), factory.abstract_params(a, slots)
+    shape = mesh.choose_mesh(requested, shapes, rows if slots is None else 0, devices)
+    rows += -rows % shape.row_shards
     dtype = jnp.float16 if config.precision == "fp16" else jnp.bfloat16
+    documents = isinstance(config, AdaptConfig) and config.mask_documents
     kernel = flash_attention.choose_kernel(device.platform, a.head_dim, dtype, device.capability)
-    flash = kernel != "xla" and flash_attention.supports(kernel, length, config.mask_documents)
-    return MicrobatchShape(shape, rows, length, config.remat, count > 1, flash, dtype, config.mask_documents)
+    flash = memory.is_causal(a) and kernel != "xla" and flash_attention.supports(kernel, length, documents)
+    return MicrobatchShape(shape, rows, length, config.remat, count > 1, flash, dtype, documents, slots)
 
 
-def _model_lines(config: AdaptConfig, a: NeoXArchitecture, size: TrainingSize) -> Iterator[PlanLine]:
+def _model_lines(config: PhaseConfig, a: Architecture, size: TrainingSize) -> Iterator[PlanLine]:
     tokens = size.steps * config.batch_size * size.length
-    operations = flops.per_token(a, size.length)
+    operations = row_operations(a, size) / size.length
     yield PlanLine("model", config.size, f"{a.layers} layers, hidden {a.hidden}, {a.heads} heads")
     without_embeddings = f"{flops.parameter_count(a, embeddings=False):,} without embeddings"
     yield PlanLine("parameters", f"{flops.parameter_count(a):,}", without_embeddings)
@@ -144,7 +114,7 @@ def _model_lines(config: AdaptConfig, a: NeoXArchitecture, size: TrainingSize) -
     yield PlanLine("", f"{with_:.4g}", f"by 6 N D with embeddings; {without:.4g} without")
 
 
-def _mesh_lines(config: AdaptConfig, microbatch: MicrobatchShape) -> Iterator[PlanLine]:
+def _mesh_lines(config: PhaseConfig, microbatch: MicrobatchShape) -> Iterator[PlanLine]:
     used = f"{microbatch.mesh.devices} of {config.devices} {config.device}"
     yield PlanLine("mesh", " x ".join(map(str, microbatch.mesh)), f"{' x '.join(rules.AXES)}; {used}")
     count = config.batch_size // microbatch.rows
@@ -162,7 +132,7 @@ def _memory_lines(needed: DeviceMemory) -> Iterator[PlanLine]:
 
 
 def _fit_lines(
-    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape, needed: DeviceMemory
+    config: PhaseConfig, a: Architecture, device: Accelerator, microbatch: MicrobatchShape, needed: DeviceMemory
 ) -> Iterator[PlanLine]:
     usable, reason = usable_memory(device)
     yield PlanLine("total", _gb(needed.total), f"of {_gb(usable)}: {reason}")
@@ -189,7 +159,7 @@ def usable_memory(device: Accelerator, environment: Mapping[str, str] = os.envir
 
 
 def suggest_flags(
-    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape
+    config: PhaseConfig, a: Architecture, device: Accelerator, microbatch: MicrobatchShape
 ) -> list[tuple[str, float]]:
     """Return flags close to the given ones with which the training fits, and the bytes of a device with them.
 
@@ -214,7 +184,7 @@ def _more_remat(microbatch: MicrobatchShape) -> Iterator[tuple[str, MicrobatchSh
         yield f"--remat={kind}", microbatch._replace(remat=kind)
 
 
-def _smaller_microbatches(config: AdaptConfig, microbatch: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
+def _smaller_microbatches(config: PhaseConfig, microbatch: MicrobatchShape) -> Iterator[tuple[str, MicrobatchShape]]:
     row_shards = microbatch.mesh.row_shards
     for count in range(config.batch_size // microbatch.rows + 1, config.batch_size // row_shards + 1):
         if config.batch_size % (count * row_shards) == 0:
@@ -223,21 +193,21 @@ def _smaller_microbatches(config: AdaptConfig, microbatch: MicrobatchShape) -> I
 
 
 def _more_devices(
-    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape
+    config: PhaseConfig, a: Architecture, device: Accelerator, microbatch: MicrobatchShape
 ) -> Iterator[tuple[str, MicrobatchShape]]:
     """Yield more devices where a mesh fits them: at each number first as configured, then with more remat."""
     for multiple in MULTIPLES:
         with contextlib.suppress(UserError):
-            shape = plan_microbatch(config, a, device, microbatch.length, multiple)
+            shape = plan_microbatch(config, a, device, microbatch.length, multiple, microbatch.slots)
             for flags, candidate in [("", shape), *_more_remat(shape)]:
                 yield f"--devices={config.devices * multiple} {flags}".strip(), candidate
 
 
 def _cost_lines(
-    config: AdaptConfig, a: NeoXArchitecture, device: Accelerator, microbatch: MicrobatchShape, size: TrainingSize
+    config: PhaseConfig, a: Architecture, device: Accelerator, microbatch: MicrobatchShape, size: TrainingSize
 ) -> Iterator[PlanLine]:
     mfu, source = _mfu(config, a, device)
-    speed = microbatch.mesh.devices * device.peak * mfu / flops.per_token(a, size.length)
+    speed = microbatch.mesh.devices * device.peak * mfu * size.length / row_operations(a, size)
     hours = size.steps * config.batch_size * size.length / speed / 3600
     peak = f"{mfu:.0%} of {device.peak / 1e12:.0f} TFLOP/s a device, {source}"
     yield PlanLine("speed", f"{speed:,.0f} tokens/s", peak)
@@ -249,11 +219,11 @@ def _cost_lines(
     yield PlanLine("cost", f"${device_hours * price:,.0f}", cost)
 
 
-def _mfu(config: AdaptConfig, a: NeoXArchitecture, device: Accelerator) -> tuple[float, str]:
+def _mfu(config: PhaseConfig, a: Architecture, device: Accelerator) -> tuple[float, str]:
     """Return the model FLOPs utilisation to assume, and its source in words."""
     if config.mfu:
         return config.mfu, "--mfu"
-    row = memory.find_measured(a, device)
+    row = memory.find_measured(a, device) if isinstance(config, AdaptConfig) else None
     return (row["mfu"], f"measured on {row['device']}") if row else (DEFAULT_MFU, "assumed: --mfu")
 
 

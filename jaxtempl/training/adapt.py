@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from jaxtempl.config import mixture
@@ -13,15 +12,14 @@ from jaxtempl.data import loader, tapt
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.loader import Batch
 from jaxtempl.data.mlm import Masker
-from jaxtempl.errors import UsageError, UserError
+from jaxtempl.errors import UserError
 from jaxtempl.models import factory
 from jaxtempl.parallel import rules
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs import run
-from jaxtempl.specs.architecture import Architecture, BertArchitecture
+from jaxtempl.specs.architecture import BertArchitecture
 from jaxtempl.training import initialization, objectives, trainer
 from jaxtempl.training.initialization import Initialization
-from jaxtempl.training.objectives import Objective
 from jaxtempl.training.precision import compute_dtype
 from jaxtempl.training.preemption import NEVER_PREEMPTED, PreemptionHandler
 
@@ -56,21 +54,13 @@ def adapt(config: AdaptConfig, preemption: PreemptionHandler = NEVER_PREEMPTED) 
     Raises:
         UserError: Data, weights or flags do not fit.
     """
-    _check_flags(config)
+    trainer.check_flags(config)
     datasets = [(Dataset(folder), weight) for folder, weight in mixture.parse_mixture(config.data)]
     init = initialization.resolve_init(config)
     data = _load_data(config, datasets, init)
     config = _resolve_config(config, data)
     trainer.check_agreement(config, init, data.fingerprints)
     return trainer.train_run(config, init, _job(config, init, data), preemption)
-
-
-def _check_flags(config: AdaptConfig) -> None:
-    if (config.device, config.devices, config.mfu, config.price) != ("none", 1, 0.0, 0.0):
-        raise UsageError(
-            "--device, --devices, --mfu and --price need --plan; a training uses the devices that it finds, or "
-            "--mesh.fsdp=N of them"
-        )
 
 
 def _load_data(
@@ -122,7 +112,11 @@ def _job(config: AdaptConfig, init: Initialization, data: AdaptData) -> trainer.
     transform = Masker(init.tokenizer) if isinstance(init.architecture, BertArchitecture) else None
     return trainer.TrainingJob(
         phase="adapt",
-        objective=_objective(config, init.architecture, dtype),
+        objective=objectives.language_modelling(
+            init.architecture,
+            factory.make_graphdef(init.architecture, None, dtype, config.remat),
+            config.mask_documents,
+        ),
         batches=loader.row_batches(
             data.sources,
             config.batch_size,
@@ -137,12 +131,6 @@ def _job(config: AdaptConfig, init: Initialization, data: AdaptData) -> trainer.
         templates=[],
         facts=_manifest_facts(config, data),
     )
-
-
-def _objective(config: AdaptConfig, a: Architecture, dtype: jax.numpy.dtype) -> Objective:
-    graphdef = factory.make_graphdef(a, None, dtype, config.remat)
-    kind = objectives.masked_lm if isinstance(a, BertArchitecture) else objectives.causal_lm
-    return kind(graphdef, config.mask_documents)
 
 
 def _validation(

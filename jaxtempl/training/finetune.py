@@ -57,17 +57,18 @@ def finetune(config: FinetuneConfig, preemption: PreemptionHandler = NEVER_PREEM
     Raises:
         UserError: Data, weights or flags do not fit.
     """
+    trainer.check_flags(config)
     dataset = Dataset(config.data)
     init = initialization.resolve_init(config)
-    init = init._replace(architecture=_set_attention_and_pooling(init.architecture, config))
-    _check_length(config, init.architecture)
+    init = init._replace(architecture=set_attention_and_pooling(init.architecture, config))
+    check_length(config, init.architecture)
     data = _load_data(config, dataset, init.tokenizer)
     config = _resolve_config(config, data)
     trainer.check_agreement(config, init, data.fingerprints)
     return trainer.train_run(config, init, _job(config, init, data), preemption)
 
 
-def _set_attention_and_pooling(a: Architecture, config: FinetuneConfig) -> Architecture:
+def set_attention_and_pooling(a: Architecture, config: FinetuneConfig) -> Architecture:
     """Return the architecture with the configured attention and pooling. Raises UserError if it has neither."""
     flags: dict[str, Any] = {"attention": config.attention, "pooling": config.pooling}
     given = {name: value for name, value in flags.items() if value != "auto"}
@@ -77,7 +78,8 @@ def _set_attention_and_pooling(a: Architecture, config: FinetuneConfig) -> Archi
     raise UserError(f"{text} needs a Pythia; a BERT attends to all positions and its head reads [CLS]: leave it out")
 
 
-def _check_length(config: FinetuneConfig, a: Architecture) -> None:
+def check_length(config: FinetuneConfig, a: Architecture) -> None:
+    """Raise UserError if the window is longer than the model's positions."""
     if config.length > a.positions:
         raise UserError(f"--length={config.length} is more than the model's {a.positions} positions; use fewer")
 

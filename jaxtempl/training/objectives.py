@@ -20,7 +20,7 @@ from jaxtempl.models.cross_entropy import summed_cross_entropy, token_cross_entr
 from jaxtempl.models.neox import NeoX
 from jaxtempl.parallel import collectives
 from jaxtempl.specs import flops
-from jaxtempl.specs.architecture import Architecture
+from jaxtempl.specs.architecture import Architecture, BertArchitecture
 
 Sums = dict[str, Float[Array, ""]]
 DeviceMicrobatch = Mapping[str, Array]
@@ -131,6 +131,11 @@ def masked_lm(graphdef: nnx.GraphDef[Bert], mask_documents: bool = False) -> Obj
         return HeadInputs(collectives.copy_to_tensor_parallel(masked), embedding.T, batch["targets"], weights, bias)
 
     return _language_model(graphdef, read, flops.per_masked_row)
+
+
+def language_modelling(a: Architecture, graphdef: nnx.GraphDef[Any], mask_documents: bool = False) -> Objective:
+    """Return the objective of phase 1: `causal_lm`, or `masked_lm` for a BERT."""
+    return (masked_lm if isinstance(a, BertArchitecture) else causal_lm)(graphdef, mask_documents)
 
 
 def _count(sums: Sums) -> Float[Array, ""]:

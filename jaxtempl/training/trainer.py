@@ -95,6 +95,15 @@ def accumulation_steps(batch: int, length: int, devices: int) -> int:
     return next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n * length <= limit or n == batch))
 
 
+def check_flags(config: TrainConfig) -> None:
+    """Raise UsageError if a training has flags of `--plan`."""
+    if (config.device, config.devices, config.mfu, config.price) != ("none", 1, 0.0, 0.0):
+        raise UsageError(
+            "--device, --devices, --mfu and --price need --plan; a training uses the devices that it finds, or "
+            "--mesh.fsdp=N of them"
+        )
+
+
 def requested_mesh(config: TrainConfig) -> MeshShape:
     """Return the mesh of the flags; an axis of 0 leaves the choice."""
     return MeshShape(config.mesh_data, config.mesh_fsdp, config.mesh_tensor)
