@@ -108,7 +108,7 @@ BINARY = {"data": None, "shape": [1], "parameters": {"binary_data_size": 5}}
         ({"shape": [2**70]}, b"", "inputs[0].shape"),
         ({"data": [CANARY, 1]}, b"", "inputs[0].data[1]"),
         ({"data": [["a", CANARY]], "shape": [2]}, b"", "inputs[0].data[0]"),
-        ({"data": ["a\ud800", "b"]}, b"", ""),
+        ({"data": ["a\ud800", "b"]}, b"", "inputs[0].data[0]"),
         ({"data": None}, b"", "inputs[0]"),
         ({"parameters": {"shared_memory_region": CANARY}, "data": None}, b"", "inputs[0]"),
         ({"parameters": {"binary_data_size": 0}}, b"", "inputs[0]"),

@@ -17,14 +17,17 @@ class Client:
         parts: Parts of the body that still arrive, in order.
         more: Whether the body has parts that never arrive.
         endless: Whether the body has parts that arrive without end.
+        late: Whether the parts arrive after the answer, not before.
         seen: Parts of the answer.
     """
 
-    def __init__(self, *parts: bytes, more: bool = False, endless: bool = False) -> None:
+    def __init__(self, *parts: bytes, more: bool = False, endless: bool = False, late: bool = True) -> None:
+        self.late = late
         self.parts, self.more, self.endless, self.seen = list(parts), more, endless, list[Message]()
 
     async def receive(self) -> Message:
-        await asyncio.sleep(0)
+        if self.late:
+            await asyncio.sleep(0)
         if not self.parts and not self.endless:
             await asyncio.Event().wait()
         part = b"part" if self.endless else self.parts.pop(0)
@@ -41,7 +44,8 @@ class Client:
             await each.receive()
         await each.send({"type": "http.response.start", "status": 413, "headers": []})
         await each.send({"type": "http.response.body", "body": b"why"})
-        assert self.seen[-1].get("more_body", False) == (read < 3), "the server would close the connection at once"
+        closes = any(name == b"connection" for name, _ in self.seen[0]["headers"])
+        assert self.seen[-1].get("more_body", False) == closes, "uvicorn closes the connection after the last part"
         async with asyncio.timeout(20):
             await each.finish()
         return [value for name, value in self.seen[0]["headers"] if name == b"connection"]
@@ -58,6 +62,12 @@ def test_a_body_that_was_read_keeps_the_connection() -> None:
     client = Client(b"123", b"456", b"789")
     assert asyncio.run(client.refused(read=3)) == []
     assert len(client.seen) == 2
+
+
+def test_a_body_that_has_arrived_keeps_the_connection() -> None:
+    client = Client(b"123", b"456", b"789", late=False)
+    assert asyncio.run(client.refused()) == []
+    assert client.parts == []
 
 
 def test_a_silent_client_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ IDLE_SECONDS = 1  # the same, while nothing arrives
 class Channel:
     """One request and its answer; it stands between the server library and the application.
 
-    An answer that comes before the end of the body closes the connection. The rest of the body is discarded first:
+    An answer that comes before the body has arrived closes the connection. The rest of the body is discarded first:
     a socket that is closed with unread bytes resets the connection, and the client may then never see the answer.
 
     Attributes:
@@ -29,6 +29,7 @@ class Channel:
         self.status = 0
         self._receive, self._send = receive, send
         self._unread, self._closing = _has_body(headers), False
+        self._waits = b"expect" in headers  # the client sends its body when the first part of it is read
 
     async def receive(self) -> Message:
         """Return the next part of the request."""
@@ -39,6 +40,8 @@ class Channel:
     async def send(self, message: Message) -> None:
         """Send a part of the answer; `finish` ends an answer that closes the connection."""
         if message["type"] == "http.response.start":
+            if not self._waits:
+                await self._discard(0)  # what has arrived
             self.status, self._closing = message["status"], self._unread
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
             if self._closing:
@@ -49,14 +52,16 @@ class Channel:
 
     async def finish(self) -> None:
         """Discard the rest of the body, and let the server library close the connection."""
-        if not self._closing:
-            return
+        if self._closing:
+            await self._discard(LINGER_SECONDS)
+            await self._send({"type": "http.response.body"})
+
+    async def _discard(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
+            async with asyncio.timeout(seconds):
                 while self._unread:
                     async with asyncio.timeout(IDLE_SECONDS):  # wait_for of Python 3.11 can lose the outer timeout
                         await self.receive()
-        await self._send({"type": "http.response.body"})
 
 
 def _has_body(headers: Mapping[bytes, bytes]) -> bool:
