@@ -39,7 +39,8 @@ def package_of(module: str) -> str:
     top, *rest = module.split(".")
     if top == "converters":
         return "/".join(["converters", *rest[:1]]) if rest[:1] != ["__main__"] else "converters"
-    return rest[0] if rest else ""
+    nested = "/".join(rest[:2])  # a package within a package may have its own row
+    return nested if nested in packages() else rest[0] if rest else ""
 
 
 def module_of(path: Path) -> str:
@@ -91,7 +92,9 @@ def test_commands_of_a_serving_machine_never_reach_jax(name: str) -> None:
     assert not {found.split(".")[0] for found in known} & TRAINING
 
 
-@pytest.mark.parametrize("name", ["bundle", "serve", "loadtest", "converters/tensorrt", "converters/triton"])
+@pytest.mark.parametrize(
+    "name", ["bundle", "serve", "serve/experiments", "loadtest", "converters/tensorrt", "converters/triton"]
+)
 def test_serving_never_reaches_training_libraries(name: str) -> None:
     for path in (file for file in FILES if package_of(module_of(file)) == name):
         assert not {found.split(".")[0] for found in reached(path)} & (TRAINING | {"onnx_ir", "tensorflow_datasets"})
