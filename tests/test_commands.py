@@ -166,8 +166,13 @@ def test_a_run_does_not_resume_with_other_settings(
 ) -> None:
     flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
     assert call("adapt", *flags) == 0
-    assert call("adapt", *flags) == 0
-    assert "complete at step 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/run: 1 updates of 4 rows, peak learning rate 0.0015; " in printed
+    assert "weight_decay: 0.01" not in printed
+    assert call("adapt", *flags, "--verbose") == 0
+    printed = capsys.readouterr().out
+    assert "weight_decay: 0.01" in printed
+    assert "complete at step 1" in printed
     assert call("adapt", *flags, "--learning_rate=1") == 1
     assert "rate was 0.0015, is 1.0" in capsys.readouterr().err
     assert call("adapt", *flags, "--resume=never") == 1

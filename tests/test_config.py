@@ -182,11 +182,11 @@ def test_every_size_has_a_learning_rate_for_both_phases(size: str) -> None:
 
 
 READERS = {  # the packages that receive each command's config
-    "PrepareConfig": ["prepare"],
+    "PrepareConfig": ["prepare", "commands"],
     "TrainConfig": ["training", "parallel", "planning", "commands"],
     "AdaptConfig": ["training", "parallel", "planning", "commands"],
     "FinetuneConfig": ["training", "parallel", "planning", "commands"],
-    "EvaluateConfig": ["evaluation"],
+    "EvaluateConfig": ["evaluation", "commands"],
     "SuggestConfig": ["commands"],
     "ServeConfig": ["serve", "commands"],
     "ServeEventsExportConfig": ["serve/events", "commands"],

@@ -204,3 +204,51 @@ def test_a_process_without_loggers_is_silent(
         tracker.log_validation(1, {"loss": 1.0})
     assert capsys.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
+
+
+def progress_lines(seconds: float, steps: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return what a training prints without a terminal whose first step takes 20 s and each other one `seconds`."""
+    now = [0.0]
+    logger = loggers.ProgressLogger("adapted", steps, 0, lambda: now[0])
+    for number in range(1, steps + 1):
+        now[0] += 20 if number == 1 else seconds
+        values = {"loss": 2.5, "gradient_norm": 1.0, "tokens_per_second": 9_700.0, "seconds": seconds}
+        logger.write(number, values)
+    logger.write(steps, {"validation_loss": 1.25})
+    logger.close(finished=True)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_progress_states_the_run_the_step_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    assert progress_lines(0.25, 401, capsys) == [
+        "adapted: step 1 of 401, loss 2.5000, 9,700 tokens/s",
+        "adapted: step 10 of 401, 01:37 left, loss 2.5000, 9,700 tokens/s",  # the first step is no measure of the rate
+        *(
+            f"adapted: step {step} of 401, {left} left, loss 2.5000, 9,700 tokens/s"
+            for step, left in ((70, "01:22"), (130, "01:07"), (190, "00:52"), (250, "00:37"), (310, "00:22"))
+        ),
+        "adapted: step 370 of 401, 00:07 left, loss 2.5000, 9,700 tokens/s",
+        "adapted: step 401 of 401, loss 2.5000, 9,700 tokens/s",
+        "adapted: step 401 of 401, validation loss 1.2500",
+    ]
+
+
+def test_the_longer_a_training_takes_the_rarer_its_progress_lines_are(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = progress_lines(60, 14_500, capsys)  # ten days
+    assert 60 < len(lines) < 90
+    assert "adapted: step 10 of 14,500, 241:30:00 left" in lines[9]
+
+
+def test_progress_on_a_terminal_is_one_line_that_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    logger = loggers.ProgressLogger("adapted", 3, 0)
+    for number in (1, 2, 3):
+        logger.write(number, {"loss": 2.5, "gradient_norm": 1.0, "tokens_per_second": 9_700.0, "seconds": 1.0})
+    logger.close(finished=True)
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert shown.split("\r")[-1].startswith("adapted: 100%|")
+    assert "3/3" in shown
+    assert "loss 2.5000, 9,700 tokens/s" in shown

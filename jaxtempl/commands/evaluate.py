@@ -12,7 +12,8 @@ from jaxtempl.evaluation.table import format_table
 def main(argv: Sequence[str]) -> None:
     """Run `bin/evaluate`."""
     config = parsing.parse(EvaluateConfig, argv)
-    print(parsing.dump(config), flush=True)
+    if config.verbose:
+        print(parsing.dump(config), flush=True)
     report = evaluate(config)
     print(format_table(report))
     print(f"page: {Path(report['out']) / PAGE}")

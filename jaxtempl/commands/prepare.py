@@ -10,5 +10,6 @@ from jaxtempl.prepare import pipeline
 def main(argv: Sequence[str]) -> None:
     """Run `bin/prepare`."""
     config = parsing.parse(PrepareConfig, argv)
-    print(parsing.dump(config), flush=True)
+    if config.verbose:
+        print(parsing.dump(config), flush=True)
     pipeline.run(config)

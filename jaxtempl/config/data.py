@@ -33,3 +33,4 @@ class PrepareConfig:
     seed: int = option(0, "Seed of the order of documents in the packed rows.", minimum=0)
     overwrite: bool = option(False, "Replace --out if it is a dataset.")
     out: Path = option(Path("data"), "Folder of the dataset.")
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)

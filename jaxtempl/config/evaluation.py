@@ -26,6 +26,7 @@ class EvaluateConfig:
     )
     batch_size: int = option(64, "Rows of a batch.", minimum=1, was="batch")
     seed: int = option(0, "Seed of the bootstrap, the baselines and the zero-shot contexts.", minimum=0)
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Fill a command's frozen dataclass from flags and YAML files; an error for an unknown key lists the nearest names.
 
 A value comes from the first of: a flag, the user's `--config` file, the recipe, the size's file, the command's
-file in `configs/`, the dataclass. The resolved dataclass is printed and kept in the run.
+file in `configs/`, the dataclass. The run keeps the resolved dataclass, and `--verbose` prints it.
 """
 
 import argparse

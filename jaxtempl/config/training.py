@@ -86,6 +86,7 @@ class TrainConfig:
     heartbeat_seconds: float = option(
         20.0, "Seconds without a heartbeat after which a process counts as dead.", minimum=1, recorded=False
     )
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)
     plan: bool = option(False, "Run nothing; print what this training needs on --devices of --device.", recorded=False)
     device: DeviceName = option("none", "Kind of device for --plan.", recorded=False)
     devices: int = option(1, "Number of devices for --plan.", minimum=1, recorded=False)

@@ -97,11 +97,10 @@ def row_length(datasets: Sequence[Dataset], positions: int) -> int:
 
 
 def _resolve_config(config: AdaptConfig, data: AdaptData) -> AdaptConfig:
-    """Return the config with every default that depends on the data, and print it."""
+    """Return the config with every default that depends on the data, and print a summary."""
     steps = min(loader.steps_for_epochs(config.epochs, data.row_count, config.batch_size), config.max_steps)
     config = trainer.resolve_config(config, "adapt", steps, saves=10, length=data.length)
-    tokens = f"{config.batch_size * data.length:,} tokens an update"
-    trainer.print_config(config, f"{data.row_count:,} rows of {data.length} tokens, {tokens}")
+    trainer.print_summary(config, f"{data.row_count:,} rows of {data.length} tokens")
     return config
 
 

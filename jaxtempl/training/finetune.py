@@ -111,11 +111,11 @@ def choose_labels(train: LabelledContexts, count: int, seed: int) -> LabelledCon
 
 
 def _resolve_config(config: FinetuneConfig, data: FinetuneData) -> FinetuneConfig:
-    """Return the config with every default that depends on the data, and print it."""
+    """Return the config with every default that depends on the data, and print a summary."""
     steps = loader.steps_for_epochs(config.epochs, len(data.train), config.batch_size)
     config = trainer.resolve_config(config, "finetune", steps, saves=math.ceil(config.epochs), length=config.length)
     templates = f"{len(data.dataset.templates)} templates"
-    trainer.print_config(config, f"{len(data.train):,} labelled contexts of {data.labels:,}, {templates}")
+    trainer.print_summary(config, f"{len(data.train):,} labelled contexts of {data.labels:,}, {templates}")
     return config
 
 

@@ -127,9 +127,12 @@ def resolve_mesh(config: TrainConfig, architecture: Architecture, slots: int | N
     return chosen
 
 
-def print_config(config: TrainConfig, fact: str) -> None:
-    """Print the resolved config and a line about the data."""
-    print(f"{parsing.dump(config)}# {fact}", flush=True)
+def print_summary(config: TrainConfig, data: str) -> None:
+    """Print what is trained, where and on which data, and with `--verbose` the resolved config."""
+    if config.verbose:
+        print(parsing.dump(config), end="")
+    updates = f"{config.steps:,} updates of {config.batch_size:,} rows"
+    print(f"{config.out}: {updates}, peak learning rate {config.learning_rate:g}; {data}", flush=True)
 
 
 def check_agreement(config: TrainConfig, init: Initialization, datasets: Mapping[str, str]) -> None:
