@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import shared
 import tiny
 import torch
+import trained
 from flax import nnx
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -31,7 +31,6 @@ from jaxtempl.commands import suggest
 from jaxtempl.config import sizes
 from jaxtempl.config.evaluation import EvaluateConfig
 from jaxtempl.config.paths import ASSETS, ROOT
-from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.evaluation import evaluate
 from jaxtempl.huggingface import checks, layout, load, save
@@ -42,23 +41,18 @@ from jaxtempl.specs.architecture import NeoXArchitecture
 from jaxtempl.text import formats
 from jaxtempl.text.cases import Message
 from jaxtempl.text.tokenizer import Tokenizer
-from jaxtempl.training import adapt, finetune
 
 NANO, PYTHIA = ASSETS / "nano" / "tokenizer.json", ASSETS / "tokenizers" / "pythia.json"
 TEXTS = ["Hello,  where is my order?\n\n", "a <|endoftext|> typed by hand, and <|padding|>", "naïve café, 你好 🙂"]
 TEMPLATES = [tiny.template(slot, name, active=name != "card") for slot, name in enumerate(tiny.REPLIES)]
 TOLERANCE = 1e-5  # relative to the largest logit
 END = 0  # id of the end-of-text token
-PHASES = ("adapt", "finetune")
 
 
 def train(folder: Path) -> None:
-    """Adapt, fine-tune and evaluate the embedded model by the real commands, and retire a template."""
+    """Train and evaluate the embedded model by the real commands, and retire a template."""
     data = tiny.dataset(folder / "made").folder
-    options: dict[str, Any] = {"size": "nano", "batch_size": 4, "learning_rate": 1e-3, "steps": 2, "save_every": 2}
-    adapted = adapt.adapt(AdaptConfig(**options, data=str(data), out=f"{folder}/adapt"))
-    source: dict[str, Any] = {"start": str(adapted.folder), "length": 32, "data": data}
-    tuned = finetune.finetune(FinetuneConfig(**options, **source, out=f"{folder}/finetune"))
+    tuned = trained.train(folder, data, "nano", length=32)
     evaluate.evaluate(EvaluateConfig(run=str(tuned.folder), data=str(data), batch_size=4))
     templates = [
         {**entry, "active": entry["id"] != "card"} for entry in files.read_json(tuned.folder / "templates.json")
@@ -66,23 +60,14 @@ def train(folder: Path) -> None:
     files.write_json(tuned.folder / "templates.json", templates)
 
 
-def convert_all(folder: Path) -> None:
-    """Convert both runs with the command."""
-    trained = shared.built("huggingface-runs", train)
-    for phase in PHASES:
-        main(["huggingface", f"--run={trained / phase}", f"--out={folder / phase}"])
-
-
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Run]:
-    folder = shared.built("huggingface-runs", train)
-    return {phase: Run(folder / phase) for phase in PHASES}
+    return trained.runs("huggingface", train)
 
 
 @pytest.fixture(scope="module")
 def converted() -> dict[str, Path]:
-    folder = shared.built("huggingface-converted", convert_all)
-    return {phase: folder / phase for phase in PHASES}
+    return trained.converted("huggingface", train)
 
 
 Rows = tuple[tuple[int, ...], ...]
@@ -206,7 +191,7 @@ def test_tokenizer_without_end_of_text_is_rejected() -> None:
         special_tokens.read_special_tokens('{"added_tokens": []}')
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", trained.PHASES)
 @pytest.mark.parametrize("shard_bytes", [save.SHARD_BYTES, 10**6])
 def test_round_trip_is_bit_equal(runs: dict[str, Run], tmp_path: Path, phase: str, shard_bytes: int) -> None:
     source = runs[phase]
@@ -220,7 +205,7 @@ def test_round_trip_is_bit_equal(runs: dict[str, Run], tmp_path: Path, phase: st
     jax.tree.map(np.testing.assert_array_equal, read.params, expected)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", trained.PHASES)
 def test_transformers_loads_shards(
     runs: dict[str, Run], converted: dict[str, Path], tmp_path: Path, phase: str
 ) -> None:

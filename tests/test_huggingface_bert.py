@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import shared
 import tiny
 import torch
+import trained
 from flax import nnx
 from serving import PATIENT, served
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -22,13 +22,11 @@ from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.commands import suggest
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.sizes import tokenizer_path
-from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.huggingface import load
 from jaxtempl.prepare import pipeline
 from jaxtempl.runs.run import Run
 from jaxtempl.serve.inference.suggester import bundle_suggester
 from jaxtempl.text.cases import Message
-from jaxtempl.training import adapt, finetune
 
 TOLERANCE = 1e-5  # of the largest logit
 MESSAGES = [
@@ -39,43 +37,22 @@ MESSAGES = [
 ]
 
 
-PHASES = ("adapt", "finetune")
-
-
 def train(folder: Path) -> None:
-    """Adapt and fine-tune bert-tiny with the real commands."""
+    """Train bert-tiny with the real commands."""
     tiny.dataset(folder / "made")
     splits = {split: (str(folder / "made" / f"{split}.jsonl"),) for split in ("train", "validation", "test")}
     pipeline.run(PrepareConfig(**splits, size="bert-tiny", length=32, out=folder / "data"))
-    options: dict[str, Any] = {
-        "size": "bert-tiny",
-        "batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-3,
-        "steps": 2,
-        "save_every": 2,
-    }
-    adapted = adapt.adapt(AdaptConfig(**options, data=str(folder / "data"), weights="random", out=f"{folder}/adapt"))
-    source: dict[str, Any] = {"start": str(adapted.folder), "length": 24, "data": folder / "data"}
-    finetune.finetune(FinetuneConfig(**options, **source, out=f"{folder}/finetune"))
-
-
-def convert_all(folder: Path) -> None:
-    trained = shared.built("bert-runs", train)
-    for phase in PHASES:
-        main(["huggingface", f"--run={trained / phase}@2", f"--out={folder / phase}"])
+    trained.train(folder, folder / "data", "bert-tiny", length=24, weights="random")
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Run]:
-    folder = shared.built("bert-runs", train)
-    return {phase: Run(folder / phase) for phase in PHASES}
+    return trained.runs("bert", train)
 
 
 @pytest.fixture(scope="module")
 def converted() -> dict[str, Path]:
-    folder = shared.built("bert-converted", convert_all)
-    return {phase: folder / phase for phase in PHASES}
+    return trained.converted("bert", train)
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +62,7 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return np.where(np.arange(20) < lengths[:, None], ids, 0), lengths
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", trained.PHASES)
 def test_transformers_matches_the_runs_logits(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
     kind = AutoModelForMaskedLM if phase == "adapt" else AutoModelForSequenceClassification
     reference, (ids, lengths) = kind.from_pretrained(converted[phase]).eval(), batch()
@@ -104,7 +81,7 @@ def test_transformers_matches_the_runs_logits(runs: dict[str, Run], converted: d
     assert (difference[mask] if phase == "adapt" else difference).max() <= TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", trained.PHASES)
 def test_a_round_trip_preserves_every_bit(runs: dict[str, Run], converted: dict[str, Path], phase: str) -> None:
     read = load.read(converted[phase], runs[phase].architecture)
     assert read.head == runs[phase].head
