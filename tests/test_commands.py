@@ -236,6 +236,10 @@ def test_an_allowed_change_is_recorded_in_the_run(
     flags = ["--size=nano", f"--data={data.folder}", "--batch_size=4", f"--out={tmp_path}", "--recover_minutes=0"]
     assert call("adapt", *flags, "--steps=2") == 0
     shutil.rmtree(tmp_path / "checkpoints" / "2")
+    config = tmp_path / "config.yaml"
+    older = config.read_text().replace("decay_at: 0\n", "")  # a release that did not have the field
+    assert config.read_text() != older
+    config.write_text(older)
     manifest = files.read_json(tmp_path / "manifest.json")
     manifest["versions"]["optax"] = "0.0.1"
     files.write_json(tmp_path / "manifest.json", manifest)

@@ -254,11 +254,14 @@ def test_a_former_flag_is_rejected_with_its_new_name(kind: type, field: dataclas
     assert parsing.current_keys(kind, {former: 1}) == {current: 1}
 
 
+ADDED = {"decay_at"}  # fields that no run of format 1 has
+
+
 @pytest.mark.parametrize(("phase", "kind"), [("adapt", AdaptConfig), ("finetune", FinetuneConfig)])
 def test_the_config_of_a_run_of_format_1_is_read(phase: str, kind: type) -> None:
     former = dict.fromkeys((GOLDEN / f"{phase}.format1.config.yaml").read_text().split(), 1)
     assert {"batch", "rate", "warmup", "decay", "clip", "accumulate"} <= set(former)
-    assert set(parsing.current_keys(kind, former)) == set(yaml.safe_load(parsing.dump(kind())))
+    assert set(parsing.current_keys(kind, former)) | ADDED == set(yaml.safe_load(parsing.dump(kind())))
 
 
 def test_former_names_are_unique_and_not_current() -> None:

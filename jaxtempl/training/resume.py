@@ -30,7 +30,8 @@ def check_changes(opened: Run, config: TrainConfig, init: Initialization, datase
         UserError: A setting has changed that may not, or `--allow_change` names an unknown one.
     """
     facts = {"versions": provenance.provenance()["versions"], "start": init.origin, "datasets": dict(datasets)}
-    old = _comparable(run.read_config(opened.folder), opened.manifest)
+    recorded = {**yaml.safe_load(parsing.dump(type(config)())), **run.read_config(opened.folder)}
+    old = _comparable(recorded, opened.manifest)  # a field that is newer than the run had its default
     new = _comparable(yaml.safe_load(parsing.dump(config)), facts)
     unknown = set(config.allow_change) - set(new)
     if unknown:
