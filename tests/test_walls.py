@@ -93,7 +93,8 @@ def test_commands_of_a_serving_machine_never_reach_jax(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bundle", "serve", "serve/experiments", "loadtest", "converters/tensorrt", "converters/triton"]
+    "name",
+    ["bundle", "serve", "serve/experiments", "experiments", "loadtest", "converters/tensorrt", "converters/triton"],
 )
 def test_serving_never_reaches_training_libraries(name: str) -> None:
     for path in (file for file in FILES if package_of(module_of(file)) == name):
