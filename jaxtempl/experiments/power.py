@@ -20,7 +20,7 @@ POINTS = 2000  # of the integral in `power`; its error is below 1e-4
 
 
 class Traffic(NamedTuple):
-    """What an experiment consists of.
+    """Interactions, pairs and advocates of an experiment.
 
     Attributes:
         sd: Standard deviation of an interaction's time, in seconds.
@@ -42,7 +42,7 @@ class Traffic(NamedTuple):
 
 
 class PowerPoint(NamedTuple):
-    """What an experiment of a number of days can detect.
+    """Precision and power of an experiment of a number of days.
 
     Attributes:
         days: Days of the experiment.
@@ -119,7 +119,7 @@ def power_curve(traffic: Traffic, effect: float, days: Sequence[float]) -> list[
     """Return what experiments of these days can detect.
 
     Args:
-        traffic: What the experiment consists of.
+        traffic: Interactions and pairs of the experiment.
         effect: True difference to find, in seconds.
         days: Lengths of the experiment.
 
