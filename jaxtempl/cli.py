@@ -93,7 +93,7 @@ def _record_fault(error: Exception) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a message may quote what was read
         with files.atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except (OSError, RuntimeError) as failure:  # a full or read-only disk, no home
+    except (OSError, RuntimeError, UserError) as failure:  # a full or read-only disk, no home
         sys.stderr.write(lines)
         return f"{what}; the traceback is above, because no file could be written ({failure}); report both"
     return f"{what}; the traceback is in {path}: report it with that file"

@@ -68,7 +68,7 @@ class StandIn:
         self.templates = [*(schema.TemplateAnswer(id_, text, True) for id_, text, _ in SUGGESTED), *OTHERS]
         posts = [Route(path, self.answer, methods=["POST"]) for path in ("/v1/suggest", "/v1/events")]
         gets = [Route(path, self.answer) for path in ("/v1/model", "/v1/templates")]
-        self.app = Starlette(routes=[*posts, *gets, *routes(CASES)])
+        self.app = Starlette(routes=[*posts, *gets, *routes(CASES, dict)])
 
     async def answer(self, request: Request) -> Response:
         """Return the next error status of the path, if any, or its regular response."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 import jaxtempl
+from jaxtempl.commands import prepare
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.packing import Packer
@@ -445,7 +446,8 @@ def test_packing_loses_no_token_for_any_block_size(lists: list[list[int]], lengt
 
 
 def test_prepare_reads_every_field_of_its_config() -> None:
-    source = "".join(path.read_text() for path in Path(pipeline.__file__).parent.glob("*.py"))
+    readers = [*Path(pipeline.__file__).parent.glob("*.py"), Path(prepare.__file__)]
+    source = "".join(path.read_text() for path in readers)
     names = {field.name for field in dataclasses.fields(PrepareConfig)} - set(pipeline.INPUTS)
     assert {name for name in names if f"config.{name}" not in source} == set()
 

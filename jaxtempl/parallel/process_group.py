@@ -30,6 +30,7 @@ from jaxtempl.parallel.watchdog import Watchdog, exit_process, on_abort
 START_SECONDS = 300  # until all processes have joined
 BARRIER_SECONDS = 1800  # until the slowest process has written its part of a checkpoint
 SHUTDOWN_SECONDS = 20
+GRACE_SECONDS = 30  # beyond a heartbeat, until the watchdog of a busy host names the process that was lost
 # Environment variables in which launchers state the number of processes; a job of one trains without a group.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 TPU_CHIPS = ("/dev/accel0", "/dev/vfio/0")  # on a host of a TPU pod, whose metadata server knows the other hosts
@@ -68,7 +69,7 @@ def _leave_together(watchdog: Watchdog, heartbeat: float) -> Generator[None]:
         raise
     except BaseException as error:
         if _is_connection_error(error):
-            time.sleep(2 * heartbeat)  # the watchdog ends this process once it knows which one is lost
+            time.sleep(heartbeat + GRACE_SECONDS)  # the watchdog ends this process once it knows which one is lost
         watchdog.report_failure(first_line(error))
         raise
     _shut_down(watchdog)
