@@ -37,6 +37,44 @@ def test_interval_and_p_value_equal_those_of_a_t_test_over_cases() -> None:
     assert found.p == pytest.approx(float(expected.pvalue), abs=0.03)
 
 
+def clustered(gain: float, seed: int, cases: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return cases of 1 to 9 contexts, mostly of one outcome; the first gains `gain` in top-1."""
+    random = np.random.default_rng(seed)
+    case = np.repeat(np.arange(cases), random.integers(1, 10, cases))
+    chances = [0.3 - gain / 2, 0.4, 0.3 + gain / 2]
+    shared, single = (random.choice([-1, 0, 1], size, p=chances) for size in (cases, len(case)))
+    outcome = np.where(random.random(len(case)) < 0.8, shared[case], single)
+    return np.where(outcome < 0, 9, 0), np.where(outcome > 0, 9, 0), case
+
+
+def test_intervals_of_clustered_contexts_cover_the_true_difference_at_their_level() -> None:
+    """If the contexts were resampled instead of the cases, 41 of 60 intervals would cover it."""
+    covered = 0
+    for seed in range(60):
+        ours, theirs, cases = clustered(0.1, seed, cases=60)
+        found = paired.compare(ours, theirs, Bootstrap(cases, seed))["top1"]
+        covered += found.low <= 0.1 <= found.high
+    assert covered >= 52  # 57 expected
+
+
+def test_the_interval_equals_that_of_scipy_and_the_p_value_that_of_flipped_signs_of_cases() -> None:
+    ours, theirs, cases = clustered(0.14, 1, cases=100)
+    sums, sizes = np.bincount(cases, (ours < 1) * 1.0 - (theirs < 1)), np.bincount(cases)
+    found = paired.compare(ours, theirs, Bootstrap(cases, 0))["top1"]
+    expected = stats.bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis=axis) / sizes.sum(axis=axis),
+        paired=True,
+        n_resamples=2000,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.01)
+    signs = np.random.default_rng(0).choice([-1, 1], (5000, len(sums)))
+    assert found.p == pytest.approx((abs(signs @ sums) >= abs(sums.sum())).mean(), abs=0.02)
+    assert 0.01 < found.p < 0.3
+
+
 def test_pairing_resolves_a_gain_that_two_intervals_do_not() -> None:
     ours, theirs, cases = drawn(0.3)
     bootstrap = Bootstrap(cases, 0)
