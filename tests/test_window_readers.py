@@ -23,7 +23,7 @@ from jaxtempl.config.paths import ROOT
 from jaxtempl.data import loader
 from jaxtempl.data.dataset import Dataset
 from jaxtempl.data.examples import LabelledContexts
-from jaxtempl.evaluation import classifier
+from jaxtempl.evaluation import scores
 from jaxtempl.evaluation.subject import Subject
 from jaxtempl.models import factory
 from jaxtempl.runs import run
@@ -110,7 +110,7 @@ def test_training_reads_the_expected_windows(dataset: Dataset, bert: Run, expect
 
 def test_evaluation_reads_the_expected_windows(dataset: Dataset, bert: Run, expected: Windows) -> None:
     subject = Subject(EvaluateConfig(run=str(bert.folder), data=str(dataset.folder)), bert, 1, dataset, False, {})
-    evaluated = classifier._contexts(subject, "test")
+    evaluated = scores.contexts(subject, "test")
     assert [evaluated[i].tokens for i in range(len(evaluated))] == expected
 
 

@@ -18,6 +18,9 @@ class EvaluateConfig:
     baselines: bool = option(
         True, "Also fit and score three baselines: majority, previous template, and linear n-grams."
     )
+    compare: tuple[str, ...] = option(
+        (), "Other finetune runs, compared on the same contexts; other --labels give a learning curve."
+    )
     zero_shot: int = option(
         0,
         "Number of contexts whose template an adapt run predicts by the likelihood of its text.",

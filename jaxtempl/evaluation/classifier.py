@@ -4,41 +4,37 @@ Dims: N contexts, S slots.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from scipy import special
 
 from jaxtempl import files
-from jaxtempl.data.examples import LabelledContexts, slots_by_id
-from jaxtempl.data.sampling import nested_subset
+from jaxtempl.data.examples import LabelledContexts
 from jaxtempl.errors import UserError
-from jaxtempl.evaluation import baselines, metrics, page, paired
+from jaxtempl.evaluation import comparison, metrics, page, paired, verdict
 from jaxtempl.evaluation.metrics import Bootstrap, Logits
-from jaxtempl.evaluation.predict import Predictor
+from jaxtempl.evaluation.scores import SplitLogits, baseline_logits, contexts, run_logits, trained_on
 from jaxtempl.evaluation.subject import PREDICTIONS, Subject, note
 from jaxtempl.runs.run import Run
 
 SHOWN = 5  # templates of a prediction
 
-SplitLogits = Sequence[Float[np.ndarray, "_ S"]]  # of the evaluated split and of validation; N differs
-
 
 def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
     """Return the metrics of the run and of the baselines, and write predictions.jsonl into `folder`."""
-    test, validation = _contexts(subject, subject.config.split), _contexts(subject, "validation")
+    test, validation = contexts(subject, subject.config.split), contexts(subject, "validation")
     if not len(test):
         raise UserError(
             f"{subject.dataset.folder} has no labelled {subject.config.split} contexts; choose another --split"
         )
+    others = comparison.other_subjects(subject)
     with subject.timed("run"):
-        scores = {"run": _run_scores(subject, (test, validation))}
+        scores = {"run": run_logits(subject, (test, validation))}
     if subject.config.baselines:
         with subject.timed("baselines"):
-            scores |= _baseline_scores(subject, (test, validation))
+            scores |= baseline_logits(subject, (test, validation))
     if _is_selected_here(subject):
         note(f"{page.CHOSEN_HERE}, so these figures are optimistic")
     if subject.config.split == "validation":
@@ -46,53 +42,28 @@ def evaluate_classifier(subject: Subject, folder: Path) -> dict[str, Any]:
     bootstrap = Bootstrap(test.case, subject.config.seed)
     measured = {name: _measured(pair, test, validation, bootstrap) for name, pair in scores.items()}
     result = measured.pop("run")
-    ranks = {name: metrics.ranks(pair[0], test.slot) for name, pair in scores.items()}
+    ranks = comparison.ranks(scores, test)
     for name, baseline in measured.items():
         baseline["difference"] = paired.compare(ranks["run"], ranks[name], bootstrap)
+    chosen = comparison.strongest(scores, validation)
     _save_temperature(subject, result["temperature"], validation)
     write_predictions(folder / PREDICTIONS, scores["run"][0], test, subject.run)
-    return {
+    found = {
         "chosen_here": _is_selected_here(subject),
         "counts": _counts(test, validation),
         **result,
         "baselines": measured,
-        **_details(scores["run"][0], result["temperature"], test, subject),
+        "strongest": chosen,
+        **comparison.compare_runs(subject, ranks, others, chosen, bootstrap),
     }
+    details = _details(scores["run"][0], result["temperature"], test, subject)
+    return {**found, "verdict": verdict.sentences(found), **details}
 
 
 def _is_selected_here(subject: Subject) -> bool:
     """Return whether the checkpoint was selected on the labels that it is measured on, as the paper's BERT was."""
     several = len(subject.run.checkpoints.steps()) > 1
     return subject.is_trained_on and several and subject.run.manifest.get("select") == subject.config.split
-
-
-def _contexts(subject: Subject, split: str) -> LabelledContexts:
-    """Return the labelled contexts of a split with the run's slots."""
-    return LabelledContexts.read(subject.dataset, split, subject.run.window).relabel(slots_by_id(subject.run.templates))
-
-
-def _run_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> SplitLogits:
-    predictor = Predictor(subject.run, subject.step)
-    return [predictor.all(part, subject.config.batch_size, subject.progress) for part in parts]
-
-
-def _trained_on(subject: Subject) -> Int[np.ndarray, " labels"]:
-    """Return the indices of the training labels that the run was trained on."""
-    total, facts = len(subject.dataset.labels("train").slot), subject.run.manifest
-    return nested_subset(total, facts["labels"] or None, facts["seed"])
-
-
-def _baseline_scores(subject: Subject, parts: Sequence[LabelledContexts]) -> dict[str, SplitLogits]:
-    """Return the logits of baselines fitted on the labels that the run was trained on."""
-    if not subject.is_trained_on:
-        note(
-            f"{subject.run.folder} was trained on another dataset; "
-            "the baselines are fitted on as many labels of this one"
-        )
-    stored = LabelledContexts.read(subject.dataset, "train", subject.run.window).take(_trained_on(subject))
-    training = stored.relabel(slots_by_id(subject.run.templates)).known()
-    fitted = baselines.fit(training, subject.run.outputs, subject.config.seed, subject.progress)
-    return {name: [scorer(part) for part in parts] for name, scorer in fitted.items()}
 
 
 def _measured(
@@ -170,7 +141,7 @@ def _by_template(best: np.ndarray, test: LabelledContexts, subject: Subject) -> 
 
 
 def _training_counts(subject: Subject) -> dict[str, int]:
-    counts = np.bincount(subject.dataset.labels("train").slot[_trained_on(subject)], minlength=1)
+    counts = np.bincount(subject.dataset.labels("train").slot[trained_on(subject)], minlength=1)
     return {t.id: int(counts[t.slot]) for t in subject.dataset.templates if t.slot < len(counts)}
 
 

@@ -16,6 +16,7 @@ from jaxtempl.data.dataset import Dataset
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.evaluation import lm_loss, metrics, page, zero_shot
 from jaxtempl.evaluation.classifier import evaluate_classifier
+from jaxtempl.evaluation.comparison import check_is_classifier
 from jaxtempl.evaluation.metrics import Bootstrap
 from jaxtempl.evaluation.paired import PairedDifference
 from jaxtempl.evaluation.subject import PAGE, PREDICTIONS, REPORT, Subject
@@ -39,6 +40,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run, step = resolve(config.run)
     dataset = Dataset(run.dataset_folder(config.data, "an evaluation needs its held-out cases"))
     subject = Subject(config, run, step, dataset, sys.stderr.isatty(), {})
+    if config.compare:
+        check_is_classifier(run)
     measure = evaluate_classifier if run.phase == "finetune" else _evaluate_language_model
     out = Path(config.out or run.folder / f"evaluate-{config.split}")
     _refuse_other_folder(out)

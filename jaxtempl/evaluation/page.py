@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxtempl.evaluation import metrics
+from jaxtempl.evaluation.paired import PairedDifference
 from jaxtempl.reports import html
 from jaxtempl.reports.html import Page, TableCell
 from jaxtempl.specs.interval import Interval
@@ -27,6 +28,8 @@ COLUMNS = {
     "calibrated_cross_entropy": "cross-entropy, after",
     "calibrated_calibration_error": "calibration error, after",
 }
+
+TOP_COLUMNS = ("top1", "top3", "top5")
 
 EvaluationReport = Mapping[str, Any]
 CHOSEN_HERE = "The checkpoint was chosen on these same labels (--select)"
@@ -64,6 +67,8 @@ def _classifier(report: EvaluationReport) -> Page:
         + (f" {CHOSEN_HERE}, so these figures are optimistic." if report["chosen_here"] else ""),
     )
     _table(page, report)
+    if report["verdict"]:
+        _comparison(page, report)
     page.heading("Calibration").figure(
         _reliability(report["reliability"]),
         "Accuracy of the first suggestion against its mean probability; the area of a point grows with its contexts.",
@@ -95,6 +100,35 @@ def _table(page: Page, report: EvaluationReport) -> None:
         page.text(
             f"The template of {counts['no_class']:,} contexts is not a class of this run. They count as wrong, and the "
             "cross-entropy leaves them out."
+        )
+
+
+def differences(report: EvaluationReport) -> list[list[str]]:
+    """Return the columns, and the difference of the run to each baseline and compared run, in percentage points."""
+    baselines = {BASELINE_NAMES[n]: report["baselines"][n] for n in BASELINE_NAMES if n in report["baselines"]}
+    rows = [
+        [name, *(str(PairedDifference.from_json(each["difference"][top])) for top in TOP_COLUMNS)]
+        for name, each in (baselines | report["compared"]).items()
+    ]
+    return [["difference to", *(COLUMNS[top] for top in TOP_COLUMNS)], *rows]
+
+
+def _comparison(page: Page, report: EvaluationReport) -> None:
+    columns, *rows = differences(report)
+    page.heading("Comparison").text(" ".join(report["verdict"])).table(
+        columns,
+        rows,
+        "Percentage points by which this run is ahead, paired by context, with 95 % confidence intervals. The sentence "
+        "compares with the baseline that is strongest on the validation contexts, at the 5 % level.",
+    )
+    points = [
+        [COLUMNS[top], point["labels"], str(PairedDifference.from_json(point["difference"]))]
+        for top, curve in report["learning_curve"].items()
+        for point in curve["points"]
+    ]
+    if points:
+        page.table(
+            ["", "labels", "ahead of that baseline"], points, "Learning curve: the same baseline on as many labels."
         )
 
 

@@ -16,12 +16,21 @@ def format_table(report: Mapping[str, Any]) -> str:
     for name in (n for n in page.BASELINE_NAMES if n in rows):
         cells = (format(Interval.from_json(rows[name][column])) for column in columns)
         lines.append(f"{page.BASELINE_NAMES[name]:18}" + "".join(f"{cell:>25}" for cell in cells))
+    lines += _format_differences(report) if report.get("verdict") else []
     if "zero_shot" in report:
         lines += _format_zero_shot(report["zero_shot"])
     if "temperature" in report:
         error = Interval.from_json(report["metrics"]["calibrated_calibration_error"])
         lines.append(f"temperature {report['temperature']:.3f}: calibration error {error}")
     return "\n".join(lines)
+
+
+def _format_differences(report: Mapping[str, Any]) -> list[str]:
+    """Return the difference to each baseline and run in percentage points, and the verdict in words."""
+    columns, *rows = page.differences(report)
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{row[0]:{width}}" + "".join(f"{cell:>33}" for cell in row[1:]) for row in (columns, *rows)]
+    return [*lines, *report["verdict"]]
 
 
 def _format_zero_shot(scores: Mapping[str, Any]) -> list[str]:
