@@ -221,8 +221,8 @@ def fields_read(path: Path) -> set[str]:
 
 
 def test_fields_read_returns_only_fields_that_a_file_reads() -> None:
-    assert "batch_size" in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
-    assert "json" not in fields_read(paths.PACKAGE / "evaluation" / "classifier.py")
+    assert "batch_size" in fields_read(paths.PACKAGE / "evaluation" / "scores.py")
+    assert "json" not in fields_read(paths.PACKAGE / "evaluation" / "scores.py")
 
 
 @pytest.mark.parametrize("size", SIZES)
