@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from jaxtempl.serve import schema
 from jaxtempl.serve.console.page import routes
+from jaxtempl.text.cases import Case, Message
 
 SUGGESTED = [
     ("CARD_TRACKING", "Your card was mailed on {date} and should be with you shortly.", 0.62),
@@ -31,15 +32,15 @@ OTHERS = [
     schema.TemplateAnswer("REFUND_2019", "We no longer say this about a refund.", False),
 ]
 CASES = [
-    {
-        "case_id": "card",
-        "messages": [
-            {"role": "customer", "text": "Where is my card?"},
-            {"role": "advocate", "text": "As the advocate of then replied."},
-            {"role": "customer", "text": "My ZIP is 30301."},
-            {"role": "system", "text": "lookup_card -> mailed Nov 14"},
-        ],
-    }
+    Case(
+        "card",
+        (
+            Message("customer", "Where is my card?"),
+            Message("advocate", "As the advocate of then replied."),
+            Message("customer", "My ZIP is 30301."),
+            Message("system", "lookup_card -> mailed Nov 14"),
+        ),
+    )
 ]
 
 
