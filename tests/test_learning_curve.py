@@ -44,10 +44,16 @@ def test_intervals_cover_the_true_crossing_at_their_level() -> None:
     assert covered >= 34  # 38 expected
 
 
+def exact(misses: list[int]) -> np.ndarray:
+    """Return differences [N P] in which each run misses exactly so many contexts that the baseline hits."""
+    return -1 * np.stack([np.arange(2 * CASES) < count for count in misses], axis=1)
+
+
 def test_nothing_is_predicted_beyond_eight_times_the_labels() -> None:
-    assert not math.isnan(passes(drawn(on_line(0.06, 4000))).value)
-    assert math.isnan(passes(drawn(on_line(0.02, 100_000))).value)
-    assert math.isnan(passes(drawn([-0.05, -0.02, -0.08])).value)  # it falls behind
+    assert passes(exact([30, 22]), [1000, 2000]).value == pytest.approx(2000 * 2 ** (22 / 8))  # 13,454
+    assert math.isnan(passes(exact([30, 23]), [1000, 2000]).value)  # 2000 x 2^(23 / 7) = 19,500
+    assert math.isnan(passes(exact([20, 20]), [1000, 2000]).value)
+    assert math.isnan(passes(exact([20, 30]), [1000, 2000]).value)
 
 
 def test_a_run_that_is_ahead_passes_at_its_labels() -> None:
