@@ -15,6 +15,7 @@ from jaxtempl.config import converting, data, evaluation, mixture, parsing, path
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
+from jaxtempl.experiments import world
 from jaxtempl.prepare import pipeline
 from jaxtempl.specs import architecture
 from jaxtempl.training import initialization, trainer
@@ -166,6 +167,8 @@ def test_every_shipped_yaml_is_valid(path: Path) -> None:
     elif path.parent.name == "studies":
         for phase, kind in (("adapt", AdaptConfig), ("finetune", FinetuneConfig), ("prepare", PrepareConfig)):
             parsing.build(kind, values.get(phase, {}))
+    elif path.parent.name == "worlds":
+        assert world.read(path.stem).name == path.stem
     else:
         parsing.build(AdaptConfig if path.name.startswith("adapt") else FinetuneConfig, values)
 
