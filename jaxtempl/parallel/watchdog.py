@@ -92,6 +92,7 @@ class Watchdog:
         """End this process, whose main thread may wait for a collective that never completes."""
         if self._failure or self._ended.is_set():  # it is ending already
             return
+        self._ended.set()  # the reason is the last line, also if JAX then notices the loss and aborts this process
         # The others read the reason through the main process, so that one stays longer.
         exit_process(reason, 2 * FAREWELL_SECONDS if self._process == 0 else 0.0)
 
