@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "serve a bundle over HTTP",
     "loadtest": "send requests at given rates and measure latency",
     "scaling": "run, report and use scaling studies",
+    "experiment": "simulate experiments whose truth is known",
     "demo": "the whole path on embedded data",
 }
 PLUGINS = "jaxtempl.commands"  # the entry points under which other packages add commands

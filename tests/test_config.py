@@ -11,7 +11,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtempl.config import converting, data, evaluation, mixture, parsing, paths, scaling, serving, sizes, training
+from jaxtempl.config import (
+    converting,
+    data,
+    evaluation,
+    experiments,
+    mixture,
+    parsing,
+    paths,
+    scaling,
+    serving,
+    sizes,
+    training,
+)
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UsageError, UserError
@@ -20,7 +32,7 @@ from jaxtempl.prepare import pipeline
 from jaxtempl.specs import architecture
 from jaxtempl.training import initialization, trainer
 
-AREAS = (converting, data, evaluation, scaling, serving, training)
+AREAS = (converting, data, evaluation, experiments, scaling, serving, training)
 CLASSES = [
     kind
     for area in AREAS
@@ -195,6 +207,7 @@ READERS = {  # the packages that receive each command's config
     "ServeEventsExportConfig": ["serve/events", "commands"],
     "LoadtestConfig": ["loadtest"],
     "DemoConfig": ["commands"],
+    "ExperimentSimulateConfig": ["commands"],
     "ScalingRunConfig": ["scaling"],
     "ScalingAlignConfig": ["scaling", "commands"],
     "ScalingReportConfig": ["scaling", "commands"],

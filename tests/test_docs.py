@@ -21,7 +21,7 @@ from scaled import study_rows, use_fast_fits, write
 from serving import free_port
 
 from converters.__main__ import CONVERTERS
-from jaxtempl.commands import adapt, scaling
+from jaxtempl.commands import adapt, experiment, scaling
 from jaxtempl.config import parsing
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.evaluation import DemoConfig, EvaluateConfig, SuggestConfig
@@ -38,6 +38,7 @@ CONFIGS: dict[str, Any] = {
     **{"prepare": PrepareConfig, "adapt": AdaptConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig},
     **{"suggest": SuggestConfig, "demo": DemoConfig, "serve": ServeConfig, "loadtest": LoadtestConfig},
     "serve events export": ServeEventsExportConfig,
+    **{f"experiment {name}": kind for name, (_, kind) in experiment.COMMANDS.items()},
     **{f"scaling {name}": kind for name, (_, kind) in scaling.COMMANDS.items()},
     **{f"convert {name}": kind for name, (_, kind) in CONVERTERS.items()},
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jaxtempl.commands import experiment
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import checks, estimators, simulate, world
 from jaxtempl.experiments.world import World
@@ -162,6 +163,18 @@ def test_an_impossible_world_is_refused_in_one_line(change: str, message: str, t
     with pytest.raises(UserError, match=message) as error:
         world.read(str(tmp_path / "w.yaml"))
     assert "\n" not in str(error.value)
+
+
+def test_the_command_writes_events_and_truth_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path(world.paths.CONFIGS / "worlds" / "null.yaml").read_text() + "pairs_a_week: 20\n"
+    (tmp_path / "w.yaml").write_text(text)
+    flags = ["simulate", f"--world={tmp_path}/w.yaml", f"--out={tmp_path}/e.parquet"]
+    experiment.main(flags)
+    rows = pq.read_table(tmp_path / "e.truth.parquet").num_rows
+    assert f"{rows} suggestions" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"e\.parquet exists already; --overwrite replaces it"):
+        experiment.main(flags)
+    experiment.main([*flags, "--overwrite"])
 
 
 def test_a_world_named_by_its_path_is_read(tmp_path: Path) -> None:

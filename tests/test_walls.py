@@ -86,7 +86,7 @@ def test_packages_without_jax_never_reach_it(path: Path) -> None:
         assert not {name.split(".")[0] for name in reached(path)} & JAX
 
 
-@pytest.mark.parametrize("name", ["serve", "loadtest", "scaling"])
+@pytest.mark.parametrize("name", ["serve", "loadtest", "experiment", "scaling"])
 def test_commands_of_a_serving_machine_never_reach_jax(name: str) -> None:
     known = reached(ROOT / "jaxtempl" / "commands" / f"{name}.py")
     assert not {found.split(".")[0] for found in known} & TRAINING

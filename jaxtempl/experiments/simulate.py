@@ -7,6 +7,7 @@ Dims: P pairs, N suggestions, K suggested templates.
 """
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from jaxtempl import files
 from jaxtempl.experiments.world import World
@@ -75,7 +77,7 @@ def simulate(world: World, events: Path, truth: Path, seed: int = 0) -> int:
         pq.ParquetWriter(events_file, SCHEMA, compression="zstd") as events_writer,
         pq.ParquetWriter(truth_file, pa.schema(columns), compression="zstd") as truth_writer,
     ):
-        for number in range(world.weeks):
+        for number in tqdm(range(world.weeks), unit="week", disable=not sys.stderr.isatty(), dynamic_ncols=True):
             week = _week(world, people, number, written, random)
             events_writer.write_table(_events(world, week, random))
             truth_writer.write_table(_truth(week, truth_writer.schema))

@@ -1,0 +1,31 @@
+"""`bin/experiment NAME`: simulate experiments whose truth is known."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtempl import cli
+from jaxtempl.config import parsing
+from jaxtempl.config.experiments import ExperimentSimulateConfig
+from jaxtempl.errors import UserError
+
+
+def simulate(argv: Sequence[str]) -> None:
+    """Run `bin/experiment simulate`."""
+    from jaxtempl.experiments import simulate, world
+
+    config = parsing.parse(ExperimentSimulateConfig, argv)
+    truth = config.out.with_suffix(".truth.parquet")
+    for path in (config.out, truth):
+        if path.exists() and not config.overwrite:
+            raise UserError(f"{path} exists already; --overwrite replaces it, or name another file with --out")
+    count = simulate.simulate(world.read(config.world), config.out, truth, config.seed)
+    print(f"{config.out}: {count:,} suggestions; {truth}: their potential outcomes")
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {"simulate": (simulate, ExperimentSimulateConfig)}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `bin/experiment`."""
+    name = cli.named("bin/experiment", COMMANDS, argv)
+    if name:
+        COMMANDS[name][0](argv[1:])
