@@ -37,7 +37,7 @@ class Watchdog:
         self._ended = threading.Event()
         self._beats: dict[str, tuple[str, float]] = {}  # process -> last heartbeat, and when it was first seen
         self._hosts: dict[str, str] = {}
-        self._failure = ""  # why this process itself fails
+        self._failure = ""  # why this process ends
         self._client.key_value_set(f"jaxtempl/host/{self._process}", socket.gethostname())
         on_abort(self._report_abort)
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
@@ -92,7 +92,7 @@ class Watchdog:
         """End this process, whose main thread may wait for a collective that never completes."""
         if self._failure or self._ended.is_set():  # it is ending already
             return
-        self._ended.set()  # the reason is the last line, also if JAX then notices the loss and aborts this process
+        self._failure = reason  # printed again if JAX then notices the loss too, and aborts this process
         # The others read the reason through the main process, so that one stays longer.
         exit_process(reason, 2 * FAREWELL_SECONDS if self._process == 0 else 0.0)
 
