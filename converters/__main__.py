@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
         return
     module, kind = CONVERTERS[name]
     config = parsing.parse(kind, argv[1:])
-    print(parsing.dump(config), flush=True)
+    if config.verbose:
+        print(parsing.dump(config), flush=True)
     importlib.import_module(module).main(config)
 
 

@@ -17,6 +17,7 @@ class ConvertHuggingfaceConfig:
     out: Path = option(Path("converted"), "Folder to write.")
     license: str = option("unknown", "Licence of the weights in the model card, by the hub's name, such as apache-2.0.")
     language: tuple[str, ...] = option(("en",), "ISO 639 codes of the transcripts' languages, for the model card.")
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class ConvertOnnxConfig:
         512, "Number of training contexts that --quantize=tensorrt-... measures its scales on.", minimum=1
     )
     force: bool = option(False, "Write the quantized bundle even if its suggestions are worse than the run's.")
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class ConvertTensorrtConfig:
     verify_contexts: int = option(1000, "Number of contexts to compare engine and bundle on.", minimum=1)
     check: bool = option(False, "Report what tensorrt-rtx makes of the graph and write nothing; needs no GPU.")
     compute_capability: str = option("8.6", "Compute capability that --check builds for (8.6 is the A10's).")
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,3 +83,4 @@ class ConvertTritonConfig:
     device: Literal["gpu", "cpu"] = option("gpu", "Device of a new ONNX model; an engine always runs on a GPU.")
     max_batch_size: int = option(4, "Maximum requests that a new model computes at once.", minimum=1, was="max_batch")
     timeout_ms: int = option(100, "Maximum milliseconds that a request waits in a new model's queue.", minimum=1)
+    verbose: bool = option(False, "Print the resolved config.", recorded=False)

@@ -45,7 +45,8 @@ class SuggestConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Run the whole path on the embedded model and synthetic cases, up to the advocate's console."""
+    """Run the whole path on the embedded model and real cases, up to the advocate's console."""
 
-    out: Path = option(Path("demo"), "Folder for everything that is written.")
+    out: str = option("", "Folder for everything that is written (default: demo, with --quick demo-quick).")
+    quick: bool = option(False, "Run the same path in under a minute on few cases; its numbers mean nothing.")
     serve: bool = option(False, "Keep the console's server running until Ctrl-C.")

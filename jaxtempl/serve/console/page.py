@@ -15,7 +15,7 @@ from jaxtempl.text.case_files import read_cases
 from jaxtempl.text.cases import Case, fill_texts, parse_case, with_text
 
 MAX_CASES, SYNTHETIC_CASES = 50, 12  # cases from a file, and synthetic cases without one
-SEED = 2405  # of the synthetic cases; differs from the seed of bin/demo's training data
+SEED = 2405  # of the synthetic cases; differs from the generator's default, which training data have
 
 _FOLDER = Path(__file__).parent
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
