@@ -44,6 +44,7 @@ def check_path(printed: str, out: Path) -> None:
         assert all(gain[0] == pytest.approx(100 * (ours[0] - theirs[0]), abs=0.15) for gain, ours, theirs in three)
     stored = json.loads((out / "demo.json").read_text())
     assert stored["accuracies"]["adapted"]["top1"]["value"] == pytest.approx(found["adapted"][0][0], abs=5e-4)
+    assert sum(stored["seconds"].values()) <= stored["total"]
     shares = [float(share) for share in re.findall(r"^[█ ]* +([\d.]+)%  \w+ +\S", printed, re.MULTILINE)]
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)

@@ -35,7 +35,7 @@ SAMPLE = paths.ASSETS / "star"
 REPLAYED = 12  # unseen cases in the console
 ADAPT_SHARE = 0.3  # share of the updates of adapt in the time from their start to the end of the demonstration
 SPEED_STEPS = range(3, 13)  # updates that show the machine's speed; those before them compile
-RESULTS = "demo.json"  # accuracies and differences
+RESULTS = "demo.json"  # accuracies, differences and seconds
 METRICS = {"top1": "top-1", "top3": "top-3", "top5": "top-5"}
 STAGES: dict[str, Callable[[Sequence[str]], None]] = {
     "prepare": prepare.main,
@@ -260,7 +260,9 @@ def _serve(out: Path, stay: bool, timer: Timer) -> None:
 
 
 def _print_summary(out: Path, url: str, timer: Timer) -> None:
-    """Print the pages, the console's address, what to run next, and the seconds by stage."""
+    """Print the pages, the console's address, what to run next, and the seconds by stage, which RESULTS gets too."""
+    taken = {"seconds": timer.seconds, "total": timer.total}
+    files.write_json(out / RESULTS, {**files.read_json(out / RESULTS), **taken})
     print("\nPages:")
     print("\n".join(f"  {out}/{name}-classifier/evaluate-test/{PAGE}" for name in ("base", "adapted")))
     print(f"The advocate's console: {url}/console")
