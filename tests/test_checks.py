@@ -54,6 +54,13 @@ def test_one_advocate_or_week_with_another_ratio_is_found() -> None:
     assert found.name == "sample ratio by advocate"
 
 
+def test_a_ratio_that_fails_alone_passes_as_the_worst_of_a_hundred() -> None:
+    groups, arms, weights = np.repeat(np.arange(100), 100), np.arange(10_000) % 2, np.array([0.5, 0.5])
+    arms[:100] = np.arange(100) < 33  # p = .0007
+    assert checks.sample_ratio_within("week", groups, arms, weights).passed
+    assert not checks.sample_ratio_within("week", groups[:100], arms[:100], weights).passed
+
+
 def test_small_groups_are_counted_and_not_tested() -> None:
     groups, arms = np.repeat(["a", "b"], [100, 9]), np.arange(109) % 2
     found = checks.sample_ratio_within("week", groups, arms, np.array([0.5, 0.5]))

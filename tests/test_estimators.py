@@ -114,6 +114,7 @@ def test_variance_and_degrees_of_freedom_equal_the_matrix_formulas(by_advocate: 
 
 def test_a_ratio_and_a_log_ratio_agree_with_the_jackknife_over_clusters() -> None:
     times, clusters, arms = drawn(4, advocates=400)
+    times = times * (1 + 2 * arms)
     case_times = 100 + 5 * times + np.random.default_rng(4).exponential(50, times.size)
     sums = estimators.sums_by_cluster(times, clusters, arms, case_times)
     for estimate, formula in (
@@ -191,6 +192,9 @@ def test_rerandomisation_is_the_exact_test_of_every_assignment() -> None:
     found = randomization.rerandomize(values, np.ones(12), treated, draws=5000)
     assert found.p == pytest.approx(exact.pvalue, abs=0.025)
     assert abs(found.statistic) == pytest.approx(exact.statistic)
+    apart = values + 100 * treated * np.linspace(1, 2, 12)
+    few = randomization.rerandomize(np.concatenate([apart, apart]), np.ones(24), np.tile(treated, 2), draws=99)
+    assert few.p == 1 / 100  # never 0: the observed assignment is one of the draws
 
 
 def test_times_are_capped_and_counted() -> None:
