@@ -45,6 +45,7 @@ CONFIGS: dict[str, Any] = {
 SMALLER = {
     **{"410m": "nano-0.6m", "bert-base": "bert-tiny"},
     **{", 600)": ", 40)", "--length=512": "--length=128", "--zero_shot=20": "--zero_shot=4"},
+    **{"--labels=2000": "--labels=40", "--labels=500": "--labels=20"},
 }
 EXTRA = {  # flags appended to a line, by its prefix
     "bin/prepare --transcripts=transcripts.jsonl.gz": ["--size=nano-0.6m", "--length=128"],
