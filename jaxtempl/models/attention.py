@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxtempl.parallel import collectives
+
 Heads = Float[Array, "B H L K"]
 Documents = Integer[Array, "B L"] | None
 
@@ -55,7 +57,10 @@ def causal(
         documents: Document of each position, if positions see only their own document.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(_causal(q, k, v, documents), 1, 2)
+    # On several CPU devices, XLA's collectives next to the recomputing backward pass deadlock (jaxlib 0.10.2).
+    is_sharded = collectives.axis_size("fsdp") > 0
+    output = _causal_forward(q, k, v, documents)[0] if is_sharded else _causal(q, k, v, documents)
+    return jnp.swapaxes(output, 1, 2)
 
 
 @jax.custom_vjp
@@ -93,7 +98,7 @@ def _causal_forward(q: Heads, k: Heads, v: Heads, documents: Documents) -> tuple
     outputs, log_sums = [], []
     for chunk in _chunks(q.shape[2]):
         scores = _scores(q, k, documents, chunk)
-        highest = scores.max(axis=-1, keepdims=True)
+        highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - highest)
         total = weights.sum(axis=-1, keepdims=True)
         outputs.append(_product("bhql,bhlk->bhqk", weights.astype(v.dtype), v[:, :, : chunk.stop]) / total)
