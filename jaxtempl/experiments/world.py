@@ -8,8 +8,8 @@ from typing import Annotated
 
 import msgspec
 
-from jaxtempl.config import parsing, paths
-from jaxtempl.errors import UserError
+from jaxtempl.config import paths
+from jaxtempl.config.structs import read_struct
 from jaxtempl.serve.experiments.definition import ABTest, Arm, Experiments, Holdout
 
 FORMAT = 1
@@ -136,17 +136,7 @@ def read(name: str) -> World:
     """
     included = paths.CONFIGS / "worlds" / f"{name}.yaml"
     path = included if included.is_file() else Path(name)
-    content = parsing.load(path)
-    version = content.get("format", FORMAT)
-    if isinstance(version, int) and version > FORMAT:
-        raise UserError(f"{path} has format {version}; this release reads up to {FORMAT}: update jaxtempl")
-    try:
-        world = msgspec.convert(content, World)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}; see configs/worlds/paper.yaml for an example") from None
-    if faults := list(_faults(world)):
-        raise UserError(f"{path}: {'; '.join(faults)}")
-    return world
+    return read_struct(path, World, FORMAT, _faults, "see configs/worlds/paper.yaml for an example")
 
 
 def _faults(world: World) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import msgspec
 
-from jaxtempl.config import parsing
+from jaxtempl.config.structs import read_struct
 from jaxtempl.errors import UserError
 
 FORMAT = 1
@@ -110,17 +110,7 @@ def read(path: Path) -> Experiments:
     Raises:
         UserError: The file is missing, newer than this release, or describes impossible experiments.
     """
-    content = parsing.load(path)
-    version = content.get("format", FORMAT)
-    if isinstance(version, int) and version > FORMAT:
-        raise UserError(f"{path} has format {version}; this release reads up to {FORMAT}: update jaxtempl")
-    try:
-        experiments = msgspec.convert(content, Experiments)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}; docs/experiments.md has an example") from None
-    if faults := list(_faults(experiments)):
-        raise UserError(f"{path}: {'; '.join(faults)}")
-    return experiments
+    return read_struct(path, Experiments, FORMAT, _faults, "docs/experiments.md has an example")
 
 
 def check_growth(running: Experiments, new: Experiments, at: datetime) -> None:
