@@ -207,6 +207,7 @@ READERS = {  # the packages that receive each command's config
     "ServeEventsExportConfig": ["serve/events", "commands"],
     "LoadtestConfig": ["loadtest"],
     "DemoConfig": ["commands"],
+    "ExperimentPlanConfig": ["experiments", "commands"],
     "ExperimentSimulateConfig": ["commands"],
     "ScalingRunConfig": ["scaling"],
     "ScalingAlignConfig": ["scaling", "commands"],

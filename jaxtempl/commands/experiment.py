@@ -1,11 +1,23 @@
-"""`bin/experiment NAME`: simulate experiments whose truth is known."""
+"""`bin/experiment NAME`: plan experiments, and simulate some whose truth is known."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jaxtempl import cli
 from jaxtempl.config import parsing
-from jaxtempl.config.experiments import ExperimentSimulateConfig
+from jaxtempl.config.experiments import ExperimentPlanConfig, ExperimentSimulateConfig
 from jaxtempl.errors import UserError
+
+
+def plan(argv: Sequence[str]) -> None:
+    """Run `bin/experiment plan`."""
+    from jaxtempl.experiments import plan
+
+    config = parsing.parse(ExperimentPlanConfig, argv)
+    found = plan.plan(config)
+    print("\n".join(plan.format_plan(found)))
+    if config.out:
+        print(plan.write(found, Path(config.out)))
 
 
 def simulate(argv: Sequence[str]) -> None:
@@ -21,7 +33,10 @@ def simulate(argv: Sequence[str]) -> None:
     print(f"{config.out}: {count:,} suggestions; {truth}: their potential outcomes")
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {"simulate": (simulate, ExperimentSimulateConfig)}
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
+    "plan": (plan, ExperimentPlanConfig),
+    "simulate": (simulate, ExperimentSimulateConfig),
+}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,3 +16,22 @@ class ExperimentSimulateConfig:
         Path("simulated.parquet"), "File of events to write; the truth is next to it, as NAME.truth.parquet."
     )
     overwrite: bool = option(False, "Replace both files if they exist.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentPlanConfig:
+    """Plan an A/B test: the minimal detectable effect, the days that an effect takes, and the power curve.
+
+    Defaults of the times and pairs are measured on picks of real people (RasaHQ/STAR).
+    """
+
+    sd: float = option(24.8, "Standard deviation of a selection time, in seconds.", minimum=0)
+    correlation: float = option(0.21, "Intra-cluster correlation of a pair's selection times.")
+    picks: float = option(7.8, "Mean selections a pair.", minimum=0)
+    picks_cv: float = option(0.55, "Coefficient of variation of the selections a pair.", minimum=0)
+    pairs_a_day: float = option(0.0, "Pairs of advocate and case a day, of both arms together.", minimum=0)
+    share: float = option(0.5, "Share of the pairs in the second arm.", minimum=0)
+    advocates: int = option(0, "Number of advocates.", minimum=0)
+    effect: float = option(0.45, "Difference to find, in seconds.")
+    days: int = option(14, "Days of the test, for the minimal detectable effect.", minimum=1)
+    out: str = option("", "Folder for report.json and a page with the power curve (default: print only).")
