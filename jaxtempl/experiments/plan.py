@@ -42,7 +42,7 @@ class PairTimes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a test of the given traffic can detect.
+    """The effects that a test of the given traffic can detect.
 
     Attributes:
         traffic: Interactions and pairs of the test.
