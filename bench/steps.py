@@ -55,7 +55,12 @@ def architecture(size: str) -> NeoXArchitecture:
 
 
 def jaxtempl(step_config: StepConfig, length: int) -> Side:
-    """Return this project's side: the compiled functions, called as `loop.fit` calls them."""
+    """Return this project's side of one of configs/sizes/."""
+    return jaxtempl_of(architecture(step_config.size), step_config.rows, step_config.remat, length)
+
+
+def jaxtempl_of(a: NeoXArchitecture, rows: int, remat: str, length: int) -> Side:
+    """Return this project's side of any shape: the compiled functions, called as `loop.fit` calls them."""
     import jax
 
     from jaxtempl.models import factory
@@ -64,8 +69,8 @@ def jaxtempl(step_config: StepConfig, length: int) -> Side:
     from jaxtempl.training.optimizer import adamw
     from jaxtempl.training.step import compile_step
 
-    a, remat, mesh = architecture(step_config.size), _policy(step_config.remat), make_mesh(MeshShape(1, 1, 1))
-    objective = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, precision.compute_dtype("auto"), remat))
+    policy, mesh = _policy(remat), make_mesh(MeshShape(1, 1, 1))
+    objective = objectives.causal_lm(factory.make_graphdef(a, a.vocabulary, precision.compute_dtype("auto"), policy))
     optimizer = adamw(training.AdaptConfig(learning_rate=RATE, weight_decay=DECAY), 1000)
     params = factory.random_params(a, a.vocabulary, 0)
     functions = compile_step(objective, optimizer, state.state_shardings(mesh, optimizer, params))
@@ -76,7 +81,7 @@ def jaxtempl(step_config: StepConfig, length: int) -> Side:
         return jax.device_put({"tokens": tokens.astype(np.uint16), "segments": np.ones_like(tokens, np.uint16)})
 
     def step(tokens: np.ndarray) -> float:
-        parts = np.split(tokens, len(tokens) // step_config.rows)
+        parts = np.split(tokens, len(tokens) // rows)
         totals = (functions.gradient(holder[0].params, microbatch(part), None) for part in parts)
         holder[0], metrics = functions.update(holder[0], functools.reduce(functions.add, totals))
         return float(metrics["loss"])
@@ -86,7 +91,7 @@ def jaxtempl(step_config: StepConfig, length: int) -> Side:
         return stats["peak_bytes_in_use"] if stats else _resident()
 
     gradient: Any = functions.gradient
-    lowered = gradient.lower(holder[0].params, microbatch(np.ones((step_config.rows, length))), None)
+    lowered = gradient.lower(holder[0].params, microbatch(np.ones((rows, length))), None)
     attention = next((kernel for kernel in ("cudnn", "splash") if kernel in lowered.as_text()), "xla")
     device = jax.local_devices()[0].device_kind
     return Side(step, peak, device, attention, lambda: lowered.compile().as_text())
