@@ -23,7 +23,9 @@ from bench.nano.candidates import CANDIDATES
 
 def main() -> None:
     """Run a stage."""
-    parser = argparse.ArgumentParser("bench.nano", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "bench.nano", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     stages = ["data", "compare", "texts", "train", "anneal", "publish", "page", "cost"]
     parser.add_argument("stage", choices=stages)
     parser.add_argument("candidates", nargs="*", choices=[[], *CANDIDATES], help="default: all")
