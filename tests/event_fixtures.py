@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from postgres import postgres as postgres
 
-from jaxtempl.serve.events import tables
+from jaxtempl.serve.events import database, tables
 from jaxtempl.serve.events.store import Store, StoredSuggestion
 from jaxtempl.serve.schema import Event
 
@@ -62,7 +62,7 @@ def commit(store: Store, *wanted: Event) -> list[Any]:
 
 
 def read_rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
-    engine = tables.open_to_read(url)
+    engine = database.open_to_read(url)
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(sa.select(table)).mappings()]
     engine.dispose()

@@ -28,8 +28,8 @@ from sqlalchemy import event as listening
 
 from jaxtempl.config.paths import ROOT
 from jaxtempl.errors import UserError
+from jaxtempl.serve.events import database, tables
 from jaxtempl.serve.events import store as events_store
-from jaxtempl.serve.events import tables
 from jaxtempl.serve.events.store import Store, StoreUnavailableError, UnknownSuggestionError
 from jaxtempl.serve.schema import Event, FieldError
 
@@ -43,7 +43,7 @@ async def serve() -> None:
     store = Store(sys.argv[1])
     while True:
         answered = make_suggestion()
-        store.add_suggestion(answered)
+        store.add(answered)
         await store.commit_event(make_event(answered))
         await store.commit_event(make_event(answered, event="edited"))
         print(answered.suggestion_id, flush=True)
@@ -81,7 +81,7 @@ def test_stored_records_are_read_back_equal(url: str) -> None:
     shown = make_event(answered[1], event="shown", template=None, position=None, at=LAST)
     with open_store(url) as store:
         for record in answered:
-            store.add_suggestion(record)
+            store.add(record)
         assert commit(store, picked, shown) == [None, None]
     kept = {row["suggestion_id"]: row for row in read_rows(url, tables.suggestions)}
     assert kept == {record.suggestion_id: msgspec.structs.asdict(record) for record in answered}
@@ -103,7 +103,7 @@ TIMES = st.datetimes(
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=200)
 
 
-EVENTS = st.sampled_from(["shown", "picked", "edited", "dismissed", "searched", "freehand"])
+EVENTS = st.sampled_from(["opened", "shown", "picked", "edited", "dismissed", "searched", "freehand"])
 CHANGES = st.fixed_dictionaries(
     {"event": EVENTS, "at": TIMES, "template": st.none() | IDS, "position": st.none() | st.integers(1, 100)}
 )
@@ -120,7 +120,7 @@ def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
         wanted = [make_event(record, **changes) for record, (_, changes) in zip(answered, pairs, strict=True)]
         with open_store(url) as store:
             for record in answered:
-                store.add_suggestion(record)
+                store.add(record)
             assert commit(store, *wanted) == [None] * len(wanted)
         of_id = {row["suggestion_id"]: row for row in read_rows(url, tables.suggestions)}
         assert [of_id[record.suggestion_id] for record in answered] == list(map(msgspec.structs.asdict, answered))
@@ -137,11 +137,11 @@ def test_a_repeated_event_is_stored_once_and_a_different_event_separately(url: s
     again = make_event(answered, at=once.at.astimezone(east))
     others = [make_event(answered, position=3), make_event(answered, at=once.at + timedelta(microseconds=1))]
     with open_store(url) as store:
-        store.add_suggestion(answered)
-        store.add_suggestion(answered)
+        store.add(answered)
+        store.add(answered)
         assert commit(store, once, once, again, *others) == [None] * 5
     with open_store(url) as store:
-        store.add_suggestion(answered)
+        store.add(answered)
         assert commit(store, once) == [None]
         assert store.dropped == 0
     assert len(read_rows(url, tables.suggestions)) == 1
@@ -151,7 +151,7 @@ def test_a_repeated_event_is_stored_once_and_a_different_event_separately(url: s
 def test_an_event_of_an_unknown_suggestion_is_rejected_and_the_rest_of_its_group_is_stored(url: str) -> None:
     answered = make_suggestion()
     with open_store(url) as store:
-        store.add_suggestion(answered)
+        store.add(answered)
         outcomes = commit(
             store, make_event(answered), make_event(make_suggestion()), make_event(answered, event="edited")
         )
@@ -166,7 +166,7 @@ def test_records_that_the_database_rejects_do_not_affect_the_rest_of_their_group
     good, refused = [make_suggestion(), make_suggestion()], make_suggestion(case_id="secret", tokens=2**70)
     with open_store(url) as store:
         for record in (good[0], refused, good[1]):
-            store.add_suggestion(record)
+            store.add(record)
         outcomes = commit(store, make_event(good[0]), make_event(good[0], position=2**70), make_event(good[1]))
         assert [type(outcome) for outcome in outcomes] == [type(None), FieldError, type(None)]
         assert store.dropped == 1
@@ -193,7 +193,7 @@ def test_hundreds_of_events_share_a_few_commits_and_find_their_earlier_suggestio
         async def answer_and_keep() -> None:
             async with asyncio.TaskGroup() as group:
                 for record in answered:
-                    store.add_suggestion(record)
+                    store.add(record)
                     group.create_task(store.commit_event(make_event(record)))
 
         try:
@@ -208,12 +208,12 @@ def test_hundreds_of_events_share_a_few_commits_and_find_their_earlier_suggestio
 def test_close_writes_the_queue_and_later_records_are_dropped(url: str) -> None:
     store, answered = Store(url), [make_suggestion() for _ in range(1200)]
     for record in answered:
-        store.add_suggestion(record)
+        store.add(record)
     assert store.waiting == 1200
     store.close()
     store.close()
     assert stored_ids(url) == {record.suggestion_id for record in answered}
-    store.add_suggestion(make_suggestion())
+    store.add(make_suggestion())
     assert (store.waiting, store.dropped) == (0, 1)
     (outcome,) = commit(store, make_event(answered[0]))
     assert isinstance(outcome, StoreUnavailableError)
@@ -227,7 +227,7 @@ def test_a_full_queue_drops_and_counts_suggestions_and_rejects_events(
     answered = [make_suggestion() for _ in range(3)]
     with open_store(url) as store:
         for record in answered:
-            store.add_suggestion(record)
+            store.add(record)
         assert (store.waiting, store.dropped) == (2, 1)
         (outcome,) = commit(store, make_event(answered[0]))
         assert isinstance(outcome, StoreUnavailableError)
@@ -249,7 +249,7 @@ def test_an_event_that_waits_too_long_is_not_acknowledged(tmp_path: Path, monkey
     monkeypatch.setattr(events_store, "PATIENCE", 0.05)
     with open_store(url) as store, contextlib.ExitStack() as other:
         other.enter_context(locked(url))
-        store.add_suggestion(answered)
+        store.add(answered)
         assert [type(outcome) for outcome in commit(store, make_event(answered))] == [StoreUnavailableError]
         asyncio.run(given_up_and_sent_again(store))
     assert troubles == []
@@ -284,15 +284,15 @@ def test_killed_servers_of_one_database_have_stored_every_acknowledged_event(url
 
 def test_servers_may_create_the_tables_concurrently(url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
-        for engine in threads.map(tables.open_to_write, [patient(url)] * 8):
+        for engine in threads.map(database.open_to_write, [patient(url)] * 8):
             engine.dispose()
-    assert read_rows(url, tables.store) == [{"format": 1}]
+    assert read_rows(url, tables.store) == [{"format": 2}]
 
 
 @pytest.mark.usefixtures("slow_to_write")
 def test_an_event_finds_a_suggestion_that_another_server_writes_late(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answered, other = make_suggestion(), Store(url)
-    other.add_suggestion(answered)
+    other.add(answered)
 
     async def until_it_has(_: float) -> None:
         other.close()
@@ -327,11 +327,11 @@ def test_a_database_holds_every_record_once_after_an_outage(
 ) -> None:
     before, during = make_suggestion(), [make_suggestion() for _ in range(600)]
     with open_store(url) as store:
-        store.add_suggestion(before)
+        store.add(before)
         assert commit(store, make_event(before)) == [None]
         with outage:
             for record in during:
-                store.add_suggestion(record)
+                store.add(record)
             for _ in range(2):
                 outcomes = commit(store, make_event(before, event="edited"), make_event(during[-1]))
                 assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
@@ -351,7 +351,7 @@ def test_a_database_holds_every_record_once_after_an_outage(
 def test_the_end_of_an_outage_is_detected_with_an_empty_queue(url: str, outage: Outage) -> None:
     answered = make_suggestion()
     with open_store(url) as store:
-        store.add_suggestion(answered)
+        store.add(answered)
         assert commit(store, make_event(answered)) == [None]
         with outage:
             assert [type(outcome) for outcome in commit(store, make_event(answered))] == [StoreUnavailableError]
@@ -363,7 +363,7 @@ def test_close_waits_for_the_end_of_an_outage(url: str, outage: Outage) -> None:
     store, answered = Store(url), make_suggestion()
     with ThreadPoolExecutor(1) as thread:
         with outage:
-            store.add_suggestion(answered)
+            store.add(answered)
             assert [type(outcome) for outcome in commit(store, make_event(answered))] == [StoreUnavailableError]
             closing = thread.submit(store.close)
             assert wait([closing], timeout=0.5).not_done
@@ -380,19 +380,19 @@ def test_close_during_an_outage_returns_and_counts_the_lost_records(
     store = Store(url)
     with outage:
         for _ in range(100):
-            store.add_suggestion(make_suggestion())
+            store.add(make_suggestion())
         store.close()
     assert (store.waiting, store.dropped) == (0, 100)
     assert stored_ids(url) == set()
 
 
-@pytest.mark.parametrize("open_it", [tables.open_to_read, tables.open_to_write])
+@pytest.mark.parametrize("open_it", [database.open_to_read, database.open_to_write])
 def test_a_newer_format_is_rejected(url: str, open_it: Callable[[str], sa.Engine]) -> None:
-    engine = tables.open_to_write(url)
+    engine = database.open_to_write(url)
     with engine.begin() as connection:
-        connection.execute(sa.update(tables.store).values(format=2))
+        connection.execute(sa.update(tables.store).values(format=3))
     engine.dispose()
-    with pytest.raises(UserError, match="has format 2; this release reads up to 1"):
+    with pytest.raises(UserError, match="has format 3; this release reads up to 2"):
         open_it(url)
 
 
@@ -421,9 +421,9 @@ def test_tables_of_another_program_are_not_changed(url: str) -> None:
         ("postgresql+psycopg://me:hunter2@/db?colour=red", "cannot be used"),
     ],
 )
-@pytest.mark.parametrize("open_it", [tables.open_to_read, Store])
+@pytest.mark.parametrize("open_it", [database.open_to_read, Store])
 def test_a_wrong_url_raises_one_line_without_the_password(wrong: str, said: str, open_it: Callable[[str], Any]) -> None:
-    if wrong == "sqlite:////proc/none/a.sqlite" and open_it is tables.open_to_read:
+    if wrong == "sqlite:////proc/none/a.sqlite" and open_it is database.open_to_read:
         said = "does not exist"
     with pytest.raises(UserError, match=said) as error:
         open_it(wrong)
@@ -439,9 +439,9 @@ def test_a_missing_driver_raises_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_reading_creates_no_database(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no suggestions|does not exist"):
-        tables.open_to_read(url)
+        database.open_to_read(url)
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="has no suggestions"):
-        tables.open_to_read(f"sqlite:///{tmp_path / 'empty'}")
+        database.open_to_read(f"sqlite:///{tmp_path / 'empty'}")
     assert (tmp_path / "empty").stat().st_size == 0
     assert not (tmp_path / "events.sqlite").exists()

@@ -24,7 +24,7 @@ def fill(url: str) -> list[StoredSuggestion]:
     answered = [make_suggestion(at=NOON + timedelta(days=day)) for day in range(3)]
     with open_store(url) as store:
         for record in reversed(answered):
-            store.add_suggestion(record)
+            store.add(record)
         later = {"event": "edited", "at": NOON + timedelta(minutes=1), "template": "elsewhere", "position": None}
         for record in answered[:2]:
             assert commit(store, make_event(record, **later), make_event(record)) == [None, None]
@@ -92,7 +92,7 @@ def test_a_failed_export_keeps_the_existing_file(tmp_path: Path, monkeypatch: py
     url, out = f"sqlite:///{tmp_path / 'events.sqlite'}", tmp_path / "out.parquet"
     fill(url)
     out.write_text("older")
-    monkeypatch.setattr(events_export, "_with_position", lambda _: 1 / 0)
+    monkeypatch.setattr(events_export, "_with_derived", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_events([f"--store={url}", f"--out={out}", "--overwrite"])
     assert out.read_text() == "older"

@@ -138,7 +138,7 @@ def test_the_event_store_keeps_the_id_that_prepare_keeps(tmp_path: Path) -> None
     answered = make_suggestion()
     sent = [make_event(answered, template=name) for name in ("CARD", " CARD\n")]
     with open_store(url) as store:
-        store.add_suggestion(answered)
+        store.add(answered)
         assert commit(store, *sent, make_event(answered, event="freehand", template=" ")) == [None] * 3
         [refused] = commit(store, make_event(answered, template="a\nb"))
     assert refused.field == "template"

@@ -8,7 +8,7 @@ from jaxtempl.config import parsing
 from jaxtempl.config.serving import ServeConfig, ServeEventsExportConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import server
-from jaxtempl.serve.events import tables
+from jaxtempl.serve.events import database
 from jaxtempl.serve.events.export import export
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
 def export_events(argv: Sequence[str]) -> None:
     """Run `bin/serve events export`."""
     config = parsing.parse(ServeEventsExportConfig, argv)
-    store = tables.redact_url(config.store)
+    store = database.redact_url(config.store)
     print(parsing.dump(dataclasses.replace(config, store=store)), flush=True)
     since, until = _parse_day("since", config.since), _parse_day("until", config.until)
     if since and until and since >= until:

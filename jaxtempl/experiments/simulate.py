@@ -6,12 +6,10 @@ advocate wants and takes. No analysis reads it; tests compare estimates with it.
 Dims: P pairs, N suggestions, K suggested templates.
 """
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,21 +18,11 @@ from tqdm import tqdm
 
 from jaxtempl import files
 from jaxtempl.experiments.world import World
-from jaxtempl.serve.events import export
+from jaxtempl.serve.events.export import IDS, NUMBERS, SCHEMA
 from jaxtempl.serve.experiments.assignment import assign
 from jaxtempl.serve.experiments.definition import HOLDOUT
 
 K = 5
-LIST = pa.list_(pa.string())
-EXPOSURE = [
-    ("experiment", pa.string()),
-    ("arm", pa.string()),
-    ("bucket", pa.float64()),
-    ("config_sha256", pa.string()),
-    ("withheld_templates", LIST),
-    ("withheld_probabilities", pa.list_(pa.float64())),
-]
-SCHEMA = pa.schema([*export.SCHEMA, *(pa.field(*column) for column in EXPOSURE)], export.SCHEMA.metadata)
 FOLLOWS = {"opened": 1.0, "shown": 1.5}  # seconds after the suggestion
 
 
@@ -171,7 +159,6 @@ def _exposure(
 ) -> dict[str, Any]:
     """Return the columns of assignment of each suggestion; a mixed pair changes arms at its half."""
     experiments = world.experiments(number)
-    sha = hashlib.sha256(msgspec.json.encode(experiments)).hexdigest()
     assigned = [assign(experiments, f"a{a}", f"{number}-{i}", world.begin(number)) for i, a in enumerate(advocates)]
     names = np.array([one.arm if one else "" for one in assigned], object)
     arms = names[pairs]
@@ -186,7 +173,7 @@ def _exposure(
         "experiment": np.array([one.experiment if one else None for one in assigned], object)[pairs],
         "arm": arms,
         "bucket": np.array([one.bucket if one else np.nan for one in assigned])[pairs],
-        "config_sha256": sha,
+        "config_sha256": experiments.sha256,
         "model_version": served,
         "lost": lost[pairs],
     }
@@ -241,7 +228,8 @@ def _events(world: World, week: Week, random: np.random.Generator) -> pa.Table:
         "withheld_templates": _lists(content["lists"][rows], held[rows]),
         "withheld_probabilities": _probabilities(held[rows]),
     }
-    return pa.table([pa.array(values[field.name]).cast(field.type) for field in SCHEMA], schema=SCHEMA)
+    absent = pa.nulls(rows.size)  # no world has a shadow
+    return pa.table([pa.array(values.get(field.name, absent)).cast(field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 def _truth(week: Week, schema: pa.Schema) -> pa.Table:
@@ -261,8 +249,8 @@ def _ids(templates: Int[np.ndarray, " N"], known: np.ndarray) -> pa.Array:
 
 
 def _lists(lists: Int[np.ndarray, "N K"], present: np.ndarray) -> pa.Array:
-    return pa.array([[f"t{one}" for one in row] if ok else [] for row, ok in zip(lists, present, strict=True)], LIST)
+    return pa.array([[f"t{one}" for one in row] if ok else [] for row, ok in zip(lists, present, strict=True)], IDS)
 
 
 def _probabilities(present: np.ndarray) -> pa.Array:
-    return pa.array([[0.4, 0.2, 0.1, 0.05, 0.05] if ok else [] for ok in present], pa.list_(pa.float64()))
+    return pa.array([[0.4, 0.2, 0.1, 0.05, 0.05] if ok else [] for ok in present], NUMBERS)

@@ -20,7 +20,7 @@ TemplateId = Annotated[str, msgspec.Meta(max_length=ID_LIMIT, pattern=rf"^\s*[^{
 Folder = Annotated[
     str, msgspec.Meta(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")
 ]  # errors and the log name it
-EventName = Literal["shown", "picked", "edited", "dismissed", "searched", "freehand"]
+EventName = Literal["opened", "shown", "picked", "edited", "dismissed", "searched", "freehand"]
 
 
 class RequestMessage(msgspec.Struct, frozen=True, gc=False):
@@ -93,9 +93,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/events: an advocate's action on suggestions. Repeating an event is safe: it is stored once.
 
     Attributes:
-        event: shown: the suggestions were on the screen; picked: one was put into the reply; edited: it was changed
-            before it was sent; dismissed: all were dismissed; searched: a template was taken from the search instead;
-            freehand: the reply was written without a template.
+        event: opened: the reply box was opened, which starts the clock in every arm; shown: the suggestions were on the
+            screen; picked: one was put into the reply; edited: it was changed before it was sent; dismissed: all were
+            dismissed; searched: a template was taken from the search instead; freehand: the reply was written without
+            a template.
         template: Id of the template that was picked, edited or searched, stored without surrounding whitespace.
         position: Position of the template among the suggestions, from 1.
         at: Time of the action, with its time zone.

@@ -15,7 +15,7 @@ from jaxtempl.config import parsing
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import logs
-from jaxtempl.serve.events import tables
+from jaxtempl.serve.events import database
 from jaxtempl.serve.http.app import App
 from jaxtempl.serve.http.protocol import Protocol
 
@@ -95,5 +95,5 @@ def _print_address(config: ServeConfig, listener: socket.socket) -> None:
 
 def format_config(config: ServeConfig) -> str:
     """Format the configuration as YAML, without the password in the store's URL."""
-    lines = parsing.dump(config).replace(config.store, tables.redact_url(config.store))
+    lines = parsing.dump(config).replace(config.store, database.redact_url(config.store))
     return lines.rstrip("\n")

@@ -104,7 +104,7 @@ class Service:
             dropped_messages=result.dropped,
             latency_ms=round(1000 * (time.perf_counter() - started), 3),
         )
-        self._store.add_suggestion(_record(request, answer))
+        self._store.add(_record(request, answer))
         return answer
 
     async def find(self, request: ContextRequest | SuggestRequest) -> ServedSuggestions:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,7 +19,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from jaxtempl.errors import first_line
 from jaxtempl.serve import logs
-from jaxtempl.serve.events import tables
+from jaxtempl.serve.events import database, history, tables
+from jaxtempl.serve.experiments.definition import Experiments
 from jaxtempl.serve.schema import Event, FieldError
 
 MAX_WAITING = 100_000  # records: about 100 MB, or 8 minutes at 200 requests/s without a database
@@ -57,6 +58,12 @@ class StoredSuggestion(msgspec.Struct, frozen=True, kw_only=True):
         threshold: Threshold of the request, or None.
         latency_ms: Milliseconds from the request's last byte to the answer.
         reason: Reason for an empty list of suggestions, or None.
+        experiment: Test that the pair is in, or `holdout` outside of a test; None where no experiment applied.
+        arm: Its arm.
+        bucket: Its bucket by the salt that decided.
+        config_sha256: Sum of the experiments in force.
+        withheld_templates: Ids that the holdout did not show, best first.
+        withheld_probabilities: Their probabilities among the allowed templates.
     """
 
     suggestion_id: str
@@ -72,6 +79,30 @@ class StoredSuggestion(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None
     latency_ms: float
     reason: str | None
+    experiment: str | None = None
+    arm: str | None = None
+    bucket: float | None = None
+    config_sha256: str | None = None
+    withheld_templates: list[str] = msgspec.field(default_factory=list[str])
+    withheld_probabilities: list[float] = msgspec.field(default_factory=list[float])
+
+
+class StoredShadow(msgspec.Struct, frozen=True, kw_only=True):
+    """The shadow's answer to a request whose suggestion was queued before.
+
+    Attributes:
+        suggestion_id: Id of the suggestion.
+        model_version: Version of the shadow.
+        templates: Ids that it would have suggested, best first.
+        probabilities: Their probabilities among the allowed templates.
+        latency_ms: Milliseconds of its computation.
+    """
+
+    suggestion_id: str
+    model_version: str
+    templates: list[str]
+    probabilities: list[float]
+    latency_ms: float
 
 
 class _Waiting(NamedTuple):
@@ -93,12 +124,15 @@ class _Waiting(NamedTuple):
             self.future.set_result(outcome)
 
 
+Stored = StoredSuggestion | StoredShadow  # what nobody waits for
+
+
 class Store:
     """The store of a server, open until `close`.
 
     Attributes:
-        dropped: Number of suggestions that were not stored: the queue was full, the database rejected them, or it was
-            unavailable until the end.
+        dropped: Number of suggestions and shadows that were not stored: the queue was full, the database rejected them,
+            or it was unavailable until the end.
     """
 
     def __init__(self, url: str) -> None:
@@ -107,8 +141,8 @@ class Store:
         Raises:
             UserError: The URL is invalid, or the database cannot be opened.
         """
-        self._engine = tables.open_to_write(url)
-        self._queue: deque[StoredSuggestion | _Waiting] = deque()
+        self._engine = database.open_to_write(url)
+        self._queue: deque[Stored | _Waiting] = deque()
         self._hurry = threading.Event()
         self._lost = False  # whether the last attempt found the database unavailable
         self._end = float("inf")  # when the writer gives up; finite after `close`
@@ -121,7 +155,7 @@ class Store:
         """Number of records in the queue."""
         return len(self._queue)
 
-    def add_suggestion(self, record: StoredSuggestion) -> None:
+    def add(self, record: Stored) -> None:
         """Queue an answer for storage; never waits or raises, and counts what it drops."""
         if self._full():
             self.dropped += 1
@@ -142,6 +176,10 @@ class Store:
         await asyncio.sleep(OTHERS)  # another server may not have written its answer yet
         if not await self._commit(row):
             raise UnknownSuggestionError(f"suggestion {event.suggestion_id} is not in the store")
+
+    def adopt(self, experiments: Experiments) -> None:
+        """Put experiments in force for all servers of the database; raises as `history.adopt`."""
+        history.adopt(self._engine, experiments, datetime.now(UTC))
 
     def close(self) -> None:
         """Write the queue, for a few seconds at most, and stop the writer; later records are not stored."""
@@ -181,15 +219,15 @@ class Store:
             if self._lost:
                 return
 
-    def _take(self, maximum: int) -> list[StoredSuggestion | _Waiting]:
+    def _take(self, maximum: int) -> list[Stored | _Waiting]:
         return [self._queue.popleft() for _ in range(min(maximum, len(self._queue)))]
 
-    def _write(self, group: Sequence[StoredSuggestion | _Waiting]) -> None:
-        suggestions = [msgspec.structs.asdict(record) for record in group if isinstance(record, StoredSuggestion)]
+    def _write(self, group: Sequence[Stored | _Waiting]) -> None:
+        suggestions, shadows = _rows(group, StoredSuggestion), _rows(group, StoredShadow)
         events = [record for record in group if isinstance(record, _Waiting)]
         try:
             with self._engine.begin() as connection:
-                stored = tables.insert(connection, suggestions, [event.row for event in events])
+                stored = tables.insert(connection, suggestions, [event.row for event in events], shadows)
         except Exception as error:  # the writer survives any error
             self._failed(group, error)
             return
@@ -199,7 +237,7 @@ class Store:
         for event in events:
             event.settle(event.row["suggestion_id"] in stored)
 
-    def _failed(self, group: Sequence[StoredSuggestion | _Waiting], error: Exception) -> None:
+    def _failed(self, group: Sequence[Stored | _Waiting], error: Exception) -> None:
         """Handle a group that was rolled back: the database is unavailable, or one record is invalid."""
         if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
             self._requeue(group, error)
@@ -209,32 +247,36 @@ class Store:
             for record in group:
                 self._write([record])
 
-    def _requeue(self, group: Sequence[StoredSuggestion | _Waiting], error: DBAPIError) -> None:
-        """Put suggestions back in order until the database returns; answer events, which clients send again."""
+    def _requeue(self, group: Sequence[Stored | _Waiting], error: DBAPIError) -> None:
+        """Put answers back in order until the database returns; answer events, which clients send again."""
         if not self._lost:
             why = first_line(error.orig or error)
             logs.log_event("the event store cannot be reached", logging.WARNING, why=why)
         self._lost = True
         self._queue.extendleft(reversed(self._fail([*group, *self._take(len(self._queue))])))
 
-    def _fail(self, records: Sequence[StoredSuggestion | _Waiting]) -> list[StoredSuggestion]:
-        """Answer the events with an error, and return the suggestions."""
+    def _fail(self, records: Sequence[Stored | _Waiting]) -> list[Stored]:
+        """Answer the events with an error, and return the other records."""
         for record in records:
             if isinstance(record, _Waiting):
                 record.settle(StoreUnavailableError(AWAY))
-        return [record for record in records if isinstance(record, StoredSuggestion)]
+        return [record for record in records if not isinstance(record, _Waiting)]
 
-    def _refuse(self, record: StoredSuggestion | _Waiting, error: Exception) -> None:
+    def _refuse(self, record: Stored | _Waiting, error: Exception) -> None:
         if isinstance(record, _Waiting):
             record.settle(FieldError("", "a value of the event cannot be stored"))
         else:
             self.dropped += 1
             logs.log_event("the event store rejected a suggestion", logging.ERROR, error)
 
-    def _drop(self, remaining: Sequence[StoredSuggestion | _Waiting]) -> None:
+    def _drop(self, remaining: Sequence[Stored | _Waiting]) -> None:
         lost = len(self._fail(remaining))
         self.dropped += lost
         if lost:
             event = "suggestions are lost: the event store was unavailable until the end"
             logs.log_event(event, logging.ERROR, count=lost)
         self._engine.dispose()
+
+
+def _rows(group: Sequence[Stored | _Waiting], kind: type[Stored]) -> list[dict[str, Any]]:
+    return [msgspec.structs.asdict(record) for record in group if isinstance(record, kind)]

@@ -12,8 +12,10 @@ Format 1, in YAML; times have a zone, and ranges are half-open shares of the buc
       arms:
         v3: {bundle: bundles/v3, range: [0, 0.5]}
         v4: {bundle: bundles/v4, range: [0.5, 1]}
+    shadow: {bundle: bundles/v5, share: 0.1}
 """
 
+import hashlib
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
@@ -88,20 +90,39 @@ class ABTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {name: arm.range[1] - arm.range[0] for name, arm in self.arms.items()}
 
 
+class Shadow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundle whose answers are stored and never shown.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        share: Share of the requests that it computes too.
+    """
+
+    bundle: str
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
 class Experiments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file of experiments.
 
     Attributes:
         holdout: The holdout; without it, every pair gets suggestions.
         test: The A/B test, if any.
+        shadow: The shadow, if any.
         cap_seconds: Cap on selection times, declared before the data exist; None reports raw times alone.
         format: Version of the file's format.
     """
 
     holdout: Holdout | None = None
     test: ABTest | None = None
+    shadow: Shadow | None = None
     cap_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
     format: int = FORMAT
+
+    @property
+    def sha256(self) -> str:
+        """Sum of the content, which exposures are stored with."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
 def read(path: Path) -> Experiments:
