@@ -15,6 +15,7 @@ import pytest
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import aggregate, simulate, sums, world
 from jaxtempl.experiments.sums import Aggregate, PairSums, TemplateSums
+from jaxtempl.serve.events import export
 
 Row = dict[str, Any]
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -33,7 +34,7 @@ def row(suggestion: str, event: str | None, seconds: float = 0.0, template: str 
 
 
 def write(path: Path, rows: list[Row]) -> str:
-    pq.write_table(pa.Table.from_pylist(rows, simulate.SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist(rows, export.SCHEMA), path)
     return str(path)
 
 
@@ -175,7 +176,7 @@ def test_days_and_arms_of_a_pair_are_rows_and_the_unassigned_are_counted(tmp_pat
         (lambda path: write(path, []), "the events have no row"),
         (lambda path: pq.write_table(pa.table({"arm": ["a"]}), path), "has no column suggestion_id"),
         (
-            lambda path: pq.write_table(simulate.SCHEMA.with_metadata({"format": "9"}).empty_table(), path),
+            lambda path: pq.write_table(export.SCHEMA.with_metadata({"format": "9"}).empty_table(), path),
             "has format 9; this release reads up to 1",
         ),
     ],
