@@ -44,6 +44,22 @@ class Population(NamedTuple):
     accuracies: Float[np.ndarray, " T"]
 
 
+class Outcomes(NamedTuple):
+    """Selections of a week with their potential outcomes; nothing is assigned yet.
+
+    Attributes:
+        advocates: Advocate of each pair.
+        pairs: Pair of each selection, ascending.
+        wanted: Template that is wanted.
+        seconds: Selection time in the holdout and with each model.
+    """
+
+    advocates: Int[np.ndarray, " P"]
+    pairs: Int[np.ndarray, " N"]
+    wanted: Int[np.ndarray, " N"]
+    seconds: dict[str, Float[np.ndarray, " N"]]
+
+
 class Week(NamedTuple):
     """Suggestions of a week, by column: the events' columns, the times of each potential outcome, the choices."""
 
@@ -56,7 +72,7 @@ class Week(NamedTuple):
 def simulate(world: World, events: Path, truth: Path, seed: int = 0) -> int:
     """Write a world's events and its truth, both in Parquet, and return the number of suggestions."""
     random, written = np.random.default_rng(seed), 0
-    people = _population(world, random)
+    people = standardized(population(world, random))
     columns = [("suggestion_id", pa.string()), ("wanted", pa.string()), ("taken", pa.string())]
     columns += [(f"seconds_{name}", pa.float64()) for name in (HOLDOUT, *(model.version for model in world.models))]
     with (
@@ -73,31 +89,42 @@ def simulate(world: World, events: Path, truth: Path, seed: int = 0) -> int:
     return written
 
 
-def _population(world: World, random: np.random.Generator) -> Population:
+def population(world: World, random: np.random.Generator) -> Population:
+    """Draw advocates and templates; speeds and effects have the mean 1 over all advocates that could be drawn."""
     volumes = random.lognormal(0, np.sqrt(np.log1p(world.volume_cv**2)), world.advocates)
     popularity = 1 / np.arange(1.0, world.templates + 1)
-    popularity /= popularity.sum()
     accuracies = random.beta(8 * world.accuracy, 8 * (1 - world.accuracy), world.templates)
-    speeds = random.lognormal(0, world.sd_log * np.sqrt(world.advocate_correlation), world.advocates)
+    spread = world.sd_log * np.sqrt(world.advocate_correlation)
+    speeds = random.lognormal(-(spread**2) / 2, spread, world.advocates)
     effects = random.normal(1, world.effect_sd, world.advocates)
-    volumes /= volumes.sum()  # the world's means hold for an average pair, whichever advocates are drawn
-    return Population(volumes, speeds / (volumes @ speeds), effects / (volumes @ effects), popularity, accuracies)
+    return Population(volumes / volumes.sum(), speeds, effects, popularity / popularity.sum(), accuracies)
 
 
-def _week(world: World, people: Population, number: int, first: int, random: np.random.Generator) -> Week:
+def standardized(people: Population) -> Population:
+    """Return the population with the world's means for an average pair, whichever advocates were drawn."""
+    volumes, speeds, effects = people.volumes, people.speeds, people.effects
+    return people._replace(speeds=speeds / (volumes @ speeds), effects=effects / (volumes @ effects))
+
+
+def outcomes(world: World, people: Population, number: int, random: np.random.Generator) -> Outcomes:
+    """Draw the selections of a week and their potential outcomes."""
     advocates = random.choice(world.advocates, world.pairs_a_week, p=people.volumes)
     picks = 1 + random.poisson(world.picks - 1, world.pairs_a_week)
     pairs = np.repeat(np.arange(world.pairs_a_week), picks)
     wanted = random.choice(world.templates, pairs.size, p=people.popularity)
+    return Outcomes(advocates, pairs, wanted, _seconds(world, people, number, advocates, pairs, wanted, random))
+
+
+def _week(world: World, people: Population, number: int, first: int, random: np.random.Generator) -> Week:
+    advocates, pairs, wanted, times = outcomes(world, people, number, random)
     lists = _suggested(people, wanted, random)
-    times = _seconds(world, people, number, advocates, pairs, wanted, random)
     exposure = _exposure(world, number, advocates, pairs, random)
     held = exposure["arm"] == HOLDOUT
     misses = ~(lists == wanted[:, None]).any(1) & ~held & (random.random(pairs.size) < world.induced)
     served = np.where(held, HOLDOUT, exposure["model_version"])
     seconds = np.select([served == name for name in times], list(times.values()))
     gaps = random.exponential(world.gap_seconds, pairs.size) + seconds
-    begins = random.uniform(0, 6 * 86400, world.pairs_a_week)[pairs] + _within(gaps, picks)
+    begins = random.uniform(0, 6 * 86400, world.pairs_a_week)[pairs] + _within(gaps, np.bincount(pairs))
     content = {
         "suggestion_id": [f"{first + i:032x}" for i in range(pairs.size)],
         "at": np.datetime64(world.begin(number).replace(tzinfo=None), "us").astype(int) + (begins * 1e6).astype(int),
