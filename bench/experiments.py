@@ -1,7 +1,8 @@
 """Validity of the statistics of experiments: false rejections, coverage, looks, power, sample ratios, real picks.
 
 `.venv/bin/python -m bench.experiments` writes docs/benchmarks/experiments.{json,md}. Finished configurations are kept
-in runs/bench-experiments/, where an interrupted measurement resumes. JAXTEMPL_AB_DATA names the folder with star_selections.csv.gz.
+in runs/bench-experiments/, where an interrupted measurement resumes. JAXTEMPL_AB_DATA names the
+folder with star_selections.csv.gz.
 """
 
 import argparse
@@ -25,8 +26,8 @@ TRIALS = 2000
 KEPT = common.ROOT / "runs" / "bench-experiments"
 UNITS = ("pair", "advocate")
 POWER_TEXT = (
-    "A plan from a two-week pilot promises a power for a saving; the share of two-week tests of the same advocates that "
-    "find it must be within 3 points. Pairs are assigned."
+    "A plan from a two-week pilot promises a power for a saving; the share of two-week tests of the same advocates "
+    "that find it must be within 3 points. Pairs are assigned."
 )
 
 

@@ -133,6 +133,26 @@ def mean(sums: ClusterSums) -> Estimate:
     return _contrast(sums, float(_means(sums)[0]), np.ones(1))
 
 
+def combination(ratios: ClusterSums, value: float, gradient: Float[np.ndarray, " A"]) -> Estimate:
+    """Return a function of several ratios, such as a saving as a share of case time, by the delta method.
+
+    Ratios of different units have different variances, so each is scaled to residuals of variance 1 a unit of weight;
+    the degrees of freedom then weigh them by what they add to the variance.
+
+    Args:
+        ratios: Sums of each ratio's numerator and denominator; all share the clusters.
+        value: The function at the ratios.
+        gradient: Its gradient there.
+
+    Raises:
+        UserError: As for `difference`.
+    """
+    residuals = ratios.totals - ratios.weights * _means(ratios)
+    scale = np.sqrt((residuals**2).sum(0) / ratios.weights.sum(0))
+    scale = np.where(scale > 0, scale, 1.0)
+    return _contrast(ClusterSums(ratios.totals / scale, ratios.weights), value, gradient * scale)
+
+
 def cuped(sums: ClusterSums, earlier: Float[np.ndarray, " G"]) -> Cuped:
     """Return the difference adjusted by each cluster's mean from before the experiment (Deng et al. 2013).
 

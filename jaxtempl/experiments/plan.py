@@ -171,8 +171,7 @@ def row(found: Plan, point: PowerPoint) -> list[str]:
 
 def write(found: Plan, out: Path) -> Path:
     """Write `report.json` and the page with the power curve, and return the page's path."""
-    content = found._asdict() | {"traffic": found.traffic._asdict(), "curve": [p._asdict() for p in found.curve]}
-    files.write_json(out / "report.json", {"format": FORMAT, "kind": KIND, **content})
+    files.write_json(out / "report.json", {"format": FORMAT, "kind": KIND, **files.plain(found)})
     lead, *conclusions = summary(found)
     page = Page("Plan of an A/B test", " ".join(conclusions)).text(lead)
     page.figure(draw(found), f"Power for an effect of {found.effect:g} s, by the length of the test.")
