@@ -107,8 +107,9 @@ def test_a_run_records_attention_and_pooling_and_cannot_be_exported(
         assert not (tmp_path / kind).exists()
 
 
-def test_bert_rejects_a_pooling_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--pooling=last", "--attention=causal"])
+def test_bert_rejects_what_only_gpt_neox_has(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tiny.dataset(tmp_path / "made").folder
-    given = ("--size=bert-tiny", "--weights=random", f"--data={data}", "--pooling=mean", f"--out={tmp_path}/run")
+    given = ("--size=bert-tiny", "--weights=random", f"--data={data}", flag, f"--out={tmp_path}/run")
     assert cli.run(command("finetune"), given) == 1
-    assert "--pooling=mean needs a Pythia" in capsys.readouterr().err
+    assert f"{flag} needs a Pythia" in capsys.readouterr().err

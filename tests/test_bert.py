@@ -114,6 +114,18 @@ def test_template_logits_equal_those_of_transformers(name: str, tmp_path: Path) 
     assert_close(models.ours.classify(jnp.asarray(tokens), jnp.asarray(lengths)), expected)
 
 
+def test_mean_pooling_equals_the_mean_of_the_real_states_of_transformers(tmp_path: Path) -> None:
+    model = theirs(ODD, CLASSES["template"], tmp_path, "template")
+    read, (tokens, lengths) = load.read(tmp_path, ODD), ragged()
+    params = {part: tree for part, tree in read.params.items() if part != "pooler"}
+    mean = dataclasses.replace(ODD, pooling="mean")
+    got = ours(read._replace(params=params, architecture=mean)).classify(jnp.asarray(tokens), jnp.asarray(lengths))
+    with torch.no_grad():
+        states = model.bert(**torch_inputs(tokens, lengths)).last_hidden_state
+        means = torch.stack([row[:length].mean(dim=0) for row, length in zip(states, LENGTHS, strict=True)])
+        assert_close(got, model.classifier(means))
+
+
 def test_tokens_beyond_a_rows_length_do_not_change_its_logits(tmp_path: Path) -> None:
     models = pair(ODD, "template", tmp_path)
     tokens, lengths = ragged()

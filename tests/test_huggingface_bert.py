@@ -1,6 +1,7 @@
 """`convert huggingface` and `convert onnx` of BERT runs: transformers and ONNX Runtime match the runs' logits."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -18,10 +19,12 @@ from serving import PATIENT, served
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from converters.__main__ import main
+from converters.huggingface import export
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.commands import suggest
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.sizes import tokenizer_path
+from jaxtempl.errors import UserError
 from jaxtempl.huggingface import load
 from jaxtempl.prepare import pipeline
 from jaxtempl.runs.run import Run
@@ -137,6 +140,14 @@ def test_the_tokenizer_matches_ours_and_text_yields_no_special_token(converted: 
     assert reference(texts, add_special_tokens=False)["input_ids"] == ours.encode(texts)
     named = (reference.cls_token_id, reference.sep_token_id, reference.pad_token_id, reference.mask_token_id)
     assert named == (101, 102, 0, 103)
+
+
+def test_mean_pooling_is_no_class_of_transformers(runs: dict[str, Run], tmp_path: Path) -> None:
+    made = Run(runs["finetune"].folder)
+    made.architecture = dataclasses.replace(made.architecture, pooling="mean")
+    with pytest.raises(UserError, match=r"--pooling=mean.*convert it with bin/convert onnx"):
+        export.convert(made, made.checkpoints.steps()[-1], tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
 
 
 @pytest.mark.parametrize("flags", [(), ("--dtype=fp16",), ("--form=plain", "--slots=9")])

@@ -1,5 +1,6 @@
 """BERT's ONNX graph matches the logits of Flax in ONNX Runtime, for both heads and for all forms and dtypes."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -22,16 +23,19 @@ from jaxtempl.errors import UsageError
 from jaxtempl.models import factory
 from jaxtempl.models.bert import Bert
 from jaxtempl.serve.inference.backends import OnnxRuntime
+from jaxtempl.specs.architecture import BertArchitecture
+
+MEAN = dataclasses.replace(BERT, pooling="mean")
 
 
-def bert_params(head: str) -> dict[str, Any]:
-    return noisy_params(BERT, SLOTS if head == "template" else None, 0.2)
+def bert_params(head: str, a: BertArchitecture = BERT) -> dict[str, Any]:
+    return noisy_params(a, SLOTS if head == "template" else None, 0.2)
 
 
 @functools.cache
-def flax_model(head: str) -> Callable[..., jax.Array]:
+def flax_model(head: str, a: BertArchitecture = BERT) -> Callable[..., jax.Array]:
     """Compile the model once for all tests: (params, ids, lengths) -> logits."""
-    graphdef = factory.make_graphdef(BERT, SLOTS if head == "template" else None)
+    graphdef = factory.make_graphdef(a, SLOTS if head == "template" else None)
 
     def logits(params: dict[str, Any], ids: jax.Array, lengths: jax.Array) -> jax.Array:
         model: Bert = nnx.merge(graphdef, params)
@@ -40,21 +44,21 @@ def flax_model(head: str) -> Callable[..., jax.Array]:
     return jax.jit(logits)
 
 
-def flax_logits(params: dict[str, Any], head: str) -> np.ndarray:
-    return real_positions(np.asarray(flax_model(head)(params, IDS, LENGTHS)), LENGTHS)
+def flax_logits(params: dict[str, Any], head: str, a: BertArchitecture = BERT) -> np.ndarray:
+    return real_positions(np.asarray(flax_model(head, a)(params, IDS, LENGTHS)), LENGTHS)
 
 
-def bert_runtime(params: dict[str, Any], options: GraphOptions, path: Path) -> OnnxRuntime:
-    return onnx_runtime(params, BERT, options, path)
+def bert_runtime(params: dict[str, Any], options: GraphOptions, path: Path, a: BertArchitecture = BERT) -> OnnxRuntime:
+    return onnx_runtime(params, a, options, path)
 
 
-@pytest.mark.parametrize("head", ["template", "lm"])
+@pytest.mark.parametrize(("head", "a"), [("template", BERT), ("template", MEAN), ("lm", BERT)])
 @pytest.mark.parametrize("form", ["fused", "plain"])
-def test_logits_match_flax_in_a_batch_and_alone(tmp_path: Path, head: Any, form: Any) -> None:
-    params = bert_params(head)
-    expected = flax_logits(params, head)
+def test_logits_match_flax_in_a_batch_and_alone(tmp_path: Path, head: Any, a: BertArchitecture, form: Any) -> None:
+    params = bert_params(head, a)
+    expected = flax_logits(params, head, a)
     for dtype, wide, share in (("fp32", False, 5e-6), ("fp16", False, 2e-2), ("fp16", True, 2e-2)):
-        network = bert_runtime(params, GraphOptions(head, dtype, wide, form), tmp_path / "model.onnx")
+        network = bert_runtime(params, GraphOptions(head, dtype, wide, form), tmp_path / "model.onnx", a)
         assert onnx_check.embedding_rows(onnx_check.load_graph(tmp_path / "model.onnx")) == BERT.vocabulary
         bound = share * np.abs(expected).max()
         together = real_positions(network(IDS, LENGTHS), LENGTHS)
@@ -71,8 +75,9 @@ def test_padding_does_not_change_the_logits(tmp_path: Path) -> None:
     assert np.array_equal(network(IDS, LENGTHS), network(other, LENGTHS))
 
 
-def test_a_warm_up_with_length_0_gives_finite_logits(tmp_path: Path) -> None:
-    network = bert_runtime(bert_params("template"), GraphOptions("template", "fp16"), tmp_path / "model.onnx")
+@pytest.mark.parametrize("a", [BERT, MEAN])
+def test_a_warm_up_with_length_0_gives_finite_logits(a: BertArchitecture, tmp_path: Path) -> None:
+    network = bert_runtime(bert_params("template", a), GraphOptions("template", "fp16"), tmp_path / "model.onnx", a)
     assert np.isfinite(network(IDS, np.zeros(5, np.int32))).all()
 
 

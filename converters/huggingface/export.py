@@ -51,7 +51,7 @@ def convert(
         UserError: `out` exists, the run is an ablation, all its templates are retired, or the tokenizer lacks a special
             token.
     """
-    exportable.check(source)
+    exportable.check_for_transformers(source)
     special = special_tokens.read_special_tokens(source.tokenizer.json)
     templates = calibrated_head.active_templates(source)
     with files.atomic_folder(out) as folder:

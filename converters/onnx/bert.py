@@ -38,9 +38,9 @@ class BertGraph(TransformerGraph):
         mask, x = self._padding_mask(length), self._embed(length)
         every_query = self._expand_queries(mask, length)
         for layer in range(self._a.layers):
-            cls_only = has_template_head and layer == self._a.layers - 1
+            cls_only = has_template_head and self._a.pooling == "first" and layer == self._a.layers - 1
             x = self._block(x, layer, attention, mask if cls_only else every_query, cls_only)
-        logits = self._classifier(x) if has_template_head else self._language_head(x)
+        logits = self._classifier(x, mask) if has_template_head else self._language_head(x)
         return w.model([self._ids, self._lengths], logits, OPSET[self._options.form])
 
     def _padding_mask(self, length: ir.Value) -> ir.Value:
@@ -107,13 +107,24 @@ class BertGraph(TransformerGraph):
         shape = (self._a.hidden, self._a.hidden)
         return self._linear(self._to_compute_dtype(x), projection, shape, scaled("kernel"), scaled("bias"))
 
-    def _classifier(self, x: ir.Value) -> ir.Value:
-        """Apply the pooler and the template head, [B 1 D] -> logits float32 [B S]."""
-        w, pooler = self._w, self._params["pooler"]
-        x = w.op("Squeeze", w.cast(x, TYPES["fp32"]), w.constant([1]))
-        pooled = w.op("MatMul", x, self._weight("pooler", pooler["kernel"], "fp32"))
-        pooled = w.op("Tanh", w.op("Add", pooled, self._weight("pooler/bias", pooler["bias"], "fp32")))
+    def _classifier(self, x: ir.Value, mask: ir.Value) -> ir.Value:
+        """Apply the template head to the pooled positions, [B Q D] -> logits float32 [B S]."""
+        x = self._w.cast(x, TYPES["fp32"])
+        pooled = self._mean(x, mask) if self._a.pooling == "mean" else self._cls(x)
         return self._template_head(pooled, np.asarray(self._params["head"]["bias"]))
+
+    def _cls(self, x: ir.Value) -> ir.Value:
+        """Apply the pooler to [CLS], [B 1 D] -> [B D]."""
+        w, pooler = self._w, self._params["pooler"]
+        x = w.op("Squeeze", x, w.constant([1]))
+        pooled = w.op("MatMul", x, self._weight("pooler", pooler["kernel"], "fp32"))
+        return w.op("Tanh", w.op("Add", pooled, self._weight("pooler/bias", pooler["bias"], "fp32")))
+
+    def _mean(self, x: ir.Value, mask: ir.Value) -> ir.Value:
+        """Return the mean of the real positions, [B L D] -> [B D]."""
+        w, last = self._w, self._w.constant([-1])
+        real = w.cast(w.op("Squeeze", mask, w.constant([1])), TYPES["fp32"])  # [B 1 L]
+        return w.op("Squeeze", w.op("Div", w.op("MatMul", real, x), w.op("ReduceSum", real, last)), w.constant([1]))
 
     def _language_head(self, x: ir.Value) -> ir.Value:
         """Apply the masked language model's head, [B L D] -> logits float32 [B L V]."""

@@ -130,5 +130,7 @@ class FinetuneConfig(TrainConfig):
         "auto", "Attention of a GPT-NeoX classifier: causal, or full, which cannot be exported."
     )
     pooling: Literal["auto", "last", "mean", "first"] = option(
-        "auto", "Positions that a GPT-NeoX head reads: last as in the paper; mean and first cannot be exported."
+        "auto",
+        "Positions that the head reads: last as in the paper (GPT-NeoX; its mean and first cannot be exported), first "
+        "(BERT's default) or mean, for sentence encoders.",
     )

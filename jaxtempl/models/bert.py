@@ -91,7 +91,7 @@ class Bert(nnx.Module):
 
     Args:
         a: Architecture.
-        slots: Columns of a template head behind the pooler; None makes a masked-language-model head.
+        slots: Columns of a template head; None makes a masked-language-model head.
         dtype: Type of the computation; parameters are always float32.
         remat: What the backward pass recomputes.
         platform: JAX's name of the platform that the model runs on.
@@ -115,7 +115,8 @@ class Bert(nnx.Module):
         if slots is None:
             self.head = MaskedLMHead(a, dtype, rngs)
         else:
-            self.pooler = nnx.Linear(a.hidden, a.hidden, kernel_init=INIT, dtype=dtype, rngs=rngs)
+            if a.pooling == "first":
+                self.pooler = nnx.Linear(a.hidden, a.hidden, kernel_init=INIT, dtype=dtype, rngs=rngs)
             self.head = nnx.Linear(a.hidden, slots, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.architecture, self.slots, self.dtype = a, slots, dtype
         self.remat: Remat = remat
@@ -151,17 +152,25 @@ class Bert(nnx.Module):
         return logits + self.head.bias[None, None]
 
     def classify(self, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
-        """Return template logits, float32, from [CLS] through the pooler, as BertForSequenceClassification does.
+        """Return template logits, float32.
 
-        The last block computes keys and values of all positions, and everything else of [CLS] alone.
+        They come from [CLS] through the pooler, as in BertForSequenceClassification, or from the mean of the real
+        positions, as sentence-transformers embeds a text (Reimers and Gurevych, 2019).
         """
-        graphdef, stacked = scan.split_stack(self.blocks)
         allowed = attention.padding_mask(tokens.shape[1], lengths)
-        x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, allowed)
-        last = scan.merge_block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
-        pooled = jnp.tanh(self.pooler(last(x, allowed, 1)[:, 0]))
+        pooled = self._mean(tokens, allowed) if self.architecture.pooling == "mean" else self._cls(tokens, allowed)
         logits = layers.head_columns(pooled, self.head.kernel[...], self.head.out_features)
         return logits + self.head.bias[None]
+
+    def _mean(self, tokens: Int[Array, "B L"], allowed: Bool[Array, "B 1 L"]) -> Float[Array, "B D"]:
+        return layers.mean_of_real(self.hidden(tokens, allowed), allowed[:, 0])
+
+    def _cls(self, tokens: Int[Array, "B L"], allowed: Bool[Array, "B 1 L"]) -> Float[Array, "B D"]:
+        """Return the pooled [CLS]; the last block computes keys and values at all positions, the rest at [CLS]."""
+        graphdef, stacked = scan.split_stack(self.blocks)
+        x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, allowed)
+        last = scan.merge_block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
+        return jnp.tanh(self.pooler(last(x, allowed, 1)[:, 0]))
 
 
 def attention_mask(segments: Integer[Array, "B L"], mask_documents: bool) -> Bool[Array, "#B #L L"]:

@@ -1,8 +1,8 @@
-"""Column-parallel and row-parallel linear layers, and a head's columns.
+"""Column-parallel and row-parallel linear layers, a head's columns, and the mean of a row.
 
 A device holds some columns of the first and some rows of the second, so that a pair needs one all-reduce over `tensor`.
 
-Dims: D hidden, O outputs.
+Dims: B batch, L length, D hidden, O outputs.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxtempl.parallel import collectives
 
@@ -80,3 +80,9 @@ def head_columns(
         return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
     local = jnp.matmul(collectives.copy_to_tensor_parallel(hidden), kernel, preferred_element_type=jnp.float32)
     return collectives.all_gather_columns(local)
+
+
+def mean_of_real(x: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+    """Return the mean over a row's real positions, computed in float32."""
+    total = jnp.sum(x.astype(jnp.float32) * real[..., None], axis=1)
+    return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x.dtype)

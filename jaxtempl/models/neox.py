@@ -162,17 +162,12 @@ class NeoX(nnx.Module):
         seen = real if self.architecture.attention == "full" else None
         graphdef, stacked = scan.split_stack(self.blocks)
         if self.architecture.pooling == "mean":
-            return self._logits(_mean(self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0]), real[:, 0]))
+            hidden = self.norm(self._scan(graphdef, stacked, tokens, seen=seen)[0])
+            return self._logits(layers.mean_of_real(hidden, real[:, 0]))
         x, _ = self._scan(graphdef, jax.tree.map(lambda leaf: leaf[:-1], stacked), tokens, seen=seen)
         last = scan.merge_block(graphdef, jax.tree.map(lambda leaf: leaf[-1], stacked), self.dtype)
         at = jnp.maximum(lengths - 1, 0) if self.architecture.pooling == "last" else jnp.zeros_like(lengths)
         return self._logits(self.norm(last(x, self._angles(tokens), at, seen=seen))[:, 0])
-
-
-def _mean(x: Float[Array, "B L D"], real: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """Return the mean over a row's real positions, computed in float32."""
-    total = jnp.sum(x.astype(jnp.float32) * real[..., None], axis=1)
-    return (total / jnp.maximum(real.sum(axis=1, keepdims=True), 1)).astype(x.dtype)
 
 
 def take_position(x: Float[Array, "B L *rest"], at: Int[Array, " B"]) -> Float[Array, "B 1 *rest"]:

@@ -27,6 +27,7 @@ class Architecture:
     vocabulary: int  # V, rows of the embedding
     positions: int = 2048  # maximum L
     norm_eps: float = 1e-5
+    pooling: Pooling = "last"  # positions of the window that a template head reads
 
     def __post_init__(self) -> None:
         """Raise UserError for a shape that no model has."""
@@ -49,7 +50,6 @@ class NeoXArchitecture(Architecture):
     rotary_base: float = 10_000.0
     parallel_residual: bool = True  # x + attention(norm(x)) + mlp(norm(x)), else in sequence
     attention: AttentionKind = "causal"  # in a classifier; a language model's is always causal
-    pooling: Pooling = "last"  # positions of the window that a template head reads
 
     def __post_init__(self) -> None:
         """Raise UserError for a shape that no model has."""
@@ -80,6 +80,7 @@ class BertArchitecture(Architecture):
     positions: int = 512
     norm_eps: float = 1e-12
     types: int = 2  # rows of the token-type table; only the first is used
+    pooling: Pooling = "first"  # [CLS] through the pooler; mean has no pooler
 
 
 FAMILIES: dict[Any, type[Architecture]] = {kind.family: kind for kind in (NeoXArchitecture, BertArchitecture)}

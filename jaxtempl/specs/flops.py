@@ -6,7 +6,7 @@ Dims: D hidden, F feed-forward, N layers, V vocabulary, L length of a row.
 from collections.abc import Sequence
 
 from jaxtempl.specs.accelerators import ACCELERATORS, VARIANT_PEAKS
-from jaxtempl.specs.architecture import Architecture, BertArchitecture, NeoXArchitecture
+from jaxtempl.specs.architecture import Architecture, BertArchitecture
 
 # Dense bfloat16 operations a second, by prefix of JAX's `device_kind`.
 PEAKS = {device.kind: device.peak for device in ACCELERATORS.values()} | VARIANT_PEAKS
@@ -51,7 +51,7 @@ def per_context(a: Architecture, length: int, slots: int) -> int:
     GPT-NeoX computes queries together with keys and values, at all positions. BERT's pooler is one more layer. If the
     head reads the mean of all positions, the last layer is computed whole.
     """
-    if isinstance(a, NeoXArchitecture) and a.pooling == "mean":
+    if a.pooling == "mean":
         return 3 * (a.layers * length * _layer(a, length) + 2 * a.hidden * slots)
     whole = (a.layers - 1) * length * _layer(a, length)
     last = length * 6 * a.hidden**2 + 2 * a.hidden**2 + 4 * a.hidden * a.feed_forward + 4 * length * a.hidden

@@ -19,7 +19,7 @@ from jaxtempl.models import factory
 from jaxtempl.parallel import process_group, rules
 from jaxtempl.parallel.mesh import MeshShape, make_mesh
 from jaxtempl.runs import run
-from jaxtempl.specs.architecture import Architecture, NeoXArchitecture
+from jaxtempl.specs.architecture import Architecture, BertArchitecture
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 from jaxtempl.training import initialization, objectives, trainer
@@ -72,10 +72,13 @@ def set_attention_and_pooling(a: Architecture, config: FinetuneConfig) -> Archit
     """Return the architecture with the configured attention and pooling. Raises UserError if it has neither."""
     flags: dict[str, Any] = {"attention": config.attention, "pooling": config.pooling}
     given = {name: value for name, value in flags.items() if value != "auto"}
-    if not given or isinstance(a, NeoXArchitecture):
-        return dataclasses.replace(a, **given)
-    text = " ".join(f"--{name}={value}" for name, value in given.items())
-    raise UserError(f"{text} needs a Pythia; a BERT attends to all positions and its head reads [CLS]: leave it out")
+    if isinstance(a, BertArchitecture) and ("attention" in given or config.pooling == "last"):
+        text = " ".join(f"--{name}={value}" for name, value in given.items())
+        raise UserError(
+            f"{text} needs a Pythia; a BERT attends to all positions, and its head reads [CLS] or the mean: leave it "
+            "out, or choose --pooling=first or mean"
+        )
+    return dataclasses.replace(a, **given)
 
 
 def check_length(config: FinetuneConfig, a: Architecture) -> None:
