@@ -12,10 +12,13 @@ os.environ["XDG_STATE_HOME"] = os.devnull  # a folder that cannot be written: tr
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"jaxtempl-tests-{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import hypothesis
 import jax
 import pytest
 import shared
 
+hypothesis.settings.register_profile("busy", deadline=None)  # a busy machine makes no example wrong
+hypothesis.settings.load_profile("busy")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 

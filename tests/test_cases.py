@@ -358,7 +358,7 @@ def test_bad_documents_are_quarantined(tmp_path: Path) -> None:
     assert dict(quarantine.reasons) == {"missing field": 1, "duplicate id": 1, "empty document": 1}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 3000), max_size=300), st.integers(1, 7))
 def test_digest_set_behaves_as_a_set(numbers: list[int], merge_every: int) -> None:
     ours, theirs = DigestSet(), set[int]()
@@ -404,7 +404,7 @@ RECORDS = st.builds(
 NOISE = st.sampled_from([b"", b"\xff", b"{", b'"', b"\x01", b",", b"]", b" ", b"\\", b'"role":"agent",', b"NaN"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(RECORDS, st.booleans(), NOISE, st.integers(0, 200), st.sampled_from(["template", "other"]))
 def test_both_decoders_give_the_same_cases(record: Any, ascii: bool, noise: bytes, at: int, label: str) -> None:
     raw = json.dumps(record, ensure_ascii=ascii).encode(errors="surrogatepass")

@@ -113,7 +113,7 @@ ANSWERED = st.fixed_dictionaries(
 
 
 def test_any_valid_event_and_its_suggestion_are_read_back(url: str) -> None:
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(st.lists(st.tuples(ANSWERED, CHANGES), max_size=20))
     def check(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
         answered = [make_suggestion(**own) for own, _ in pairs]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from asgi_server import serve_app
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -50,7 +50,6 @@ def wanted(outputs: dict[str, bool]) -> list[triton.InferRequestedOutput]:
 # Requests
 
 
-@settings(deadline=None)
 @given(ROWS, st.booleans(), st.sampled_from([[], [1]]), st.just({}) | WANTED, st.text(st.characters(codec="ascii")))
 def test_any_texts_are_parsed_from_tritonclients_encoding(
     texts: list[str], binary: bool, tail: list[int], outputs: dict[str, bool], name: str
@@ -174,13 +173,11 @@ def only_field_errors(body: bytes, length: str | None) -> None:
     assert CANARY not in told
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), LENGTHS)
 def test_random_bytes_raise_only_field_errors(body: bytes, length: str | None) -> None:
     only_field_errors(body, length)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.dictionaries(st.sampled_from(["id", "outputs"]), JSON), LENGTHS)
 def test_random_values_raise_only_field_errors(
     changes: dict[str, Any], of_request: dict[str, Any], length: str | None
@@ -188,7 +185,6 @@ def test_random_values_raise_only_field_errors(
     only_field_errors(request(**changes, request=of_request), length)
 
 
-@settings(deadline=None)
 @given(ROWS, st.integers(0, 400), st.integers(0, 255), LENGTHS)
 def test_a_damaged_body_raises_only_field_errors(texts: list[str], place: int, byte: int, length: str) -> None:
     body, size = body_of([*texts[1:], CANARY], True)
@@ -225,7 +221,6 @@ def test_an_invalid_case_is_named_by_its_index(case: bytes, field: str) -> None:
 PAIRS = st.lists(st.lists(st.tuples(st.text(), st.floats(0, 1, width=32)), max_size=4), min_size=1, max_size=6)
 
 
-@settings(deadline=None)
 @given(PAIRS, WANTED, st.text())
 def test_responses_are_decoded_by_tritonclient(
     rows: list[list[tuple[str, float]]], outputs: dict[str, bool], name: str

@@ -31,7 +31,7 @@ def observations(x: np.ndarray, y: np.ndarray) -> Observations:
 
 
 @pytest.mark.parametrize("truth", GROUND_TRUTHS, ids=NAMES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_slopes_equal_finite_differences(truth: GroundTruth, seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ def row(length: int, padded: int, seed: int) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "segments": segments}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(2, 200), st.data(), st.integers(0, 2**32 - 1))
 def test_only_ordinary_tokens_are_predicted_and_all_others_stay(length: int, data: st.DataObject, seed: int) -> None:
     given_row = row(length, data.draw(st.integers(0, length - 1)), seed)

@@ -3,7 +3,7 @@
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 from sklearn.metrics import log_loss, top_k_accuracy_score
@@ -55,7 +55,6 @@ logit_arrays = arrays.arrays(np.float64, st.tuples(st.integers(1, 8), st.integer
 
 
 @given(logit_arrays, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_ranks_agree_with_top_for_equal_logits(logits: np.ndarray, random: st.DrawFn) -> None:
     slots = np.array([random.randrange(-1, logits.shape[1]) for _ in logits])
     order = metrics.top(logits, logits.shape[1])
@@ -64,7 +63,6 @@ def test_ranks_agree_with_top_for_equal_logits(logits: np.ndarray, random: st.Dr
 
 
 @given(logit_arrays, st.floats(-5, 5))
-@settings(deadline=None)
 def test_a_constant_added_to_a_row_changes_no_loss(logits: np.ndarray, constant: float) -> None:
     slots = np.zeros(len(logits), int)
     np.testing.assert_allclose(metrics.losses(logits + constant, slots), metrics.losses(logits, slots), atol=1e-9)

@@ -430,7 +430,7 @@ def test_replies_are_exact_while_few_and_bounded_when_many() -> None:
     assert len(replies._counts) == REPLIES
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(1, 99), max_size=30), max_size=12), st.integers(2, 16), st.integers(1, 5))
 def test_packing_loses_no_token_for_any_block_size(lists: list[list[int]], length: int, block: int) -> None:
     packer = Packer(length)

@@ -59,7 +59,7 @@ def test_a_negation_a_number_or_another_word_makes_a_different_text() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     logits=st.lists(st.floats(-50, 50, width=32), min_size=9, max_size=12),
     retired=st.sets(st.integers(0, 8), max_size=8),

@@ -26,7 +26,6 @@ BEYOND = re.compile(r"(inputs|outputs)(\[.*)?|messages|at|")  # fields that the 
 ADMIN = "token-of-admin"
 REQUEST: dict[str, Any] = {"case_id": "c", "messages": MESSAGES}
 GIVEN = settings(
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -255,7 +255,7 @@ def test_arbitrary_bytes_never_block_the_server(server: Server) -> None:
     offer = POST + OFFER + CHUNKED + b"\r\n"
     starts = st.sampled_from([b"", offer, b"GET /v1/model", b"GET /livez" + HEAD, POST, POST + CHUNKED + b"\r\n"])
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=60, derandomize=True, database=None)
     @given(starts, st.binary())
     def cut_off(start: bytes, rest: bytes) -> None:
         found = statuses(send(server, start + rest, finish=True))

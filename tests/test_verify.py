@@ -137,7 +137,7 @@ def test_the_needed_contexts_decide(allowed: float) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 3), st.integers(2, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_top1_that_changes_is_a_tie(seed: int, size: float, slots: int) -> None:
     """If no logit moves by more than d, no top-1 with a margin over 2 d changes."""
     random = np.random.default_rng(seed)

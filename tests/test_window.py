@@ -23,7 +23,7 @@ MESSAGES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(messages=st.lists(MESSAGES, min_size=1, max_size=40), window=st.integers(1, 80), role_tags=st.booleans())
 def test_a_context_is_its_newest_whole_messages(messages: list[Message], window: int, role_tags: bool) -> None:
     whole = TOKENIZER.encode(formats.classifier_texts(messages, role_tags))
