@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import msgspec
@@ -30,11 +30,19 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     template: str | None = None
 
 
+KnownValues = Mapping[str, Sequence[str]]
+
+
 class Case(msgspec.Struct, frozen=True):
-    """One support conversation: its messages in order, each with a text or a template."""
+    """One support conversation: its messages in order, each with a text or a template.
+
+    Attributes:
+        known_values: Values of the customer by type, which redaction replaces and nothing else reads.
+    """
 
     case_id: str
     messages: tuple[Message, ...]
+    known_values: KnownValues = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,7 +195,7 @@ def fill_texts(case: Case, texts: Mapping[str, str]) -> Case:
     filled = tuple(m if m.text else Message(m.role, texts.get(m.template or "", ""), m.template) for m in case.messages)
     if not any(message.text for message in filled):
         raise RecordError("empty case", "no message has text")
-    return Case(case.case_id, filled)
+    return msgspec.structs.replace(case, messages=filled)
 
 
 def with_text(messages: Iterable[Message]) -> list[Message]:

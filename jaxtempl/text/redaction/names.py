@@ -1,0 +1,132 @@
+"""Names of people, by lists of names and by cues.
+
+A list finds a name in any sentence; a cue ("my name is") finds a name that is on no list. Neither finds all: what they
+find is measured by `bin/prepare --measure_redaction`.
+"""
+
+import bisect
+import functools
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+from jaxtempl.config.paths import ASSETS
+from jaxtempl.text.redaction.findings import Finding
+
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*\b")
+POSSESSIVE = re.compile("['\u2019]s$")
+PARTS = re.compile("['\u2019-]")
+LONGEST = 3  # words of a name after a cue, or after a first name on the list
+SHORTEST = 3  # letters of a name that is redacted through its case
+# After these a name follows in any case; after the others only capitalised words are one.
+SURE_CUES = re.compile(
+    r"\b(?:my (?:full |first |last )?name(?:'s| is)|name:|mein name ist|ich hei(?:ß|ss)e|account holder:?) ",
+    re.IGNORECASE,
+)
+CUES = re.compile(
+    r"\b(?:(?:i am|i'm|this is|speaking with|spoke (?:to|with)|hi|hello|hey|dear|hallo|thanks|thank you"
+    r"|regards|sincerely),?"
+    r"|mrs?\.?|ms\.?|miss|dr\.?|herr|frau)[ \n]",
+    re.IGNORECASE,
+)
+PARTICLES = {"van", "von", "de", "der", "den", "di", "da", "del", "la", "le", "bin", "al", "zu", "zur"}
+
+
+@functools.cache
+def _read(name: str) -> frozenset[str]:
+    return frozenset((ASSETS / "names" / f"{name}.txt").read_text(encoding="utf-8").split())
+
+
+def find(text: str) -> Iterator[Finding]:
+    """Yield the names of a text."""
+    words = list(WORD.finditer(text))
+    yield from _listed(text, words)
+    for cues, is_sure in ((SURE_CUES, True), (CUES, False)):
+        for cue in cues.finditer(text):
+            next_word = bisect.bisect_left(words, cue.end(), key=re.Match.start)
+            yield from _after_cue(text, cue.end(), words[next_word : next_word + LONGEST + 1], is_sure)
+
+
+def learnable(name: str) -> Iterator[str]:
+    """Yield the words of a name by which its bearer may be called in other messages of the case."""
+    for word in WORD.findall(name):
+        word = POSSESSIVE.sub("", word)
+        if len(word) >= SHORTEST and word.lower() not in PARTICLES:
+            yield word
+
+
+def occurrences(text: str, words: Collection[str]) -> Iterator[Finding]:
+    """Yield the learnt words in a text: in any case, but as a name is written where a word has another meaning."""
+    forms = {form for word in words for form in _forms(word)}
+    for match in WORD.finditer(text):
+        if not forms.isdisjoint((match[0], *PARTS.split(match[0]))):
+            yield Finding(match.start(), match.end(), "NAME")
+
+
+def _forms(word: str) -> set[str]:
+    forms = {word, word.title(), word.upper()}
+    return forms if word.lower() in _read("words") else forms | {word.lower()}
+
+
+def _is_capitalised(word: str) -> bool:
+    return word[0].isupper()
+
+
+def _is_common(word: str) -> bool:
+    return word.lower() in _read("words")
+
+
+def _is_first(word: str) -> bool:
+    return word.lower().removesuffix("'s") in _read("first") and not _is_common(word)
+
+
+def _is_last(word: str) -> bool:
+    return word.lower().removesuffix("'s") in _read("last") and not _is_common(word)
+
+
+def _listed(text: str, words: Sequence[re.Match[str]]) -> Iterator[Finding]:
+    """Yield the names that begin with a listed first name, or that a listed surname ends."""
+    i = 0
+    while i < len(words):
+        word, following = words[i][0], words[i + 1 : i + 1 + LONGEST]
+        end = i + 1 + _run(text, words[i], following)
+        has_surname = end > i + 1 and _is_last(words[end - 1][0])
+        if _is_capitalised(word) and (_is_first(word) or (has_surname and not _is_common(word))):
+            yield Finding(words[i].start(), words[end - 1].end(), "NAME")
+            i = end
+        elif (
+            _is_first(word) and following and _is_last(following[0][0]) and _are_adjacent(text, words[i], following[0])
+        ):
+            yield Finding(words[i].start(), following[0].end(), "NAME")
+            i += 2
+        else:
+            i += 1
+
+
+def _run(text: str, word: re.Match[str], following: Sequence[re.Match[str]]) -> int:
+    """Return the number of words after a first one that continue its name: capitalised, particles between them."""
+    count = 0
+    for i, other in enumerate(following):
+        if not _are_adjacent(text, word, other):
+            break
+        if _is_capitalised(other[0]) and not _is_common(other[0]):
+            count = i + 1
+        elif other[0].lower() not in PARTICLES:
+            break
+        word = other
+    return count
+
+
+def _are_adjacent(text: str, word: re.Match[str], other: re.Match[str]) -> bool:
+    return text[word.end() : other.start()] in (" ", ". ")  # the second after an initial
+
+
+def _after_cue(text: str, start: int, following: Sequence[re.Match[str]], is_sure: bool) -> Iterator[Finding]:
+    if not following or following[0].start() != start:
+        return
+    first = following[0]
+    if _is_common(first[0]) or not (is_sure or _is_capitalised(first[0])):
+        return
+    end = _run(text, first, following[1:])
+    if is_sure and not end and len(following) > 1 and _are_adjacent(text, first, following[1]):
+        end = int(not _is_common(following[1][0]))
+    yield Finding(first.start(), following[end].end(), "NAME")
