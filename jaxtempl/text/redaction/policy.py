@@ -64,12 +64,15 @@ def policy_from(value: Any, path: Path) -> Policy:
     """
     try:
         policy = msgspec.convert(value, Policy)
-        faults = list(_faults(policy))
     except msgspec.ValidationError as error:
-        faults = [str(error)]
-    if faults:
-        raise UserError(f"{path}: this release cannot apply the redaction policy: {'; '.join(faults)}; update jaxtempl")
+        raise _refusal(path, str(error)) from None
+    if faults := list(_faults(policy)):
+        raise _refusal(path, "; ".join(faults))
     return policy
+
+
+def _refusal(path: Path, fault: str) -> UserError:
+    return UserError(f"{path}: this release cannot apply the redaction policy: {fault}; update jaxtempl")
 
 
 def _faults(policy: Policy) -> Iterator[str]:
