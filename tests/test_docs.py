@@ -33,7 +33,10 @@ from jaxtempl.synthetic import generator
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-PATH = [README, *(ROOT / "docs" / f"{name}.md" for name in ("data", "training", "evaluation", "converting"))]
+PATH = [
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("data", "redaction", "training", "evaluation", "converting")),
+]
 CONFIGS: dict[str, Any] = {
     **{"prepare": PrepareConfig, "adapt": AdaptConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig},
     **{"suggest": SuggestConfig, "demo": DemoConfig, "serve": ServeConfig, "loadtest": LoadtestConfig},

@@ -24,6 +24,7 @@ from jaxtempl.prepare.labels import REPLIES, ReplyCounter
 from jaxtempl.prepare.split import SPLITS, LeakError, prove, split_of
 from jaxtempl.text.cases import Message
 from jaxtempl.text.formats import document
+from jaxtempl.text.redaction.policy import Policy
 from jaxtempl.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -490,3 +491,52 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest
 def test_label_cannot_be_role_or_text(tmp_path: Path, label: str) -> None:
     with pytest.raises(UserError, match=f"label is '{label}'"):
         pipeline.run(config(tmp_path, transcripts=(write(tmp_path / "in.jsonl", case("a")),), label=label))
+
+
+SECRETS = {
+    "CARD": "4111 1111 1111 1111",
+    "EMAIL": "anna@mail.example",
+    "IBAN": "DE89370400440532013000",
+    "SSN": "536-22-1234",
+    "NAME": "Zorblax Quux",
+}
+
+
+def test_values_are_redacted_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows, labels, templates, quarantine, manifest and output hold placeholders; the record's known values, too."""
+    secret = " and ".join(SECRETS.values())
+    messages = [
+        {"role": "customer", "text": secret},
+        {"role": "advocate", "text": f"Hi, {secret}", "template": "observed"},
+    ]
+    known = {"name": SECRETS["NAME"], "email": None}
+    cases = [{"case_id": f"c{i}", "messages": messages, "known_values": known} for i in range(9)]
+    bad = [{"case_id": "bad", "messages": [{"role": secret, "text": "x"}]}, "not JSON: " + secret]
+    data = prepared(
+        tmp_path,
+        train=(write(tmp_path / "train.jsonl", *cases, *bad),),
+        validation=(write(tmp_path / "validation.jsonl", case("v")),),
+        test=(write(tmp_path / "test.jsonl", case("t")),),
+        documents=(write(tmp_path / "docs.jsonl", {"id": "d", "text": secret.removesuffix(SECRETS["NAME"])}),),
+        max_bad=0.9,
+        redact="default",
+    )
+    expected = " and ".join(f"<{name}>" for name in SECRETS)
+    assert [message.text for message in data.cases("train")[0].messages] == [expected, f"Hi, {expected}"]
+    redaction = data.manifest["redaction"]
+    assert redaction["counts"].items() >= {"IBAN": 19, "SSN": 19, "NAME": 18}.items()
+    assert redaction["digest"] == Policy().digest
+    assert data.templates[0].text == f"Hi, {expected}"
+    pages = b"".join(path.read_bytes() for path in sorted(data.folder.rglob("*")) if path.is_file())
+    written = pages.decode(errors="ignore") + capsys.readouterr().out
+    assert not [value for value in SECRETS.values() if value in written]
+    tokenizer = Tokenizer(PYTHIA)
+    rows = " ".join(tokenizer.decode(row["tokens"].tolist()) for row in data.rows(tokenizer, "train"))
+    assert "<CARD>" in rows
+    assert not [value for value in SECRETS.values() if value in rows]
+
+
+def test_numbered_placeholders_need_a_policy(tmp_path: Path) -> None:
+    path = write(tmp_path / "cases.jsonl", *(case(str(i)) for i in range(9)))
+    with pytest.raises(UserError, match="without a policy; pass --redact=default"):
+        prepared(tmp_path, transcripts=(path,), number_placeholders=True)

@@ -1,7 +1,9 @@
 """Redaction of a case: what each type finds, what stays, and the properties that training and serving rely on."""
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +44,7 @@ UNCHECKED = {  # one digit or group off, or another meaning
 
 def redact(*texts: str, policy: Policy | None = None, known: dict[str, list[str]] | None = None) -> list[str]:
     redactor = Redactor(policy) if policy else REDACTOR
-    return [m.text for m in redactor.messages([Message("customer", text) for text in texts], known)]
+    return [m.text for m in redactor.messages([Message("customer", text) for text in texts], known or {})]
 
 
 @pytest.mark.parametrize("type_", VALUES)
@@ -137,9 +139,16 @@ def test_a_manifest_of_a_newer_release_is_an_error() -> None:
         policy_from({"format": 2}, Path("bundle.json"))
 
 
+def test_the_default_policy_equals_the_golden_file() -> None:
+    """Manifests hold policies: change the file only on purpose, with a note in CHANGELOG."""
+    golden = Path(__file__).parent / "golden" / "redaction_policy.json"
+    assert json.dumps(msgspec.to_builtins(Policy()), indent=1) == golden.read_text().rstrip()
+    assert policy_from(json.loads(golden.read_text()), golden) == Policy()
+
+
 def test_counts_name_types_and_no_value() -> None:
     redactor = Redactor(Policy())
-    redactor.messages([Message("customer", "a@x.org, b@x.org and 536-22-1234")])
+    redactor.messages([Message("customer", "a@x.org, b@x.org and 536-22-1234")], {})
     assert redactor.counts == {"EMAIL": 2, "SSN": 1}
 
 

@@ -26,9 +26,10 @@ from jaxtempl.prepare import tfds_builders
 from jaxtempl.prepare.corpus import CorpusReader, InputFiles
 from jaxtempl.prepare.labels import LabelCollector, read_given_templates
 from jaxtempl.prepare.pack import pack
+from jaxtempl.prepare.redaction import Redaction
 from jaxtempl.prepare.split import SPLITS, Digests, OtherDigests, prove
 from jaxtempl.prepare.spool import SpoolFolder
-from jaxtempl.text.cases import Template
+from jaxtempl.text.cases import Redact, Template
 from jaxtempl.text.ingest import CaseReader, Quarantine
 from jaxtempl.text.pretrained import read_tokenizer
 from jaxtempl.text.sources import find_files
@@ -48,19 +49,20 @@ def run(config: PrepareConfig) -> None:
     _check(config)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # without it the library uses one core in a forked process
     tokenizer = _tokenizer(config)
+    redaction = Redaction.of(config)
     given = read_given_templates(Path(config.templates)) if config.templates else []
     inputs = {name: [source for path in getattr(config, name) for source in find_files(path)] for name in INPUTS}
     with files.atomic_folder(config.out, replace=config.overwrite) as folder:
         quarantine = Quarantine(folder / "quarantine.jsonl")
         with SpoolFolder(folder) as spool:
             corpus = CorpusReader(spool, LabelCollector(spool, given))
-            reader = _read(config, inputs, corpus, tokenizer, quarantine, folder)
+            reader = _read(config, inputs, corpus, tokenizer, quarantine, redaction.redact, folder)
             copied = corpus.is_copied()
             corpus.labels.leave_out(copied[: corpus.counts["cases"]["train"]])
             templates = _write_labels(config, corpus, folder)
             rows, proofs = _write_rows(config, corpus, copied, tokenizer, folder)
             counts = _counts(corpus, reader, templates) | rows
-        manifest = _manifest(config, inputs, tokenizer, counts, proofs, folder)
+        manifest = _manifest(config, inputs, tokenizer, redaction, counts, proofs, folder)
         files.write_json(folder / "manifest.json", manifest)
     print(_table(config.out, manifest))
 
@@ -114,12 +116,13 @@ def _read(
     corpus: CorpusReader,
     tokenizer: Tokenizer,
     quarantine: Quarantine,
+    redact: Redact | None,
     folder: Path,
 ) -> CaseReader:
     """Run the first pass; raise UserError where too many records are bad."""
     with _bar(sum(source.size for of_flag in inputs.values() for source in of_flag), "reading", "B") as bar:
         texts = corpus.labels.given_texts()
-        reader = CaseReader(quarantine, config.label, bar.update, _partial(config, inputs), texts)
+        reader = CaseReader(quarantine, config.label, bar.update, _partial(config, inputs), texts, redact)
         tfds_builders.build(
             lambda: tfds_builders.CaseBuilder(folder, corpus.read(inputs, reader, tokenizer, config.fractions)),
             corpus.folder,
@@ -210,6 +213,7 @@ def _manifest(
     config: PrepareConfig,
     inputs: InputFiles,
     tokenizer: Tokenizer,
+    redaction: Redaction,
     counts: dict[str, Any],
     proofs: dict[str, Any],
     folder: Path,
@@ -231,6 +235,7 @@ def _manifest(
         "min_count": config.min_count,
         "tokenizer": tokenizer.sha256,
         "length": config.length,
+        "redaction": redaction.facts(),
         "counts": counts,
         "proofs": proofs,
         "files": sums,
@@ -252,6 +257,9 @@ def _table(out: Path, manifest: dict[str, Any]) -> str:
     )
     names = [name for name, value in counts.items() if isinstance(value, int)]
     lines.append(", ".join(f"{name} {counts[name]:,}" for name in names))
+    if redaction := manifest["redaction"]:
+        values = ", ".join(f"{count:,} {name}" for name, count in redaction["counts"].items())
+        lines.append(f"redacted: {values or 'nothing was found'} (policy {redaction['digest'][:12]})")
     partial = [source for listed in manifest["sources"].values() for source in listed if "partial" in source]
     lines += [f"partial: {source['name']} ({source['partial']})" for source in partial]
     return "\n".join([*lines, f"dataset {out} {manifest['fingerprint'][:12]}"])

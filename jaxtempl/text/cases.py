@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import msgspec
@@ -17,6 +17,9 @@ ID_LIMIT = 200  # characters
 CONTROL = r"\x00-\x1f\x7f"  # characters of no id, as the inside of a character class
 _CONTROL = re.compile(f"[{CONTROL}]")
 
+KNOWN_VALUES = "known_values"  # key of a case's record
+_KNOWN_TYPE = re.compile("[A-Za-z][A-Za-z_]*")
+
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One message; `template` is set on an advocate's message that was sent from a template.
@@ -30,14 +33,18 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     template: str | None = None
 
 
-KnownValues = Mapping[str, Sequence[str]]
+KnownValues = Mapping[str, Sequence[str]]  # values of a customer, by the type that their placeholder names
+
+
+# Returns the messages of a case with placeholders instead of values; text.redaction has the one that policies make.
+Redact = Callable[[Sequence[Message], KnownValues], Sequence[Message]]
 
 
 class Case(msgspec.Struct, frozen=True):
     """One support conversation: its messages in order, each with a text or a template.
 
     Attributes:
-        known_values: Values of the customer by type, which redaction replaces and nothing else reads.
+        known_values: Values of the customer, which redaction replaces and nothing else reads.
     """
 
     case_id: str
@@ -177,7 +184,40 @@ def parse_case(record: object, label: str = "template") -> Case:
     messages = tuple(_messages(cast(list[object], values), label))
     if not messages:
         raise RecordError("empty case", "no message has text")
-    return Case(case_id, messages)
+    return Case(case_id, messages, known_values(fields.get(KNOWN_VALUES)))
+
+
+def known_values(value: object) -> KnownValues:
+    """Return the known values of a record by type.
+
+    Args:
+        value: `{"name": "Anna Schmidt", "phone": ["...", "..."]}`; values may be null, and pairs come from Parquet.
+
+    Raises:
+        RecordError: (a UserError) it has another form; no value is in the message.
+    """
+    pairs = value.items() if isinstance(value, dict) else value or ()
+    known = dict[str, list[str]]()
+    try:
+        for key, given in cast(Iterable[tuple[str, object]], pairs):
+            listed = [given] if isinstance(given, str) else given or []
+            known[_known_type(key)] = [_string(each) for each in cast(Iterable[object], listed)]
+    except (TypeError, ValueError):
+        allowed = '{"type": "value"} or {"type": ["value", ...]}, types of letters and underscores'
+        raise RecordError("wrong type", f"{KNOWN_VALUES!r} has another form than {allowed}") from None
+    return known
+
+
+def _known_type(key: str) -> str:
+    if not _KNOWN_TYPE.fullmatch(key):
+        raise ValueError
+    return key.upper()
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def fill_texts(case: Case, texts: Mapping[str, str]) -> Case:

@@ -10,11 +10,13 @@ from typing import Any, cast
 import msgspec
 
 from jaxtempl.text.cases import (
+    KNOWN_VALUES,
     Case,
     LostRecordsError,
     Message,
     RecordError,
     Role,
+    known_values,
     make_message,
     parse_case,
     parse_document,
@@ -52,7 +54,8 @@ def _typed(label: str) -> "msgspec.json.Decoder[Any]":
     """Return a decoder of records whose messages name their template under `label`."""
     fields = [("role", Role), ("text", str | None, None), ("template", str | None, None)]
     message = msgspec.defstruct("Labelled", fields, rename={"template": label}, gc=False)
-    return msgspec.json.Decoder(msgspec.defstruct("Record", [("case_id", str), ("messages", list[message])]))
+    record = [("case_id", str), ("messages", list[message]), (KNOWN_VALUES, Any, None)]
+    return msgspec.json.Decoder(msgspec.defstruct("Record", record))
 
 
 def _message(typed: Any) -> Message:
@@ -95,12 +98,13 @@ class CaseDecoder:
         try:
             parsed = self._typed.decode(line.decode())  # as str: msgspec does not validate the UTF-8 of skipped text
             every = [_message(message) for message in parsed.messages]
+            known = known_values(parsed.known_values)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RecordError):
             return None
         messages = tuple(message for message in every if message.text or message.template)
         if not (messages and parsed.case_id):
             return None
-        return Case(parsed.case_id, messages), len(parsed.messages) - len(messages)
+        return Case(parsed.case_id, messages, known), len(parsed.messages) - len(messages)
 
 
 def decode_document(record: object) -> tuple[str, str]:

@@ -6,6 +6,7 @@ Reading continues after a bad record. `Quarantine.check` fails when too many rec
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 
 from jaxtempl.errors import UserError
 from jaxtempl.text import decoding
-from jaxtempl.text.cases import Case, LostRecordsError, RecordError, fill_texts
+from jaxtempl.text.cases import Case, LostRecordsError, Message, RecordError, Redact, fill_texts
 from jaxtempl.text.parquet_columns import DOCUMENT, Columns, case_columns
 from jaxtempl.text.records import read_records
 from jaxtempl.text.sources import RecordFile
 
 Parsed = TypeVar("Parsed")
+# A quoted value that was cut off may hold the beginning of one that redaction no longer recognises.
+LONG_QUOTE = re.compile(r"(?:'[^']{30,}'|\"[^\"]{30,}\")")
 
 
 class DigestSet:
@@ -113,6 +116,7 @@ class CaseReader:
     Attributes:
         partial: names of the files whose losses are accepted.
         texts: text by template id, for labelled messages without text.
+        redact: redacts cases, documents and the details of bad records; None leaves them as they are.
         dropped_messages: number of blank unlabelled messages dropped so far.
         filled_labels: number of labelled messages so far that have their text from `texts`.
         labels_without_text: number of labelled messages so far that have no text.
@@ -123,6 +127,7 @@ class CaseReader:
     progress: Callable[[int], object] = lambda size: None
     partial: Collection[str] = ()
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    redact: Redact | None = None
     dropped_messages: int = 0
     filled_labels: int = 0
     labels_without_text: int = 0
@@ -150,13 +155,22 @@ class CaseReader:
         case = fill_texts(decoded, self.texts)
         if not self._seen.add(digest_of(b"case " + case.case_id.encode())):
             raise RecordError("duplicate case_id", f"{case.case_id[:80]!r} came before")
-        return case, dropped, sum(not message.text for message in decoded.messages)
+        without_text = sum(not message.text for message in decoded.messages)
+        if self.redact:
+            case = Case(case.case_id, tuple(self.redact(case.messages, case.known_values)))
+        return case, dropped, without_text
 
     def _document(self, record: object) -> str:
         name, text = decoding.decode_document(record)
         if not self._seen.add(digest_of(b"document " + name.encode())):
             raise RecordError("duplicate id", f"{name[:80]!r} came before")
-        return text
+        return self._redacted(text)
+
+    def _redacted(self, text: str) -> str:
+        return self.redact([Message("customer", text)], {})[0].text if self.redact else text
+
+    def _redacted_detail(self, detail: str) -> str:
+        return LONG_QUOTE.sub("'...'", self._redacted(detail)) if self.redact else detail
 
     def _good(
         self, files: Sequence[RecordFile], columns: Columns, parse: Callable[[object], Parsed]
@@ -168,9 +182,10 @@ class CaseReader:
                         raise record
                     parsed = parse(record)
                 except RecordError as error:
-                    if isinstance(error, LostRecordsError):
-                        self._accept_loss(source, line, error)
-                    self.quarantine.add(source.name, line, error)
+                    listed = type(error)(error.reason, self._redacted_detail(error.detail))
+                    if isinstance(listed, LostRecordsError):
+                        self._accept_loss(source, line, listed)
+                    self.quarantine.add(source.name, line, listed)
                 else:
                     self.quarantine.good += 1
                     yield parsed

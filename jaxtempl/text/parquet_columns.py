@@ -5,6 +5,8 @@ Other columns are never decoded: Python may not hold their values (dates, time z
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from jaxtempl.text.cases import KNOWN_VALUES
+
 # The needed columns; of a list of structs, the needed fields. A column without fields is read whole.
 Columns = Mapping[str, Collection[str]]
 
@@ -13,7 +15,7 @@ DOCUMENT: Columns = {"id": (), "text": ()}
 
 def case_columns(label: str) -> Columns:
     """Return the columns of cases whose messages name their template under `label`."""
-    return {"case_id": (), "messages": ("role", "text", label)}
+    return {"case_id": (), "messages": ("role", "text", label), KNOWN_VALUES: ()}
 
 
 def choose_paths(leaves: Sequence[str], columns: Columns) -> list[str]:

@@ -38,7 +38,7 @@ class Redactor:
         self._keep = [_value_pattern(value) for value in policy.keep]
         self._cached = functools.lru_cache(CACHED_MESSAGES)(self._scan)
 
-    def messages(self, messages: Sequence[Message], known: KnownValues | None = None) -> list[Message]:
+    def messages(self, messages: Sequence[Message], known: KnownValues) -> list[Message]:
         """Return the messages of a case with placeholders instead of values.
 
         Args:
@@ -46,7 +46,7 @@ class Redactor:
             known: Values of the case's customer, by type.
         """
         placeholders = _Placeholders(self.policy.numbered, self.counts)
-        texts, values = [message.text for message in messages], list(_known(known or {}))
+        texts, values = [message.text for message in messages], list(_known(known))
         for _ in range(PASSES):
             found = self._find(texts, values)
             if not any(found):
@@ -59,7 +59,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return one text with placeholders instead of values."""
-        return self.messages([Message("customer", text)])[0].text
+        return self.messages([Message("customer", text)], {})[0].text
 
     def find(self, text: str) -> list[Finding]:
         """Return the findings of one text, disjoint and in order."""
