@@ -1,5 +1,6 @@
 """Small bundles that tests write to disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def write_bundle(folder: Path, model: onnx.ModelProto | bytes, **facts: Any) -> 
     ]
     files.write_json(folder / "templates.json", entries)
     bundle.write_manifest(folder, FACTS | facts)
+    return folder
+
+
+def rewrite(folder: Path, name: str, change: Callable[[str], str]) -> Path:
+    """Change a file of a bundle, and its manifest accordingly, which gives another version."""
+    manifest = files.read_json(folder / bundle.MANIFEST)
+    (folder / bundle.MANIFEST).unlink()
+    (folder / name).write_text(change((folder / name).read_text()))
+    left_out = ("files", "version", "kind", "format")
+    bundle.write_manifest(folder, {key: value for key, value in manifest.items() if key not in left_out})
     return folder
 
 

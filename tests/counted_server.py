@@ -13,9 +13,10 @@ from serving import Server, served
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run a server that has counted something of each kind."""
     folder = tmp_path_factory.mktemp("serve")
-    with served(
-        write_serving_bundle(folder / "bundle"), folder / "events.sqlite", "--fake_ms=100", "--max_batch_size=1"
-    ) as running:
+    (folder / "experiments.yaml").write_text("holdout: {salt: h, share: 0.5}")
+    flags = ("--fake_ms=100", "--max_batch_size=1", f"--experiments={folder / 'experiments.yaml'}")
+    with served(write_serving_bundle(folder / "bundle"), folder / "events.sqlite", *flags) as running:
+        assert running.suggest(advocate_id="a").status == 200
         shown = {
             "suggestion_id": running.suggest().json["suggestion_id"],
             "event": "shown",

@@ -37,6 +37,7 @@ class ServeConfig:
     root_path: str = option(
         "", "Prefix of this server's paths behind a proxy, as /templates; requests come with or without it."
     )
+    experiments: str = option("", "File of experiments: a holdout, an A/B test between bundles, a shadow.")
     cases: str = option("", "Cases that /console replays, in JSON Lines (default: synthetic cases).")
     drain_seconds: int = option(30, "Maximum seconds to finish accepted requests after SIGTERM.", minimum=0)
 

@@ -18,6 +18,9 @@ class Metrics:
         reloads: Changes of the model by outcome.
         suggestions: Answered suggestion requests, by whether there was a suggestion.
         events: Stored events by kind.
+        exposures: Answered suggestion requests of pairs in experiments, by arm.
+        unassigned: Suggestion requests without an advocate or a case, which no experiment counts.
+        shadow: Requests for the shadow, by outcome.
     """
 
     def __init__(self) -> None:
@@ -32,6 +35,15 @@ class Metrics:
         self.reloads = Counter("jaxtempl_reloads", "Changes of the model, by outcome", ["outcome"], registry=to)
         self.suggestions = Counter("jaxtempl_suggestions", "Suggestions answered, by outcome", ["outcome"], registry=to)
         self.events = Counter("jaxtempl_events", "Events stored, by kind", ["event"], registry=to)
+        exposed, unassigned = (
+            "Suggestions answered in experiments, by arm",
+            "Suggestions without an id to assign",
+        )
+        self.exposures = Counter("jaxtempl_exposures", exposed, ["arm"], registry=to)
+        self.unassigned = Counter("jaxtempl_unassigned", unassigned, registry=to)
+        self.shadow = Counter("jaxtempl_shadow", "Requests for the shadow, by outcome", ["outcome"], registry=to)
+        for outcome in ("computed", "dropped", "failed"):
+            self.shadow.labels(outcome)  # shown before the first
         self._stages = {name: self._stage.labels(name) for name in ("read", "wait", "run", "rank", "total")}
 
     def gauge(self, name: str, description: str, value: Callable[[], float]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from jaxtempl.text.cases import CONTROL, ID_LIMIT, Role
+from jaxtempl.text.cases import CONTROL, ID_LIMIT, Message, Role
 
 # Ids go into the event store, so they are short and printable (PostgreSQL cannot store NUL).
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_LIMIT, pattern=rf"^[^{CONTROL}]+$(?!\n)")]
@@ -47,6 +47,10 @@ class SuggestInput(msgspec.Struct, frozen=True, kw_only=True):
     allowed: list[str] | None = None
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
+    def with_text(self) -> list[Message]:
+        """Return the messages that have text."""
+        return [Message(message.role, message.text) for message in self.messages if message.text.strip()]
+
 
 class ContextRequest(SuggestInput, frozen=True, kw_only=True):
     """An element of KServe's input `case`; without a case_id it supersedes no other request."""
@@ -73,7 +77,7 @@ class SuggestAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     Attributes:
         suggestion_id: Id of this answer, which events refer to.
-        no_suggestion: Reason for an empty list; absent otherwise.
+        no_suggestion: Reason for an empty list, `holdout` if the pair is held out; absent otherwise.
         model_version: Version of the bundle.
         tokens: Tokens of the window that the model read.
         dropped_messages: Number of messages older than the window.
@@ -110,9 +114,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reload(msgspec.Struct, frozen=True):
-    """POST /admin/reload: the folder of the next bundle on the server's disk (default: the current one, read again)."""
+    """POST /admin/reload: what serves next; what is left out is the current one, read again from the server's disk.
+
+    Attributes:
+        bundle: Folder of the production bundle.
+        experiments: File of experiments.
+    """
 
     bundle: Folder | None = None
+    experiments: Folder | None = None
 
 
 class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):

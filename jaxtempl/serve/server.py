@@ -16,6 +16,7 @@ from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.serve import logs
 from jaxtempl.serve.events import database
+from jaxtempl.serve.experiments import definition
 from jaxtempl.serve.http.app import App
 from jaxtempl.serve.http.protocol import Protocol
 
@@ -34,6 +35,8 @@ def serve(config: ServeConfig) -> None:
     if not config.bundle:
         raise UsageError("--bundle is missing; pass --bundle=DIR, a folder of bin/convert onnx")
     bundle.read_manifest(Path(config.bundle))  # fails early for a folder that is not a bundle
+    for folder in definition.read(Path(config.experiments)).bundles if config.experiments else ():
+        bundle.read_manifest(Path(folder))
     # Tokenizing a window takes less time than distributing it over cores, which the network needs.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     sys.setswitchinterval(SWITCH_INTERVAL)

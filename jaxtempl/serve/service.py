@@ -1,32 +1,28 @@
-"""Suggest, store events, and change the model, independent of the protocol. No HTTP, no JAX."""
+"""Suggest, store events, and change models and experiments, independent of the protocol. No HTTP, no JAX."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import secrets
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve import logs
+from jaxtempl.serve.arms import Arms, open_arms
 from jaxtempl.serve.batcher import Batcher, QueueEntry, RefusedError
-from jaxtempl.serve.events.store import Store, StoredSuggestion
+from jaxtempl.serve.events.store import Store, StoredShadow
+from jaxtempl.serve.experiments import definition
+from jaxtempl.serve.experiments.definition import Experiments
+from jaxtempl.serve.exposure import Computed
 from jaxtempl.serve.inference.model import ServedModel, open_model
-from jaxtempl.serve.inference.ranking import Suggestion as Ranked
 from jaxtempl.serve.metrics import Metrics
-from jaxtempl.serve.schema import (
-    ContextRequest,
-    Event,
-    FieldError,
-    SuggestAnswer,
-    Suggested,
-    SuggestInput,
-    SuggestRequest,
-)
+from jaxtempl.serve.schema import ContextRequest, Event, FieldError, SuggestAnswer, SuggestRequest
+from jaxtempl.serve.shadow import ShadowProcess
 from jaxtempl.text.cases import Message
 
 INLINE = 8_000  # characters that are tokenized on the event loop, in about 3 ms; longer contexts use a thread
@@ -48,29 +44,11 @@ class BusyError(Exception):
         super().__init__("another change of the model is in progress; try again when it is done")
 
 
-class ServedSuggestions(NamedTuple):
-    """The suggestions for one context.
-
-    Attributes:
-        suggestions: Suggestions, best first.
-        reason: Reason for an empty list; None otherwise.
-        version: Version of the model that answered.
-        tokens: Tokens of the window that was read.
-        dropped: Number of messages older than the window.
-    """
-
-    suggestions: list[Ranked]
-    reason: str | None
-    version: str
-    tokens: int
-    dropped: int
-
-
 class Service:
     """One server's models, queue and store; created and used on one event loop.
 
     Attributes:
-        model: The model that serves; None until the first one is warm.
+        model: The production model; None until the first one is warm.
         metrics: Metrics of the server.
     """
 
@@ -78,7 +56,10 @@ class Service:
         self.model: ServedModel | None = None
         self.metrics = metrics
         self._config, self._store = config, store
+        self._experiments = config.experiments
         self._previous: ServedModel | None = None
+        self._arms = Arms()
+        self._reading = Counter[ServedModel]()  # requests that have a model, and perhaps no place in the queue yet
         self._changing = asyncio.Lock()
         self._timeout = config.timeout_ms / 1000
         self._batcher = Batcher(config.max_batch_size, config.queue, self._timeout, metrics)
@@ -86,69 +67,81 @@ class Service:
         metrics.gauge("jaxtempl_store_waiting", "Records that wait to be written", lambda: store.waiting)
         metrics.gauge("jaxtempl_store_dropped", "Suggestions that could not be stored", lambda: store.dropped)
 
-    async def suggest(self, request: SuggestRequest) -> SuggestAnswer:
+    async def suggest(self, request: ContextRequest | SuggestRequest, keep: bool = True) -> SuggestAnswer:
         """Answer a request, and store the answer.
+
+        Args:
+            request: The request.
+            keep: Whether to store an answer that no experiment counts.
 
         Raises:
             FieldError: No message has text.
             RefusedError: Nothing was computed; the error's type says why.
         """
         started = time.perf_counter()
-        result = await self.find(request)
-        answer = SuggestAnswer(
-            suggestion_id=secrets.token_hex(16),
-            suggestions=[Suggested(*each) for each in result.suggestions],
-            no_suggestion=result.reason,
-            model_version=result.version,
-            tokens=result.tokens,
-            dropped_messages=result.dropped,
-            latency_ms=round(1000 * (time.perf_counter() - started), 3),
-        )
-        self._store.add(_record(request, answer))
-        return answer
-
-    async def find(self, request: ContextRequest | SuggestRequest) -> ServedSuggestions:
-        """Return the suggestions for a context, without storing them; raises as `suggest`."""
         try:
-            return await self._find(request)
+            computed = await self._compute(request)
         except RefusedError as error:
             self.metrics.refused.labels(error.reason).inc()
             raise
+        self._count(computed, request)
+        answer = computed.answer(secrets.token_hex(16), time.perf_counter() - started)
+        if keep or computed.assignment:
+            self._store.add(computed.record(request, answer))
+        return answer
+
+    async def shadow(self, suggestion_id: str, request: SuggestRequest) -> None:
+        """Let the shadow compute a share of the requests, after their answers."""
+        shadow, sampled = self._arms.shadow, self._arms.experiments.shadow
+        if shadow is None or sampled is None or int(suggestion_id[:8], 16) >= sampled.share * 2**32:
+            return
+        if not shadow.submit(suggestion_id, request):
+            self.metrics.shadow.labels("dropped").inc()
 
     async def commit_event(self, event: Event) -> None:
         """Store an event; raises as `Store.commit_event`."""
         await self._store.commit_event(event)
         self.metrics.events.labels(event.event).inc()
 
-    async def load(self, folder: Path) -> str:
-        """Verify and warm a bundle next to the one that serves, then serve it from the next batch on.
+    async def load(self, folder: Path, experiments: str | None = None) -> str:
+        """Verify and warm bundles next to those that serve, then serve them from the next request on.
+
+        Args:
+            folder: Production bundle.
+            experiments: File of experiments; None reads the current one again.
 
         Returns:
-            Its version.
+            Version of the production bundle.
 
         Raises:
             BusyError: Another change is in progress.
-            UserError: The bundle cannot be served; the current model still serves.
+            UserError: A bundle cannot be served, or the experiments would reassign pairs; what serves stays.
         """
         if self._changing.locked():
             raise BusyError
         async with self._changing:
+            path = self._experiments if experiments is None else experiments
             try:
-                new = await asyncio.to_thread(open_model, folder, self._config)
+                new, arms = await asyncio.to_thread(self._open, folder, path)
             except UserError as error:
                 self.metrics.reloads.labels("refused").inc()
                 logs.log_event("bundle refused", logging.WARNING, why=str(error))
                 raise
-            retired, self._previous = self._previous, self.model
+            retired, shadow = self._loaded(), self._arms.shadow
+            self._previous, self._arms, self._experiments = self.model, arms, path
             self._switch(new, "reloaded" if self._previous else "loaded")
+            retired -= self._loaded()
+            if shadow and shadow is not arms.shadow:
+                await asyncio.to_thread(shadow.close)
             if retired:
                 await self._close(retired)
-                del retired
-                gc.collect()  # frees the network's memory now, not at a later collection
+                gc.collect()  # frees the networks' memory now, not at a later collection
             return new.version
 
     async def rollback(self) -> str:
         """Serve the previous model, which is still warm; a second rollback returns to the current one.
+
+        Experiments stay in force.
 
         Returns:
             Its version.
@@ -168,29 +161,72 @@ class Service:
     async def close(self) -> None:
         """Stop the queue, write the pending records, and release the models."""
         await self._batcher.close()
+        if self._arms.shadow:
+            await asyncio.to_thread(self._arms.shadow.close)
         await asyncio.to_thread(self._store.close)
-        for model in (self.model, self._previous):
-            if model:
-                model.close()
+        for model in self._loaded():
+            model.close()
 
-    async def _find(self, request: ContextRequest | SuggestRequest) -> ServedSuggestions:
+    async def _compute(self, request: ContextRequest | SuggestRequest) -> Computed:
         started = time.perf_counter()
-        model = self.model
-        if model is None:
+        if self.model is None:
             raise NotReadyError
-        messages = [Message(message.role, message.text) for message in request.messages if message.text.strip()]
+        arms = self._arms
+        assignment = arms.assign(request, request.case_id)
+        model = arms.model(assignment, self.model)
+        messages = request.with_text()
         if not messages:
             raise FieldError("messages", "no message has text")
-        with self._batcher.enqueue(request.case_id) as entry:
+        with self._using(model), self._batcher.enqueue(request.case_id) as entry:
             ids, dropped = await _read_window(model, messages, entry)
             self.metrics.observe("read", time.perf_counter() - started)
             logits = await self._batcher.logits(entry, model, ids)
         computed = time.perf_counter()
-        suggestions, reason = _apply_threshold(model.ranker.best(logits, request.k, request.allowed), request)
+        best, reason = model.rank(logits, request)
         self.metrics.observe("rank", time.perf_counter() - computed)
         self.metrics.observe("total", time.perf_counter() - started)
-        self.metrics.suggestions.labels("none" if reason else "some").inc()
-        return ServedSuggestions(suggestions, reason, model.version, len(ids), dropped)
+        return Computed(best, reason, assignment, arms.sha256, model.version, len(ids), dropped)
+
+    def _count(self, computed: Computed, request: ContextRequest | SuggestRequest) -> None:
+        self.metrics.suggestions.labels(computed.outcome).inc()
+        if computed.assignment:
+            self.metrics.exposures.labels(computed.assignment.arm).inc()
+        elif self._arms.is_assigning and None in (request.advocate_id, request.case_id):
+            self.metrics.unassigned.inc()
+
+    @contextlib.contextmanager
+    def _using(self, model: ServedModel) -> Generator[None]:
+        self._reading[model] += 1
+        try:
+            yield
+        finally:
+            self._reading[model] -= 1
+
+    def _open(self, folder: Path, path: str) -> tuple[ServedModel, Arms]:
+        """Open what serves next, and put its experiments in force; if that fails, close what was opened."""
+        experiments = definition.read(Path(path)) if path else Experiments()
+        with contextlib.ExitStack() as opened:
+            model = open_model(folder, self._config)
+            opened.callback(model.close)
+            arms = open_arms(
+                experiments,
+                self._arms,
+                [model],
+                lambda bundle: open_model(bundle, self._config),
+                lambda bundle: ShadowProcess(bundle, self._config, self._add_shadow),
+                opened,
+            )
+            self._store.adopt(experiments)
+            opened.pop_all()
+        return model, arms
+
+    def _add_shadow(self, answer: StoredShadow | None) -> None:
+        self.metrics.shadow.labels("computed" if answer else "failed").inc()
+        if answer:
+            self._store.add(answer)
+
+    def _loaded(self) -> set[ServedModel]:
+        return {model for model in (self.model, self._previous, *self._arms.models.values()) if model}
 
     def _switch(self, model: ServedModel, outcome: str) -> None:
         self.model = model
@@ -201,11 +237,14 @@ class Service:
         if late:
             logs.log_event("windows of these lengths take longer than --timeout_ms", logging.WARNING, milliseconds=late)
 
-    async def _close(self, model: ServedModel) -> None:
-        """Close a model that is out of use, after its last request was computed."""
-        while self._batcher.uses(model):
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(model.close)
+    async def _close(self, retired: set[ServedModel]) -> None:
+        """Close and forget models that are out of use, after their last requests were computed."""
+        while retired:
+            model = retired.pop()
+            while self._reading[model] or self._batcher.uses(model):
+                await asyncio.sleep(0.01)
+            del self._reading[model]
+            await asyncio.to_thread(model.close)
 
 
 async def _read_window(model: ServedModel, messages: Sequence[Message], entry: QueueEntry) -> tuple[list[int], int]:
@@ -217,30 +256,3 @@ async def _read_window(model: ServedModel, messages: Sequence[Message], entry: Q
     if not reading.done():
         await entry.answer
     return reading.result()
-
-
-def _apply_threshold(best: list[Ranked], request: SuggestInput) -> tuple[list[Ranked], str | None]:
-    """Return the suggestions, and the reason if there are none."""
-    if not best:
-        return [], "none of the allowed templates is known and active"
-    if request.threshold is not None and best[0].probability < request.threshold:
-        return [], "the best one is below the threshold"
-    return best, None
-
-
-def _record(request: SuggestRequest, answer: SuggestAnswer) -> StoredSuggestion:
-    return StoredSuggestion(
-        suggestion_id=answer.suggestion_id,
-        at=datetime.now(UTC),
-        case_id=request.case_id,
-        advocate_id=request.advocate_id,
-        model_version=answer.model_version,
-        templates=[each.template for each in answer.suggestions],
-        probabilities=[each.probability for each in answer.suggestions],
-        tokens=answer.tokens,
-        dropped_messages=answer.dropped_messages,
-        k=request.k,
-        threshold=request.threshold,
-        latency_ms=answer.latency_ms,
-        reason=answer.no_suggestion,
-    )

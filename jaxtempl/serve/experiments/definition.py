@@ -120,6 +120,12 @@ class Experiments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int = FORMAT
 
     @property
+    def bundles(self) -> list[str]:
+        """Folders of all bundles."""
+        arms = [arm.bundle for arm in self.test.arms.values()] if self.test else []
+        return [*arms, self.shadow.bundle] if self.shadow else arms
+
+    @property
     def sha256(self) -> str:
         """Sum of the content, which exposures are stored with."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,7 +34,7 @@ from jaxtempl.serve.http.openapi import MODEL, MODEL_PATH, VERSION_PATH, documen
 from jaxtempl.serve.inference.model import ServedModel
 from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import Event, FieldError, Reload, SuggestRequest
-from jaxtempl.serve.service import NotReadyError, ServedSuggestions, Service
+from jaxtempl.serve.service import NotReadyError, Service
 
 YEARS = (1970, 2200)  # range of an event's time
 
@@ -117,7 +118,9 @@ class App:
     async def suggest(self, request: Request) -> Response:
         """POST /v1/suggest."""
         suggest_request = schema.decode(SuggestRequest, await self._body(request))
-        return json_response(await run_until_disconnect(request, self._service.suggest(suggest_request)))
+        answer = await run_until_disconnect(request, self._service.suggest(suggest_request))
+        after = BackgroundTask(self._service.shadow, answer.suggestion_id, suggest_request)
+        return json_response(answer, background=after)
 
     async def events(self, request: Request) -> Response:
         """POST /v1/events; answers after the event is committed."""
@@ -140,7 +143,7 @@ class App:
         change = schema.decode(Reload, await self._body(request) or b"{}")
         folder = Path(change.bundle) if change.bundle else self._model().folder
         try:
-            return json_response({"model_version": await self._service.load(folder)})
+            return json_response({"model_version": await self._service.load(folder, change.experiments)})
         except OSError as error:
             raise FieldError("bundle", f"cannot be read: {error.strerror}") from None
 
@@ -186,15 +189,16 @@ class App:
         results = await run_until_disconnect(request, _gather(pending))
         templates = [[each.template for each in row.suggestions] for row in results]
         probabilities = [[each.probability for each in row.suggestions] for row in results]
-        raw, head = encode_answer(call, MODEL, results[0].version, templates, probabilities)
+        versions = ",".join(sorted({row.model_version for row in results}))  # several if pairs are in several arms
+        raw, head = encode_answer(call, MODEL, versions, templates, probabilities)
         if head is None:
             return Response(raw, media_type="application/json")
         return Response(raw, 200, {HEADER_LENGTH: str(head)}, "application/octet-stream")
 
-    async def _find(self, index: int, context: schema.ContextRequest) -> ServedSuggestions:
+    async def _find(self, index: int, context: schema.ContextRequest) -> schema.SuggestAnswer:
         """Find suggestions for an element of KServe's input; errors name the element's index."""
         try:
-            return await self._service.find(context)
+            return await self._service.suggest(context, keep=False)
         except FieldError as error:
             raise locate_error(index, error) from None
 
@@ -227,7 +231,7 @@ def _root_path(given: str, paths: Iterable[str]) -> str:
     return prefix
 
 
-async def _gather(pending: Iterable[Coroutine[Any, Any, ServedSuggestions]]) -> list[ServedSuggestions]:
+async def _gather(pending: Iterable[Coroutine[Any, Any, schema.SuggestAnswer]]) -> list[schema.SuggestAnswer]:
     """Await all or none; they start together, so that one model answers them."""
     tasks = [asyncio.ensure_future(each) for each in pending]
     try:

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -107,9 +108,11 @@ def error_response(error: Exception, request_id: str) -> Response:
     return json_response(ErrorAnswer(str(error) or "the client disconnected", field, request_id), status, headers)
 
 
-def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a value as JSON."""
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None, background: BackgroundTask | None = None
+) -> Response:
+    """Return a value as JSON; `background` runs after it was sent."""
+    return Response(msgspec.json.encode(value), status, headers, "application/json", background)
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytes:

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import suggester
 from jaxtempl.serve.inference.backends import FakeNetwork, Network, open_graph
+from jaxtempl.serve.inference.ranking import Suggestion
 from jaxtempl.serve.inference.tensorrt import Machine, load_engine
 from jaxtempl.serve.inference.triton import Triton
-from jaxtempl.serve.schema import ModelAnswer, TemplateAnswer
+from jaxtempl.serve.schema import ModelAnswer, SuggestInput, TemplateAnswer
 from jaxtempl.text.window import bucket_of, pad_rows
 
 SMOOTHING = 0.2  # weight of the latest batch in a length's pace
@@ -60,6 +61,15 @@ class ServedModel:
         each = (time.perf_counter() - started) / len(rows)
         self.pace[bucket] = each + (1 - SMOOTHING) * (self.pace.get(bucket, each) - each)
         return logits
+
+    def rank(self, logits: Float[np.ndarray, " S"], request: SuggestInput) -> tuple[list[Suggestion], str | None]:
+        """Return the suggestions for a request, best first, and the reason if there are none."""
+        best = self.ranker.best(logits, request.k, request.allowed)
+        if not best:
+            return [], "none of the allowed templates is known and active"
+        if request.threshold is not None and best[0].probability < request.threshold:
+            return [], "the best one is below the threshold"
+        return best, None
 
     def warm(self, batch: int) -> "ServedModel":
         """Run every length with one row and with `batch` rows; raise UserError if a logit is not finite."""
