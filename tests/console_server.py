@@ -110,9 +110,9 @@ class StandIn:
         return {}
 
     def told(self) -> list[tuple[str, int, str | None, int | None]]:
-        """Return the events except `shown`: name, number of the suggestions, template, position."""
+        """Return the actions on suggestions: name, number of the suggestions, template, position."""
         told = [(e.event, int(e.suggestion_id, 16), e.template, e.position) for e in self.events]
-        return [event for event in told if event[0] != "shown"]
+        return [event for event in told if event[0] not in ("opened", "shown")]
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def url(server: StandIn) -> Generator[str]:
 
 
 def wait_for(page: Page, server: StandIn, *wanted: tuple[str, int, str | None, int | None]) -> None:
-    """Wait for these events, without `shown`: name, number of the suggestions, template, position."""
+    """Wait for these actions: name, number of the suggestions, template, position."""
     until(page, lambda: len(server.told()) >= len(wanted))
     assert server.told() == list(wanted)
 

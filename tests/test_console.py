@@ -3,9 +3,9 @@
 import re
 
 from chromium import browser as browser
+from chromium import customer_says, settled, suggested
 from chromium import page as page
-from chromium import settled, suggested
-from console_server import SUGGESTED, StandIn, wait_for
+from console_server import SUGGESTED, StandIn, until, wait_for
 from console_server import server as server
 from console_server import url as url
 from playwright.sync_api import Browser, Page, expect
@@ -43,6 +43,42 @@ def test_a_message_shows_five_suggestions(page: Page, server: StandIn) -> None:
     context = server.contexts[0]
     assert [(said.role, said.text) for said in context.messages] == [("customer", "Where is my card?")]
     assert (context.k, context.advocate_id) == (5, "console")
+
+
+def events(server: StandIn) -> list[tuple[str, int]]:
+    return [(event.event, int(event.suggestion_id, 16)) for event in server.events]
+
+
+def test_the_clock_starts_when_the_reply_box_opens(page: Page, server: StandIn) -> None:
+    suggested(page)
+    page.keyboard.press("2")
+    wait_for(page, server, ("picked", 1, "CARD_RETURNED_MAIL", 2))
+    assert events(server) == [("opened", 1), ("shown", 1), ("picked", 1)]
+    opened, shown, picked = (event.at for event in server.events)
+    assert opened <= shown <= picked
+
+
+def test_the_holdout_has_the_search_alone_and_starts_the_clock(page: Page, server: StandIn) -> None:
+    server.no_suggestion = "holdout"
+    customer_says(page)
+    until(page, lambda: bool(server.events))
+    expect(page.locator("#suggestions:not([aria-busy])")).to_be_empty()
+    expect(page.get_by_role("status")).to_be_empty()
+    expect(page.get_by_role("button", name="Dismiss")).to_be_hidden()
+    expect(page.get_by_role("heading", name="Templates")).to_be_visible()
+    assert "holdout" not in page.locator("body").inner_text().lower()
+    assert "suggestion" not in page.locator(".panel").inner_text().lower()
+    page.keyboard.press("1")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("not sent")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Reply to the customer")).to_have_value("The merchant has not sent us this refund yet.")
+    wait_for(page, server, ("searched", 1, "REFUND_NOT_SENT", None))
+    assert events(server) == [("opened", 1), ("searched", 1)]
+    server.no_suggestion = None
+    suggested(page, "Hello?")
+    expect(page.get_by_role("heading", name="Suggestions")).to_be_visible()
 
 
 def test_a_number_key_picks_a_suggestion(page: Page, server: StandIn) -> None:

@@ -45,7 +45,7 @@ def test_a_pick_by_key_is_stored(browser: Browser, folder: Path, store: Path) ->
         template = name.first.inner_text()
         page.keyboard.press("2")
         expect(page.get_by_label("Reply to the customer")).not_to_have_value("")
-        assert kept(store, 2) == [("shown", None, None), ("picked", template, 2)]
+        assert kept(store, 3) == [("opened", None, None), ("shown", None, None), ("picked", template, 2)]
 
 
 @pytest.fixture

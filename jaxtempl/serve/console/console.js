@@ -9,7 +9,7 @@ import * as suggestions from "./suggestions.js";
 const NAMES = { customer: "Customer", advocate: "Advocate", system: "System" };
 const BEGINNING = "Suggestions come with the first message.";
 
-let version = "";  // version of the model whose templates are loaded
+let version = "";  // version of the newest answer, or of the production model before the first
 let samples = [];
 let talk = { id: "", messages: [], waiting: [], replied: false };  // `waiting`: messages of the sample case still to come
 
@@ -40,7 +40,9 @@ async function refresh() {
   const context = { case_id: talk.id, advocate_id: "console", messages: talk.messages };
   await withToken(async () => {
     const answer = await suggestions.refresh(context);
-    if (answer && answer.model_version !== version) await fetchAll();  // another model, perhaps other templates
+    if (!answer || answer.model_version === version) return;
+    version = answer.model_version;
+    await fetchAll();  // another model, perhaps other templates
   });
 }
 
@@ -124,7 +126,7 @@ async function load() {
 
 async function fetchAll() {
   const [model, templates, cases] = await Promise.all([ask("v1/model"), ask("v1/templates"), ask("console/cases")]);
-  version = model.version;
+  version ||= model.version;
   part("model").textContent = `model ${version.slice(0, 12)}`;
   search.among(templates);
   samples = cases;

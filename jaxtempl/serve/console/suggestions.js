@@ -4,6 +4,7 @@ import { made, part, percent, status, tell } from "./page.js";
 import { ask, patiently, report } from "./service.js";
 
 const BUSY = "The service is busy; suggestions will come with the next message.";
+const HOLDOUT = "holdout";  // the pair gets no suggestions; the search stays
 const AWAY = "The server cannot be reached; trying again.";
 
 let running = null;  // the current request, at most one
@@ -66,10 +67,13 @@ function put(suggestions, sentence) {
 function show(got, elapsed) {
   answer = got;
   const [first] = got.suggestions;
-  put(got.suggestions, first ? "" : `No suggestion: ${got.no_suggestion}`);
+  const held = got.no_suggestion === HOLDOUT;
+  put(got.suggestions, first || held ? "" : `No suggestion: ${got.no_suggestion}`);
+  part("heading").textContent = held ? "Templates" : "Suggestions";
   part("model").textContent = `model ${got.model_version.slice(0, 12)}`;
   part("latency").textContent = `service ${got.latency_ms.toFixed(1)} ms, round trip ${elapsed.toFixed(0)} ms`;
-  part("window").textContent = read(got);
+  part("window").textContent = held ? "" : read(got);
+  report(got.suggestion_id, "opened");  // the reply box is always there, so the clock starts here, in every arm
   if (!first) return;
   tell(`${offered.length} suggestions, first: ${first.template}, ${percent(first.probability)} percent`);
   report(got.suggestion_id, "shown");
