@@ -4,85 +4,25 @@ import json
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bundles
 import psutil
-import pyarrow.parquet
 import pytest
 import yaml
+from experiment_site import ADMIN, CANARY, PAIRS, Site, until
 from serving import MESSAGES, Answer, Server, command, served
 
-from jaxtempl.bundle.bundle import read_manifest
 from jaxtempl.config.paths import ROOT
 from jaxtempl.config.serving import ServeConfig
 from jaxtempl.errors import UserError
-from jaxtempl.serve.events.export import export
 from jaxtempl.serve.experiments import definition
-from jaxtempl.serve.experiments.assignment import Assignment, assign
+from jaxtempl.serve.experiments.assignment import Assignment
 from jaxtempl.serve.server import serve
 
-CANARY = "cnry4711"  # in the id and text of each template
-ADMIN = "the-admins-own"
-PAIRS = [(f"a{i % 6}", f"c{i}") for i in range(60)]
 INFER = "/v2/models/templates/infer"
-
-
-def write_bundle(folder: Path, marked: str) -> Path:
-    """Write a bundle whose templates have the canary in their ids and texts."""
-
-    def mark(text: str) -> str:
-        entries = [
-            {**each, "id": f"{CANARY}-{each['id']}", "text": f"{each['text']} {CANARY} {marked}"}
-            for each in json.loads(text)
-        ]
-        return json.dumps(entries)
-
-    return bundles.rewrite(bundles.write_serving_bundle(folder, window=64, buckets=[64]), "templates.json", mark)
-
-
-class Site:
-    """Two bundles, a file of experiments between them, and the flags of a server."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store, self.file = folder / "events.sqlite", folder / "experiments.yaml"
-        self.v3, self.v4 = write_bundle(folder / "v3", "three"), write_bundle(folder / "v4", "four")
-        self.content: dict[str, Any] = {
-            "holdout": {"salt": "h", "share": 0.3},
-            "test": {
-                **{"name": "v3-v4", "salt": "t", "start": "2026-01-01T00:00:00Z", "end": "2100-01-01T00:00:00Z"},
-                "arms": {
-                    "v3": {"bundle": str(self.v3), "range": [0, 0.4]},
-                    "v4": {"bundle": str(self.v4), "range": [0.4, 0.8]},
-                },
-            },
-            "shadow": {"bundle": str(self.v4), "share": 1},
-        }
-        self.write(self.content)
-        (folder / "admin").write_text(ADMIN)
-        self.flags = (f"--experiments={self.file}", f"--admin_tokens={folder / 'admin'}")
-
-    def write(self, content: dict[str, Any]) -> None:
-        self.file.write_text(yaml.safe_dump(content))
-
-    def expected(self, pair: tuple[str, str]) -> Assignment:
-        found = assign(definition.read(self.file), *pair, datetime.now(UTC))
-        assert found
-        return found
-
-    def of_arm(self, arm: str) -> tuple[str, str]:
-        return next(pair for pair in PAIRS if self.expected(pair).arm == arm)
-
-    def version(self, arm: str) -> str:
-        return str(read_manifest(self.v4 if arm == "v4" else self.v3)["version"])
-
-    def rows(self, folder: Path) -> dict[str, dict[str, Any]]:
-        export(f"sqlite:///{self.store}", folder / "events.parquet")
-        return {row["suggestion_id"]: row for row in pyarrow.parquet.read_table(folder / "events.parquet").to_pylist()}
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +47,6 @@ def ask(server: Server, pair: tuple[str, str], **fields: Any) -> Answer:
     got = server.suggest(pair[1], advocate_id=pair[0], **fields)
     assert got.status == 200, got
     return got
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def stored(site: Site, folder: Path, *ids: str) -> list[dict[str, Any]]:
@@ -179,6 +112,7 @@ def infer(server: Server, *pairs: tuple[str, str], binary: bool = False) -> Answ
 
 def test_kserve_withholds_and_assigns_too_and_stores_exposures(server: Server, site: Site, tmp_path: Path) -> None:
     pairs = [site.of_arm(name) for name in ("v3", "holdout", "v4")]
+    stored(site, tmp_path, ask(server, pairs[0]).json["suggestion_id"])  # with all before it
     before = site.rows(tmp_path)
     got = infer(server, *pairs).json
     assert set(got["model_version"].split(",")) == {site.version("v3"), site.version("v4")}
