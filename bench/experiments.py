@@ -23,6 +23,7 @@ from bench.experiment_trials import Conclusions
 from jaxtempl import files
 
 TRIALS = 2000
+FEWER = 1000  # trials where the range is wide
 KEPT = common.ROOT / "runs" / "bench-experiments"
 UNITS = ("pair", "advocate")
 POWER_TEXT = (
@@ -46,12 +47,14 @@ class Section(NamedTuple):
         text: What a trial is.
         trials: Trial of each configuration, by name.
         due: Methods that must keep a range; the others are shown for comparison.
+        count: Number of trials of each configuration.
     """
 
     title: str
     text: str
     trials: Mapping[str, Callable[[int], Conclusions]]
     due: Mapping[str, Range]
+    count: int = TRIALS
 
 
 def sections() -> list[Section]:
@@ -81,12 +84,14 @@ def sections() -> list[Section]:
             "Share of 95 % intervals that contain the truth, for a saving of 35 % whose SD over advocates is .3 of it.",
             each(experiment_trials.coverage),
             {name: Range(0.93, 0.97) for name in ("by advocate", "by advocate, log ratio")},
+            FEWER,
         ),
         Section(
             "Daily looks",
             "Share of tests of two equal models that reject at any of 14 daily looks.",
             each(experiment_trials.looks),
             {"confidence sequence": Range(0, 0.05)},
+            FEWER,
         ),
         Section("Power", POWER_TEXT, power_trials(), {}),
         Section("Sample ratio", "Share of tests whose sample ratio is flagged at p < .001.", ratio_trials(), {}),
@@ -108,7 +113,7 @@ def power_trials() -> dict[str, Callable[[int], Conclusions]]:
             experiment_trials.promise, advocates=count, wanted=wanted
         )
         for count in (150, 30)
-        for wanted in (0.5, 0.8)
+        for wanted in (0.8,)
     }
 
 
@@ -130,30 +135,27 @@ def ratio_trials() -> dict[str, Callable[[int], Conclusions]]:
 def main() -> None:
     """Measure what is not kept yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each configuration")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the worker processes
     machine = common.machine(("numpy", "scipy"))
     with ProcessPoolExecutor(options.processes) as pool:
-        measured = [
-            {name: measure(section.title, name, trial, options.trials, pool) for name, trial in section.trials.items()}
-            for section in sections()
-        ]
-    content = {section.title: rates for section, rates in zip(sections(), measured, strict=True)}
-    results = {"format": 1, "machine": machine, "trials": options.trials, "sections": content}
+        measured = [{name: measure(section, name, pool) for name in section.trials} for section in sections()]
+    content = {
+        section.title: {"trials": section.count, "rates": rates}
+        for section, rates in zip(sections(), measured, strict=True)
+    }
+    results = {"format": 1, "machine": machine, "sections": content}
     common.write("experiments", results, page(results))
 
 
-def measure(
-    title: str, name: str, trial: Callable[[int], Conclusions], trials: int, pool: ProcessPoolExecutor
-) -> dict[str, Any]:
+def measure(section: Section, name: str, pool: ProcessPoolExecutor) -> dict[str, float]:
     """Return the rate of each method over all trials, from the kept file if there is one."""
-    path = KEPT / f"{title}-{name}-{trials}.json".replace(" ", "_")
+    path = KEPT / f"{section.title}-{name}-{section.count}.json".replace(" ", "_")
     if path.is_file():
         return files.read_json(path)["rates"]
-    bar = tqdm(pool.map(trial, range(trials), chunksize=10), f"{title}: {name}", trials, file=sys.stderr)
-    found = list(bar)
+    trials = pool.map(section.trials[name], range(section.count), chunksize=10)
+    found = list(tqdm(trials, f"{section.title}: {name}", section.count, file=sys.stderr))
     rates = {method: float(np.mean([one[method] for one in found])) for method in found[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {"rates": rates})
@@ -162,14 +164,17 @@ def measure(
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the page in Markdown."""
-    trials = results["trials"]
-    lines = ["# Validity of the statistics of experiments", ""]
-    lines += [
-        f"{trials:,} trials of each row; a rate near 5 % has an error of chance of {error(trials):.1%} to either side.",
+    lines = [
+        "# Validity of the statistics of experiments",
+        "",
+        f"Of {TRIALS:,} trials, a rate near 5 % has an error of chance of {error(TRIALS):.1%} to either side, and of "
+        f"{FEWER:,} one of {error(FEWER):.1%}.",
         "**Bold**: outside of the range that its column states. `python -m bench.experiments` repeats the measurement.",
     ]
     for section in sections():
-        lines += ["", f"## {section.title}", "", section.text, "", *table(section, results["sections"][section.title])]
+        rates = results["sections"][section.title]["rates"]
+        text = f"{section.text} {section.count:,} trials of each row."
+        lines += ["", f"## {section.title}", "", text, "", *table(section, rates)]
     return "\n".join([*lines, "", common.describe(results["machine"]), ""])
 
 

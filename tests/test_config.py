@@ -208,6 +208,7 @@ READERS = {  # the packages that receive each command's config
     "LoadtestConfig": ["loadtest"],
     "DemoConfig": ["commands"],
     "ExperimentPlanConfig": ["experiments", "commands"],
+    "ExperimentReportConfig": ["commands"],
     "ExperimentSimulateConfig": ["commands"],
     "ScalingRunConfig": ["scaling"],
     "ScalingAlignConfig": ["scaling", "commands"],

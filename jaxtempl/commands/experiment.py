@@ -1,11 +1,11 @@
-"""`bin/experiment NAME`: plan experiments, and simulate some whose truth is known."""
+"""`bin/experiment NAME`: plan and report experiments, and simulate some whose truth is known."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxtempl import cli
 from jaxtempl.config import parsing
-from jaxtempl.config.experiments import ExperimentPlanConfig, ExperimentSimulateConfig
+from jaxtempl.config.experiments import ExperimentPlanConfig, ExperimentReportConfig, ExperimentSimulateConfig
 from jaxtempl.errors import UserError
 
 
@@ -18,6 +18,16 @@ def plan(argv: Sequence[str]) -> None:
     print("\n".join(plan.format_plan(found)))
     if config.out:
         print(plan.write(found, Path(config.out)))
+
+
+def report(argv: Sequence[str]) -> None:
+    """Run `bin/experiment report`."""
+    from jaxtempl.experiments import report
+
+    config = parsing.parse(ExperimentReportConfig, argv)
+    for line in report.summary(report.write(config.events, config.out)):
+        print(line)
+    print(config.out / "index.html")
 
 
 def simulate(argv: Sequence[str]) -> None:
@@ -35,6 +45,7 @@ def simulate(argv: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "plan": (plan, ExperimentPlanConfig),
+    "report": (report, ExperimentReportConfig),
     "simulate": (simulate, ExperimentSimulateConfig),
 }
 

@@ -35,3 +35,11 @@ class ExperimentPlanConfig:
     effect: float = option(0.45, "Difference to find, in seconds.")
     days: int = option(14, "Days of the test, for the minimal detectable effect.", minimum=1)
     out: str = option("", "Folder for report.json and a page with the power curve (default: print only).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentReportConfig:
+    """Report what suggestions are worth: the holdout against all other pairs, by week, model and template."""
+
+    events: str = option("events.parquet", "Events of bin/serve events export: a file, a folder or a glob.")
+    out: Path = option(Path("experiment-report"), "Folder for report.json and the page.")

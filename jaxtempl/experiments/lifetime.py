@@ -3,98 +3,22 @@
 The holdout is compared with all other pairs, the treatment. A saving is the mean time of the holdout minus that of the
 treatment, so a positive one is a gain. All intervals are clustered by advocate.
 
-Dims: R rows, G advocates.
+Dims: P rows of pairs, G advocates.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import estimators
 from jaxtempl.experiments.estimators import ClusterSums, Estimate, sums_by_cluster
+from jaxtempl.experiments.sums import Aggregate, Counts, PairSums, week_begin, weeks
+from jaxtempl.serve.experiments.definition import HOLDOUT
 
 PAPER_SAVING, PAPER_SHARE = 7.38, 0.0356  # seconds a selection, and the share of case time that they are (section 5.2)
-
-
-class WeekRows(NamedTuple):
-    """Sums of selections; a row is an advocate, a group, a week and a model version.
-
-    Attributes:
-        advocate: Advocate, from 0.
-        held: Whether the pairs are held out.
-        week: Week, from 0.
-        version: Model version, from 0.
-        selections: Number of selections.
-        seconds: Sum of their times.
-    """
-
-    advocate: Int[np.ndarray, " R"]
-    held: Bool[np.ndarray, " R"]
-    week: Int[np.ndarray, " R"]
-    version: Int[np.ndarray, " R"]
-    selections: Float[np.ndarray, " R"]
-    seconds: Float[np.ndarray, " R"]
-
-
-class TemplateRows(NamedTuple):
-    """Sums of selections; a row is an advocate, a group and a template.
-
-    Attributes:
-        advocate: Advocate, from 0.
-        held: Whether the pairs are held out.
-        template: Template, from 0.
-        selections: Number of selections.
-        seconds: Sum of their times.
-        agreed: Number whose template is among the five that were shown or withheld.
-    """
-
-    advocate: Int[np.ndarray, " R"]
-    held: Bool[np.ndarray, " R"]
-    template: Int[np.ndarray, " R"]
-    selections: Float[np.ndarray, " R"]
-    seconds: Float[np.ndarray, " R"]
-    agreed: Float[np.ndarray, " R"]
-
-
-class CaseRows(NamedTuple):
-    """Sums of pairs; a row is an advocate and a group.
-
-    Attributes:
-        advocate: Advocate, from 0.
-        held: Whether the pairs are held out.
-        pairs: Number of pairs.
-        selections: Number of their selections.
-        seconds: Sum of their case times, from the first suggestion to the last event.
-    """
-
-    advocate: Int[np.ndarray, " R"]
-    held: Bool[np.ndarray, " R"]
-    pairs: Float[np.ndarray, " R"]
-    selections: Float[np.ndarray, " R"]
-    seconds: Float[np.ndarray, " R"]
-
-
-class Lifetime(NamedTuple):
-    """The sums that the report reads.
-
-    Attributes:
-        weeks: First day of each week, in ISO 8601.
-        versions: Model versions, by their first suggestion.
-        templates: Template ids.
-        by_week: Selections by week and version.
-        by_template: Selections by template.
-        cases: Pairs.
-    """
-
-    weeks: list[str]
-    versions: list[str]
-    templates: list[str]
-    by_week: WeekRows
-    by_template: TemplateRows
-    cases: CaseRows
 
 
 class Compared(NamedTuple):
@@ -169,41 +93,68 @@ class InducedAgreement(NamedTuple):
     followed: Estimate
 
 
-def weekly_times(found: Lifetime) -> Iterator[WeekTimes]:
-    """Yield the times of each week (Figure 4)."""
-    rows = found.by_week
-    for number, week in enumerate(found.weeks):
-        kept = rows.week == number
-        volume = np.bincount(rows.version[kept], rows.selections[kept], len(found.versions))
-        yield WeekTimes(week, found.versions[int(volume.argmax())], _compared(_time_sums(rows, kept)))
+def is_held(found: Aggregate, arms: Counts) -> Bool[np.ndarray, " N"]:
+    """Return which rows are of the holdout.
+
+    Raises:
+        UserError: No row is, or every one is.
+    """
+    held = np.array([name == HOLDOUT for name in found.arms])[arms]
+    if held.all() or not held.any():
+        raise UserError(
+            f"the events have the arms {', '.join(found.arms)}; the report compares a holdout with other pairs: "
+            "serve with a holdout in --experiments, or use bin/experiment analyse for a test"
+        )
+    return held
 
 
-def model_times(found: Lifetime) -> Iterator[ModelTimes]:
-    """Yield the times over the life of each model that both groups had (Figure 5)."""
-    rows = found.by_week
-    for number, version in enumerate(found.versions):
-        ours = rows.version == number
-        weeks = np.intersect1d(rows.week[ours & rows.held], rows.week[ours & ~rows.held])
-        times = _compared(_time_sums(rows, ours & np.isin(rows.week, weeks)))
+def weekly_times(found: Aggregate) -> Iterator[WeekTimes]:
+    """Yield the times of each week (Figure 4).
+
+    Raises:
+        UserError: As for `is_held`.
+    """
+    rows, held, week = found.pairs, is_held(found, found.pairs.arm), weeks(found.pairs.day)
+    for number in np.unique(week):
+        kept = week == number
+        volume = np.bincount(rows.version[kept], rows.selections[kept])
+        monday, version = week_begin(int(number)).isoformat(), found.versions[int(volume.argmax())]
+        yield WeekTimes(monday, version, _compared(_time_sums(rows, held, kept)))
+
+
+def model_times(found: Aggregate) -> Iterator[ModelTimes]:
+    """Yield the times over the life of each model that both groups had, in the order of release (Figure 5).
+
+    Raises:
+        UserError: As for `is_held`.
+    """
+    rows, held, week = found.pairs, is_held(found, found.pairs.arm), weeks(found.pairs.day)
+    released = {int(version): rows.day[rows.version == version].min() for version in np.unique(rows.version)}
+    for version in sorted(released, key=lambda one: released[one]):
+        ours = rows.version == version
+        common = np.intersect1d(week[ours & held], week[ours & ~held])
+        times = _compared(_time_sums(rows, held, ours & np.isin(week, common)))
         if times:
-            yield ModelTimes(version, len(weeks), times)
+            yield ModelTimes(found.versions[version], len(common), times)
 
 
-def saved(found: Lifetime) -> Worth:
+def saved(found: Aggregate) -> Worth:
     """Return the time that suggestions save a selection and a case, and as a share of case time.
 
     The case time of the treatment plus the saving estimates the case time without suggestions with less variance than
-    the small holdout's does.
+    the small holdout's does. A case's time is from the first opening to the last reply of each of its days.
 
     Raises:
-        UserError: A group has selections of fewer than two advocates.
+        UserError: A group has selections of fewer than two advocates, or as for `is_held`.
     """
-    times, cases = _time_sums(found.by_week), found.cases
+    rows, held = found.pairs, is_held(found, found.pairs.arm)
+    times = _time_sums(rows, held, np.ones(len(held), bool))
     saving = estimators.difference(times)
-    volumes = sums_by_cluster(cases.selections, cases.advocate, cases.held.astype(int), cases.pairs)
-    lengths = sums_by_cluster(cases.seconds, cases.advocate, cases.held.astype(int), cases.selections)
-    by_pair = sums_by_cluster(cases.seconds, cases.advocate, cases.held.astype(int), cases.pairs)
-    ratios = _columns([(times, 1), (times, 0), (volumes, 0), (lengths, 0)])
+    lengths, groups = np.maximum(np.nan_to_num(rows.last - rows.first), 0), held.astype(int)
+    first_row = np.diff(rows.pair, prepend=-1) != 0  # a pair of several days counts once
+    volumes = sums_by_cluster(rows.selections.astype(float), rows.advocate, groups, first_row)
+    by_selection = sums_by_cluster(lengths, rows.advocate, groups, rows.selections)
+    ratios = _columns([(times, 1), (times, 0), (volumes, 0), (by_selection, 0)])
     seconds, (picks, length) = saving.value, (ratios.totals.sum(0) / ratios.weights.sum(0))[2:]
     whole = length + seconds
     by_time = length / whole**2
@@ -212,18 +163,18 @@ def saved(found: Lifetime) -> Worth:
         estimators.combination(ratios, seconds * picks, np.array([picks, -picks, seconds, 0])),
         estimators.combination(ratios, seconds / whole, np.array([by_time, -by_time, 0, -seconds / whole**2])),
         seconds * PAPER_SHARE / PAPER_SAVING,
-        estimators.difference(by_pair),
+        estimators.difference(sums_by_cluster(lengths, rows.advocate, groups, first_row)),
     )
 
 
-def agreement(found: Lifetime) -> InducedAgreement:
+def agreement(found: Aggregate) -> InducedAgreement:
     """Return how often the chosen template is among the five, shown and withheld.
 
     Raises:
-        UserError: A group has selections of fewer than two advocates, or all choices of the holdout agree.
+        UserError: All choices of the holdout agree, or as for `saved`.
     """
-    rows = found.by_template
-    both = sums_by_cluster(rows.agreed, rows.advocate, (~rows.held).astype(int), rows.selections)
+    rows, held = found.pairs, is_held(found, found.pairs.arm)
+    both = sums_by_cluster(rows.hits_5.astype(float), rows.advocate, (~held).astype(int), rows.selections)
     if (both.totals[:, 0] >= both.weights[:, 0]).all():
         raise UserError("all choices of the holdout are among the withheld five, so nothing is left to induce")
     withheld, shown = (estimators.mean(_columns([(both, arm)])) for arm in (0, 1))
@@ -239,21 +190,15 @@ def agreement(found: Lifetime) -> InducedAgreement:
     )
 
 
-def _time_sums(rows: WeekRows, kept: Bool[np.ndarray, " R"] | None = None) -> ClusterSums:
+def _time_sums(rows: PairSums, held: Bool[np.ndarray, " P"], kept: Bool[np.ndarray, " P"]) -> ClusterSums:
     """Return the sums of times by advocate; the first arm is the treatment, the second the holdout."""
-    weights = rows.selections if kept is None else rows.selections * kept
-    seconds = rows.seconds if kept is None else rows.seconds * kept
-    return sums_by_cluster(seconds, rows.advocate, rows.held.astype(int), weights)
+    return sums_by_cluster(rows.seconds * kept, rows.advocate, held.astype(int), rows.selections * kept)
 
 
 def _columns(parts: list[tuple[ClusterSums, int]]) -> ClusterSums:
-    """Return ratios as the arms of one set of sums; advocates of any part are clusters."""
-    clusters = max(len(sums.totals) for sums, _ in parts)
-    totals, weights = np.zeros((clusters, len(parts))), np.zeros((clusters, len(parts)))
-    for column, (sums, arm) in enumerate(parts):
-        totals[: len(sums.totals), column] = sums.totals[:, arm]
-        weights[: len(sums.weights), column] = sums.weights[:, arm]
-    return ClusterSums(totals, weights)
+    """Return single arms of several sums, which have the same clusters, as the arms of one."""
+    totals, weights = zip(*((sums.totals[:, arm], sums.weights[:, arm]) for sums, arm in parts), strict=True)
+    return ClusterSums(np.column_stack(totals), np.column_stack(weights))
 
 
 def _compared(sums: ClusterSums) -> Compared | None:

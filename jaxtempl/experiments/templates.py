@@ -14,7 +14,8 @@ from scipy import stats
 
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import trend
-from jaxtempl.experiments.lifetime import Lifetime
+from jaxtempl.experiments.lifetime import is_held
+from jaxtempl.experiments.sums import Aggregate
 from jaxtempl.experiments.trend import MannKendall
 from jaxtempl.specs.interval import Interval
 
@@ -62,7 +63,7 @@ class TemplateTrend(NamedTuple):
     tau_across_halves: float
 
 
-class TemplateSums(NamedTuple):
+class TemplateTable(NamedTuple):
     """Sums by advocate and template: the holdout's choices, agreements and seconds, and the treatment's."""
 
     held: Float[np.ndarray, "G T"]
@@ -81,7 +82,7 @@ class TemplateSums(NamedTuple):
         return _ratio(weights @ self.held_seconds, weights @ self.held) - shown
 
 
-def template_trend(found: Lifetime, top: int = TOP) -> TemplateTrend:
+def template_trend(found: Aggregate, top: int = TOP) -> TemplateTrend:
     """Return the trend of the saving along the accuracy over the templates of most volume (Figure 6).
 
     Raises:
@@ -103,23 +104,17 @@ def template_trend(found: Lifetime, top: int = TOP) -> TemplateTrend:
     )
 
 
-def _most_chosen(found: Lifetime, top: int) -> tuple[list[str], TemplateSums]:
+def _most_chosen(found: Aggregate, top: int) -> tuple[list[str], TemplateTable]:
     """Return the templates of most volume that both groups chose, and their sums."""
-    rows = found.by_template
-    shape = (int(rows.advocate.max()) + 1, len(found.templates))
+    rows, held = found.templates_chosen, is_held(found, found.templates_chosen.arm)
+    shape = (len(found.advocates), len(found.templates))
     cell = rows.advocate * shape[1] + rows.template
 
-    def table(values: Float[np.ndarray, " R"], held: bool) -> Float[np.ndarray, "G T"]:
-        return np.bincount(cell, values * (rows.held == held), shape[0] * shape[1]).reshape(shape)
+    def table(values: np.ndarray, group: np.ndarray) -> Float[np.ndarray, "G T"]:
+        return np.bincount(cell, values * group, shape[0] * shape[1]).reshape(shape)
 
-    columns = [
-        (rows.selections, True),
-        (rows.agreed, True),
-        (rows.seconds, True),
-        (rows.selections, False),
-        (rows.seconds, False),
-    ]
-    sums = TemplateSums(*(table(values, held) for values, held in columns))
+    withheld = (table(values, held) for values in (rows.selections, rows.hits_5, rows.seconds))
+    sums = TemplateTable(*withheld, *(table(values, ~held) for values in (rows.selections, rows.seconds)))
     volume = (sums.held + sums.shown).sum(0)
     common = (sums.held.sum(0) > 0) & (sums.shown.sum(0) > 0)
     kept = [int(one) for one in np.argsort(-volume, kind="stable")[:top] if common[one]]
@@ -127,10 +122,10 @@ def _most_chosen(found: Lifetime, top: int) -> tuple[list[str], TemplateSums]:
         raise UserError(
             f"both groups chose {len(kept)} common templates; a trend needs three or more: wait for more data"
         )
-    return [found.templates[one] for one in kept], TemplateSums(*(each[:, kept] for each in sums))
+    return [found.templates[one] for one in kept], TemplateTable(*(each[:, kept] for each in sums))
 
 
-def _tau_across_halves(sums: TemplateSums) -> float:
+def _tau_across_halves(sums: TemplateTable) -> float:
     random, clusters, found = np.random.default_rng(0), len(sums.held), list[float]()
     for _ in range(SPLITS):
         half = (random.permutation(clusters) < clusters // 2).astype(float)
