@@ -23,7 +23,7 @@ from bench.experiment_trials import Conclusions
 from jaxtempl import files
 
 TRIALS = 2000
-FEWER = 1000  # trials where the range is wide
+FEWER = 1000  # trials where a range is wide or a trial is slow
 KEPT = common.ROOT / "runs" / "bench-experiments"
 UNITS = ("pair", "advocate")
 POWER_TEXT = (
@@ -47,14 +47,14 @@ class Section(NamedTuple):
         text: What a trial is.
         trials: Trial of each configuration, by name.
         due: Methods that must keep a range; the others are shown for comparison.
-        count: Number of trials of each configuration.
+        repeats: Number of trials of each configuration.
     """
 
     title: str
     text: str
     trials: Mapping[str, Callable[[int], Conclusions]]
     due: Mapping[str, Range]
-    count: int = TRIALS
+    repeats: int = TRIALS
 
 
 def sections() -> list[Section]:
@@ -93,7 +93,7 @@ def sections() -> list[Section]:
             {"confidence sequence": Range(0, 0.05)},
             FEWER,
         ),
-        Section("Power", POWER_TEXT, power_trials(), {}),
+        Section("Power", POWER_TEXT, power_trials(), {}, FEWER),
         Section("Sample ratio", "Share of tests whose sample ratio is flagged at p < .001.", ratio_trials(), {}),
     ]
 
@@ -142,7 +142,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.processes) as pool:
         measured = [{name: measure(section, name, pool) for name in section.trials} for section in sections()]
     content = {
-        section.title: {"trials": section.count, "rates": rates}
+        section.title: {"trials": section.repeats, "rates": rates}
         for section, rates in zip(sections(), measured, strict=True)
     }
     results = {"format": 1, "machine": machine, "sections": content}
@@ -151,11 +151,11 @@ def main() -> None:
 
 def measure(section: Section, name: str, pool: ProcessPoolExecutor) -> dict[str, float]:
     """Return the rate of each method over all trials, from the kept file if there is one."""
-    path = KEPT / f"{section.title}-{name}-{section.count}.json".replace(" ", "_")
+    path = KEPT / f"{section.title}-{name}-{section.repeats}.json".replace(" ", "_")
     if path.is_file():
         return files.read_json(path)["rates"]
-    trials = pool.map(section.trials[name], range(section.count), chunksize=10)
-    found = list(tqdm(trials, f"{section.title}: {name}", section.count, file=sys.stderr))
+    trials = pool.map(section.trials[name], range(section.repeats), chunksize=10)
+    found = list(tqdm(trials, f"{section.title}: {name}", section.repeats, file=sys.stderr))
     rates = {method: float(np.mean([one[method] for one in found])) for method in found[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {"rates": rates})
@@ -173,7 +173,7 @@ def page(results: Mapping[str, Any]) -> str:
     ]
     for section in sections():
         rates = results["sections"][section.title]["rates"]
-        text = f"{section.text} {section.count:,} trials of each row."
+        text = f"{section.text} {section.repeats:,} trials of each row."
         lines += ["", f"## {section.title}", "", text, "", *table(section, rates)]
     return "\n".join([*lines, "", common.describe(results["machine"]), ""])
 

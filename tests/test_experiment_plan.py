@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from masked import GOLDEN, masked
@@ -11,7 +12,7 @@ from masked import GOLDEN, masked
 from jaxtempl.commands import experiment
 from jaxtempl.config.experiments import ExperimentPlanConfig
 from jaxtempl.errors import UserError
-from jaxtempl.experiments import plan
+from jaxtempl.experiments import aggregate, plan, simulate, world
 from jaxtempl.experiments.plan import PairTimes
 
 CONFIG = ExperimentPlanConfig(pairs_a_day=300.0, advocates=150)
@@ -73,6 +74,21 @@ def test_the_command_prints_the_plan_and_writes_the_report(tmp_path: Path, capsy
     assert report["curve"][-1]["power"] == found.curve[-1].power
     assert json.dumps(masked(report), indent=1) == (GOLDEN / "experiment_plan.report.json").read_text().rstrip()
     assert f"{found.days_needed:,} days" in (tmp_path / "index.html").read_text()
+
+
+def test_the_traffic_of_an_export_is_that_of_its_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = msgspec.structs.replace(world.read("null"), pairs_a_week=700, advocates=60, freehand=0.0, holdout=0.0)
+    simulate.simulate(settings, tmp_path / "e.parquet", tmp_path / "t.parquet")
+    found = plan.traffic_of(aggregate.aggregate(str(tmp_path / "e.parquet")))
+    assert found["picks"] == pytest.approx(settings.picks, rel=0.03)
+    assert found["picks_cv"] == pytest.approx(math.sqrt(settings.picks - 1) / settings.picks, rel=0.1)
+    assert 12 < found["sd"] / (1 - settings.models[0].saving) < 22
+    assert 0.15 < found["correlation"] < 0.35
+    assert found["advocates"] > 50
+    assert 90 < found["pairs_a_day"] < 120
+    experiment.main(["plan", f"--events={tmp_path}/e.parquet", "--sd=3.5"])
+    assert f"{found['advocates']} advocates" in (printed := capsys.readouterr().out)
+    assert "standard deviation 3.5 s" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """`bin/experiment NAME`: plan and report experiments, and simulate some whose truth is known."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtempl import cli
 from jaxtempl.config import parsing
@@ -11,9 +12,12 @@ from jaxtempl.errors import UserError
 
 def plan(argv: Sequence[str]) -> None:
     """Run `bin/experiment plan`."""
-    from jaxtempl.experiments import plan
+    from jaxtempl.experiments import aggregate, plan
 
-    config = parsing.parse(ExperimentPlanConfig, argv)
+    def estimates(given: Mapping[str, Any]) -> list[dict[str, float | int]]:
+        return [plan.traffic_of(aggregate.aggregate(given["events"]))] if given.get("events") else []
+
+    config = parsing.parse(ExperimentPlanConfig, argv, estimates)
     found = plan.plan(config)
     print("\n".join(plan.format_plan(found)))
     if config.out:

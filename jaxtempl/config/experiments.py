@@ -22,9 +22,10 @@ class ExperimentSimulateConfig:
 class ExperimentPlanConfig:
     """Plan an A/B test: the minimal detectable effect, the days that an effect takes, and the power curve.
 
-    Defaults of the times and pairs are measured on picks of real people (RasaHQ/STAR).
+    Defaults of the times and pairs are measured on picks of real people (RasaHQ/STAR); --events replaces them by yours.
     """
 
+    events: str = option("", "Events of bin/serve events export to estimate the times and pairs from; flags override.")
     sd: float = option(24.8, "Standard deviation of a selection time, in seconds.", minimum=0)
     correlation: float = option(0.21, "Intra-cluster correlation of a pair's selection times.")
     picks: float = option(7.8, "Mean selections a pair.", minimum=0)

@@ -17,6 +17,7 @@ from jaxtempl.config.experiments import ExperimentPlanConfig
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import power
 from jaxtempl.experiments.power import POWER, PowerPoint, Traffic
+from jaxtempl.experiments.sums import Aggregate
 from jaxtempl.reports import html
 from jaxtempl.reports.html import Page
 
@@ -111,6 +112,21 @@ def estimated(pairs: PairTimes, days: float, advocates: int) -> dict[str, float 
         "pairs_a_day": len(pairs.counts) / days,
         "advocates": advocates,
     }
+
+
+def traffic_of(found: Aggregate) -> dict[str, float | int]:
+    """Return the flags of `bin/experiment plan` as estimated from an export's sums; within arms, over all its days.
+
+    Raises:
+        UserError: As for `correlation`.
+    """
+    rows = found.pairs
+    columns = (np.bincount(rows.pair, each) for each in (rows.selections, rows.seconds, rows.squares))
+    counts, totals, squares = (column.astype(float) for column in columns)
+    chosen, first = counts > 0, np.unique(rows.pair, return_index=True)[1]
+    times = PairTimes(counts[chosen], totals[chosen], squares[chosen], rows.arm[first][chosen])
+    days = float(rows.day.max() - rows.day.min() + 1)
+    return estimated(times, days, len(np.unique(rows.advocate[rows.selections > 0])))
 
 
 def plan(config: ExperimentPlanConfig) -> Plan:

@@ -19,7 +19,7 @@ from jaxtempl.reports.html import Measured, Page, TableCell
 FORMAT = 1
 KIND = "experiment report"
 
-ResultT = TypeVar("ResultT")
+FigureT = TypeVar("FigureT")
 
 
 class NotEstimated(NamedTuple):
@@ -200,7 +200,7 @@ def _volume(found: Aggregate, held: bool) -> Volume:
     return Volume(pairs, int(rows.selections[ours].sum()), advocates)
 
 
-def _or_reason(estimate: Callable[[], ResultT]) -> ResultT | NotEstimated:
+def _or_reason(estimate: Callable[[], FigureT]) -> FigureT | NotEstimated:
     """Return an estimate, or the reason for which there is none."""
     try:
         return estimate()
