@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "loadtest": "send requests at given rates and measure latency",
     "scaling": "run, report and use scaling studies",
     "experiment": "simulate experiments whose truth is known",
+    "templates": "compare lists of templates",
     "demo": "the whole path on embedded data",
 }
 PLUGINS = "jaxtempl.commands"  # the entry points under which other packages add commands

@@ -21,7 +21,7 @@ from scaled import study_rows, use_fast_fits, write
 from serving import free_port
 
 from converters.__main__ import CONVERTERS
-from jaxtempl.commands import adapt, experiment, scaling
+from jaxtempl.commands import adapt, experiment, scaling, templates
 from jaxtempl.config import parsing
 from jaxtempl.config.data import PrepareConfig
 from jaxtempl.config.evaluation import DemoConfig, EvaluateConfig, SuggestConfig
@@ -43,6 +43,7 @@ CONFIGS: dict[str, Any] = {
     "serve events export": ServeEventsExportConfig,
     **{f"experiment {name}": kind for name, (_, kind) in experiment.COMMANDS.items()},
     **{f"scaling {name}": kind for name, (_, kind) in scaling.COMMANDS.items()},
+    **{f"templates {name}": kind for name, (_, kind) in templates.COMMANDS.items()},
     **{f"convert {name}": kind for name, (_, kind) in CONVERTERS.items()},
 }
 SMALLER = {

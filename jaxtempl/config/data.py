@@ -18,6 +18,9 @@ class PrepareConfig:
     templates: str = option(
         "", 'JSON file of [{"id", "text", "active"}]; other templates are collected from the transcripts.'
     )
+    slots_from: str = option(
+        "", "Run or bundle whose templates keep their slots; new templates get the slots after them (default: none)."
+    )
     label: str = option("template", "Key of a message that names its template.")
     size: str = option("", "Size whose tokenizer packs the rows (default: Pythia's tokenizer).")
     tokenizer: str = option(

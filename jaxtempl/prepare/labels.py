@@ -84,8 +84,16 @@ class LabelCollector:
     A label is stored as case index, message index and template number, in the order in which templates occur.
     """
 
-    def __init__(self, spool: SpoolFolder, given: Sequence[GivenTemplate]) -> None:
+    def __init__(self, spool: SpoolFolder, given: Sequence[GivenTemplate], ancestor: Sequence[Template] = ()) -> None:
+        """Collect labels.
+
+        Args:
+            spool: Folder of temporary columns.
+            given: Templates of the user's file.
+            ancestor: Templates by slot of the run or bundle whose slots are kept.
+        """
         self._given = {entry.id: entry for entry in given}
+        self._ancestor = ancestor
         self._numbers: dict[str, int] = {}
         self._training: Counter[str] = Counter()
         self._replies = defaultdict[str, ReplyCounter](ReplyCounter)
@@ -126,11 +134,28 @@ class LabelCollector:
         return (block.reshape(-1, 3).T for block in self._columns[split].blocks(3 * BLOCK))
 
     def templates(self, min_count: int) -> list[Template]:
-        """Return the classes by slot: those of the file in its order, then observed ones by count, then id."""
+        """Return the classes by slot: the ancestor's, then new ones.
+
+        New ones are those of the file in its order, then observed ones by count, then id.
+        """
         enough = {name for name, count in self._training.items() if count >= min_count}
+        kept = [self._inherited(template, template.id in enough) for template in self._ancestor]
+        enough -= {template.id for template in kept}
         listed = [name for name in self._given if name in enough]
         observed = sorted(enough - self._given.keys(), key=lambda name: (-self._training[name], name))
-        return [self._template(slot, name) for slot, name in enumerate(listed + observed)]
+        return kept + [self._template(slot, name) for slot, name in enumerate(listed + observed, len(kept))]
+
+    def _inherited(self, template: Template, is_used: bool) -> Template:
+        """Return a template of the ancestor as the user's file has it now.
+
+        One that is not in the file stays as it was if it occurs in the training cases and no file had it; otherwise it
+        is retired.
+        """
+        if template.id in self._given:
+            return self._template(template.slot, template.id)
+        was_listed = bool(self._given) and not template.observed
+        is_active = template.active and is_used and not was_listed
+        return dataclasses.replace(template, active=is_active, count=self._training[template.id])
 
     def _template(self, slot: int, name: str) -> Template:
         entry, count = self._given.get(name), self._training[name]
@@ -144,13 +169,14 @@ class LabelCollector:
 
     def count_rare(self, templates: Sequence[Template]) -> int:
         """Return the number of templates with too few training examples to be a class."""
-        return len(self._training) - len(templates)
+        return len(self._training.keys() - {template.id for template in templates})
 
     def examples(self, templates: Sequence[Template]) -> Iterator[tuple[str, dict[str, Int32[np.ndarray, " n"]]]]:
         """Yield blocks of labels; training labels without a class are left out, held-out ones have slot -1."""
         slots = np.full(max(len(self._numbers), 1), -1, np.int32)
         for template in templates:
-            slots[self._numbers[template.id]] = template.slot
+            if template.id in self._numbers:  # an ancestor's template may occur no more
+                slots[self._numbers[template.id]] = template.slot
         for split in SPLITS:
             for case, message, number in self._blocks(split):
                 slot = slots[number]

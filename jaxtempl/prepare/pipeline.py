@@ -33,6 +33,7 @@ from jaxtempl.text.cases import Redact, Template
 from jaxtempl.text.ingest import CaseReader, Quarantine
 from jaxtempl.text.pretrained import read_tokenizer
 from jaxtempl.text.sources import find_files
+from jaxtempl.text.templates import read_templates
 from jaxtempl.text.tokenizer import Tokenizer
 
 INPUTS = ("transcripts", "train", "validation", "test", "documents")
@@ -51,11 +52,12 @@ def run(config: PrepareConfig) -> None:
     tokenizer = _tokenizer(config)
     redaction = Redaction.of(config)
     given = read_given_templates(Path(config.templates)) if config.templates else []
+    ancestor = read_templates(_ancestor(config)) if config.slots_from else []
     inputs = {name: [source for path in getattr(config, name) for source in find_files(path)] for name in INPUTS}
     with files.atomic_folder(config.out, replace=config.overwrite) as folder:
         quarantine = Quarantine(folder / "quarantine.jsonl")
         with SpoolFolder(folder) as spool:
-            corpus = CorpusReader(spool, LabelCollector(spool, given))
+            corpus = CorpusReader(spool, LabelCollector(spool, given, ancestor))
             reader = _read(config, inputs, corpus, tokenizer, quarantine, redaction.redact, folder)
             copied = corpus.is_copied()
             corpus.labels.leave_out(copied[: corpus.counts["cases"]["train"]])
@@ -94,6 +96,14 @@ def _tokenizer(config: PrepareConfig) -> Tokenizer:
     if tokenizer.vocabulary > 1 << 16:
         raise UserError(f"the tokenizer has {tokenizer.vocabulary} ids; rows are 16-bit, at most 65536 are allowed")
     return tokenizer
+
+
+def _ancestor(config: PrepareConfig) -> Path:
+    """Return the templates.json of `--slots_from`."""
+    path = Path(config.slots_from) / "templates.json"
+    if not path.is_file():
+        raise UserError(f"--slots_from={config.slots_from} has no templates.json; name a finetune run or a bundle")
+    return path
 
 
 def _partial(config: PrepareConfig, inputs: InputFiles) -> set[str]:
@@ -233,6 +243,7 @@ def _manifest(
         "seed": config.seed,
         "label": config.label,
         "min_count": config.min_count,
+        "slots_from": files.sha256(_ancestor(config)) if config.slots_from else None,
         "tokenizer": tokenizer.sha256,
         "length": config.length,
         "redaction": redaction.facts(),

@@ -1,0 +1,1 @@
+"""The life of a system: templates that come and go."""
