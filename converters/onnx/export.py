@@ -200,6 +200,7 @@ def manifest_facts(source: Run, step: int, config: ConvertOnnxConfig) -> dict[st
         "temperature": source.temperature(step),
         "slots": max(options.slots, source.outputs),
         "buckets": list(window.buckets),
+        "redaction": source.manifest.get("redaction"),
         "run": {
             "name": source.folder.resolve().name,
             "step": step,

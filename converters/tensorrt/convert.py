@@ -136,7 +136,8 @@ def contexts(opened: Bundle, config: ConvertTensorrtConfig) -> VerificationSampl
         UserError: the file does not exist, or a record is not a case.
     """
     texts = listed_texts(opened.templates)
-    rows = (opened.window.encode(fill_texts(case, texts).messages).ids for case in read_cases(config.cases))
+    cases = (fill_texts(case, texts) for case in read_cases(config.cases))
+    rows = (opened.window.encode(case.messages, case.known_values).ids for case in cases)
     return samples.choose(rows, opened.manifest["buckets"], config.verify_contexts, opened.tokenizer.text_ids)
 
 

@@ -16,6 +16,7 @@ from jaxtempl import files
 from jaxtempl.bundle import onnx_check
 from jaxtempl.errors import UserError
 from jaxtempl.text.cases import Template
+from jaxtempl.text.redaction.recorded import recorded_redact
 from jaxtempl.text.templates import read_templates
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
@@ -46,8 +47,8 @@ class Bundle:
     Attributes:
         folder: Location on disk.
         manifest: Content of `bundle.json`: version (digest of the files), head, dtype, window in tokens, number of
-            special tokens in it, temperature, slots, length buckets, sha256 and bytes of every file, the run, and the
-            verification figures.
+            special tokens in it, temperature, slots, length buckets, sha256 and bytes of every file, the run, the
+            verification figures, and the redaction policy of its training data, if they had one.
         templates: Classes by slot; empty for a language model. Slots of the head beyond them are padding.
     """
 
@@ -89,7 +90,8 @@ class Bundle:
     @functools.cached_property
     def window(self) -> Window:
         """Window that encodes messages for the network."""
-        return Window(self.tokenizer, self.manifest["window"], self.manifest["role_tags"])
+        redact = recorded_redact(self.manifest, self.folder / MANIFEST)
+        return Window(self.tokenizer, self.manifest["window"], self.manifest["role_tags"], redact=redact)
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

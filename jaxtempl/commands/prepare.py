@@ -12,4 +12,9 @@ def main(argv: Sequence[str]) -> None:
     config = parsing.parse(PrepareConfig, argv)
     if config.verbose:
         print(parsing.dump(config), flush=True)
-    pipeline.run(config)
+    if config.measure_redaction:
+        from jaxtempl.prepare.measure import measure  # needs faker, which nothing else does
+
+        measure.run(config)
+    else:
+        pipeline.run(config)

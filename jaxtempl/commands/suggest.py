@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
         )
     case = read_case(config.case)
     suggester, origin = _load(config)
-    suggestions = suggester.suggest(fill_texts(case, suggester.ranker.listed_texts).messages, config.k)
+    case = fill_texts(case, suggester.ranker.listed_texts)
+    suggestions = suggester.suggest(case.messages, config.k, case.known_values)
     print(
         json.dumps(to_dict(suggestions, origin), indent=1)  # in ASCII, which every locale can print
         if config.json

@@ -30,6 +30,9 @@ class PrepareConfig:
     min_count: int = option(1, "Minimum training examples of a template that becomes a class.", minimum=1)
     redact: str = option("", "Redaction policy: `default`, or a YAML file; without one, nothing is redacted.")
     number_placeholders: bool = option(False, "Number the placeholders of a case: <NAME_1>, <NAME_2>.")
+    measure_redaction: bool = option(
+        False, "Plant values into the transcripts and measure the policy's recall and precision; no dataset is written."
+    )
     max_bad: float = option(0.01, "Maximum share of bad records; above it nothing is written.", minimum=0)
     allow_partial: tuple[str, ...] = option(
         (), "Files whose unreadable part may be lost; otherwise a damaged file is an error."

@@ -33,15 +33,11 @@ class Redaction:
         Raises:
             UserError: The policy cannot be read, or placeholders are numbered without one.
         """
-        if not config.redact:
-            if config.number_placeholders:
-                raise UserError("number_placeholders is given without a policy; pass --redact=default or --redact=FILE")
+        policy = requested_policy(config)
+        if policy is None:
             return cls()
         from jaxtempl.text.redaction.redact import Redactor  # loads metadata of telephone numbers
 
-        policy = read_policy(config.redact)
-        if config.number_placeholders:
-            policy = msgspec.structs.replace(policy, numbered=True)
         redactor = Redactor(policy)
         return cls(policy, redactor.messages, redactor.counts)
 
@@ -51,3 +47,13 @@ class Redaction:
             return None
         counts = dict(sorted(self.counts.items()))
         return {"policy": msgspec.to_builtins(self.policy), "digest": self.policy.digest, "counts": counts}
+
+
+def requested_policy(config: PrepareConfig) -> Policy | None:
+    """Return the policy that a config requests, or None; raises as `Redaction.of`."""
+    if not config.redact:
+        if config.number_placeholders:
+            raise UserError("number_placeholders is given without a policy; pass --redact=default or --redact=FILE")
+        return None
+    policy = read_policy(config.redact)
+    return msgspec.structs.replace(policy, numbered=True) if config.number_placeholders else policy

@@ -29,6 +29,7 @@ from jaxtempl.runs.checkpoint import Checkpoints
 from jaxtempl.runs.provenance import provenance
 from jaxtempl.specs.architecture import Architecture, architecture_from, to_dict
 from jaxtempl.text.cases import Template
+from jaxtempl.text.redaction.recorded import recorded_redact
 from jaxtempl.text.templates import read_templates
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import WINDOW, Window
@@ -69,7 +70,8 @@ class Run:
     def window(self) -> Window:
         """Window that encodes messages for the model."""
         limit = min(self.manifest.get("length", WINDOW), self.architecture.positions)
-        return Window(self.tokenizer, limit, self.manifest.get("role_tags", True))
+        redact = recorded_redact(self.manifest, self.folder / "manifest.json")
+        return Window(self.tokenizer, limit, self.manifest.get("role_tags", True), redact=redact)
 
     @property
     def phase(self) -> Phase:

@@ -20,6 +20,7 @@ TemplateId = Annotated[str, msgspec.Meta(max_length=ID_LIMIT, pattern=rf"^\s*[^{
 Folder = Annotated[
     str, msgspec.Meta(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")
 ]  # errors and the log name it
+KnownType = Annotated[str, msgspec.Meta(max_length=40, pattern="^[A-Za-z][A-Za-z_]*$(?!\\n)")]
 EventName = Literal["opened", "shown", "picked", "edited", "dismissed", "searched", "freehand"]
 
 
@@ -35,6 +36,7 @@ class SuggestInput(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         messages: Messages of the case; blank ones are left out, as in training.
+        known_values: Values of the customer by type, which a model of redacted data reads as placeholders; not stored.
         advocate_id: Advocate who sees the suggestions; stored with them.
         k: Maximum number of suggestions.
         allowed: Ids of the templates that may be suggested (default: all active ones).
@@ -42,6 +44,7 @@ class SuggestInput(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     messages: Annotated[list[RequestMessage], msgspec.Meta(min_length=1)]
+    known_values: dict[KnownType, str | list[str]] | None = None
     advocate_id: Id | None = None
     k: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
     allowed: list[str] | None = None

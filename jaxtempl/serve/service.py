@@ -23,7 +23,7 @@ from jaxtempl.serve.inference.model import ServedModel, open_model
 from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import ContextRequest, Event, FieldError, SuggestAnswer, SuggestRequest
 from jaxtempl.serve.shadow import ShadowProcess
-from jaxtempl.text.cases import Message
+from jaxtempl.text.cases import KnownValues, Message, known_values
 
 INLINE = 8_000  # characters that are tokenized on the event loop, in about 3 ms; longer contexts use a thread
 
@@ -178,7 +178,7 @@ class Service:
         if not messages:
             raise FieldError("messages", "no message has text")
         with self._using(model), self._batcher.enqueue(request.case_id) as entry:
-            ids, dropped = await _read_window(model, messages, entry)
+            ids, dropped = await _read_window(model, messages, known_values(request.known_values), entry)
             self.metrics.observe("read", time.perf_counter() - started)
             logits = await self._batcher.logits(entry, model, ids)
         computed = time.perf_counter()
@@ -247,11 +247,13 @@ class Service:
             await asyncio.to_thread(model.close)
 
 
-async def _read_window(model: ServedModel, messages: Sequence[Message], entry: QueueEntry) -> tuple[list[int], int]:
+async def _read_window(
+    model: ServedModel, messages: Sequence[Message], known: KnownValues, entry: QueueEntry
+) -> tuple[list[int], int]:
     """Read the window, a long one in a thread; raise the entry's error as soon as it is refused."""
     if sum(len(message.text) for message in messages) <= INLINE:
-        return model.window.encode(messages)
-    reading = asyncio.ensure_future(asyncio.to_thread(model.window.encode, messages))
+        return model.window.encode(messages, known)
+    reading = asyncio.ensure_future(asyncio.to_thread(model.window.encode, messages, known))
     await asyncio.wait((reading, entry.answer), return_when=asyncio.FIRST_COMPLETED)
     if not reading.done():
         await entry.answer

@@ -14,7 +14,7 @@ from jaxtyping import Int32
 
 from jaxtempl.errors import UserError
 from jaxtempl.text import formats
-from jaxtempl.text.cases import Message
+from jaxtempl.text.cases import KnownValues, Message, Redact
 from jaxtempl.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens; paper section 4.3
@@ -22,6 +22,7 @@ LENGTHS = (64, 128, 256, 512)  # buckets of a context; a window longer than the 
 # The default cache holds some 400 cases of 20 messages. Longer messages are not cached, so that no client can fill the
 # memory of a server.
 CACHED_MESSAGES, CACHED_CHARACTERS = 8192, 1000
+NOTHING_KNOWN: KnownValues = {}
 
 
 class EncodedContext(NamedTuple):
@@ -47,6 +48,7 @@ class Window:
         limit: maximum number of tokens, special ones included.
         role_tags: keep the phase-1 tags (an ablation; the paper leaves them out).
         cached_messages: maximum number of cached encodings.
+        redact: redacts a context before it is encoded, as its model's training data were redacted; None leaves it.
 
     Attributes:
         limit: maximum number of tokens, special ones included.
@@ -63,6 +65,7 @@ class Window:
         limit: int = WINDOW,
         role_tags: bool = False,
         cached_messages: int = CACHED_MESSAGES,
+        redact: Redact | None = None,
     ) -> None:
         self.limit, self.role_tags, self.special_tokens = limit, role_tags, tokenizer.overhead
         if limit <= tokenizer.overhead:
@@ -70,6 +73,7 @@ class Window:
                 f"a window of {limit} tokens has no room for text next to the tokenizer's {tokenizer.overhead} special "
                 f"tokens; at least {tokenizer.overhead + 1} tokens are allowed: use a longer window"
             )
+        self._redact = redact
         self._begin, self._end = tokenizer.begin, tokenizer.end
         # The cache must not refer to `self`: a cycle would keep a replaced model's tokenizer until the next collection.
         self._encode = lambda text: tokenizer.encode([text])[0]
@@ -80,16 +84,25 @@ class Window:
         """Lengths that contexts are padded to."""
         return buckets(self.limit)
 
-    def encode(self, messages: Sequence[Message]) -> EncodedContext:
-        """Return the ids of a context, between the model's special tokens, and the number of messages left out."""
-        texts = formats.classifier_texts(messages, self.role_tags)
+    def encode(self, messages: Sequence[Message], known_values: KnownValues = NOTHING_KNOWN) -> EncodedContext:
+        """Return the ids of a context, between the model's special tokens, and the number of messages left out.
+
+        Args:
+            messages: the context, oldest first.
+            known_values: values of the customer, for a model whose data were redacted.
+        """
+        texts = self._texts(messages, known_values)
         kept = self._newest(texts)
         ids = [token for message in kept for token in message]
         return EncodedContext([*self._begin, *ids, *self._end], len(texts) - len(kept))
 
     def newest(self, messages: Sequence[Message]) -> list[list[int]]:
         """Return the ids of each message in the window, oldest first, without special tokens."""
-        return self._newest(formats.classifier_texts(messages, self.role_tags))
+        return self._newest(self._texts(messages, NOTHING_KNOWN))
+
+    def _texts(self, messages: Sequence[Message], known_values: KnownValues) -> list[str]:
+        redacted = self._redact(messages, known_values) if self._redact else messages
+        return formats.classifier_texts(redacted, self.role_tags)
 
     def _newest(self, texts: Sequence[str]) -> list[list[int]]:
         return newest_fitting(self._newest_first(texts), self.limit - self.special_tokens)

@@ -164,10 +164,12 @@ def _validation(contexts: LabelledContexts, config: FinetuneConfig, mesh: MeshSh
 
 
 def _manifest_facts(config: FinetuneConfig, data: FinetuneData) -> dict[str, object]:
+    redaction = data.dataset.manifest.get("redaction")  # a dataset of an earlier release has none
     return {
         "length": config.length,
         "role_tags": config.role_tags,
         "labels": config.labels,
         "select": config.select,
         "datasets": data.fingerprints,
+        "redaction": redaction and redaction["policy"],
     }

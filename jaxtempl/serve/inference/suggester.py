@@ -14,8 +14,8 @@ from jaxtempl.bundle.bundle import Bundle
 from jaxtempl.errors import UserError
 from jaxtempl.serve.inference import backends
 from jaxtempl.serve.inference.ranking import Ranker, Suggestion
-from jaxtempl.text.cases import Message
-from jaxtempl.text.window import Window
+from jaxtempl.text.cases import KnownValues, Message
+from jaxtempl.text.window import NOTHING_KNOWN, Window
 
 
 class Suggestions(NamedTuple):
@@ -46,9 +46,9 @@ class Suggester:
     window: Window
     ranker: Ranker
 
-    def suggest(self, messages: Sequence[Message], k: int) -> Suggestions:
+    def suggest(self, messages: Sequence[Message], k: int, known_values: KnownValues = NOTHING_KNOWN) -> Suggestions:
         """Return the k active templates most likely to follow `messages`, which are oldest first."""
-        context = self.window.encode(messages)
+        context = self.window.encode(messages, known_values)
         best = self.ranker.best(self.score(context.ids), k)
         return Suggestions(best, len(context.ids), context.dropped_messages)
 

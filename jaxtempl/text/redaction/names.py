@@ -28,6 +28,11 @@ CUES = re.compile(
     r"|mrs?\.?|ms\.?|miss|dr\.?|herr|frau)[ \n]",
     re.IGNORECASE,
 )
+TITLES = ("Mr", "Mrs", "Ms", "Miss", "Dr", "Prof", "Herr", "Frau", "Ing", "Dipl.-Ing", "Univ.Prof")
+DEGREES = ("Jr", "Sr", "MD", "PhD", "DDS", "DVM", "MBA", "B.Sc", "M.Sc", "B.A", "M.A", "B.Eng", "M.Eng")
+BEFORE = re.compile(rf"(?:\b(?:{'|'.join(map(re.escape, TITLES))})\.? ){{1,2}}$")
+AFTER = re.compile(rf",? (?:{'|'.join(map(re.escape, DEGREES))})\b\.?")
+AROUND = 20  # characters before a name in which its titles stand
 PARTICLES = {"van", "von", "de", "der", "den", "di", "da", "del", "la", "le", "bin", "al", "zu", "zur"}
 
 
@@ -37,7 +42,16 @@ def _read(name: str) -> frozenset[str]:
 
 
 def find(text: str) -> Iterator[Finding]:
-    """Yield the names of a text."""
+    """Yield the names of a text, with titles and degrees."""
+    for name in _find(text):
+        title = BEFORE.search(text[max(0, name.start - AROUND) : name.start])
+        degree = AFTER.match(text, name.end)
+        yield Finding(
+            name.start - len(title[0]) if title else name.start, degree.end() if degree else name.end, name.type
+        )
+
+
+def _find(text: str) -> Iterator[Finding]:
     words = list(WORD.finditer(text))
     yield from _listed(text, words)
     for cues, is_sure in ((SURE_CUES, True), (CUES, False)):
@@ -50,7 +64,7 @@ def learnable(name: str) -> Iterator[str]:
     """Yield the words of a name by which its bearer may be called in other messages of the case."""
     for word in WORD.findall(name):
         word = POSSESSIVE.sub("", word)
-        if len(word) >= SHORTEST and word.lower() not in PARTICLES:
+        if len(word) >= SHORTEST and word.lower() not in PARTICLES and word not in TITLES:
             yield word
 
 
@@ -75,12 +89,16 @@ def _is_common(word: str) -> bool:
     return word.lower() in _read("words")
 
 
+def _is_in(name: str, word: str) -> bool:
+    return POSSESSIVE.sub("", word.lower()) in _read(name)
+
+
 def _is_first(word: str) -> bool:
-    return word.lower().removesuffix("'s") in _read("first") and not _is_common(word)
+    return _is_in("first", word) and not _is_common(word)
 
 
 def _is_last(word: str) -> bool:
-    return word.lower().removesuffix("'s") in _read("last") and not _is_common(word)
+    return _is_in("last", word) and not _is_common(word)
 
 
 def _listed(text: str, words: Sequence[re.Match[str]]) -> Iterator[Finding]:
@@ -90,7 +108,9 @@ def _listed(text: str, words: Sequence[re.Match[str]]) -> Iterator[Finding]:
         word, following = words[i][0], words[i + 1 : i + 1 + LONGEST]
         end = i + 1 + _run(text, words[i], following)
         has_surname = end > i + 1 and _is_last(words[end - 1][0])
-        if _is_capitalised(word) and (_is_first(word) or (has_surname and not _is_common(word))):
+        if _is_capitalised(word) and (
+            _is_first(word) or (has_surname and (_is_in("first", word) or not _is_common(word)))
+        ):
             yield Finding(words[i].start(), words[end - 1].end(), "NAME")
             i = end
         elif (
@@ -108,7 +128,7 @@ def _run(text: str, word: re.Match[str], following: Sequence[re.Match[str]]) -> 
     for i, other in enumerate(following):
         if not _are_adjacent(text, word, other):
             break
-        if _is_capitalised(other[0]) and not _is_common(other[0]):
+        if _is_capitalised(other[0]) and (_is_in("last", other[0]) or not _is_common(other[0])):
             count = i + 1
         elif other[0].lower() not in PARTICLES:
             break

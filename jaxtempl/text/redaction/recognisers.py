@@ -24,7 +24,7 @@ URL = re.compile(
     re.IGNORECASE,
 )
 QUAD = r"\d{1,3}(?:\.\d{1,3}){3}"
-IP = re.compile(rf"(?<![\w.:])(?:{QUAD}|[0-9a-f]{{0,4}}(?::[0-9a-f]{{0,4}}){{2,7}}(?:{QUAD})?)(?![\w:])", re.IGNORECASE)
+IP = re.compile(rf"(?<![\w.])(?:{QUAD}|[0-9a-f]{{0,4}}(?::[0-9a-f]{{0,4}}){{2,7}}(?:{QUAD})?)(?![\w:])", re.IGNORECASE)
 IBAN = re.compile(r"(?<![^\W_])[A-Z]{2}\d{2}(?:[ \u00a0-]?[A-Z0-9]){11,30}", re.IGNORECASE)
 # HMRC's National Insurance Manual, NIM39110: prefixes in use, six digits, a suffix from A to D.
 NINO = re.compile(
@@ -95,13 +95,18 @@ def ninos(text: str) -> Iterator[Finding]:
     return (Finding(match.start(), match.end(), "NINO") for match in NINO.finditer(text))
 
 
+def pension_check_digit(start: str) -> str:
+    """Return the last digit of a German pension number that begins with these eleven characters."""
+    digits = f"{start[:8]}{ord(start[8]) - 64:02}{start[9:]}"
+    products = (weight * int(digit) for weight, digit in zip(WEIGHTS, digits, strict=True))
+    return str(sum(product // 10 + product % 10 for product in products) % 10)
+
+
 def pension_numbers(text: str) -> Iterator[Finding]:
     """Yield German pension insurance numbers with the right check digit."""
     for match in PENSION.finditer(text):
         value = match[0].replace(" ", "").upper()
-        digits = f"{value[:8]}{ord(value[8]) - 64:02}{value[9:]}"
-        products = (weight * int(digit) for weight, digit in zip(WEIGHTS, digits[:-1], strict=True))
-        if sum(product // 10 + product % 10 for product in products) % 10 == int(digits[-1]):
+        if pension_check_digit(value[:-1]) == value[-1]:
             yield Finding(match.start(), match.end(), "PENSION_NUMBER")
 
 

@@ -7,10 +7,11 @@ import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from jaxtempl.text.cases import KnownValues, Message
 from jaxtempl.text.redaction import names, numbers, recognisers
-from jaxtempl.text.redaction.findings import Finding, merge, substitute
+from jaxtempl.text.redaction.findings import Finding, Recogniser, merge, substitute
 from jaxtempl.text.redaction.policy import Policy
 
 # A server reads a case's messages again with each later request. Longer messages are not cached, so that no client can
@@ -34,8 +35,9 @@ class Redactor:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.counts: Counter[str] = Counter()
-        self._recognisers = list(_recognisers(policy))
-        self._keep = [_value_pattern(value) for value in policy.keep]
+        keep = [_value_pattern(value) for value in policy.keep]
+        # The cache must not refer to `self`, as in a Window.
+        self._scan = functools.partial(_scan, list(_recognisers(policy)), keep)
         self._cached = functools.lru_cache(CACHED_MESSAGES)(self._scan)
 
     def messages(self, messages: Sequence[Message], known: KnownValues) -> list[Message]:
@@ -61,9 +63,9 @@ class Redactor:
         """Return one text with placeholders instead of values."""
         return self.messages([Message("customer", text)], {})[0].text
 
-    def find(self, text: str) -> list[Finding]:
+    def find(self, text: str, known: KnownValues | None = None) -> list[Finding]:
         """Return the findings of one text, disjoint and in order."""
-        return self._find([text], [])[0]
+        return self._find([text], list(_known(known or {})))[0]
 
     def _find(self, texts: Sequence[str], known: Sequence[_Known]) -> list[list[Finding]]:
         scanned = [self._cached(text) if len(text) <= CACHED_CHARACTERS else self._scan(text) for text in texts]
@@ -75,13 +77,25 @@ class Redactor:
             for text, (found, _) in zip(texts, scanned, strict=True)
         ]
 
-    def _scan(self, text: str) -> tuple[list[Finding], frozenset[str]]:
-        """Return what a text alone reveals: its findings, and the words of the names among them."""
-        found = merge(text, (finding for recognise in self._recognisers for finding in recognise(text)))
-        kept = [match.span() for pattern in self._keep for match in pattern.finditer(text)]
-        found = [f for f in found if not any(start <= f.start and f.end <= end for start, end in kept)]
-        names_ = (text[finding.start : finding.end] for finding in found if finding.type == "NAME")
-        return found, frozenset(word for name in names_ for word in names.learnable(name))
+
+class _Scan(NamedTuple):
+    """What a text alone reveals.
+
+    Attributes:
+        found: Its findings, disjoint and in order.
+        words: Words of the names among them, which other messages may hold.
+    """
+
+    found: list[Finding]
+    words: frozenset[str]
+
+
+def _scan(recognise: Sequence[Recogniser], keep: Sequence[re.Pattern[str]], text: str) -> _Scan:
+    found = merge(text, (finding for each in recognise for finding in each(text)))
+    kept = [match.span() for pattern in keep for match in pattern.finditer(text)]
+    found = [f for f in found if not any(start <= f.start and f.end <= end for start, end in kept)]
+    values = (text[finding.start : finding.end] for finding in found if finding.type == "NAME")
+    return _Scan(found, frozenset(word for name in values for word in names.learnable(name)))
 
 
 class _Placeholders:
@@ -103,7 +117,7 @@ def _normalised(value: str) -> str:
     return "".join(filter(str.isalnum, value)).casefold()
 
 
-def _recognisers(policy: Policy) -> Iterator[recognisers.Recogniser]:
+def _recognisers(policy: Policy) -> Iterator[Recogniser]:
     yield from (recognisers.RECOGNISERS[name] for name in policy.types if name in recognisers.RECOGNISERS)
     if chosen := set(policy.types) & set(numbers.TYPES):
         yield numbers.Numbers(chosen, policy.regions)

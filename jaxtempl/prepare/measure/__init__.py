@@ -1,0 +1,1 @@
+"""Recall and precision of redaction on values planted into the user's own text."""
