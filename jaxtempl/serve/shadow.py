@@ -23,6 +23,7 @@ from jaxtempl.serve import logs
 from jaxtempl.serve.events.store import StoredShadow
 from jaxtempl.serve.inference.model import ServedModel, open_model
 from jaxtempl.serve.schema import SuggestRequest
+from jaxtempl.text.cases import known_values
 
 QUEUE = 16  # requests that wait; a message has a request and the id of its suggestion
 Task = tuple[str, SuggestRequest]
@@ -132,7 +133,7 @@ def _yield_cores() -> None:
 def _answer(model: ServedModel, suggestion_id: str, request: SuggestRequest) -> StoredShadow | None:
     started = time.perf_counter()
     try:
-        ids, _ = model.window.encode(request.with_text())
+        ids, _ = model.window.encode(request.with_text(), known_values(request.known_values))
         [logits] = model.run([ids], model.bucket(len(ids)))
         best, _ = model.rank(logits, request)
     except Exception as error:  # one request's failure ends no other; its message may contain text

@@ -79,7 +79,7 @@ class Redactor:
 
 
 class _Scan(NamedTuple):
-    """What a text alone reveals.
+    """Findings of one text, without the other messages of its case.
 
     Attributes:
         found: Its findings, disjoint and in order.
