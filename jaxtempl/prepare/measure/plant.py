@@ -64,7 +64,7 @@ def plant(hosts: Sequence[str], count: int, seed: int) -> Iterator[PlantedText]:
                 for _ in range(count):
                     yield _planted(generator, hosts, type_, country, frames, make())
     for _ in range(count):
-        sentence = DIGITS.sub(lambda m: _digits(generator, int(m[1])), generator.choice(_SENTENCES["none"]))
+        sentence = DIGITS.sub(lambda m: _digits(generator, int(m[1])), generator.choice(_SENTENCES["none"]["any"]))
         host = generator.choice(hosts)
         text = f"{host} {sentence}"
         yield PlantedText(host, text, len(text), len(text), "", "", "unseen", {})
