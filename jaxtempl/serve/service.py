@@ -65,6 +65,7 @@ class Service:
         self._batcher = Batcher(config.max_batch_size, config.queue, self._timeout, metrics)
         metrics.gauge("jaxtempl_queue_depth", "Requests in the queue", lambda: self._batcher.waiting)
         metrics.gauge("jaxtempl_store_waiting", "Records that wait to be written", lambda: store.waiting)
+        metrics.gauge("jaxtempl_store_available", "1 if the database was reached", lambda: store.is_available)
         metrics.gauge("jaxtempl_store_dropped", "Suggestions that could not be stored", lambda: store.dropped)
 
     async def suggest(self, request: ContextRequest | SuggestRequest, keep: bool = True) -> SuggestAnswer:

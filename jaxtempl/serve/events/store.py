@@ -155,6 +155,11 @@ class Store:
         """Number of records in the queue."""
         return len(self._queue)
 
+    @property
+    def is_available(self) -> bool:
+        """Return whether the last attempt reached the database."""
+        return not self._lost
+
     def add(self, record: Stored) -> None:
         """Queue an answer for storage; never waits or raises, and counts what it drops."""
         if self._full():
