@@ -336,10 +336,11 @@ def test_a_database_holds_every_record_once_after_an_outage(
                 outcomes = commit(store, make_event(before, event="edited"), make_event(during[-1]))
                 assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
             until(lambda: store.waiting == 600)
+            assert not store.is_available
             assert stored_ids(url) == {before.suggestion_id} if url.startswith("sqlite") else True
         until(lambda: commit(store, make_event(during[-1])) == [None])
         assert commit(store, make_event(before), make_event(before, event="edited")) == [None, None]
-        assert (store.waiting, store.dropped) == (0, 0)
+        assert (store.waiting, store.dropped, store.is_available) == (0, 0, True)
     assert stored_ids(url) == {record.suggestion_id for record in (before, *during)}
     assert sorted(row["event"] for row in read_rows(url, tables.events)) == ["edited", "picked", "picked"]
     assert [record.message.split(":")[0] for record in caplog.records] == [
