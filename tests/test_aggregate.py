@@ -14,7 +14,7 @@ import pytest
 
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import aggregate, simulate, sums, world
-from jaxtempl.experiments.sums import Aggregate, PairSums, TemplateSums
+from jaxtempl.experiments.sums import Aggregate, PairSums, SelectionSums
 from jaxtempl.serve.events import export
 
 Row = dict[str, Any]
@@ -82,12 +82,12 @@ def expected(rows: list[Row]) -> tuple[dict[Any, dict[str, float]], dict[Any, di
     return pairs, templates
 
 
-def by_key(found: Aggregate, table: PairSums | TemplateSums, names: tuple[str, ...]) -> dict[Any, dict[str, float]]:
+def by_key(found: Aggregate, table: PairSums | SelectionSums, names: tuple[str, ...]) -> dict[Any, dict[str, float]]:
     values = {
         name: [getattr(found, f"{name}s")[i] for i in getattr(table, name)]
         for name in ("advocate", "experiment", "arm", "version")
     }
-    values |= {"template": [found.templates[i] for i in table.template]} if isinstance(table, TemplateSums) else {}
+    values |= {"template": [found.templates[i] for i in table.template]} if isinstance(table, SelectionSums) else {}
     keys = list(zip(*(values.get(name, getattr(table, name, None)) for name in names), strict=True))
     measures = [name for name in table._fields if name not in (*names, "first", "last", "pair", "day")]
     return {key: {name: getattr(table, name)[i] for name in measures} for i, key in enumerate(keys)}

@@ -207,6 +207,8 @@ READERS = {  # the packages that receive each command's config
     "ServeEventsExportConfig": ["serve/events", "commands"],
     "LoadtestConfig": ["loadtest"],
     "DemoConfig": ["commands"],
+    "ExperimentAnalyseConfig": ["experiments", "commands"],
+    "ExperimentCheckConfig": ["experiments", "commands"],
     "ExperimentPlanConfig": ["experiments", "commands"],
     "ExperimentReportConfig": ["commands"],
     "ExperimentSimulateConfig": ["commands"],

@@ -1,12 +1,18 @@
-"""`bin/experiment NAME`: plan and report experiments, and simulate some whose truth is known."""
+"""`bin/experiment NAME`: plan, check, analyse and report experiments, and simulate some whose truth is known."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtempl import cli
+from jaxtempl import cli, files
 from jaxtempl.config import parsing
-from jaxtempl.config.experiments import ExperimentPlanConfig, ExperimentReportConfig, ExperimentSimulateConfig
+from jaxtempl.config.experiments import (
+    ExperimentAnalyseConfig,
+    ExperimentCheckConfig,
+    ExperimentPlanConfig,
+    ExperimentReportConfig,
+    ExperimentSimulateConfig,
+)
 from jaxtempl.errors import UserError
 
 
@@ -22,6 +28,27 @@ def plan(argv: Sequence[str]) -> None:
     print("\n".join(plan.format_plan(found)))
     if config.out:
         print(plan.write(found, Path(config.out)))
+
+
+def check(argv: Sequence[str]) -> None:
+    """Run `bin/experiment check`."""
+    from jaxtempl.experiments import pipeline, validity
+
+    config = parsing.parse(ExperimentCheckConfig, argv)
+    found = pipeline.check(config)
+    print(validity.format_checks(found))
+    if config.out:
+        files.write_json(Path(config.out), {"test": config.test, "checks": files.plain(found)})
+    validity.refuse_failed(config.test, found)
+
+
+def analyse(argv: Sequence[str]) -> None:
+    """Run `bin/experiment analyse`."""
+    from jaxtempl.experiments import pipeline
+
+    config = parsing.parse(ExperimentAnalyseConfig, argv)
+    print(pipeline.analyse(config).verdict)
+    print(f"page: {config.out / pipeline.PAGE}")
 
 
 def report(argv: Sequence[str]) -> None:
@@ -49,6 +76,8 @@ def simulate(argv: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "plan": (plan, ExperimentPlanConfig),
+    "check": (check, ExperimentCheckConfig),
+    "analyse": (analyse, ExperimentAnalyseConfig),
     "report": (report, ExperimentReportConfig),
     "simulate": (simulate, ExperimentSimulateConfig),
 }

@@ -39,6 +39,34 @@ class ExperimentPlanConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentCheckConfig:
+    """Check the data of an A/B test: sample ratios, reassigned pairs, lost events, clocks, use of templates."""
+
+    events: str = option("events.parquet", "Events of bin/serve events export: a file, a folder or a glob.")
+    test: str = option("", "Arms to compare, the baseline first, such as v3/v4.")
+    experiments: str = option(
+        "", "File of the experiments in force, for the weights of the arms (default: equal ones)."
+    )
+    out: str = option("", "JSON file of the checks to write (default: none).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentAnalyseConfig:
+    """Analyse an A/B test: the difference of selection times with its interval, and a verdict."""
+
+    events: str = option("events.parquet", "Events of bin/serve events export: a file, a folder or a glob.")
+    test: str = option("", "Arms to compare, the baseline first, such as v3/v4.")
+    experiments: str = option(
+        "", "File of the experiments in force: weights, end of the test, cap on times (default: equal, ended, none)."
+    )
+    planned_se: float = option(
+        0.0, "Standard error in seconds that the test was planned for (default: predicted by the first day).", minimum=0
+    )
+    out: Path = option(Path("analysis"), "Folder of report.json and its page.")
+    overwrite: bool = option(False, "Replace the folder if it exists.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentReportConfig:
     """Report what suggestions are worth: the holdout against all other pairs, by week, model and template."""
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from jaxtempl.errors import UserError
 from jaxtempl.experiments.checks import SKEW
-from jaxtempl.experiments.sums import Aggregate, Measures, PairSums, TemplateSums, week_begin
+from jaxtempl.experiments.sums import Aggregate, Measures, PairSums, SelectionSums, week_begin
 from jaxtempl.serve.events import export
 
 MEMORY = "4GB"  # of DuckDB's tables and hash tables; the rest is spilled
@@ -36,7 +36,7 @@ USED = (
     *("templates", "withheld_templates", "event", "template", "event_at", "received_at"),
 )
 
-ColumnsT = TypeVar("ColumnsT", PairSums, TemplateSums)
+ColumnsT = TypeVar("ColumnsT", PairSums, SelectionSums)
 
 # Names become integers (ENUM), of which aggregates hold any number in constant space; by column of the events.
 NAMES: Mapping[str, str] = {
@@ -202,7 +202,7 @@ def _aggregate(connection: duckdb.DuckDBPyConnection, cap: float | None) -> Aggr
             connection.execute(f"{verb} {query}", {"cap": np.inf if cap is None else cap})
     connection.execute("DROP TABLE suggestions")
     pairs = _columns(connection, ALL_PAIRS, PairSums)
-    templates = _columns(connection, ALL_TEMPLATES, TemplateSums)
+    templates = _columns(connection, ALL_TEMPLATES, SelectionSums)
     return Aggregate(pairs, templates, **names, unassigned=unassigned, cap=cap)
 
 

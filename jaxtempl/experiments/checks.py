@@ -2,7 +2,7 @@
 
 A failed check withholds the verdict; each states what it found.
 
-Dims: P pairs, N events, K arms.
+Dims: P pairs, N rows, K arms.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import stats
 
 from jaxtempl.errors import UserError
@@ -106,8 +106,8 @@ def reassigned_pairs(pairs: Int[np.ndarray, " N"], arms: Int[np.ndarray, " N"]) 
     """Check that each pair was seen in one arm.
 
     Args:
-        pairs: Pair of each interaction, from 0.
-        arms: Arm of each interaction, from 0.
+        pairs: Pair of each row, from 0.
+        arms: Arm of each row, from 0.
     """
     seen = np.unique(np.column_stack([pairs, arms]), axis=0)[:, 0]
     total, mixed = len(np.unique(seen)), int((np.unique(seen, return_counts=True)[1] > 1).sum())
@@ -115,46 +115,42 @@ def reassigned_pairs(pairs: Int[np.ndarray, " N"], arms: Int[np.ndarray, " N"]) 
     return Check("pairs in one arm", not mixed, f"{mixed:,} of {total:,} pairs are in several arms{cause}")
 
 
-def complete_events(opened: Float[np.ndarray, " N"], chosen: Float[np.ndarray, " N"]) -> Check:
-    """Check that choices have a start, and come after it.
+def complete_events(replies: int, missing: int, early: int) -> Check:
+    """Check that replies have a start, and come after it.
 
     Args:
-        opened: Time at which the reply box of each choice was opened, in seconds; NaN if it is missing.
-        chosen: Time of each choice, in seconds.
+        replies: Number of replies.
+        missing: Replies whose opening of the reply box is missing.
+        early: Replies that precede it.
     """
-    missing, early = np.isnan(opened), chosen < opened
-    share = float((missing | early).mean()) if len(opened) else 0.0
-    finding = f"{int(missing.sum()):,} of {len(opened):,} choices have no start, {int(early.sum()):,} precede it"
-    return Check(
-        "complete events", share <= MAX_BAD_EVENTS, f"{finding} ({share:.2%}; up to {MAX_BAD_EVENTS:.0%} passes)"
-    )
+    share = (missing + early) / max(replies, 1)
+    finding = f"{missing:,} of {replies:,} replies have no start, {early:,} precede it"
+    cause = "" if share <= MAX_BAD_EVENTS else "; events are lost, or sent with another suggestion's id"
+    finding += f" ({share:.2%}; up to {MAX_BAD_EVENTS:.0%} passes)"
+    return Check("complete events", share <= MAX_BAD_EVENTS, finding + cause)
 
 
-def clock_skew(acted: Float[np.ndarray, " N"], received: Float[np.ndarray, " N"]) -> Check:
+def clock_skew(suggestions: int, ahead: int) -> Check:
     """Check that actions do not come from the future, which a client's wrong clock shows.
 
     Args:
-        acted: Time of each event by the client's clock, in seconds.
-        received: Its arrival by the server's clock, in seconds.
+        suggestions: Number of suggestions.
+        ahead: Suggestions with an event whose time is over 2 s after its arrival at the server.
     """
-    ahead = acted - received > SKEW
-    share = float(ahead.mean()) if len(acted) else 0.0
-    finding = f"{int(ahead.sum()):,} of {len(acted):,} events are over {SKEW:g} s ahead of the server ({share:.2%})"
+    share = ahead / max(suggestions, 1)
+    finding = f"{ahead:,} of {suggestions:,} suggestions have events over {SKEW:g} s ahead of the server ({share:.2%})"
     return Check("clocks", share <= MAX_BAD_EVENTS, finding)
 
 
-def template_use(used: Bool[np.ndarray, " N"], advocates: Int[np.ndarray, " N"], arms: Int[np.ndarray, " N"]) -> Check:
+def template_use(sums: ClusterSums) -> Check:
     """Check that both arms send a template equally often; a selection time exists only where one was chosen.
 
     Args:
-        used: Whether each reply is a template.
-        advocates: Advocate of each reply, from 0.
-        arms: Arm of each reply, 0 or 1.
+        sums: Replies with a template, and all replies, by advocate.
 
     Raises:
         UserError: An arm has replies of fewer than two advocates.
     """
-    sums = estimators.sums_by_cluster(used.astype(float), advocates, arms)
     rates = sums.totals.sum(0) / np.maximum(sums.weights.sum(0), 1)
     finding = f"{rates[0]:.1%} and {rates[1]:.1%} of replies are templates"
     if _is_constant(sums):

@@ -73,8 +73,12 @@ class PairSums(NamedTuple):
     first: Measures
     last: Measures
 
+    def take(self, rows: np.ndarray) -> "PairSums":
+        """Return some rows, by their indices or by a mask."""
+        return PairSums(*(column[rows] for column in self))
 
-class TemplateSums(NamedTuple):
+
+class SelectionSums(NamedTuple):
     """Sums of the selections of each template by each advocate, over all days. All columns have shape [T].
 
     Attributes:
@@ -120,7 +124,7 @@ class Aggregate(NamedTuple):
     """
 
     pairs: PairSums
-    templates_chosen: TemplateSums
+    templates_chosen: SelectionSums
     advocates: tuple[str, ...]
     experiments: tuple[str, ...]
     arms: tuple[str, ...]
