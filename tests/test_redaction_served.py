@@ -76,6 +76,16 @@ def test_a_bundle_with_a_policy_of_a_newer_release_is_not_served(tmp_path: Path)
         asyncio.run(answer(folder, tmp_path / "db", request_of(RAW, {})))
 
 
+def test_a_model_is_not_served_unless_the_policy_allows_it(tmp_path: Path) -> None:
+    policy = {**POLICY, "model": str(tmp_path / "model"), "model_sha256": "0" * 64}
+    folder = write_serving_bundle(tmp_path / "b", redaction=policy)
+    with pytest.raises(UserError, match="prepare with serve_model: true in the policy, or leave the model out"):
+        asyncio.run(answer(folder, tmp_path / "db", request_of(RAW, {})))
+    allowed = write_serving_bundle(tmp_path / "allowed", redaction={**policy, "serve_model": True})
+    with pytest.raises(UserError, match="no folder of a spaCy model"):
+        asyncio.run(answer(allowed, tmp_path / "db", request_of(RAW, {})))
+
+
 CANARIES = {
     "CARD": "4539 1488 0343 6467",
     "EMAIL": "canary7@birdcage.example",

@@ -90,7 +90,7 @@ class Bundle:
     @functools.cached_property
     def window(self) -> Window:
         """Window that encodes messages for the network."""
-        redact = recorded_redact(self.manifest, self.folder / MANIFEST)
+        redact = recorded_redact(self.manifest, self.folder / MANIFEST, serves=True)
         return Window(self.tokenizer, self.manifest["window"], self.manifest["role_tags"], redact=redact)
 
 

@@ -70,7 +70,7 @@ class Run:
     def window(self) -> Window:
         """Window that encodes messages for the model."""
         limit = min(self.manifest.get("length", WINDOW), self.architecture.positions)
-        redact = recorded_redact(self.manifest, self.folder / "manifest.json")
+        redact = recorded_redact(self.manifest, self.folder / "manifest.json", serves=False)
         return Window(self.tokenizer, limit, self.manifest.get("role_tags", True), redact=redact)
 
     @property

@@ -10,6 +10,7 @@ import msgspec
 
 from jaxtempl.config import structs
 from jaxtempl.errors import UserError
+from jaxtempl.text.redaction.model import model_sha256
 
 DEFAULT = "default"
 FORMAT = 1
@@ -29,6 +30,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         patterns: The user's regular expressions, by the type that they find.
         keep: Values that are left in, such as the company's own telephone number.
         numbered: Whether the placeholders of a case are numbered: `<NAME_1>`, `<NAME_2>`.
+        model: Folder of a spaCy model that finds people; empty for none.
+        model_sha256: Digest of the model's files; read from them, never given.
+        serve_model: Whether a server may run the model, which takes milliseconds a message.
     """
 
     format: int = FORMAT
@@ -37,6 +41,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     patterns: dict[str, str] = {}
     keep: tuple[str, ...] = ()
     numbered: bool = False
+    model: str = ""
+    model_sha256: str = ""
+    serve_model: bool = False
 
     @property
     def digest(self) -> str:
@@ -53,7 +60,11 @@ def read_policy(reference: str) -> Policy:
     if reference == DEFAULT:
         return Policy()
     example = "docs/redaction.md shows a policy"
-    return structs.read_struct(Path(reference), Policy, FORMAT, _faults, example)
+    policy = structs.read_struct(Path(reference), Policy, FORMAT, _faults, example)
+    if not policy.model:
+        return policy
+    folder = Path(policy.model).resolve()
+    return msgspec.structs.replace(policy, model=str(folder), model_sha256=model_sha256(folder))
 
 
 def policy_from(value: Any, path: Path) -> Policy:

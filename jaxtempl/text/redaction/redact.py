@@ -7,11 +7,13 @@ import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jaxtempl.text.cases import KnownValues, Message
 from jaxtempl.text.redaction import names, numbers, recognisers
 from jaxtempl.text.redaction.findings import Finding, Recogniser, merge, substitute
+from jaxtempl.text.redaction.model import load_model
 from jaxtempl.text.redaction.policy import Policy
 
 # A server reads a case's messages again with each later request. Longer messages are not cached, so that no client can
@@ -123,6 +125,8 @@ def _recognisers(policy: Policy) -> Iterator[Recogniser]:
         yield numbers.Numbers(chosen, policy.regions)
     if "NAME" in policy.types:
         yield names.find
+    if policy.model:
+        yield load_model(Path(policy.model), policy.model_sha256)
     yield from (recognisers.pattern(name, expression) for name, expression in policy.patterns.items())
 
 
