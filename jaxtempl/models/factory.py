@@ -1,5 +1,6 @@
 """Models by architecture: the model, its graphdef without arrays, and its parameters as shapes or random."""
 
+import functools
 from typing import Any
 
 import jax
@@ -39,15 +40,20 @@ def make_graphdef(
     platform: str = "",
 ) -> nnx.GraphDef[Any]:
     """Return a model's graphdef, built without arrays, for this process's platform unless another is named."""
-    platform = platform or jax.default_backend()
-    return nnx.split(nnx.eval_shape(lambda: make_model(architecture, slots, dtype, remat, platform, rngs=nnx.Rngs(0))))[
-        0
-    ]
+    return _abstract(architecture, slots, dtype, remat, platform or jax.default_backend())[0]
 
 
 def abstract_params(architecture: Architecture, slots: int | None = None) -> PyTree[jax.ShapeDtypeStruct]:
     """Return the shapes of a model's parameters as plain nested dicts."""
-    return nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: make_model(architecture, slots, rngs=nnx.Rngs(0))))[1])
+    return nnx.to_pure_dict(_abstract(architecture, slots, jnp.float32, "none", "cpu")[1])
+
+
+@functools.lru_cache(maxsize=32)  # tracing takes a large part of a second, and a training needs the shapes often
+def _abstract(
+    architecture: Architecture, slots: int | None, dtype: Any, remat: Remat, platform: str
+) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    """Return a model's graphdef and the shapes of its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: make_model(architecture, slots, dtype, remat, platform, rngs=nnx.Rngs(0))))
 
 
 def random_params(architecture: Architecture, slots: int | None, seed: int, shardings: PyTree | None = None) -> PyTree:
