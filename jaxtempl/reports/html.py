@@ -172,6 +172,7 @@ def save_png(figure: Figure, path: Path) -> None:
     """Save a figure from `drawing` as PNG on white."""
     with mpl.rc_context(_STYLE), files.atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the SVG of the page keeps this layout, which takes as long as drawing
 
 
 def _svg(figure: Figure) -> Markup:
