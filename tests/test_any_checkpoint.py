@@ -107,8 +107,7 @@ ONE_STEP = (
     "--batch_size=8",
     "--gradient_accumulation_steps=1",
     "--save_every=1",
-    "--mesh.data=1",
-    "--mesh.fsdp=1",
+    *tiny.ONE_DEVICE,
 )
 
 

@@ -18,7 +18,7 @@ from jaxtempl.text import formats
 from jaxtempl.text.tokenizer import Tokenizer
 from jaxtempl.text.window import Window
 
-FLAGS = ("--batch_size=4", "--gradient_accumulation_steps=1")
+FLAGS = ("--batch_size=4", "--gradient_accumulation_steps=1", *tiny.ONE_DEVICE)
 
 
 def call(name: str, *flags: str) -> int:
@@ -72,6 +72,7 @@ def test_the_best_epoch_is_selected_and_a_report_on_the_selection_split_states_i
         "--epochs=3",
         "--batch_size=16",
         "--learning_rate=3e-3",
+        *tiny.ONE_DEVICE,
     )
     assert (
         call("finetune", *given, "--gradient_accumulation_steps=1", f"--select={select}", f"--out={tmp_path}/run") == 0

@@ -45,6 +45,7 @@ def test_adapt_finetune_evaluate_and_suggest_work_in_sequence(
             "--batch_size=4",
             "--save_every=2",
             f"--out={adapted}",
+            *tiny.ONE_DEVICE,
         )
         == 0
     )
@@ -61,6 +62,7 @@ def test_adapt_finetune_evaluate_and_suggest_work_in_sequence(
             "--length=32",
             "--epochs=2",
             f"--out={classifier}",
+            *tiny.ONE_DEVICE,
         )
         == 0
     )
@@ -84,6 +86,7 @@ def test_adapt_finetune_evaluate_and_suggest_work_in_sequence(
             "--steps=1",
             "--batch_size=4",
             f"--out={tmp_path}/further",
+            *tiny.ONE_DEVICE,
         )
         == 0
     )
@@ -104,8 +107,7 @@ def test_a_killed_training_resumes_bit_for_bit(
         "--steps=12",
         "--batch_size=4",
         "--save_every=12",
-        "--mesh.data=1",
-        "--mesh.fsdp=1",
+        *tiny.ONE_DEVICE,
     ]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", str(jax.config.jax_default_matmul_precision))
@@ -164,7 +166,8 @@ def test_a_mistake_prints_one_error_line_and_sets_the_exit_code(
 def test_a_run_does_not_resume_with_other_settings(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
+    flags = ["--size=nano", f"--data={data.folder}", "--steps=1", "--batch_size=4", *tiny.ONE_DEVICE]
+    flags.append(f"--out={tmp_path}/run")
     assert call("adapt", *flags) == 0
     printed = capsys.readouterr().out
     assert f"{tmp_path}/run: 1 updates of 4 rows, peak learning rate 0.0015; " in printed
@@ -200,6 +203,7 @@ def test_a_run_does_not_resume_with_other_data_or_initial_weights(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={tmp_path}/copy", "--steps=1", "--batch_size=4", f"--out={tmp_path}/run"]
+    flags += tiny.ONE_DEVICE
     shutil.copytree(data.folder, tmp_path / "copy")
     assert call("adapt", *flags) == 0
     manifest = tmp_path / "copy" / "manifest.json"
@@ -234,6 +238,7 @@ def test_an_allowed_change_is_recorded_in_the_run(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--size=nano", f"--data={data.folder}", "--batch_size=4", f"--out={tmp_path}", "--recover_minutes=0"]
+    flags += tiny.ONE_DEVICE
     assert call("adapt", *flags, "--steps=2") == 0
     shutil.rmtree(tmp_path / "checkpoints" / "2")
     config = tmp_path / "config.yaml"
@@ -265,6 +270,7 @@ def test_adapt_requires_weights_with_a_language_model_head(
     tensors = load_file(ASSETS / "nano" / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "embed_out" not in k}, tmp_path / "model.safetensors")
     flags = ["--size=nano", f"--weights={tmp_path}", f"--data={data.folder}", "--batch_size=4", f"--out={tmp_path}/run"]
+    flags += tiny.ONE_DEVICE
     assert call("adapt", *flags, "--steps=1") == 1
     assert "has no language-model head" in capsys.readouterr().err
     assert call("finetune", *flags, "--steps=1", "--length=32") == 0

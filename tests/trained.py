@@ -23,6 +23,8 @@ def train(folder: Path, data: Path, size: str, length: int, weights: str = "") -
         "learning_rate": 1e-3,
         "steps": 2,
         "save_every": 2,
+        "mesh_data": 1,
+        "mesh_fsdp": 1,
     }
     adapted = adapt.adapt(AdaptConfig(**options, data=str(data), weights=weights, out=f"{folder}/adapt"))
     source: dict[str, Any] = {"start": str(adapted.folder), "length": length, "data": data}
