@@ -16,6 +16,7 @@ from jaxtempl import cli
 from jaxtempl.commands import experiment
 from jaxtempl.errors import UsageError, UserError
 from jaxtempl.experiments import aggregate, comparison, simulate, validity, world
+from jaxtempl.experiments.table5 import PAPER
 from jaxtempl.experiments.world import SimulatedModel, SimulatedTest
 from jaxtempl.serve.experiments import definition
 
@@ -138,7 +139,9 @@ def test_every_day_is_a_look_and_the_last_is_the_headline(effect: Analysed) -> N
 
 
 def test_a_report_has_the_golden_format(effect: Analysed) -> None:
-    assert json.dumps(masked(effect.report), indent=1) == (GOLDEN / "experiment_analysis.report.json").read_text().rstrip()
+    assert (
+        json.dumps(masked(effect.report), indent=1) == (GOLDEN / "experiment_analysis.report.json").read_text().rstrip()
+    )
 
 
 def test_a_test_that_has_not_ended_and_few_advocates_change_the_verdict(tmp_path: Path) -> None:
@@ -227,3 +230,13 @@ def test_events_without_the_test_are_refused_in_words(effect: Analysed) -> None:
     for other, text in zip(others, ("no test", "x: v1, v2"), strict=True):
         with pytest.raises(UserError, match=f"the file of experiments has {text}; the events are of v1-v2"):
             comparison.select(sums, "v1/v2", msgspec.structs.replace(named, test=other))
+
+
+@pytest.mark.parametrize(
+    ("row", "difference", "z", "se"),
+    [(0, 0.45, 6.2268, 0.07227), (1, 0.46, 6.1246, 0.07511), (2, 0.73, 10.7941, 0.06763)],
+)
+def test_the_standard_errors_that_table_5_implies_are_known(row: int, difference: float, z: float, se: float) -> None:
+    found = PAPER[row]
+    assert -found.difference == pytest.approx(difference)
+    assert (-found.difference / found.implied_se, found.implied_se) == pytest.approx((z, se), rel=1e-4)

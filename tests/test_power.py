@@ -1,6 +1,7 @@
 """Power, design effects and confidence sequences: published examples, simulated experiments, refusals in words."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +14,13 @@ from jaxtempl.experiments.power import Traffic
 
 # Picks of real people, as measured on RasaHQ/STAR: SD 24.8 s, correlation .21 by pair, 7.9 picks a pair.
 TRAFFIC = Traffic(24.8, 0.21, 7.9, 0.5, 1000.0, 0.5, 150)
+POCOCK_AND_OBRIEN_FLEMING = [
+    (2, 2.178, 1.977),
+    (3, 2.289, 2.004),
+    (4, 2.361, 2.024),
+    (5, 2.413, 2.04),
+    (10, 2.555, 2.087),
+]
 MANY = 1e6  # degrees of freedom at which t is normal
 
 
@@ -119,6 +127,62 @@ def test_the_bounds_of_the_normal_mixture_are_those_of_confseq() -> None:
 
     assert log_mixture(10, 100) == pytest.approx(-0.6510052, abs=1e-6)
     assert log_mixture(bound, 100) == pytest.approx(math.log(1 / 0.05), abs=1e-6)
+
+
+def test_the_one_sided_bound_of_confseq_is_the_two_sided_one_of_twice_the_level() -> None:
+    """The same tests of confseq; a half-normal mixture bounds one side, and the other side hardly ever crosses."""
+    scale = sequential.mixture_scale(100.0, 0.1)
+
+    def log_mixture(total: float, time: float) -> float:
+        drift = np.linspace(0, 3, 200_001)
+        density = 2 * stats.norm.pdf(drift, scale=scale**-0.5) * np.exp(drift * total - drift**2 * time / 2)
+        return math.log(np.trapezoid(density, drift))
+
+    assert log_mixture(10, 100) == pytest.approx(-0.06502391, abs=1e-6)
+    assert log_mixture(27.66071, 100) == pytest.approx(math.log(1 / 0.05), abs=1e-5)
+    assert sequential.mixture_bound(100.0, scale, 0.1) == pytest.approx(27.66071, rel=1e-3)
+
+
+def crossing(bounds: Sequence[float]) -> float:
+    """Return the probability that a standard score ever exceeds its bound, at looks of equal information.
+
+    Armitage, McPherson and Rowe (1969), by Gauss and Legendre's quadrature.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    at, mass = np.zeros(1), np.ones(1)  # the sum's values without a crossing so far, and their probabilities
+    for look, bound in enumerate(bounds, 1):
+        limit = bound * math.sqrt(look)
+        mass = limit * weights * (stats.norm.pdf(limit * nodes[:, None] - at) @ mass)
+        at = limit * nodes
+    return 1 - float(mass.sum())
+
+
+@pytest.mark.parametrize(("looks", "pocock", "obrien"), POCOCK_AND_OBRIEN_FLEMING)
+def test_published_group_sequential_bounds_are_crossed_in_5_percent(looks: int, pocock: float, obrien: float) -> None:
+    """Jennison and Turnbull's tables; the integral that the next test holds the confidence sequence to."""
+    assert crossing([pocock] * looks) == pytest.approx(0.05, abs=2e-4)
+    assert crossing([obrien * math.sqrt(looks / k) for k in range(1, looks + 1)]) == pytest.approx(0.05, abs=2e-4)
+
+
+def test_spending_bounds_of_lan_and_demets_spend_their_level() -> None:
+    """The bounds of ldbounds at five equal looks."""
+    shares = np.arange(1, 6) / 5
+    obrien = 4 * stats.norm.sf(stats.norm.isf(0.0125) / np.sqrt(shares))  # a level of .025 on each side
+    pocock = 0.05 * np.log1p((math.e - 1) * shares)
+    for bounds, spent in (
+        ((4.8769, 3.3569, 2.6803, 2.2898, 2.031), obrien),
+        ((2.438, 2.4268, 2.4101, 2.3966, 2.3859), pocock),
+    ):
+        assert [crossing(bounds[:look]) for look in range(1, 6)] == pytest.approx(spent, abs=1e-4)
+    assert crossing((4.562, 3.226, 2.634, 2.281, 2.04)) == pytest.approx(0.05, abs=1e-4)  # O'Brien and Fleming's
+
+
+@pytest.mark.parametrize("looks", [1, 5, 14, 60])
+def test_looks_of_the_sequence_cross_in_less_than_5_percent_exactly(looks: int) -> None:
+    scale = sequential.mixture_scale(float(looks))
+    bounds = [sequential.mixture_bound(float(k), scale) / math.sqrt(k) for k in range(1, looks + 1)]
+    assert 0.001 < crossing(bounds) < 0.03
+    assert crossing([1.96] * looks) > (0.04 if looks == 1 else 0.14)
 
 
 def test_the_sequence_is_wider_by_55_percent_at_its_planned_end_and_more_elsewhere() -> None:

@@ -55,6 +55,20 @@ def test_monthly_rainfall_with_many_ties_is_reproduced() -> None:
     assert (three.variance, three.p) == pytest.approx((14226812.425138814, 0.603684460662274))
 
 
+def test_the_autocorrelations_give_the_published_variance_of_yue_and_wang() -> None:
+    """Yue and Wang (2004) scale the variance by the autocorrelations of all lags, of the series without its slope.
+
+    The published slope and variance are those of the series with its missing months.
+    """
+    values = series(RAINFALL)
+    lags = np.arange(len(values))
+    correlations = trend.autocorrelations(values + 0.006369426751592357 * lags)
+    factor = 1 + 2 * float(((1 - lags / len(values)) * correlations)[1:].sum())
+    plain = trend.mann_kendall(values)
+    assert plain.variance * factor == pytest.approx(551950.4269211816, rel=1e-6)
+    assert (plain.s + 1) / np.sqrt(plain.variance * factor) == pytest.approx(-2.6354977553857504, rel=1e-6)
+
+
 def test_a_negative_variance_is_refused_in_words() -> None:
     """The series of issue 29 of pyMannKendall, which returns NaN for it."""
     values = series(NEGATIVE)

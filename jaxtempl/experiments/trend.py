@@ -73,8 +73,7 @@ def hamed_rao(values: Series, lag: int | None = None) -> MannKendall:
     plain, n = mann_kendall(values), len(values)
     at = np.arange(n)
     ranks = stats.rankdata(values - sen_slope(values) * np.arange(1, n + 1))
-    deviations = ranks - ranks.mean()
-    correlations = np.correlate(deviations, deviations, "full")[n - 1 :] / (deviations @ deviations)
+    correlations = autocorrelations(ranks)
     counted = (np.abs(correlations) > stats.norm.isf(LEVEL / 2) / math.sqrt(n)) & (at > 0) & (at <= (lag or n))
     factor = 1 + 2 * float(((n - at) * (n - at - 1) * (n - at - 2) * correlations)[counted].sum()) / (
         n * (n - 1) * (n - 2)
@@ -85,6 +84,12 @@ def hamed_rao(values: Series, lag: int | None = None) -> MannKendall:
             "autocorrelations are too noisy; use the plain test, a smaller lag or more weeks"
         )
     return _tested(plain.s, plain.variance * factor, plain.tau)
+
+
+def autocorrelations(values: Series) -> Series:
+    """Return the autocorrelation at each lag, from 0 to one less than the number of values."""
+    deviations = values - values.mean()
+    return np.correlate(deviations, deviations, "full")[len(values) - 1 :] / (deviations @ deviations)
 
 
 def sen_slope(values: Series) -> float:
