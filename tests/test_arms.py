@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_a_pair_has_its_arm_on_every_server_and_after_a_restart(server: Server, 
     arms = {pair: site.expected(pair) for pair in PAIRS}
     assert {each.arm for each in arms.values()} == {"holdout", "treatment", "v3", "v4"}
     with served(site.v3, site.store, *site.flags) as other:
-        answers = [(pair, ask(running, pair).json) for running in (server, other) for pair in PAIRS]
+        with ThreadPoolExecutor(8) as pool:  # requests of all arms wait together
+            asked = [(pair, pool.submit(ask, running, pair)) for running in (server, other) for pair in PAIRS]
+        answers = [(pair, answer.result().json) for pair, answer in asked]
         assert other.stop() == 0
     for pair, answer in answers:
         assert answer["model_version"] == site.version(arms[pair].arm)

@@ -136,7 +136,7 @@ def test_events_sent_from_python_are_exported(site: Site, capsys: pytest.Capture
     site.sh(f"export PYTHONPATH={ROOT}; {export.replace('bin/serve events export', call)}")
     rows = pyarrow.parquet.read_table(site.folder / "events.parquet").to_pylist()
     positions = {row["event"]: row["suggested_position"] for row in rows if row["advocate_id"] == "a-7"}
-    assert positions == {"shown": None, "picked": 1}
+    assert positions == {"opened": None, "shown": None, "picked": 1}
     assert list(rows[0]) == SCHEMA.names
 
 

@@ -60,7 +60,7 @@ def open_arms(
     Args:
         new: The experiments.
         former: Those in force.
-        loaded: Models that are loaded.
+        loaded: Models that are loaded, the one to share last.
         open_bundle: Loads and warms a bundle.
         open_shadow: Starts the shadow of a bundle.
         opened: Closes what this opened, should the change fail.
@@ -68,7 +68,7 @@ def open_arms(
     Raises:
         UserError: A bundle cannot be served, or is not the one that an arm of the running test started with.
     """
-    known = {(model.folder, model.version): model for model in (*loaded, *former.models.values())}
+    known = {(model.folder, model.version): model for model in loaded}
     models: dict[str, ServedModel] = {}
     for name, arm in new.test.arms.items() if new.test else ():
         folder = Path(arm.bundle)

@@ -212,7 +212,7 @@ class Service:
             arms = open_arms(
                 experiments,
                 self._arms,
-                [model],
+                [*self._loaded(), model],
                 lambda bundle: open_model(bundle, self._config),
                 lambda bundle: ShadowProcess(bundle, self._config, self._add_shadow),
                 opened,
