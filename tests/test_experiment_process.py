@@ -1,6 +1,7 @@
-"""An experiment from the first request to the export, with real processes, clients in threads and killed servers."""
+"""An experiment from the first request to the analysis, with real processes, clients in threads and killed servers."""
 
 import functools
+import json
 import random
 import signal
 import subprocess
@@ -102,7 +103,7 @@ def has_come_to(client: Client, end: int, pending: list["Future[None]"]) -> bool
     return client.cases >= end or any(each.done() and each.exception() for each in pending)
 
 
-def run(folder: Path, *words: str) -> str:
+def run(*words: str) -> str:
     """Run a command of this project, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "jaxtempl", *words], cwd=ROOT, capture_output=True, text=True, check=False
@@ -116,7 +117,7 @@ def test_kills_lose_double_and_reassign_no_exposure(tmp_path: Path) -> None:
     site = Site(tmp_path)
     client = clicked(site)
     assert client.interruptions
-    run(tmp_path, "serve", "events", "export", f"--store=sqlite:///{site.store}", f"--out={tmp_path / 'e.parquet'}")
+    run("serve", "events", "export", f"--store=sqlite:///{site.store}", f"--out={tmp_path / 'e.parquet'}")
     rows = pyarrow.parquet.read_table(tmp_path / "e.parquet").to_pylist()
     exposures = {row["suggestion_id"]: row for row in rows}
     assert len(client.replies) == CASES * REPLIES == len({each.answer["suggestion_id"] for each in client.replies})
@@ -134,3 +135,14 @@ def test_kills_lose_double_and_reassign_no_exposure(tmp_path: Path) -> None:
     assert len(arms) == len({(advocate, case) for advocate, case, _ in arms}) == CASES
     assert {arm for *_, arm in arms} == {"holdout", "treatment", "v3", "v4"}
     assert len({row["config_sha256"] for row in rows}) == 1
+    given = (f"--events={tmp_path / 'e.parquet'}", "--test=v3/v4", f"--experiments={site.file}")
+    assert "pairs in one arm" in run("experiment", "check", *given)
+    assert "the decision is one look at its end" in run(
+        "experiment", "analyse", *given, f"--out={tmp_path / 'analysis'}"
+    )
+    report = json.loads((tmp_path / "analysis" / "report.json").read_text())
+    assert all(check["passed"] for check in report["checks"])
+    replied = Counter(site.expected(reply.pair).arm for reply in client.replies)
+    assert {count["arm"]: (count["pairs"], count["selections"]) for count in report["counts"]} == {
+        arm: (replied[arm] // REPLIES, replied[arm]) for arm in ("v3", "v4")
+    }
