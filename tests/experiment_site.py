@@ -1,8 +1,6 @@
 """Two bundles, a file of experiments between them, and the flags of a server; pairs and their arms."""
 
 import json
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,10 +70,3 @@ class Site:
     def rows(self, folder: Path) -> dict[str, dict[str, Any]]:
         export(f"sqlite:///{self.store}", folder / "events.parquet")
         return {row["suggestion_id"]: row for row in pyarrow.parquet.read_table(folder / "events.parquet").to_pylist()}
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -13,8 +13,8 @@ import bundles
 import psutil
 import pytest
 import yaml
-from experiment_site import ADMIN, CANARY, PAIRS, Site, until
-from serving import MESSAGES, Answer, Server, command, served
+from experiment_site import ADMIN, CANARY, PAIRS, Site
+from serving import MESSAGES, Answer, Server, command, served, until
 
 from jaxtempl.config.paths import ROOT
 from jaxtempl.config.serving import ServeConfig

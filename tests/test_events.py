@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta, timezone
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from postgres import Postgres
 from postgres import postgres as postgres
+from serving import until
 from sqlalchemy import event as listening
 
 from jaxtempl.config.paths import ROOT
@@ -59,13 +59,6 @@ def locked(url: str) -> Generator[None]:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("COMMIT")
-
-
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture

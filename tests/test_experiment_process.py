@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet
 import pytest
-from experiment_site import Site, until
-from serving import MESSAGES, PATIENT, Answer, Server, free_port, served
+from experiment_site import Site
+from serving import MESSAGES, PATIENT, Answer, Server, free_port, served, until
 
 from jaxtempl.config.paths import ROOT
 

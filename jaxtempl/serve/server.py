@@ -1,5 +1,6 @@
 """The server's process: its port, its event loop, and a shutdown that drains requests."""
 
+import asyncio
 import gc
 import logging
 import os
@@ -7,6 +8,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -25,8 +27,24 @@ KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than clients 
 BACKLOG = 2048
 
 
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, whose shutdown always closes the store and answers every request.
+
+    The first signal drains: accepted requests are answered, for at most `timeout_graceful_shutdown` seconds. A second
+    SIGINT, or the end of that time, answers the remaining ones with 503.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain, or on a second SIGINT stop waiting; uvicorn would skip the application's shutdown."""
+        if self.should_exit and sig == signal.SIGINT:
+            loop = asyncio.get_running_loop()
+            for task in self.server_state.tasks:
+                loop.call_soon_threadsafe(task.cancel)
+        self.should_exit = True
+
+
 def serve(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then answer the accepted requests and return.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then answer the accepted requests and return.
 
     Raises:
         UsageError: No bundle is given, or --root_path is not a prefix of paths.
@@ -79,14 +97,21 @@ def _run(config: ServeConfig, listener: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=config.drain_seconds,
     )
-    server = uvicorn.Server(options)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn's own handlers raise the signal again after draining, which would not be a clean exit.
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server = DrainingServer(options)
+    signal.signal(signal.SIGHUP, server.handle_exit)  # uvicorn handles SIGTERM and SIGINT
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # log rotation sends it; standard error needs no reopening
+    logging.getLogger("uvicorn.error").addFilter(_lower_level)
     server.run(sockets=[listener])
     if failed:
         raise failed[0]
     logs.log_event("stopped", logging.INFO)
+
+
+def _lower_level(record: logging.LogRecord) -> bool:
+    """Log the end of draining as a warning: the requests are answered."""
+    if str(record.msg).startswith("Cancel "):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
 
 
 def _print_address(config: ServeConfig, listener: socket.socket) -> None:

@@ -22,7 +22,7 @@ class Tokens:
             raise UserError(f"{path} does not exist; write tokens to it, one a line") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text; write tokens to it, one a line") from None
-        tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        tokens = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         if not tokens:
             raise UserError(f"{path} has no token; write at least one, one a line")
         if not all(token.isascii() and token.isprintable() and " " not in token for token in tokens):

@@ -50,11 +50,12 @@ class Channel:
             message["more_body"] = True
         await self._send(message)
 
-    async def finish(self) -> None:
-        """Discard the rest of the body, and let the server library close the connection."""
+    async def finish(self, seconds: float = LINGER_SECONDS) -> None:
+        """Discard the rest of the body, for some seconds at most, and let the server library close the connection."""
         if self._closing:
-            await self._discard(LINGER_SECONDS)
+            await self._discard(seconds)
             await self._send({"type": "http.response.body"})
+            self._closing = False
 
     async def _discard(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -42,6 +42,7 @@ STATUS: Mapping[type[Exception], int] = {
 }
 QUIET = {"livez", "readyz", "metrics"}  # polled every few seconds; logged only when they fail
 RETRY_SECONDS = 1
+PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}  # of every JSON answer
 
 
 class Boundary:
@@ -70,10 +71,12 @@ class Boundary:
         try:
             self._admit(scope["path"], [value for name, value in scope["headers"] if name == b"authorization"])
             await self._app(scope, channel.receive, channel.send)
-        except Exception as error:  # the outermost handler: a client gets JSON for any error
+        except (Exception, asyncio.CancelledError) as error:  # the outermost handler: a client gets JSON for any error
             if channel.status:
                 raise
             await error_response(error, channel.request_id)(scope, channel.receive, channel.send)
+            if isinstance(error, asyncio.CancelledError):
+                await channel.finish(0)  # the server waits for nothing any more
         self._record(scope, channel.status, time.perf_counter() - started, channel.request_id)
         await channel.finish()
 
@@ -94,8 +97,10 @@ class Boundary:
             logs.log_event("answered", route=route, status=status, milliseconds=milliseconds, request_id=request_id)
 
 
-def error_response(error: Exception, request_id: str) -> Response:
+def error_response(error: Exception | asyncio.CancelledError, request_id: str) -> Response:
     """Return an error as an answer; an unexpected one is logged, and its message is not sent."""
+    if isinstance(error, asyncio.CancelledError):  # the server stops before the answer is computed
+        error = HTTPException(503, "the server is stopping; ask another one", {"Retry-After": str(RETRY_SECONDS)})
     if isinstance(error, HTTPException):
         return json_response(ErrorAnswer(error.detail, None, request_id), error.status_code, error.headers)
     status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
@@ -112,7 +117,7 @@ def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None, background: BackgroundTask | None = None
 ) -> Response:
     """Return a value as JSON; `background` runs after it was sent."""
-    return Response(msgspec.json.encode(value), status, headers, "application/json", background)
+    return Response(msgspec.json.encode(value), status, {**PRIVATE, **(headers or {})}, "application/json", background)
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytes:
