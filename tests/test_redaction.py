@@ -89,6 +89,23 @@ def test_cues_find_names_on_no_list() -> None:
     assert redact("Hi Zorblax, how are you?", "Dear Customer") == ["Hi <NAME>, how are you?", "Dear Customer"]
 
 
+def test_a_name_includes_its_titles_initials_and_degrees() -> None:
+    for name in (
+        "Dr. Colin F. Simpson",
+        "Univ.Prof. Wilfriede Holzapfel",
+        "Frau Sabine Müller B.Sc.",
+        "Frank Hall Jr.",
+    ):
+        assert redact(f"my name is {name}, ok", f"I wrote to {name} today") == [
+            "my name is <NAME>, ok",
+            "I wrote to <NAME> today",
+        ]
+    assert redact("ok, thanks I knew it. Thanks Again", "Prof told Miss nothing") == [
+        "ok, thanks I knew it. Thanks Again",
+        "Prof told Miss nothing",
+    ]
+
+
 def test_a_name_learnt_in_one_message_is_redacted_through_its_case() -> None:
     texts = redact("quux here", "Hi Zorblax Quux, welcome", "ZORBLAX is angry, zorblax's wife too", "zorblaxed")
     assert texts == ["<NAME> here", "Hi <NAME>, welcome", "<NAME> is angry, <NAME> wife too", "zorblaxed"]

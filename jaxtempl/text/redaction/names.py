@@ -17,22 +17,23 @@ POSSESSIVE = re.compile("['\u2019]s$")
 PARTS = re.compile("['\u2019-]")
 LONGEST = 3  # words of a name after a cue, or after a first name on the list
 SHORTEST = 3  # letters of a name that is redacted through its case
+TITLES = ("Mr", "Mrs", "Ms", "Miss", "Dr", "Prof", "Herr", "Frau", "Ing", "Dipl.-Ing", "Univ.Prof")
+DEGREES = ("Jr", "Sr", "MD", "PhD", "DDS", "DVM", "MBA", "B.Sc", "M.Sc", "B.A", "M.A", "B.Eng", "M.Eng")
+TITLE = rf"(?:(?:{'|'.join(map(re.escape, TITLES))})\.?[ \n])"
+BEFORE = re.compile(rf"(?:\b{TITLE}){{1,2}}$")
+AFTER = re.compile(rf",? (?:{'|'.join(map(re.escape, DEGREES))})\b\.?")
+AROUND = 20  # characters before a name in which its titles stand
 # After these a name follows in any case; after the others only capitalised words are one.
 SURE_CUES = re.compile(
-    r"\b(?:my (?:full |first |last )?name(?:'s| is)|name:|mein name ist|ich hei(?:ß|ss)e|account holder:?) ",
+    r"\b(?:my (?:full |first |last )?name(?:'s| is)|name:|mein name ist|ich hei(?:ß|ss)e|account holder:?) "
+    rf"{TITLE}{{0,2}}",
     re.IGNORECASE,
 )
 CUES = re.compile(
-    r"\b(?:(?:i am|i'm|this is|speaking with|spoke (?:to|with)|hi|hello|hey|dear|hallo|thanks|thank you"
-    r"|regards|sincerely),?"
-    r"|mrs?\.?|ms\.?|miss|dr\.?|herr|frau)[ \n]",
+    r"\b(?:(?:i am|i'm|this is|speaking with|spoke (?:to|with)|hi|hello|hey|dear|hallo|regards|sincerely),?[ \n]"
+    rf"{TITLE}{{0,2}}|{TITLE}{{1,2}})",
     re.IGNORECASE,
 )
-TITLES = ("Mr", "Mrs", "Ms", "Miss", "Dr", "Prof", "Herr", "Frau", "Ing", "Dipl.-Ing", "Univ.Prof")
-DEGREES = ("Jr", "Sr", "MD", "PhD", "DDS", "DVM", "MBA", "B.Sc", "M.Sc", "B.A", "M.A", "B.Eng", "M.Eng")
-BEFORE = re.compile(rf"(?:\b(?:{'|'.join(map(re.escape, TITLES))})\.? ){{1,2}}$")
-AFTER = re.compile(rf",? (?:{'|'.join(map(re.escape, DEGREES))})\b\.?")
-AROUND = 20  # characters before a name in which its titles stand
 PARTICLES = {"van", "von", "de", "der", "den", "di", "da", "del", "la", "le", "bin", "al", "zu", "zur"}
 
 
@@ -86,7 +87,7 @@ def _is_capitalised(word: str) -> bool:
 
 
 def _is_common(word: str) -> bool:
-    return word.lower() in _read("words")
+    return len(word) == 1 or word.lower() in _read("words")
 
 
 def _is_in(name: str, word: str) -> bool:
@@ -126,11 +127,11 @@ def _run(text: str, word: re.Match[str], following: Sequence[re.Match[str]]) -> 
     """Return the number of words after a first one that continue its name: capitalised, particles between them."""
     count = 0
     for i, other in enumerate(following):
-        if not _are_adjacent(text, word, other):
+        if other[0] in DEGREES or not _are_adjacent(text, word, other):
             break
         if _is_capitalised(other[0]) and (_is_in("last", other[0]) or not _is_common(other[0])):
             count = i + 1
-        elif other[0].lower() not in PARTICLES:
+        elif other[0].lower() not in PARTICLES and len(other[0]) > 1:  # one letter is an initial
             break
         word = other
     return count
