@@ -6,6 +6,7 @@ case as it grows, as a server reads it, and once for each case, as `bin/prepare`
 
 import gzip
 import json
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import msgspec
 
 from bench import common
 from jaxtempl import files
-from jaxtempl.prepare.measure.measure import format_table, measure, pooled
+from jaxtempl.prepare.measure.measure import format_table, measure, pooled, wilson
 from jaxtempl.text.cases import Message
 from jaxtempl.text.redaction.policy import CHECKED, Policy
 from jaxtempl.text.redaction.redact import Redactor
@@ -59,6 +60,10 @@ def speed(policy: Policy, cases: Sequence[Sequence[Message]]) -> dict[str, Any]:
     }
 
 
+# Arguments of star's look-ups that hold a person's name.
+LOOKED_UP = re.compile(r"\b(?:Patient|Customer|Host|Guest|User|Full|Account)Name=([A-Z][a-z]+(?: [A-Z][a-z]+)?)[,)]")
+
+
 def later_words(cases: Sequence[Sequence[Message]]) -> dict[str, int]:
     """Return the contexts in which a server, which has not seen the later messages, reads other text than training."""
     redactor, contexts, differ = Redactor(Policy()), 0, 0
@@ -70,9 +75,25 @@ def later_words(cases: Sequence[Sequence[Message]]) -> dict[str, int]:
     return {"contexts": contexts, "differ": differ}
 
 
+def real_names(cases: Sequence[Sequence[Message]]) -> dict[str, int]:
+    """Return how many names in customers' own words are redacted; the agent's look-ups state which words are names."""
+    redactor, names, found, left = Redactor(Policy()), set[str](), 0, 0
+    for case in cases:
+        known = {name for message in case if message.role == "system" for name in LOOKED_UP.findall(message.text)}
+        names |= known
+        customer = [message for message in case if message.role == "customer"]
+        for before, after in zip(customer, redactor.messages(customer, {}), strict=True):
+            for name in known:
+                word = re.compile(rf"\b{re.escape(name)}\b")
+                found += len(word.findall(before.text))
+                left += len(word.findall(after.text))
+    return {"distinct": len(names), "occurrences": found, "redacted": found - left}
+
+
 def page(results: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
-    report, later = results["report"], results["later_words"]
+    report, later, real = results["report"], results["later_words"], results["real_names"]
+    share = wilson(real["redacted"], real["occurrences"])
     speeds = [
         f"| {name} | {row['messages_per_cpu_second']:,.0f} | {row['context_ms']:.3f} |"
         for name, row in results["speed"].items()
@@ -101,6 +122,12 @@ def page(results: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *countries,
             "",
+            "A name that is found in a planted address counts as wrong.",
+            "",
+            f"In the customers' own words, {real['redacted']:,} of {real['occurrences']:,} occurrences of names are",
+            f"redacted: {share:.3f}. Star's look-ups state which {real['distinct']} words are names. The rules' author",
+            "had star in view.",
+            "",
             f"Speed on {CASES} cases of star, and CPU milliseconds of a context that grew by two messages:",
             "",
             "| policy | messages a CPU second | ms a context |",
@@ -126,6 +153,7 @@ def main() -> None:
         "report": files.plain(measure(Policy(), hosts, COUNT, SEED)),
         "speed": {name: speed(policy, cases) for name, policy in POLICIES.items()},
         "later_words": later_words(cases),
+        "real_names": real_names(cases),
     }
     common.write("redaction", results, page(results))
 

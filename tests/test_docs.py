@@ -53,6 +53,7 @@ SMALLER = {
 }
 EXTRA = {  # flags appended to a line, by its prefix
     "bin/prepare --transcripts=transcripts.jsonl.gz": ["--size=nano-0.6m", "--length=128"],
+    "bin/prepare --transcripts=sample/transcripts.jsonl.gz --redact=default --measure": ["--planted_values=2"],
     "bin/adapt": ["--steps=2", "--batch_size=4", "--weights=random"],
     "bin/finetune": ["--steps=2", "--length=64", "--gradient_accumulation_steps=1"],
     "bin/evaluate": ["--baselines=false"],

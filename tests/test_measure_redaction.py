@@ -62,14 +62,11 @@ def test_the_intervals_are_wilsons() -> None:
     assert np.isnan(wilson(0, 0)).all()
 
 
-def test_the_command_writes_a_report_and_no_dataset(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jaxtempl.prepare.measure.measure.PLANTED", 2)
+def test_the_command_writes_a_report_and_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cases.jsonl"
     lines = [{"case_id": str(i), "messages": [{"role": "customer", "text": text}]} for i, text in enumerate(HOSTS)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    flags = [f"--transcripts={path}", "--measure_redaction", f"--out={tmp_path / 'data'}"]
+    flags = [f"--transcripts={path}", "--measure_redaction", "--planted_values=2", f"--out={tmp_path / 'data'}"]
     with pytest.raises(UserError, match="without a policy; pass --redact=default"):
         prepare.main(flags)
     rules = tmp_path / "policy.yaml"

@@ -86,6 +86,10 @@ def test_lists_find_names_that_no_cue_announces() -> None:
 
 def test_cues_find_names_on_no_list() -> None:
     assert redact("my name is zorblax quux and") == ["my name is <NAME> and"]
+    assert redact("My name is Mark. I am May.", "mark it, Mark") == [
+        "My name is <NAME>. I am <NAME>.",
+        "mark it, <NAME>",
+    ]
     assert redact("Hi Zorblax, how are you?", "Dear Customer") == ["Hi <NAME>, how are you?", "Dear Customer"]
 
 
@@ -109,7 +113,7 @@ def test_a_name_includes_its_titles_initials_and_degrees() -> None:
 def test_a_name_learnt_in_one_message_is_redacted_through_its_case() -> None:
     texts = redact("quux here", "Hi Zorblax Quux, welcome", "ZORBLAX is angry, zorblax's wife too", "zorblaxed")
     assert texts == ["<NAME> here", "Hi <NAME>, welcome", "<NAME> is angry, <NAME> wife too", "zorblaxed"]
-    assert redact("it may rain", "this is Mr. May", "May came") == ["it may rain", "this is Mr. May", "May came"]
+    assert redact("it may rain", "this is Mr. May", "May came") == ["it may rain", "this is <NAME>", "<NAME> came"]
 
 
 def test_known_values_are_found_in_any_form() -> None:

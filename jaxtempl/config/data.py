@@ -33,6 +33,9 @@ class PrepareConfig:
     measure_redaction: bool = option(
         False, "Plant values into the transcripts and measure the policy's recall and precision; no dataset is written."
     )
+    planted_values: int = option(
+        200, "Values that --measure_redaction plants of each type, country and kind of sentence.", minimum=1
+    )
     max_bad: float = option(0.01, "Maximum share of bad records; above it nothing is written.", minimum=0)
     allow_partial: tuple[str, ...] = option(
         (), "Files whose unreadable part may be lost; otherwise a damaged file is an error."

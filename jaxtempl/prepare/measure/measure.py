@@ -26,7 +26,6 @@ from jaxtempl.text.redaction.redact import Redactor
 from jaxtempl.text.sources import find_files
 
 HOSTS = 5000  # messages that values are planted into
-PLANTED = 200  # values of each type, country and kind of frame
 INPUTS = ("transcripts", "train", "validation", "test")
 
 
@@ -92,11 +91,12 @@ def run(config: PrepareConfig) -> None:
     if policy is None:
         raise UserError("measure_redaction is given without a policy; pass --redact=default or --redact=FILE")
     hosts = _hosts(config)
-    report = files.plain(measure(policy, hosts, PLANTED, config.seed))
+    report = files.plain(measure(policy, hosts, config.planted_values, config.seed))
     path = config.out.with_name(f"{config.out.name}.redaction.json")
     files.write_json(path, report)
     print(format_table(report))
-    print(f"{path}: {len(hosts):,} messages of yours, {PLANTED} values of each type, country and kind of frame")
+    values = f"{config.planted_values} values of each type, country and kind of sentence"
+    print(f"{path}: {len(hosts):,} messages of yours, {values}")
 
 
 def _hosts(config: PrepareConfig) -> list[str]:

@@ -145,7 +145,11 @@ def _after_cue(text: str, start: int, following: Sequence[re.Match[str]], is_sur
     if not following or following[0].start() != start:
         return
     first = following[0]
-    if _is_common(first[0]) or not (is_sure or _is_capitalised(first[0])):
+    if _is_common(first[0]):
+        is_name = _is_capitalised(first[0]) and _is_in("first", first[0])  # "I am Mark"
+    else:
+        is_name = is_sure or _is_capitalised(first[0])
+    if not is_name:
         return
     end = _run(text, first, following[1:])
     if is_sure and not end and len(following) > 1 and _are_adjacent(text, first, following[1]):
