@@ -197,6 +197,17 @@ def test_the_error_for_a_missing_dataset_names_prepare(
         adapt.main(shlex.split(line)[1:])
 
 
+def test_the_commands_of_the_laws_page_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    use_fast_fits(monkeypatch)
+    points = [(row["parameters_body"], row["tokens"], row["domain_loss"]) for row in study_rows()[:36] if row["tokens"]]
+    lines = [",".join(map(str, point)) for point in points]
+    (folder / "runs.csv").write_text("\n".join(["parameters,tokens,loss", *lines]))
+    for line in commands(ROOT / "docs" / "laws.md"):
+        scaling.main(shlex.split(line)[1:])
+    assert (folder / "fit" / "index.html").is_file()
+
+
 def test_the_commands_of_the_scaling_page_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of docs/scaling.md run on synthetic results instead of hours of training."""
     monkeypatch.chdir(folder)

@@ -119,7 +119,7 @@ def test_efficiency_is_the_ratio_of_tokens_at_equal_loss_with_a_trend_in_size() 
 
 
 def test_equivalent_tokens_reach_the_same_loss() -> None:
-    theta = np.array([0.2, 4.0, 0.35])
+    theta = np.array([np.exp(0.2), 4.0, 0.35])
     truth = next(k for k in GROUND_TRUTHS if k.law is catalog.IN_TOKENS)
     fit = fitting.Fit(truth.law, truth.sample(0), theta, np.stack([theta] * 3))
     loss = fit.predict(np.array([[2.7e7]]))[0].value

@@ -97,7 +97,7 @@ def test_a_corpus_of_neither_kind_of_text_is_excluded_from_mixtures() -> None:
 
 
 def test_the_critical_share_holds_the_general_loss_within_its_limit(rows: list[ResultRow]) -> None:
-    theta = np.array([np.log(2.9), -20.0, 1.0, -20.0, 0.1, 1.0, np.log(0.2), 1.0])  # 2.9 + 0.2 / (share + 0.01)
+    theta = np.array([2.9, -20.0, 1.0, -20.0, 0.1, 1.0, np.log(0.2), 1.0])  # 2.9 + 0.2 / (share + 0.01)
     law = hypotheses.GENERAL_MIXTURE
     fit = fitting.Fit(law, selection.observations(law, rows, "general_loss"), theta, np.stack([theta] * 2))
     given = LawResult(law.name, "", "", "general_loss", "", 9, {}, 1.0, 0.0, "", "", fit)
@@ -153,7 +153,7 @@ def test_advice_is_the_best_configuration_within_the_constraints(rows: list[Resu
     ("changes", "message"),
     [
         ({"labels": 300_000.0}, "--labels=300,000 is outside 62 to 256,000, which is 4 times beyond the study"),
-        ({"latency_ms": 1.0}, "no size answers within 1 ms"),
+        ({"latency_ms": 1.0}, "no size that the law predicts answers within 1 ms"),
         ({"gpu_hours": 1e-6}, "trains within 1e-06 hours"),
     ],
 )

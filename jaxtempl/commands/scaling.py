@@ -1,4 +1,4 @@
-"""`bin/scaling NAME`: run a study, report it, and advise from it; filter and align corpora."""
+"""`bin/scaling NAME`: run a study, report it, advise from it; fit laws to tables; filter and align corpora."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +9,8 @@ from jaxtempl.config.scaling import (
     ScalingAdviseConfig,
     ScalingAlignConfig,
     ScalingFilterConfig,
+    ScalingFitConfig,
+    ScalingLawsConfig,
     ScalingReportConfig,
     ScalingRunConfig,
 )
@@ -61,6 +63,28 @@ def advise(argv: Sequence[str]) -> None:
     print(json.dumps(files.plain(advice), indent=1) if config.json else "\n".join(format_advice(advice)))
 
 
+def fit(argv: Sequence[str]) -> None:
+    """Run `bin/scaling fit`."""
+    from jaxtempl.scaling import fit_report
+
+    written = fit_report.write(parsing.parse(ScalingFitConfig, argv))
+    for name, interval in written.parameters.items():
+        print(f"{name} = {interval:.4g}")
+    print(f"{written.summary}\n{written.page}")
+
+
+def laws(argv: Sequence[str]) -> None:
+    """Run `bin/scaling laws`."""
+    from jaxtempl.scaling.laws import names
+
+    described = names.describe()
+    if parsing.parse(ScalingLawsConfig, argv).json:
+        print(json.dumps(files.plain(described), indent=1))
+        return
+    for law in described:
+        print(f"{law.name}: {law.formula}\n    in {', '.join(law.variables)}; {law.least_data}; {law.source}")
+
+
 def filter_corpus(argv: Sequence[str]) -> None:
     """Run `bin/scaling filter`."""
     from jaxtempl.scaling import filtering
@@ -84,6 +108,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "run": (run, ScalingRunConfig),
     "report": (report, ScalingReportConfig),
     "advise": (advise, ScalingAdviseConfig),
+    "fit": (fit, ScalingFitConfig),
+    "laws": (laws, ScalingLawsConfig),
     "filter": (filter_corpus, ScalingFilterConfig),
     "align": (align, ScalingAlignConfig),
 }

@@ -63,6 +63,32 @@ class ScalingAdviseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingFitConfig:
+    """Fit a scaling law to a table: parameters with intervals, hold-out error, a verdict, figures and JSON."""
+
+    table: Path = option(Path("table.csv"), "CSV or Parquet file with a row for each measurement.")
+    law: str = option("chinchilla", "Law (bin/scaling laws lists them).")
+    x: tuple[str, ...] = option((), "Columns of the law's variables, in its order (default: the variables' names).")
+    y: str = option("loss", "Column that the law predicts.")
+    group: str = option("", "Column of the runs, whose points may share an error (default: run, if there is one).")
+    holdout: str = option(
+        "", "Condition of the points to predict from the others, such as 'tokens>1e9' (default: the largest values)."
+    )
+    delta: float = option(0.0, "Threshold of the Huber loss (default: 1.345 standard deviations).", minimum=0)
+    counted: str = option("not stated", "What the column of parameters counts, for the report.")
+    schedule: str = option("not stated", "Learning-rate schedule of the points, for the report.")
+    seed: int = option(0, "Seed of starts and resamples.", minimum=0)
+    out: Path = option(Path("fit"), "Folder to write: index.html, fit.json and figures.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingLawsConfig:
+    """List the laws with their formulas, sources and the least data that they need."""
+
+    json: bool = option(False, "Print JSON.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScalingFilterConfig:
     """Select the passages of other text that are most similar to the domain, for companies with few transcripts."""
 

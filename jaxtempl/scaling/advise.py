@@ -46,6 +46,10 @@ class Adviser:
     def __init__(self, rows: Sequence[ResultRow], constraints: Constraints) -> None:
         self.forecaster = Forecaster(rows)
         adapted = [row for row in self.forecaster.rows if row["start"] == "adapted"]
+        if "loss" in self.forecaster.refused:
+            raise UserError(
+                f"no law of the loss is accepted ({self.forecaster.refused['loss']}); run more of the study"
+            )
         if "loss" not in self.forecaster.laws:
             raise UserError(f"{len(adapted)} adapted cells are too few for a law of the loss; run more of the study")
         self._trends = analysis.curve_trends(selection.comparable(rows))
@@ -78,8 +82,9 @@ class Adviser:
         plans = sorted(self._plans(), key=lambda plan: plan.expected["loss"].value)
         if not plans:
             raise UserError(
-                f"no size answers within {self.constraints.latency_ms:g} ms and trains within "
-                f"{self.constraints.gpu_hours:g} hours; allow more with --latency_ms and --gpu_hours"
+                f"no size that the law predicts answers within {self.constraints.latency_ms:g} ms and trains within "
+                f"{self.constraints.gpu_hours:g} hours; allow more with --latency_ms and --gpu_hours, or pass "
+                "--labels of the study"
             )
         best = plans[0]
         doublings = list(self._doublings(best))
@@ -92,7 +97,10 @@ class Adviser:
         for size in self._sizes():
             latency = self._latency(architecture_of(size))
             tokens = self._token_grid(size)
-            if latency <= self.constraints.latency_ms and len(tokens):
+            tokens = [
+                count for count in tokens if self._predictable(self._scenario(size, count, self.constraints.labels))
+            ]
+            if latency <= self.constraints.latency_ms and tokens:
                 yield self._shortest_plan(size, latency, tokens)
 
     def _sizes(self) -> list[str]:
@@ -105,10 +113,11 @@ class Adviser:
         return sorted(kept, key=lambda name: _body(architectures[name]))
 
     def _token_grid(self, size: str) -> list[float]:
-        """Return token counts from the smallest measured to what hours, epochs and the extrapolation limit allow."""
+        """Return token counts from the smallest measured to what hours, epochs, limit and law allow."""
         low = min(row["tokens"] for row in self._adapted)
         high = min(self._affordable_tokens(size), MAX_EPOCHS * self.constraints.tokens, self._range("tokens")[1])
-        return np.geomspace(low, high, TOKEN_GRID).tolist() if high >= low else []
+        grid: list[float] = np.geomspace(low, high, TOKEN_GRID).tolist() if high >= low else []
+        return [count for count in grid if self._predictable(self._scenario(size, count, self.constraints.labels))]
 
     def _affordable_tokens(self, size: str) -> float:
         """Return the tokens of adaptation that the hours allow next to the fine-tuning."""
@@ -136,6 +145,9 @@ class Adviser:
         (effective,) = effective_tokens(np.array([tokens]), np.array([self.constraints.tokens]), REPETITION_DECAY)
         return Scenario(float(_body(architecture_of(size))), float(effective), labels)
 
+    def _predictable(self, scenario: Scenario) -> bool:
+        return self.forecaster.covers("loss", scenario)
+
     def _shortest_plan(self, size: str, latency: float, tokens: Sequence[float]) -> TrainingPlan:
         """Return the plan with the fewest tokens whose loss practically equals the best."""
         labels = self.constraints.labels
@@ -150,11 +162,12 @@ class Adviser:
     def _doublings(self, plan: TrainingPlan) -> Iterator[Doubling]:
         """Yield the effect of doubling each resource within the extrapolation limit."""
         now = self._scenario(plan.size, plan.tokens, plan.labels)
-        if 2 * now.tokens <= self._range("tokens")[1]:
-            after = now._replace(tokens=2 * now.tokens)  # the corpus doubles too
+        after = now._replace(tokens=2 * now.tokens)  # the corpus doubles too
+        if after.tokens <= self._range("tokens")[1] and self._predictable(after):
             yield self._doubling("tokens", f"{2 * plan.tokens:,.0f}", now, after, self._extra_dollars(plan, tokens=2.0))
-        if 2 * now.labels <= self._range("labels")[1]:
-            after, dollars = now._replace(labels=2 * now.labels), self._extra_dollars(plan, labels=2.0)
+        after = now._replace(labels=2 * now.labels)
+        if after.labels <= self._range("labels")[1] and self._predictable(after):
+            dollars = self._extra_dollars(plan, labels=2.0)
             price = self.constraints.price_label
             cost = dollars + price * plan.labels if price else None
             yield self._doubling("labels", f"{2 * plan.labels:,.0f}", now, after, cost)
@@ -162,7 +175,8 @@ class Adviser:
         if larger:
             size = min(larger, key=lambda name: abs(np.log(_body(architecture_of(name)) / (2 * now.parameters))))
             after = now._replace(parameters=float(_body(architecture_of(size))))
-            yield self._doubling("size", size, now, after, self._extra_dollars(plan._replace(size=size)))
+            if self._predictable(after):
+                yield self._doubling("size", size, now, after, self._extra_dollars(plan._replace(size=size)))
 
     def _doubling(self, what: str, to: str, now: Scenario, after: Scenario, dollars: float | None) -> Doubling:
         loss, missed = (self.forecaster.predict_ratio(name, now, after) for name in ("loss", "missed top-1"))
@@ -191,10 +205,11 @@ class Adviser:
         return "stop adapting", f"{reason}, less than {MIN_GAIN:.1%}"
 
     def _warnings(self, plan: TrainingPlan) -> Iterator[str]:
+        for name, reason in self.forecaster.refused.items():
+            yield f"no law of {name} is accepted ({reason}), so it is not predicted"
         for name in plan.expected:
-            law = self.forecaster.laws[_LAW_OF.get(name, name)]
-            if law.rejection:
-                yield f"no law of {name} holds ({law.rejection}); the forecast uses the best predicting one"
+            for remark in self.forecaster.laws[_LAW_OF.get(name, name)].remarks:
+                yield f"the law of {name}: {remark}"
         measured = max(row["parameters_body"] for row in self._adapted)
         if _body(architecture_of(plan.size)) > measured:
             yield f"{plan.size} is larger than any measured size"

@@ -13,8 +13,8 @@ from jaxtempl.reports import html
 from jaxtempl.scaling import table3
 from jaxtempl.scaling.columns import ResultRow
 from jaxtempl.scaling.laws import selection
-from jaxtempl.scaling.laws.analysis import Analysis, LawResult
-from jaxtempl.scaling.laws.summaries import quantity_name
+from jaxtempl.scaling.laws.analysis import Analysis
+from jaxtempl.scaling.laws.fitting import Fit
 
 MARKERS = "os^Dv"  # by size
 LINE_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 4, 1, 4, 1, 4)), (0, (9, 3)))  # by corpus
@@ -178,15 +178,28 @@ class StudyFigures:
         return self.plot("domain_loss", "general_loss")
 
 
-def law(result: LawResult) -> Figure:
-    """Plot measurements against a law's predictions."""
-    fit = result.fit
+def predicted(fit: Fit, quantity: str) -> Figure:
+    """Plot measurements against a law's predictions, with the 95 % intervals of the law."""
     with html.drawing() as (figure, axes):
-        predicted = np.exp(fit.law.log(fit.theta, fit.data.x)[0])
-        axes.scatter(predicted, fit.data.y, s=14, color=html.BLUE)
-        ends = [min(predicted.min(), fit.data.y.min()), max(predicted.max(), fit.data.y.max())]
-        axes.plot(ends, ends, color=GREY, linewidth=1)
-        axes.set(xlabel=f"{quantity_name(result.quantity)}, predicted", ylabel="measured")
+        intervals = fit.predict(fit.data.x)
+        values, low, high = (np.array(column) for column in zip(*intervals, strict=True))
+        errors = np.stack([values - low, high - values])
+        axes.errorbar(values, fit.data.y, xerr=errors, fmt="o", markersize=3.5, color=html.BLUE, elinewidth=0.7)
+        ends = [min(values.min(), fit.data.y.min()), max(values.max(), fit.data.y.max())]
+        axes.plot(ends, ends, color=GREY, linewidth=1, zorder=1)
+        axes.set(xlabel=f"{quantity}, predicted", ylabel=f"{quantity}, measured")
+    return figure
+
+
+def residuals(fit: Fit, variable: int, name: str) -> Figure:
+    """Plot a law's residuals in per cent against one of its variables, one colour for each value of the first."""
+    with html.drawing() as (figure, axes):
+        first = np.unique(fit.data.x[:, 0], return_inverse=True)[1]
+        colours = [html.COLOURS[i % len(html.COLOURS)] for i in first]
+        axes.scatter(fit.data.x[:, variable], 100 * np.expm1(fit.residuals), s=14, c=colours)
+        html.logarithmic(axes, "x")
+        axes.axhline(0, color=GREY, linewidth=1)
+        axes.set(xlabel=name, ylabel="measured over predicted, %")
     return figure
 
 

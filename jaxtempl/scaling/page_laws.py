@@ -27,17 +27,22 @@ def _laws(page: FigurePage, study: StudyPage) -> None:
     laws = study.analysis.laws
     holding = [law for law in laws if not law.rejection]
     page.page.heading("Laws").text(
-        f"{len(holding)} of {len(laws)} hold. A law is rejected if its residuals are not noise or if there is too "
-        "little trend; a rejected law is not drawn."
+        f"{len(holding)} of {len(laws)} hold. They are not independent: quantities and subsets share cells. A law is "
+        "rejected by its misfit, its held-out error, or too little trend (docs/laws.md); a rejected law is not drawn."
     )
     page.page.table(
-        ["law", "of", "parameters", "R²", "held-out error", "summary"],
+        ["law", "of", "parameters", "R²", "misfit", "held-out error", "summary"],
         [_law(law) for law in holding],
-        "Held-out error: mean relative error on the last quarter of the points, fitted to the others. "
-        "Brackets are 95 % bootstrap intervals.",
+        "Misfit and held-out error: mean relative errors on the fitted points, and on the largest values of a variable "
+        "when fitted to the others. Brackets are 95 % intervals over runs.",
     )
     for i, law in enumerate(law for law in holding if law.subset in POOLED_SUBSETS):
-        page.figure(f"law-{i}", figures.law(law), f"{law.law}: {law.formula}, {law.subset}.")
+        page.figure(
+            f"law-{i}",
+            figures.predicted(law.fit, quantity_name(law.quantity)),
+            f"{law.law}: {law.formula}, {law.subset}.",
+        )
+        page.figure(f"law-{i}-residuals", figures.residuals(law.fit, 0, law.fit.law.variables[0]), "Its residuals.")
     _rejected_laws(page, laws)
 
 
@@ -45,7 +50,7 @@ def _law(law: LawResult) -> list[TableCell]:
     parameters = ", ".join(f"{name} {interval:.3g}" for name, interval in law.parameters.items())
     error = None if np.isnan(law.heldout_error) else Measured(f"{law.heldout_error:.1%}")
     subject = f"{quantity_name(law.quantity)}, {law.subset}, {law.points} points"
-    return [law.law, subject, parameters, law.r2, error, law.summary]
+    return [law.law, subject, parameters, law.r2, Measured(f"{law.misfit:.1%}"), error, law.summary]
 
 
 def _rejected_laws(page: FigurePage, laws: list[LawResult]) -> None:

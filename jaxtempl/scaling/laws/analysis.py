@@ -42,10 +42,13 @@ class LawResult:
         points: Number of points.
         parameters: Parameters with intervals.
         r2: Share of the variance of the log quantity that the law explains.
-        heldout_error: Mean relative error on the last quarter of the points when fitted to the others.
+        heldout_error: Mean relative error on held-out points, the largest over the variables.
         rejection: Reason why the law does not hold; empty if it holds.
         summary: One-sentence summary.
         fit: Fit behind the result.
+        misfit: Mean relative error on the fitted points.
+        remarks: What a reader must know besides.
+        extrapolates: Whether the law predicts outside the measured range.
     """
 
     law: str
@@ -60,6 +63,9 @@ class LawResult:
     rejection: str
     summary: str
     fit: Fit
+    misfit: float = float("nan")
+    remarks: tuple[str, ...] = ()
+    extrapolates: bool = False
 
 
 class LossToLoss(NamedTuple):
@@ -162,17 +168,21 @@ def evaluate(hypothesis: Hypothesis) -> LawResult | None:
         rejection=assessment.rejection,
         summary=summaries.summarise(assessment, quantity),
         fit=fit,
+        misfit=assessment.misfit,
+        remarks=assessment.remarks,
+        extrapolates=assessment.extrapolates,
     )
 
 
 def _reject_pooled(result: LawResult, tests: Mapping[str, CommonCurveTest]) -> LawResult:
-    """Reject a law in compute alone if each size has its own curve."""
+    """Reject a law in compute alone if a curve for each size has a far smaller misfit."""
     test = tests.get(result.quantity)
     if result.law != catalog.IN_COMPUTE.name or result.rejection or not test:
         return result
-    if test.p >= goodness_of_fit.SIGNIFICANCE:
+    ratio = (test.pooled / max(test.separate, 1e-300)) ** 0.5
+    if ratio <= goodness_of_fit.NOISE_FACTOR:
         return result
-    reason = f"each size has its own curve (F = {test.f:.1f}, p = {test.p:.2g})"
+    reason = f"each size has its own curve: one curve misfits {ratio:.1f} times as much (p = {test.p:.2g})"
     return dataclasses.replace(result, rejection=reason, summary=summaries.rejected(reason))
 
 

@@ -47,7 +47,8 @@ class Forecaster:
         rows: Results of one study.
 
     Attributes:
-        laws: Law by quantity (`domain_loss`, `loss` and the missed shares), where there are enough points.
+        laws: Accepted law by quantity (`domain_loss`, `loss` and the missed shares).
+        refused: Reason why no law of a quantity is accepted, by quantity.
         rows: Results that the laws are fitted to.
     """
 
@@ -57,13 +58,12 @@ class Forecaster:
         self.rows = [row for row in selection.comparable(all_seeds) if row["corpus"] == corpus]
         self._seed_scatter = {name: selection.seed_scatter(all_seeds, name) for name in ("loss", *MISSED)}
         best = {quantity: self._best_law(quantity, laws) for quantity, laws in CANDIDATES.items()}
-        self.laws = {quantity: law for quantity, law in best.items() if law}
+        self.laws = {quantity: law for quantity, law in best.items() if law and not law.rejection}
+        self.refused = {quantity: law.rejection for quantity, law in best.items() if law and law.rejection}
+        self._left_out: dict[str, float] = {}  # error of an unseen size, by quantity
 
     def _best_law(self, quantity: str, laws: Sequence[Law]) -> LawAssessment | None:
-        assessed = [
-            goodness_of_fit.assess(law, selection.observations(law, self.rows, quantity), held_out_variable=0)
-            for law in laws
-        ]
+        assessed = [goodness_of_fit.assess(law, selection.observations(law, self.rows, quantity)) for law in laws]
         candidates = [assessment for assessment in assessed if assessment]
         return goodness_of_fit.best_predicting(candidates) if candidates else None
 
@@ -71,6 +71,11 @@ class Forecaster:
         """Return the forecast of `domain_loss`, `loss`, `top1`, `top3` and `top5`, as far as there are laws."""
         predicted = {quantity: self.predict_quantity(quantity, scenario) for quantity in self.laws}
         return {MISSED.get(name, name): _hit(value) if name in MISSED else value for name, value in predicted.items()}
+
+    def covers(self, quantity: str, scenario: Scenario) -> bool:
+        """Return whether the accepted law of a quantity predicts a scenario."""
+        law = self.laws.get(quantity)
+        return bool(law) and law.covers(_variables(law, scenario))
 
     def predict_ratio(self, quantity: str, before: Scenario, after: Scenario) -> Interval | None:
         """Return a loss or missed share of one scenario over that of another; None without a law."""
@@ -89,19 +94,28 @@ class Forecaster:
         """Return the prediction interval of a loss or missed share for one more cell of any seed.
 
         It combines the law's interval with the scatter of cells and of seeds, and is at least as wide as the law's
-        error on held-out sizes.
+        error on held-out points and, for a size that was not measured, on each size left out.
         """
         law = self.laws[quantity]
         predicted = law.fit.predict(_variables(law, scenario)[None])[0]
         deviation = np.hypot(np.std(law.fit.residuals), self._seed_scatter.get(quantity, 0.0))
         scatter = float(stats.norm.ppf((1 + LEVEL) / 2) * deviation)
-        minimum = float(np.log1p(np.nan_to_num(law.heldout_error)))
+        minimum = float(np.log1p(np.nanmax([0.0, law.heldout_error, self._new_size_error(quantity, scenario)])))
         down, up = (
             max(float(np.hypot(np.log(side), scatter)), minimum)
             for side in (predicted.value / predicted.low, predicted.high / predicted.value)
         )
         value = predicted.value
         return Interval(value, value * float(np.exp(-down)), value * float(np.exp(up)))
+
+    def _new_size_error(self, quantity: str, scenario: Scenario) -> float:
+        """Return the error of a size that the law has not seen; 0 for a measured one."""
+        fit = self.laws[quantity].fit
+        if scenario.parameters in fit.data.x[:, 0]:
+            return 0.0
+        if quantity not in self._left_out:
+            self._left_out[quantity] = goodness_of_fit.leave_out_error(fit, 0)
+        return self._left_out[quantity]
 
 
 def _variables(law: LawAssessment, scenario: Scenario) -> Float[np.ndarray, " K"]:

@@ -1,23 +1,43 @@
-"""Goodness of fit of a law: its residuals must look like noise, and held-out points must be predicted.
+"""The acceptance of a law: misfit and held-out error against noise decide (docs/laws.md states the rule).
 
 Dims: N points, K variables, P parameters, Q columns.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
+from jaxtempl.scaling.laws.bootstrap import MIN_GROUPS
 from jaxtempl.scaling.laws.fitting import Fit, Observations, fit
 from jaxtempl.scaling.laws.forms import Law
 
 SPARE_POINTS = 3  # points that a law needs beyond its parameters
-SIGNIFICANCE = 0.01  # p value below which the residuals are not noise
+MIN_DISTINCT = 3  # values of each variable
+UNIQUE = "unique tokens"
+TOLERANCE = 0.05  # relative error that is accepted whatever the noise
+NOISE_FACTOR = 2.0  # errors within this multiple of the noise are accepted
+MAX_SPAN = 100.0  # of an identified parameter's interval, upper over lower bound
+SIGNIFICANCE = 0.01  # p value below which a remark says that the residuals follow a curve
 MIN_R2 = 0.5
 MAX_EXPONENT = 3.0  # a steeper curve is flat beyond its first points
 HELD_OUT = 0.25  # share of the points with the largest values
+MAX_FOLDS = 6  # of the leave-one-out error of a variable with many values
+
+
+class HeldOut(NamedTuple):
+    """The mean relative errors on held-out points; NaN where the others are too few to fit.
+
+    Attributes:
+        error: Error of the law, fitted to the others.
+        nearest: Error of the nearest measured value.
+    """
+
+    error: float
+    nearest: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,41 +47,146 @@ class LawAssessment:
     Attributes:
         fit: Fit to all points.
         rejection: Reason why the law does not hold; empty if it holds.
-        heldout_error: Mean relative error on the last quarter of the points when fitted to the others; NaN if there are
-            too few points.
+        misfit: Mean relative error on the fitted points.
+        noise: Standard deviation of log measurements at equal variables; NaN if none are repeated.
+        heldout: Errors on the largest values of each variable, by variable.
+        unidentified: Parameters that the points do not determine.
+        remarks: What a reader must know besides.
     """
 
     fit: Fit
     rejection: str
-    heldout_error: float
+    misfit: float
+    noise: float
+    heldout: dict[str, HeldOut]
+    unidentified: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def heldout_error(self) -> float:
+        """The largest error on held-out points; NaN if none could be held out."""
+        return _largest([one.error for one in self.heldout.values()])
+
+    @property
+    def extrapolates(self) -> bool:
+        """True if the law predicts outside the measured range: it holds and its parameters are identified."""
+        return not self.rejection and not self.unidentified
+
+    def covers(self, x: Float[np.ndarray, " K"]) -> bool:
+        """Return whether the law predicts at a point: it holds, and the point is measured or may be extrapolated to."""
+        measured = bool(((x >= self.fit.data.x.min(axis=0)) & (x <= self.fit.data.x.max(axis=0))).all())
+        return self.extrapolates or (measured and not self.rejection)
 
 
-def assess(law: Law, data: Observations, held_out_variable: int = -1, seed: int = 0) -> LawAssessment | None:
-    """Fit a law and assess it; return None if there are too few points.
+def shortage(law: Law, data: Observations) -> str:
+    """Return why points are too few for a law; empty if they suffice."""
+    needed = len(law.parameters) + SPARE_POINTS
+    if len(data.y) < needed:
+        return f"{len(data.y)} points are too few: {law.name} needs {needed}"
+    for i, name in enumerate(law.variables):
+        values = _distinct(law, data, i)
+        if len(values) < MIN_DISTINCT:
+            listed = ", ".join(f"{value:g}" for value in values)
+            return f"{name} has {len(values)} distinct values ({listed}): {law.name} needs {MIN_DISTINCT}"
+    return ""
+
+
+def _distinct(law: Law, data: Observations, variable: int) -> Float[np.ndarray, " M"]:
+    """Return the distinct values of a variable; of unique tokens, those of the epochs over them."""
+    if law.variables[variable] == UNIQUE:
+        return np.unique(data.x[:, law.variables.index("tokens")] / data.x[:, variable])
+    return np.unique(data.x[:, variable])
+
+
+def assess(
+    law: Law, data: Observations, seed: int = 0, held_out: Bool[np.ndarray, " N"] | None = None, **options: Any
+) -> LawAssessment | None:
+    """Fit a law and assess it; return None if there are too few points or values of a variable.
 
     Args:
         law: Law to fit.
         data: Points.
-        held_out_variable: Index of the variable whose largest values are held out.
         seed: Seed of the fit.
+        held_out: Points to predict from the others (default: the largest values of each variable).
+        options: `delta` and `fixed` of the fit.
     """
-    if len(data.y) < len(law.parameters) + SPARE_POINTS:
+    if shortage(law, data):
         return None
-    fitted = fit(law, data, seed)
-    return LawAssessment(fitted, rejection_reason(fitted), heldout_error(law, data, held_out_variable, seed))
+    fitted = fit(law, data, seed, **options)
+    if held_out is None:
+        heldout = {
+            name: heldout_errors(law, data, _largest_values(law, data, i), seed) for i, name in enumerate(law.variables)
+        }
+    else:
+        heldout = {"the chosen points": heldout_errors(law, data, held_out, seed)}
+    misfit, noise = float(np.mean(np.abs(np.expm1(-fitted.residuals)))), repeated_scatter(data)
+    rejection = rejection_reason(fitted, misfit, noise, heldout)
+    unidentified = tuple(_unidentified(fitted))
+    return LawAssessment(
+        fitted,
+        rejection,
+        misfit,
+        noise,
+        heldout,
+        unidentified,
+        tuple(_remarks(fitted, unidentified, heldout)),
+    )
 
 
-def rejection_reason(fitted: Fit) -> str:
+def rejection_reason(fitted: Fit, misfit: float, noise: float, heldout: Mapping[str, HeldOut]) -> str:
     """Return why a law does not hold for its points; empty if it holds."""
-    p = lack_of_fit(fitted)
-    if p < SIGNIFICANCE:
-        return f"the residuals follow a curve (p = {p:.2g}), so another law generated the points"
+    allowed = max(TOLERANCE, NOISE_FACTOR * np.nan_to_num(noise))
     if fitted.r2 < MIN_R2:
         return f"it explains {max(fitted.r2, 0):.0%} of the variance: there is too little trend for it"
+    if misfit > allowed:
+        return f"its misfit is {misfit:.1%}, more than {allowed:.1%}"
     for parameter, value in zip(fitted.law.parameters, fitted.theta.tolist(), strict=True):
-        if not parameter.logarithm and abs(value) > MAX_EXPONENT:
+        if parameter.is_exponent and value > MAX_EXPONENT:
             return f"its exponent {parameter.name} is {value:.3g}: the curve is flat after the first points"
+    for name, one in heldout.items():
+        if one.error > allowed:
+            return f"it predicts held-out values of {name} {one.error:.1%} off, more than {allowed:.1%}"
+        if one.error > max(one.nearest, NOISE_FACTOR * misfit):
+            return (
+                f"it predicts held-out values of {name} {one.error:.1%} off, where the nearest measured value is "
+                f"{one.nearest:.1%} off"
+            )
     return ""
+
+
+def _unidentified(fitted: Fit) -> list[str]:
+    """Return the exponents and scales whose interval includes 0 or spans too much, in scaled units."""
+    found = fitted.scaled_parameters
+    judged = {p.name: found[p.name] for p in fitted.law.parameters if p.logarithm or p.is_exponent}
+    return [name for name, one in judged.items() if one.low <= 0 or one.high > MAX_SPAN * one.low]
+
+
+def _remarks(fitted: Fit, unidentified: Sequence[str], heldout: Mapping[str, HeldOut]) -> Iterator[str]:
+    if unidentified:
+        yield f"the points do not identify {', '.join(unidentified)}: it predicts inside the measured range only"
+    for i, name in enumerate(fitted.law.variables):
+        if len(_distinct(fitted.law, fitted.data, i)) == MIN_DISTINCT:
+            yield f"{name} has only {MIN_DISTINCT} distinct values"
+    missing = [name for name, one in heldout.items() if np.isnan(one.error)]
+    if missing:
+        yield f"no values of {', '.join(missing)} could be held out"
+    groups = len(np.unique(fitted.data.group))
+    if groups < MIN_GROUPS:
+        yield f"{groups} runs: the intervals leave out the scatter between runs"
+    p = lack_of_fit(fitted)
+    if p < SIGNIFICANCE:
+        yield f"the residuals follow a curve (p = {p:.2g})"
+
+
+def repeated_scatter(data: Observations) -> float:
+    """Return the standard deviation of log measurements at equal variables; NaN if none are repeated."""
+    _, index, counts = np.unique(data.x, axis=0, return_inverse=True, return_counts=True)
+    freedom = len(data.y) - len(counts)
+    if not freedom:
+        return float("nan")
+    index, logs = index.ravel(), np.log(data.y)
+    means = np.bincount(index, logs) / counts
+    return float(np.sqrt(np.sum((logs - means[index]) ** 2) / freedom))
 
 
 def lack_of_fit(fitted: Fit) -> float:
@@ -101,20 +226,63 @@ def _residual_squares(residuals: Float[np.ndarray, " N"], basis: Float[np.ndarra
     return float(np.sum((residuals - basis @ (basis.T @ residuals)) ** 2))
 
 
-def heldout_error(law: Law, data: Observations, variable: int, seed: int) -> float:
-    """Return the mean relative error on the points with the largest values of a variable, fitted to the others.
+def _largest_values(law: Law, data: Observations, variable: int) -> Bool[np.ndarray, " N"]:
+    """Return the points with the largest values of a variable, so that the others suffice for the law if they can."""
+    values = data.x[:, variable]
+    few = [value for value in np.unique(values) if np.mean(values >= value) <= HELD_OUT]
+    chosen = values >= (min(few) if few else values.max())
+    return chosen if _suffice(law, data.select(~chosen)) else values == values.max()
 
-    It is NaN if fewer points remain than the law needs, even when only the largest value is held out.
+
+def _suffice(law: Law, data: Observations) -> bool:
+    enough = all(len(_distinct(law, data, i)) >= MIN_DISTINCT for i in range(len(law.variables)))
+    return enough and len(data.y) > len(law.parameters)
+
+
+def heldout_error(law: Law, data: Observations, variable: int, seed: int) -> float:
+    """Return the mean relative error on the points with the largest values of a variable, fitted to the others."""
+    return heldout_errors(law, data, _largest_values(law, data, variable), seed).error
+
+
+def heldout_errors(
+    law: Law, data: Observations, held_out: Bool[np.ndarray, " N"], seed: int, start: Any = None
+) -> HeldOut:
+    """Return the errors on held-out points, fitted to the others; NaN if the others are too few."""
+    seen, unseen = data.select(~held_out), data.select(held_out)
+    if not _suffice(law, seen) or not len(unseen.y):
+        return HeldOut(float("nan"), float("nan"))
+    fitted = fit(law, seen, seed, resamples=0, start=start)
+    predicted = np.exp(law.log(fitted.theta, unseen.x)[0])
+    return HeldOut(_mean_error(predicted, unseen.y), _mean_error(_nearest(seen, unseen.x), unseen.y))
+
+
+def leave_out_error(fitted: Fit, variable: int, seed: int = 0) -> float:
+    """Return the mean relative error of a variable's values, each predicted by the points with the others.
+
+    Many values form contiguous blocks. It is NaN if the others are too few.
     """
-    values, needed = data.x[:, variable], len(law.parameters) + 1
-    seen = values < np.quantile(values, 1 - HELD_OUT)
-    if seen.sum() < needed:
-        seen = values < values.max()
-    if seen.sum() < needed:
-        return float("nan")
-    fitted = fit(law, Observations(data.x[seen], data.y[seen], data.group[seen]), seed, resamples=2)
-    predicted = np.exp(law.log(fitted.theta, data.x[~seen])[0])
-    return float(np.mean(np.abs(predicted / data.y[~seen] - 1)))
+    values = fitted.data.x[:, variable]
+    folds = np.array_split(np.unique(values), min(len(np.unique(values)), MAX_FOLDS))
+    errors = [
+        heldout_errors(fitted.law, fitted.data, np.isin(values, fold), seed, fitted.theta).error for fold in folds
+    ]
+    return float("nan") if np.isnan(errors).all() else float(np.nanmean(errors))
+
+
+def _nearest(seen: Observations, x: Float[np.ndarray, "M K"]) -> Float[np.ndarray, " M"]:
+    """Return the measurement that is nearest in the log variables, each over its range."""
+    logs, others = np.log(seen.x), np.log(x)
+    span = np.maximum(np.ptp(logs, axis=0), 1e-12)
+    distance = np.abs((others[:, None] - logs[None]) / span).sum(axis=2)
+    return seen.y[np.argmin(distance, axis=1)]
+
+
+def _mean_error(predicted: Float[np.ndarray, " M"], measured: Float[np.ndarray, " M"]) -> float:
+    return float(np.mean(np.abs(predicted / measured - 1)))
+
+
+def _largest(errors: Sequence[float]) -> float:
+    return float("nan") if np.isnan(errors).all() else float(np.nanmax(errors))
 
 
 def best_predicting(candidates: Sequence[LawAssessment]) -> LawAssessment:

@@ -11,7 +11,7 @@ from jaxtempl.scaling.laws.selection import MISSED
 
 GENERAL_MIXTURE = dataclasses.replace(catalog.MIXTURE, variables=("parameters", "tokens", "general share"))
 MIN_RELATIVE_ALIGNMENT = 0.5  # of a domain corpus, relative to the main corpus's alignment
-POOLED_SUBSETS = ("all sizes", "adapted to the end", "all mixtures")
+POOLED_SUBSETS = ("all sizes", "adapted to the end", "all mixtures", "all pure corpora")
 
 
 class Hypothesis(NamedTuple):
@@ -32,7 +32,7 @@ class Hypothesis(NamedTuple):
 
 def hypotheses(rows: Sequence[ResultRow]) -> Iterator[Hypothesis]:
     """Yield every law with the results that it may describe."""
-    all_sizes, end, _ = POOLED_SUBSETS
+    all_sizes, end, *_ = POOLED_SUBSETS
     corpus, labels = selection.main_corpus(rows), selection.main_labels(rows)
     main = [row for row in rows if row["corpus"] == corpus]
     last = [row for row in main if row["adapt_step"] == row["adapt_steps"]]
@@ -68,6 +68,7 @@ def _across_corpora(rows: Sequence[ResultRow]) -> Iterator[Hypothesis]:
         yield Hypothesis(GENERAL_MIXTURE, "general_loss", POOLED_SUBSETS[2], rows)
     pure = [row for row in rows if row["domain_weight"] == 1]
     if any(row["tokens"] > row["unique_tokens"] for row in pure):
+        yield Hypothesis(special_forms.DATA_CONSTRAINED, "domain_loss", POOLED_SUBSETS[3], pure)
         for size in selection.sizes(pure):
             of_size = [row for row in pure if row["size"] == size]
             yield Hypothesis(special_forms.REPEATED, "domain_loss", f"{size}, pure corpora", of_size)

@@ -76,15 +76,20 @@ def measured(row: ResultRow, quantity: str) -> float | None:
 
 
 def observations(law: Law, rows: Sequence[ResultRow], quantity: str) -> Observations:
-    """Return the points for a law: adapted models whose quantity is measured and positive."""
+    """Return the points for a law, grouped by run: adapted models whose quantity is measured and positive."""
     if quantity in OF_LANGUAGE_MODEL:
         rows = list({(row["size"], row["corpus"], row["adapt_step"]): row for row in rows}.values())
     kept = [row for row in rows if row["start"] == "adapted" and measured(row, quantity)]
     x = [[variable(row, name) for name in law.variables] for row in kept]
     y = [measured(row, quantity) for row in kept]
-    return Observations(
-        np.array(x, float).reshape(len(kept), len(law.variables)), np.array(y, float), np.arange(len(kept), dtype=int)
-    )
+    runs = {key: i for i, key in enumerate(dict.fromkeys(map(_run, kept)))}
+    group = np.array([runs[_run(row)] for row in kept], int)
+    return Observations(np.array(x, float).reshape(len(kept), len(law.variables)), np.array(y, float), group)
+
+
+def _run(row: ResultRow) -> tuple[str, str]:
+    """Return the adaptation that a cell belongs to; its checkpoints share an offset."""
+    return row["size"], row["corpus"]
 
 
 def variable(row: ResultRow, name: str) -> float:

@@ -14,7 +14,6 @@ from jaxtempl.config import paths
 from jaxtempl.scaling.laws.bootstrap import LEVEL
 from jaxtempl.scaling.laws.fitting import Fit
 from jaxtempl.scaling.laws.goodness_of_fit import LawAssessment
-from jaxtempl.scaling.laws.special_forms import RECTIFIED
 from jaxtempl.specs.interval import Interval
 
 QUANTITIES = {
@@ -38,8 +37,20 @@ def summarise(assessment: LawAssessment, quantity: str) -> str:
     if assessment.rejection:
         return rejected(assessment.rejection)
     fit = assessment.fit
-    parts = [_doublings(fit, quantity), _floor(fit), _repetitions(fit), coverage_warning(fit)]
+    doublings = _doublings(fit, quantity) if assessment.extrapolates else ""
+    remarks = "".join(f" {remark[0].upper()}{remark[1:]}." for remark in assessment.remarks)
+    parts = [doublings, _floor(fit), _repetitions(fit), coverage_warning(fit), remarks.strip()]
     return " ".join(part for part in parts if part)
+
+
+def verdict(assessment: LawAssessment) -> str:
+    """Return whether a law is accepted, with the errors that decide."""
+    name = assessment.fit.law.name
+    first = f"{name[0].upper()}{name[1:]} is rejected: {assessment.rejection}." if assessment.rejection else ""
+    errors = [f"held-out values of {n} {h.error:.1%} off" for n, h in assessment.heldout.items() if h.error >= 0]
+    accepted = f"{name[0].upper()}{name[1:]} is accepted: {', '.join([f'misfit {assessment.misfit:.1%}', *errors])}."
+    remarks = [f"{remark[0].upper()}{remark[1:]}." for remark in assessment.remarks]
+    return " ".join([first or accepted, *remarks])
 
 
 def rejected(reason: str) -> str:
@@ -64,15 +75,15 @@ def _predict_doubled(fit: Fit, x: Float[np.ndarray, " K"], index: int) -> Interv
 
 def _floor(fit: Fit) -> str:
     floor = fit.parameters.get("E")
-    if not floor or fit.law is RECTIFIED:  # its E is not the asymptote
+    if not floor:
         return ""
     return f"Its floor is {floor:.3g}." if floor.low > 1e-3 else "Its floor is not distinguishable from 0."
 
 
 def _repetitions(fit: Fit) -> str:
-    if "R" not in fit.parameters:
+    if "R_D" not in fit.parameters:
         return ""
-    return f"Repeating tokens has given most of its benefit after {fit.parameters['R']:.3g} repetitions."
+    return f"Repeating tokens has given most of its benefit after {fit.parameters['R_D']:.3g} repetitions."
 
 
 def coverage_warning(fit: Fit) -> str:
