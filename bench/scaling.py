@@ -129,7 +129,7 @@ def page(measured: dict[str, Any]) -> str:
         *_table3(measured),
         *_figures(),
         *_forecasts(measured["forecasts"]),
-        *_laws(measured["laws"]),
+        *_laws(measured),
         *(_other_corpora(measured["corpora"]) if "corpora" in measured else ()),
         (common.RESULTS / "scaling.notes.md").read_text(),
         common.describe(measured["machine"]) + f" The cells and models took {measured['hours']:.1f} hours of one core.",
@@ -198,7 +198,9 @@ def _forecasts(compared: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _laws(laws: Sequence[dict[str, Any]]) -> list[str]:
+def _laws(measured: dict[str, Any]) -> list[str]:
+    laws = measured["laws"]
+    runs = {(cell["size"], cell["corpus"]) for cell in measured["cells"] if cell["start"] == "adapted"}
     holding = [
         f"| {law['law']} | {law['quantity']}, {law['subset']} | {law['r2']:.3f} | {_error(law)} | {law['summary']} |"
         for law in laws
@@ -211,8 +213,8 @@ def _laws(laws: Sequence[dict[str, Any]]) -> list[str]:
     ]
     return [
         "## Laws",
-        f"{len(holding)} of {len(laws)} hold. Held-out error: mean relative error on the last checkpoints, or on the "
-        "most labels, when fitted to the others.",
+        f"{len(holding)} of {len(laws)} hold. They share cells, and all rest on {len(runs)} adaptations, so they are "
+        "not independent. Held-out error: mean relative error on the largest values when fitted to the others.",
         "\n".join(["| law | of | R² | held-out error | summary |", "|---|---|---|---|---|", *holding]),
         "Rejected laws:",
         "\n".join(["| law | of | held-out error | reason |", "|---|---|---|---|", *rejected]),
