@@ -217,6 +217,8 @@ READERS = {  # the packages that receive each command's config
     "ScalingReportConfig": ["scaling", "commands"],
     "ScalingAdviseConfig": ["commands"],
     "ScalingFilterConfig": ["scaling"],
+    "ScalingFitConfig": ["scaling"],
+    "ScalingLawsConfig": ["commands"],
     "ConvertHuggingfaceConfig": ["../converters/huggingface"],
     "ConvertOnnxConfig": ["../converters/onnx", "../converters/quantize"],
     "ConvertTensorrtConfig": ["../converters/tensorrt"],

@@ -75,7 +75,9 @@ class ScalingFitConfig:
         "", "Condition of the points to predict from the others, such as 'tokens>1e9' (default: the largest values)."
     )
     delta: float = option(0.0, "Threshold of the Huber loss (default: 1.345 standard deviations).", minimum=0)
-    counted: str = option("not stated", "What the column of parameters counts, for the report.")
+    counted: str = option(
+        "not stated", "Parameters that the column counts, such as all or those without embeddings; for the report."
+    )
     schedule: str = option("not stated", "Learning-rate schedule of the points, for the report.")
     seed: int = option(0, "Seed of starts and resamples.", minimum=0)
     out: Path = option(Path("fit"), "Folder to write: index.html, fit.json and figures.")
