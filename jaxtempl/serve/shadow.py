@@ -108,7 +108,7 @@ class ShadowProcess:
 
 def _compute(connection: Connection, folder: Path, config: ServeConfig) -> None:
     """Answer requests until the server closes the connection, or ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the server ends this process when it has drained
     with logs.write_json_logs(), contextlib.suppress(EOFError, OSError):
         try:
