@@ -15,7 +15,7 @@ from scipy import stats
 from jaxtempl import cli
 from jaxtempl.commands import experiment
 from jaxtempl.errors import UsageError, UserError
-from jaxtempl.experiments import aggregate, comparison, simulate, validity, world
+from jaxtempl.experiments import aggregate, analysis, comparison, simulate, validity, world
 from jaxtempl.experiments.table5 import PAPER
 from jaxtempl.experiments.world import SimulatedModel, SimulatedTest
 from jaxtempl.serve.experiments import definition
@@ -27,7 +27,7 @@ test:
   name: v1-v2
   salt: demo-v1-v2
   start: 2026-01-19T00:00:00Z
-  end: 2026-02-02T00:00:00Z
+  end: 2026-02-01T00:00:00Z
   arms:
     v1: {bundle: bundles/v1, range: [0, 0.5]}
     v2: {bundle: bundles/v2, range: [0.5, 1]}
@@ -155,7 +155,7 @@ def test_a_test_that_has_not_ended_and_few_advocates_change_the_verdict(tmp_path
     experiment.main(["analyse", *flags(tmp_path, f"--experiments={tmp_path}/e.yaml", f"--out={tmp_path}/b")])
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     assert report["verdict"].startswith("No verdict: the events end on 2026-01-2")
-    assert report["withheld"].endswith("the test on 2026-02-02, and the decision is one look at its end")
+    assert report["withheld"].endswith("the test on 2026-02-01, and the decision is one look at its end")
 
 
 def test_a_null_world_passes_the_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +204,17 @@ def test_a_pair_in_both_arms_counts_in_its_first_one(effect: Analysed) -> None:
         found = {c.name: c.finding for c in validity.run_checks(comparison.select(each, "v1/v2", None), None)}
         assert found["sample ratio"].startswith(f"v1 {effect.report['counts'][0]['pairs']} ")
     assert found["pairs in one arm"].startswith("9 of ")
+
+
+def test_a_test_without_pairs_on_its_last_days_has_ended_when_the_events_have(effect: Analysed) -> None:
+    sums, file = aggregate.aggregate(f"{effect.folder}/e.parquet"), definition.read(effect.folder / "e.yaml")
+    assert file.test is not None
+    is_weekend = (sums.pairs.day + 3) % 7 >= 5
+    quiet = sums._replace(pairs=sums.pairs.take(~is_weekend | (sums.pairs.experiment == 0)))
+    found = comparison.select(quiet, "v1/v2", file)
+    assert found.rows.day.max() < found.last_day
+    assert analysis.analyse(found, [], file.test.end).withheld is None
+    assert analysis.analyse(found._replace(last_day=found.last_day - 1), [], file.test.end).withheld is not None
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def analyse(
     looks, planned = _looks(rows, planned_se)
     effective = estimators.effective_clusters(by_advocate)
     headline = "by_advocate" if effective >= FEW_CLUSTERS else "rerandomization"
-    withheld = _reason_to_withhold(checks, rows, end)
+    withheld = _reason_to_withhold(checks, comparison.last_day, end)
     crossed = next((look.day for look in looks if look.low > 0 or look.high < 0), None)
     arms = (comparison.arms[0], comparison.arms[1])
     return ABAnalysis(
@@ -250,10 +250,10 @@ def _holdout_top(held: PairSums) -> dict[str, Interval]:
     return found
 
 
-def _reason_to_withhold(checks: list[Check], rows: PairSums, end: datetime | None) -> str | None:
+def _reason_to_withhold(checks: list[Check], last_day: int, end: datetime | None) -> str | None:
     if failed := [f"{check.name} ({check.finding})" for check in checks if not check.passed]:
         return f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}"
-    last = date.fromisoformat(_day(rows.day.max()))
+    last = date.fromisoformat(_day(last_day))
     if end is not None and last < (end - timedelta(days=1)).date():
         return f"the events end on {last} and the test on {end.date()}, and the decision is one look at its end"
     return None

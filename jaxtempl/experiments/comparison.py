@@ -29,6 +29,7 @@ class ComparedPairs(NamedTuple):
         advocates: Ids of the advocates.
         earlier: Mean selection time of each advocate before the first day, in seconds; NaN without any, shape [G].
         cap: Cap on times in seconds; None if none was declared.
+        last_day: Last day of the events, of whichever experiment, in days since 1970-01-01.
     """
 
     experiment: str
@@ -40,6 +41,7 @@ class ComparedPairs(NamedTuple):
     advocates: tuple[str, ...]
     earlier: Float[np.ndarray, " G"]
     cap: float | None
+    last_day: int
 
     @property
     def compared(self) -> PairSums:
@@ -91,6 +93,7 @@ def select(sums: Aggregate, test: str, experiments: Experiments | None) -> Compa
         sums.advocates,
         _earlier(sums, int(begin)),
         sums.cap,
+        int(sums.pairs.day.max()),
     )
 
 
