@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from jaxtempl import files
 from jaxtempl.experiments.world import World
-from jaxtempl.serve.events.export import IDS, NUMBERS, SCHEMA
+from jaxtempl.serve.events.export import SCHEMA
 from jaxtempl.serve.experiments.assignment import assign
 from jaxtempl.serve.experiments.definition import HOLDOUT
 
 K = 5
+KINDS = [f"{kind:032x}" for kind in range(3)]  # second halves of the ids of a suggestion's events
 FOLLOWS = {"opened": 1.0, "shown": 1.5}  # seconds after the suggestion
 
 
@@ -238,10 +240,10 @@ def _events(world: World, week: Week, random: np.random.Generator) -> pa.Table:
         "k": np.full(rows.size, K),
         "threshold": pa.nulls(rows.size, pa.float64()),
         "latency_ms": np.full(rows.size, 20.0),
-        "reason": pa.array([HOLDOUT if one else None for one in held[rows]], pa.string()),
-        "event_id": [
-            f"{int(content['suggestion_id'][row], 16) * 3 + kind:064x}" for row, kind in zip(rows, kinds, strict=True)
-        ],
+        "reason": pa.array(np.full(rows.size, HOLDOUT), pa.string(), mask=~held[rows]),
+        "event_id": pc.call_function(
+            "binary_join_element_wise", [_taken(content["suggestion_id"], rows), _taken(KINDS, kinds), pa.scalar("")]
+        ),
         "event": names[rows, kinds],
         "template": templates,
         "position": pa.array(position, mask=position == 0),
@@ -265,19 +267,24 @@ def _truth(week: Week, schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(each) for each in (*ids, *week.seconds.values())], schema=schema)
 
 
-def _taken(values: list[str], rows: Int[np.ndarray, " N"]) -> list[str]:
-    return [values[row] for row in rows]
+def _taken(values: list[str], rows: Int[np.ndarray, " N"]) -> pa.Array:
+    return pa.array(values, pa.string()).take(pa.array(rows))
 
 
 def _ids(templates: Int[np.ndarray, " N"], known: np.ndarray) -> pa.Array:
-    return pa.array(
-        [f"t{template}" if ok else None for template, ok in zip(templates, known, strict=True)], pa.string()
-    )
+    names = pa.array([f"t{number}" for number in range(int(templates.max(initial=0)) + 1)], pa.string())
+    return names.take(pa.array(templates, mask=~known))
 
 
 def _lists(lists: Int[np.ndarray, "N K"], present: np.ndarray) -> pa.Array:
-    return pa.array([[f"t{one}" for one in row] if ok else [] for row, ok in zip(lists, present, strict=True)], IDS)
+    kept = lists[present].ravel()
+    return pa.ListArray.from_arrays(_offsets(present), _ids(kept, np.ones(kept.size, bool)))
 
 
 def _probabilities(present: np.ndarray) -> pa.Array:
-    return pa.array([[0.4, 0.2, 0.1, 0.05, 0.05] if ok else [] for ok in present], NUMBERS)
+    return pa.ListArray.from_arrays(_offsets(present), pa.array(np.tile([0.4, 0.2, 0.1, 0.05, 0.05], present.sum())))
+
+
+def _offsets(present: np.ndarray) -> pa.Array:
+    """Return where the list of each row begins: K items if it is present, or none."""
+    return pa.array(np.concatenate([[0], np.cumsum(K * present)]), pa.int32())
