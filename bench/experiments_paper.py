@@ -17,17 +17,13 @@ from jaxtempl.experiments.estimators import Estimate, Sample, sums_by_cluster
 from jaxtempl.experiments.lifetime import PAPER_SAVING, PAPER_SHARE, InducedAgreement
 from jaxtempl.experiments.report import LifetimeReport
 from jaxtempl.experiments.sums import Aggregate
+from jaxtempl.experiments.table5 import PAPER, PaperTest
 from jaxtempl.experiments.templates import TemplateTrend
 from jaxtempl.experiments.trend import MannKendall
 from jaxtempl.experiments.world import World
 from jaxtempl.reports import html
 
 EVENTS = common.ROOT / "runs" / "bench-experiments" / "paper.parquet"
-TABLE_5 = {
-    ("v1", "v2"): (13.78, 13.33, "4.8e-10"),
-    ("v2", "v3"): (12.98, 12.52, "9.1e-10"),
-    ("v3", "v4"): (11.64, 10.91, "3.7e-27"),
-}
 NAME = "experiments_paper"
 
 
@@ -47,7 +43,7 @@ class Claim(NamedTuple):
     covered: bool
 
 
-class PaperTest(NamedTuple):
+class SimulatedRow(NamedTuple):
     """A row of Table 5 by three methods; differences are the second arm minus the first."""
 
     arms: tuple[str, str]
@@ -55,7 +51,7 @@ class PaperTest(NamedTuple):
     by_advocate: Estimate
     by_pair: Estimate
     naive: Estimate
-    paper: tuple[float, float, str]
+    paper: PaperTest
 
 
 def main() -> None:
@@ -72,12 +68,14 @@ def main() -> None:
     common.write(NAME, files.plain(results), page(machine, settings, tests, checked, reported))
 
 
-def table_5(found: Aggregate) -> list[PaperTest]:
+def table_5(found: Aggregate) -> list[SimulatedRow]:
     """Return the three tests."""
-    return [_test(found, arms, paper) for arms, paper in TABLE_5.items()]
+    return [_row_of(found, paper) for paper in PAPER]
 
 
-def _test(found: Aggregate, arms: tuple[str, str], paper: tuple[float, float, str]) -> PaperTest:
+def _row_of(found: Aggregate, paper: PaperTest) -> SimulatedRow:
+    first, second = (arm.removeprefix("model-") for arm in paper.arms)
+    arms = (first, second)
     rows, numbers = found.pairs, [found.arms.index(arm) for arm in arms]
     kept = np.isin(rows.arm, numbers) & (rows.experiment == found.experiments.index("-".join(arms)))
     arm = (rows.arm == numbers[1]).astype(int)[kept]
@@ -87,7 +85,7 @@ def _test(found: Aggregate, arms: tuple[str, str], paper: tuple[float, float, st
     )
     means = [estimators.mean(estimators.ClusterSums(advocate.totals[:, [i]], advocate.weights[:, [i]])) for i in (0, 1)]
     samples = [_sample(rows.selections[kept], rows.seconds[kept], rows.squares[kept], arm == i) for i in (0, 1)]
-    return PaperTest(
+    return SimulatedRow(
         arms,
         means,
         estimators.difference(advocate),
@@ -102,10 +100,10 @@ def _sample(counts: np.ndarray, totals: np.ndarray, squares: np.ndarray, arm: np
     return Sample(n, total / n, (float(squares[arm].sum()) - total**2 / n) / (n - 1))
 
 
-def claims(settings: World, tests: list[PaperTest], reported: LifetimeReport) -> list[Claim]:
+def claims(settings: World, tests: list[SimulatedRow], reported: LifetimeReport) -> list[Claim]:
     """Return the numbers of the paper next to the estimates."""
     found = [
-        _claim(f"Table 5, {test.arms[0]} to {test.arms[1]}, s", test.paper[1] - test.paper[0], test.by_advocate)
+        _claim(f"Table 5, {test.arms[0]} to {test.arms[1]}, s", test.paper.difference, test.by_advocate)
         for test in tests
     ]
     found.append(_claim("saving a selection, s", PAPER_SAVING, reported.worth.selection))
@@ -160,7 +158,11 @@ def draw(reported: LifetimeReport, folder: Path) -> None:
 
 
 def page(
-    machine: Mapping[str, Any], settings: World, tests: list[PaperTest], checked: list[Claim], reported: LifetimeReport
+    machine: Mapping[str, Any],
+    settings: World,
+    tests: list[SimulatedRow],
+    checked: list[Claim],
+    reported: LifetimeReport,
 ) -> str:
     """Return the page in Markdown."""
     lines = [
@@ -193,14 +195,14 @@ def page(
     return "\n".join([*lines, common.describe(dict(machine)), ""])
 
 
-def _row(test: PaperTest) -> str:
-    first, second, p = test.paper
+def _row(test: SimulatedRow) -> str:
     cells = [
         f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}] | {one.p:.1e}"
         for one in (test.by_advocate, test.by_pair, test.naive)
     ]
     means = f"{test.means[0].value:.2f}, {test.means[1].value:.2f}"
-    return f"| {test.arms[0]}, {test.arms[1]} | {means} | {' | '.join(cells)} | {second - first:.2f} | {p} |"
+    paper = f"{test.paper.difference:.2f} | {test.paper.p:.1e}"
+    return f"| {test.arms[0]}, {test.arms[1]} | {means} | {' | '.join(cells)} | {paper} |"
 
 
 def _number(claim: Claim, value: float) -> str:

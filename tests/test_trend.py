@@ -117,6 +117,20 @@ def test_a_bootstrap_over_advocates_equals_the_t_interval_of_a_mean() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.06)
 
 
+def test_a_centred_bootstrap_contains_a_correlation_that_resampling_attenuates() -> None:
+    random = np.random.default_rng(4)
+    truth = random.normal(size=200)
+    one, other = (truth + 3 * random.normal(size=(20, 200)) for _ in range(2))
+
+    def correlation(weights: np.ndarray) -> float:
+        return float(np.corrcoef(weights @ one, weights @ other)[0, 1])
+
+    plain, centred = (trend.bootstrap_interval(correlation, 20, draws=300, centred=flag) for flag in (False, True))
+    assert plain.high < plain.value
+    assert centred.low < centred.value < centred.high
+    assert centred.high - centred.low == pytest.approx(plain.high - plain.low)
+
+
 def test_split_half_reliability_is_the_share_of_variance_between_templates() -> None:
     """By classical test theory: variance of the truth over that of the mean of all advocates."""
     random = np.random.default_rng(3)

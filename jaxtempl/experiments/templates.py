@@ -97,7 +97,9 @@ def template_trend(found: Aggregate, top: int = TOP) -> TemplateTrend:
     return TemplateTrend(
         points,
         trend.mann_kendall(savings, accuracies),
-        trend.bootstrap_interval(lambda weights: _tau(sums.accuracies(weights), sums.savings(weights)), clusters),
+        trend.bootstrap_interval(
+            lambda weights: _tau(sums.accuracies(weights), sums.savings(weights)), clusters, centred=True
+        ),
         trend.split_half_reliability(lambda weights: _filled(sums.accuracies(weights)), clusters, splits=SPLITS),
         trend.split_half_reliability(lambda weights: _filled(sums.savings(weights)), clusters, splits=SPLITS),
         _tau_across_halves(sums),

@@ -99,7 +99,12 @@ def sen_slope(values: Series) -> float:
 
 
 def bootstrap_interval(
-    statistic: Callable[[ClusterWeights], float], clusters: int, *, draws: int = 1000, seed: int = 0
+    statistic: Callable[[ClusterWeights], float],
+    clusters: int,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    centred: bool = False,
 ) -> Interval:
     """Return a statistic with its 95 % percentile interval over resampled clusters.
 
@@ -108,6 +113,8 @@ def bootstrap_interval(
         clusters: Number of clusters: advocates, since an advocate's rows are correlated across templates.
         draws: Number of resamples.
         seed: Seed of the resamples.
+        centred: Whether to shift the resamples so that their median is the statistic: resampling adds noise, which
+            attenuates a correlation of noisy values, so that its percentiles lie too low.
 
     Raises:
         UserError: There are fewer than two clusters, or a resample has no value.
@@ -120,7 +127,9 @@ def bootstrap_interval(
     if not np.isfinite(values).all():
         missing = int((~np.isfinite(values)).sum())
         raise UserError(f"{missing} of {draws} resamples have no value; use templates that more advocates choose")
-    return Interval(statistic(np.ones(clusters)), *map(float, np.quantile(values, [0.025, 0.975])))
+    found = statistic(np.ones(clusters))
+    shift = found - float(np.median(values)) if centred else 0.0
+    return Interval(found, *(float(bound) + shift for bound in np.quantile(values, [0.025, 0.975])))
 
 
 def split_half_reliability(
