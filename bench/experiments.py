@@ -75,7 +75,8 @@ def sections() -> list[Section]:
         ),
         Section(
             "Two equal arms over real picks",
-            "The same over the picks of 111 people (RasaHQ/STAR), to which arms are assigned at random.",
+            f"The same over {len(experiment_trials.real_picks(real_file()).seconds):,} picks of 111 people "
+            "(RasaHQ/STAR), to which arms are assigned at random.",
             {f"{unit}s": functools.partial(experiment_trials.real, unit=unit, path=real_file()) for unit in UNITS},
             level,
         ),
