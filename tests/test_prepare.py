@@ -447,7 +447,7 @@ def test_packing_loses_no_token_for_any_block_size(lists: list[list[int]], lengt
 
 
 def test_prepare_reads_every_field_of_its_config() -> None:
-    readers = [*Path(pipeline.__file__).parent.glob("*.py"), Path(prepare.__file__)]
+    readers = [*Path(pipeline.__file__).parent.rglob("*.py"), Path(prepare.__file__)]
     source = "".join(path.read_text() for path in readers)
     names = {field.name for field in dataclasses.fields(PrepareConfig)} - set(pipeline.INPUTS)
     assert {name for name in names if f"config.{name}" not in source} == set()
