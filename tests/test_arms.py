@@ -103,7 +103,11 @@ def test_the_holdout_computes_as_for_everyone_and_stores_what_it_withholds(
     assert (row["templates"], row["probabilities"], row["reason"]) == ([], [], "holdout")
     assert row["withheld_templates"] == [each["template"] for each in shown["suggestions"]]
     assert row["withheld_probabilities"] == [each["probability"] for each in shown["suggestions"]]
+    outcomes = [f'jaxtempl_suggestions_total{{outcome="{name}"}}' for name in ("holdout", "some", "none")]
+    counted = [server.metric(line) for line in outcomes]
     nothing = ask(server, held, threshold=1, allowed=[]).json
+    assert ask(server, held).json["suggestions"] == []
+    assert [server.metric(line) for line in outcomes] == [counted[0] + 2, *counted[1:]], "the outcome shows it"
     assert (nothing["suggestions"], nothing["no_suggestion"]) == ([], "holdout"), "the reason shows what was withheld"
 
 
