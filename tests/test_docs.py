@@ -11,9 +11,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from children import environment
 from interpreter import Interpreter
@@ -29,6 +31,7 @@ from jaxtempl.config.paths import ROOT
 from jaxtempl.config.serving import LoadtestConfig, ServeConfig, ServeEventsExportConfig
 from jaxtempl.config.training import AdaptConfig, FinetuneConfig
 from jaxtempl.errors import UserError
+from jaxtempl.experiments import simulate, world
 from jaxtempl.synthetic import generator
 
 README = ROOT / "README.md"
@@ -219,3 +222,26 @@ def test_the_commands_of_the_scaling_page_run(folder: Path, monkeypatch: pytest.
         elif line.startswith("bin/scaling run"):
             scaling.main([*shlex.split(line)[1:], "--plan=true"])
     assert (folder / "runs" / "scaling" / "laptop" / "report" / "index.html").is_file()
+
+
+def test_the_commands_of_the_experiments_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of docs/experiments.md run on a simulated test of the page's file, in which nothing is broken."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "experiments.md"
+    [written] = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    Path("experiments.yaml").write_text(written)
+    models = (world.SimulatedModel("v3", 0.3, 0), world.SimulatedModel("v4", 0.4))
+    tests = (world.SimulatedTest(("v3", "v4"), 0),)
+    start = datetime(2026, 3, 2, tzinfo=UTC)
+    settings = {"models": models, "tests": tests, "start": start, "pairs_a_week": 500, "advocates": 50, "templates": 20}
+    changed = msgspec.structs.replace(world.read("null"), **settings)
+    simulate.simulate(changed, Path("events.parquet"), Path("truth.parquet"))
+    for line in commands(page):
+        experiment.main(shlex.split(line)[1:])
+    printed = capsys.readouterr().out
+    assert "takes 121 days" in printed
+    assert "Suggestions save" in printed
+    for folder in ("plan", "analysis", "report"):
+        assert (tmp_path / folder / "report.json").is_file()
