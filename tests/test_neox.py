@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 from flax import nnx
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
@@ -159,7 +160,7 @@ def test_every_layer_equals_transformers(language_model: Pair, side: str) -> Non
 def test_rows_longer_than_a_chunk_of_queries_equal_transformers(odd_model: Pair) -> None:
     rows = ragged((2 * attention.QUERY_CHUNK + 37, attention.QUERY_CHUNK), ODD.vocabulary)
     batch = padded(rows, "right")
-    got, expected = odd_model.ours(right(rows)), their_layers(odd_model.theirs, batch)[1]
+    got, expected = tiny.logits(odd_model.ours, right(rows)), their_layers(odd_model.theirs, batch)[1]
     assert error(real(got, batch.attention_mask), real(expected, batch.attention_mask)) < TOLERANCE
 
 
@@ -170,7 +171,7 @@ def test_template_head_equals_transformers(tmp_path: Path, name: str, side: str)
     rows = ragged(LENGTHS, ODD.vocabulary)
     with torch.no_grad():
         expected = theirs(**padded(rows, side)._asdict()).logits.numpy()
-    got = np.asarray(ours.classify(right(rows), jnp.array(LENGTHS)))
+    got = np.asarray(tiny.template_logits(ours, right(rows), jnp.array(LENGTHS)))
     assert got.shape == (len(LENGTHS), SLOTS)
     assert error(got, expected) < TOLERANCE
 
@@ -178,7 +179,7 @@ def test_template_head_equals_transformers(tmp_path: Path, name: str, side: str)
 def test_template_head_reads_no_padding(odd_model: Pair) -> None:
     tokens, lengths = right(ragged(LENGTHS, ODD.vocabulary)), jnp.array(LENGTHS)
     other = jnp.where(jnp.arange(tokens.shape[1])[None] < lengths[:, None], tokens, 42)
-    got, expected = odd_model.ours.classify(other, lengths), odd_model.ours.classify(tokens, lengths)
+    got, expected = (tiny.template_logits(odd_model.ours, some, lengths) for some in (other, tokens))
     np.testing.assert_array_equal(got, expected)
 
 
@@ -228,10 +229,10 @@ def test_a_masked_document_is_independent_of_the_others(odd_model: Pair) -> None
     tokens = jax.random.randint(jax.random.key(0), (2, length), 0, ODD.vocabulary)
     other = tokens.at[:, :first].set((tokens[:, :first] + 1) % ODD.vocabulary)
     documents = jnp.where(jnp.arange(length) < first, 1, 2)[None].repeat(2, axis=0)
-    seen = [odd_model.ours(some, documents) for some in (tokens, other)]
+    seen = [tiny.logits(odd_model.ours, some, documents) for some in (tokens, other)]
     np.testing.assert_array_equal(seen[0][:, first:], seen[1][:, first:])
-    assert (odd_model.ours(tokens)[:, first:] != odd_model.ours(other)[:, first:]).any()
-    alone = odd_model.ours(tokens[:, first:])
+    assert (tiny.logits(odd_model.ours, tokens)[:, first:] != tiny.logits(odd_model.ours, other)[:, first:]).any()
+    alone = tiny.logits(odd_model.ours, tokens[:, first:])
     np.testing.assert_allclose(seen[0][:, first:], alone, atol=1e-4 * float(jnp.abs(alone).max()))
 
 
@@ -262,7 +263,7 @@ def test_the_embedded_model_equals_its_reference(nano: Pair) -> None:
     reference = json.loads((NANO / "reference.json").read_text())
     ids = Tokenizer(NANO / "tokenizer.json").encode([reference["text"]])[0]
     assert ids == reference["ids"]
-    logits = nano.ours(jnp.array([ids]))[0]
+    logits = tiny.logits(nano.ours, jnp.array([ids]))[0]
     np.testing.assert_allclose(logits[-1, :8], reference["last_logits_first_8"], atol=1e-4)
     assert int(logits[-1].argmax()) == reference["argmax"]
     assert abs(next_token_loss(logits, ids) - reference["mean_next_token_loss"]) < 1e-5
@@ -273,7 +274,7 @@ def test_the_embedded_model_has_the_loss_of_transformers_on_real_text(nano: Pair
     assert len(ids) > 100
     with torch.no_grad():
         expected = nano.theirs(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
-    assert abs(next_token_loss(nano.ours(jnp.array([ids]))[0], ids) - expected) < 1e-5
+    assert abs(next_token_loss(tiny.logits(nano.ours, jnp.array([ids]))[0], ids) - expected) < 1e-5
 
 
 def next_token_loss(logits: jax.Array, ids: list[int]) -> float:
@@ -336,7 +337,7 @@ def test_logits_of_bfloat16_are_summed_in_float32() -> None:
     params = random_params(ODD, SLOTS, seed=0)
     tokens, lengths = jnp.arange(12).reshape(1, 12) % ODD.vocabulary, jnp.array([12])
     half, whole = (
-        nnx.merge(factory.make_graphdef(ODD, SLOTS, dtype), params).classify(tokens, lengths)
+        tiny.template_logits(nnx.merge(factory.make_graphdef(ODD, SLOTS, dtype), params), tokens, lengths)
         for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert half.dtype == jnp.float32

@@ -88,6 +88,18 @@ def make_run(
     return made
 
 
+@nnx.jit
+def logits(model: Any, *inputs: jax.Array) -> jax.Array:
+    """Return a language model's logits; compiled as one program, not operation by operation."""
+    return model(*inputs)
+
+
+@nnx.jit
+def template_logits(model: Any, *inputs: jax.Array) -> jax.Array:
+    """Return a classifier's logits; compiled as one program, not operation by operation."""
+    return model.classify(*inputs)
+
+
 def language_model(made: Run, step: int) -> Callable[[list[int]], np.ndarray]:
     """Return a function from tokens to the logits at each of them: one row, no padding, the head at every position."""
     graphdef, params = made.graphdef(), made.params(step)
