@@ -1,11 +1,15 @@
 """Configuration of all tests: eight fake CPU devices, and an error on implicit rank promotion."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+# LLVM does not optimize, because compiling takes longer than computing with so small models.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_STATE_HOME"] = os.devnull  # a folder that cannot be written: tracebacks go to standard error
 # Compilation takes most of a test's time, so tests and their child processes share a cache.
@@ -19,6 +23,9 @@ import shared
 
 hypothesis.settings.register_profile("busy", deadline=None)  # a busy machine makes no example wrong
 hypothesis.settings.load_profile("busy")
+# Modules are compiled once for this session, its child processes and the slow tests after it.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
