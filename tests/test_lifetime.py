@@ -9,7 +9,7 @@ from scipy import stats
 from jaxtempl.errors import UserError
 from jaxtempl.experiments import estimators, lifetime, templates
 from jaxtempl.experiments.estimators import ClusterSums
-from jaxtempl.experiments.sums import Aggregate, Measures, PairSums, TemplateSums
+from jaxtempl.experiments.sums import Aggregate, Measures, PairSums, SelectionSums
 
 ADVOCATES, WEEKS, TEMPLATES = 40, 6, 20
 FOLLOWED = 0.25  # of the choices that the five would not have contained
@@ -41,7 +41,7 @@ def drawn(seed: int = 0, pairs: int = 6000, held_share: float = 0.3) -> Aggregat
     chosen = {**cell, "selections": np.ones(pair.size, int), "seconds": seconds, "hits_5": agreed.astype(int)}
     return Aggregate(
         columns(PairSums, **keys, **summed, day=day, last=length),
-        columns(TemplateSums, **chosen),
+        columns(SelectionSums, **chosen),
         tuple(f"a{number}" for number in range(ADVOCATES)),
         ("holdout",),
         ("treatment", "holdout"),
