@@ -48,6 +48,11 @@ def test_the_schema_is_that_of_the_export(null: Simulated) -> None:
     assert list(null.events[0]) == export.SCHEMA.names
 
 
+def test_what_no_experiment_counts_has_nulls(tmp_path: Path) -> None:
+    events = run(tmp_path, "null", pairs_a_week=20, weeks=1, holdout=0.0, tests=()).events
+    assert {(row["experiment"], row["arm"], row["bucket"]) for row in events} == {(None, None, None)}
+
+
 def test_events_agree_with_the_truth(null: Simulated) -> None:
     opened = {row["suggestion_id"]: row["event_at"] for row in null.events if row["event"] == "opened"}
     assert opened.keys() == null.truth.keys()

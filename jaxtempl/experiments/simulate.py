@@ -251,8 +251,8 @@ def _events(world: World, week: Week, random: np.random.Generator) -> pa.Table:
         "received_at": at + 50_000,
         "suggested_position": pa.array(position, mask=position == 0),
         "experiment": content["experiment"][rows],
-        "arm": content["arm"][rows],
-        "bucket": content["bucket"][rows],
+        "arm": pa.array(content["arm"][rows], pa.string(), mask=content["arm"][rows] == ""),
+        "bucket": pa.array(content["bucket"][rows], from_pandas=True),  # NaN is null
         "config_sha256": [content["config_sha256"]] * rows.size,
         "withheld_templates": _lists(content["lists"][rows], held[rows]),
         "withheld_probabilities": _probabilities(held[rows]),
