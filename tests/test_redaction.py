@@ -58,7 +58,7 @@ def test_a_number_of_the_national_health_service_needs_its_cue() -> None:
     assert redact("943476 5919 items") == ["<PHONE> items"]
 
 
-@pytest.mark.parametrize("text", UNCHECKED)
+@pytest.mark.parametrize("text", sorted(UNCHECKED))
 def test_what_fails_a_check_stays(text: str) -> None:
     assert redact(text) == [text]
 
