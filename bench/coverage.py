@@ -17,7 +17,7 @@ from jaxtempl.scaling.laws import bootstrap, fitting
 from jaxtempl.scaling.laws.fitting import Observations
 from jaxtempl.scaling.laws.ground_truth import GROUND_TRUTHS, GroundTruth
 
-FITS, RESAMPLES = 100, 150
+FITS, RESAMPLES = 100, 100
 EXTRAPOLATION = 2.0  # factor beyond the largest value of the last variable, at which predictions are checked
 BY_NOISE = ("Chinchilla's law", "power law in tokens")
 UNANNEALED = 0.03  # relative excess of a checkpoint's loss early in a run over that of a run which ends there

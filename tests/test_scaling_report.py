@@ -270,3 +270,13 @@ def test_figures_mark_partial_curves() -> None:
     (axes,) = drawn.plot("tokens", "loss").axes
     labels = [line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")]
     assert labels == ["nano-0.6m", "nano-0.9m (partial curve)"]
+
+
+def test_figure_3c_leaves_out_the_bases_and_has_intervals() -> None:
+    rows = [row(size, step) for size in SIZES[:2] for step in (0, *STEPS[:4])]
+    for one in rows:
+        one["domain_loss"] *= 1 if one["adapt_step"] else 50
+    drawn = figures.StudyFigures(rows, Analysis([], analysis.LossToLoss(None, {}, None), {}, [], {}, [], {}))
+    (axes,) = drawn.loss_to_loss().axes
+    assert axes.get_xlim()[1] < min(one["domain_loss"] for one in rows if not one["adapt_step"])
+    assert len(axes.collections) == 2  # error bars of each size

@@ -52,25 +52,40 @@ class StudyFigures:
         self._sizes = selection.sizes(self.rows)
         self._corpora = list({row["corpus"]: None for row in self.rows if row["corpus"]})
 
-    def plot(self, x: str, y: str) -> Figure:
-        """Plot one curve for each size and corpus; a horizontal line is a base that has no position on the x axis."""
+    def plot(self, x: str, y: str, bases: bool = True) -> Figure:
+        """Plot one curve for each size and corpus; a horizontal line is a base that has no position on the x axis.
+
+        Args:
+            x: Column of the x axis.
+            y: Column of the y axis.
+            bases: Whether a curve in domain loss begins at its base, which is far from the rest.
+        """
         with html.drawing() as (figure, axes):
             for (size, corpus), rows in self._curves.items():
-                self._curve(axes, rows, x, y, self._name(size, corpus), self._style(size, corpus))
-            if x != "domain_loss":
+                kept = [row for row in rows if bases or row["start"] != "base"]
+                self._curve(axes, kept, x, y, self._name(size, corpus), self._style(size, corpus))
+            if x != "domain_loss" or not bases:
                 self._base_levels(axes, y)
+            if x != "domain_loss":
                 html.logarithmic(axes, "x")
             _finish(axes, x, y)
         return figure
 
     def _curve(self, axes: Axes, rows: Sequence[ResultRow], x: str, y: str, name: str, style: dict[str, Any]) -> None:
-        """Plot means over seeds; hollow markers show an adaptation that did not reach its last update."""
+        """Plot means over seeds with 95 % intervals; hollow markers show a run that did not reach its last update."""
         kept = [row for row in rows if row[x] and row[y] is not None]
         positions = sorted({row[x] for row in kept})
         means = [np.mean([row[y] for row in kept if row[x] == position]) for position in positions]
         finished = all(row["finished"] for row in kept)
         partial: dict[str, Any] = {} if finished else {"markerfacecolor": "none"}
         axes.plot(positions, means, label=name + (" (partial curve)" if partial else ""), **style, **partial)
+        if kept and kept[0].get(f"{y}_low") is not None:
+            low, high = (
+                [np.mean([row[y + end] for row in kept if row[x] == position]) for position in positions]
+                for end in ("_low", "_high")
+            )
+            errors = np.abs(np.array([low, high]) - means)
+            axes.errorbar(positions, means, yerr=errors, fmt="none", ecolor=style["color"], elinewidth=0.7, alpha=0.7)
 
     def _base_levels(self, axes: Axes, y: str) -> None:
         for size in self._sizes:
@@ -94,8 +109,8 @@ class StudyFigures:
         return f"{size}, {corpus}" if len(self._corpora) > 1 else size
 
     def loss_to_loss(self) -> Figure:
-        """Plot Figure 3c with its regression lines."""
-        figure = self.plot("domain_loss", "loss")
+        """Plot Figure 3c with its regression lines, which leave out the bases; a dotted line is a base's loss."""
+        figure = self.plot("domain_loss", "loss", bases=False)
         (axes,) = figure.axes
         regressions = self.analysis.loss_to_loss
         ends, height = np.array(axes.get_xlim()), axes.get_ylim()
