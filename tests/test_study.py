@@ -76,7 +76,7 @@ def test_the_included_studies_can_be_planned(path: Path, tmp_path: Path) -> None
     todo = Jobs(loaded, tmp_path, tmp_path).resolve(cells)
     assert len({cell.name for cell in cells}) == len(cells)
     outputs = {job.output for job in todo}
-    steps = {str(step) for step in [0, *loaded.saved_steps]}
+    steps = {str(step) for step in [0, *loaded.saved_steps, loaded.anneal]}
     for job in todo:
         for file in job.inputs:
             assert file in outputs or file.parent.name in steps, f"{job.name} needs {file}, which no job creates"
@@ -206,6 +206,20 @@ def test_done_jobs_are_skipped_and_cells_start_at_their_checkpoint(tmp_path: Pat
     begun = {n: (tmp_path / f"cells-{n}.py.times").read_text().split() for n in ("early", "last")}
     assert [len(found) for found in begun.values()] == [1, 1]
     assert float(begun["early"][0]) < float(begun["last"][0])
+
+
+def test_each_checkpoint_of_an_annealed_study_has_a_branch(tmp_path: Path) -> None:
+    loaded, out = read(tmp_path, anneal=3), tmp_path / "out"
+    jobs = {job.name: job for job in Jobs(loaded, out, tmp_path).resolve(study.cells(loaded))}
+    trunk, branch = jobs["adapted/nano-0.6m_domain"], jobs["annealed/nano-0.6m_domain_2"]
+    assert {"--schedule=wsd", "--decay_at=3", "--steps=4"} <= set(trunk.commands[0])
+    expected = {f"--from={out / 'adapted' / 'nano-0.6m_domain'}@2", "--schedule=linear", "--steps=3", "--seed=1"}
+    assert expected <= set(branch.commands[0])
+    assert branch.output == out / "annealed" / "nano-0.6m_domain_2" / "checkpoints" / "3" / "manifest.json"
+    cell = jobs["cells/nano-0.6m_domain-2_8-labels_seed-0"]
+    assert f"--from={out / 'annealed' / 'nano-0.6m_domain_2'}@3" in cell.commands[0]
+    assert branch.output in cell.inputs
+    assert [loaded.tokens("nano-0.6m", step) for step in (0, 2)] == [0, (2 + 3) * 4 * 32]
 
 
 def test_two_shards_run_a_shared_job_once(tmp_path: Path) -> None:

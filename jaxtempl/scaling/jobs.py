@@ -20,7 +20,7 @@ from jaxtempl.specs.architecture import BertArchitecture
 
 FILE_FLAGS = ("transcripts", "train", "validation", "test", "documents", "templates")  # of bin/prepare
 ASSUMED_LABELS = 30_000  # of a cell that takes all labels, for its estimated duration before any are counted
-KINDS = ("data", "alignment", "base", "adapted", "language", "cells")
+KINDS = ("data", "alignment", "base", "adapted", "annealed", "language", "cells")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +104,8 @@ class Jobs:
             yield from (self._data(name, cell.size) for name in self.study.corpora[cell.corpus])
             yield self._alignment(cell)
             yield self._adapted(cell)
+            if self.study.anneal:
+                yield self._annealed(cell)
         if cell.start != "random":
             yield self._language(cell)
         yield self.cell(cell)
@@ -119,6 +121,13 @@ class Jobs:
     def adapted(self, size: str, corpus: str) -> Path:
         """Return the run of an adaptation."""
         return self.out / "adapted" / f"{size}_{corpus}"
+
+    def model(self, cell: Cell) -> tuple[Path, int]:
+        """Return the run and the step of an adapted cell's language model: of its annealed branch, if there is one."""
+        run = self.adapted(cell.size, cell.corpus)
+        if not self.study.anneal:
+            return run, cell.step
+        return self.out / "annealed" / f"{run.name}_{cell.step}", self.study.anneal
 
     def language(self, cell: Cell) -> Path:
         """Return the folder with the evaluations of a cell's language model."""
@@ -162,10 +171,25 @@ class Jobs:
     def _adapted(self, cell: Cell) -> Job:
         out, shares = self.adapted(cell.size, cell.corpus), self.study.corpora[cell.corpus]
         fixed = {"data": self._mixture(shares, cell.size), "out": out}
+        if self.study.anneal:
+            fixed |= {"schedule": "wsd", "decay_at": self.study.steps - 1}  # hold the rate
         command = ("adapt", *format_flags(self._start(cell.size), self.flags("adapt", cell.size, {}), fixed))
-        operations = self.adapt_operations(cell.size, self.study.steps)
+        operations = self.study.steps * self.study.batch_size * self._row_operations(cell.size)
         inputs = (*self._manifests(list(shares), cell.size), *self._base_checkpoint(cell.size))
         return Job(f"adapted/{out.name}", (command,), inputs, _checkpoint(out, self.study.steps), operations)
+
+    def _annealed(self, cell: Cell) -> Job:
+        """Return the branch of a checkpoint: other rows than the adaptation's first ones, at a rate that falls to 0."""
+        (out, steps), shares = self.model(cell), self.study.corpora[cell.corpus]
+        flags, trunk = self.flags("adapt", cell.size, {}), self.adapted(cell.size, cell.corpus)
+        fixed = {
+            **{"from": f"{trunk}@{cell.step}", "data": self._mixture(shares, cell.size), "out": out},
+            **{"steps": steps, "save_every": steps, "schedule": "linear", "seed": int(flags.get("seed", 0)) + 1},
+        }
+        inputs = (*self._manifests(list(shares), cell.size), _checkpoint(trunk, cell.step))
+        operations = steps * self.study.batch_size * self._row_operations(cell.size)
+        command = ("adapt", *format_flags(flags, fixed))
+        return Job(f"annealed/{out.name}", (command,), inputs, _checkpoint(out, steps), operations)
 
     def _row_operations(self, size: str) -> float:
         """Return the operations of training a language model on one row."""
@@ -175,8 +199,8 @@ class Jobs:
         return float(flops.per_token(a, length) * length)
 
     def adapt_operations(self, size: str, step: int) -> float:
-        """Return the exact operations of an adaptation up to a step: all matrix products, forward and backward."""
-        return step * self.study.batch_size * self._row_operations(size)
+        """Return the exact operations behind the model of a step: all matrix products, forward and backward."""
+        return self.study.updates(step) * self.study.batch_size * self._row_operations(size)
 
     def _start(self, size: str) -> CommandFlags:
         return {"from": self.base(size)} if self.study.base else {"size": size}
@@ -199,7 +223,7 @@ class Jobs:
     def _language_model(self, cell: Cell) -> tuple[str, tuple[Path, ...]]:
         """Return a cell's language model as RUN@STEP, and the manifest of its checkpoint."""
         if cell.start == "adapted":
-            run, step = self.adapted(cell.size, cell.corpus), cell.step
+            run, step = self.model(cell)
         elif self.study.base:
             run, step = self.base(cell.size), int(self.study.base.adapt["steps"])
         else:

@@ -110,7 +110,7 @@ def _adaptation_columns(jobs: Jobs, cell: Cell) -> ResultRow:
         "domain_weight": 1 - shares.get(jobs.study.general, 0.0) / sum(shares.values()),
         "unique_tokens": sum(count["tokens"]["train"] for count in counts),
         "finished": last.exists(),
-        "train_loss": _train_loss(run, cell.step),
+        "train_loss": _train_loss(*jobs.model(cell)),
         "alignment": files.read_json(jobs.alignment(cell))["alignment"],
     }
 

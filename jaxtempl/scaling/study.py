@@ -80,6 +80,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         general: Dataset of other text, whose held-out rows measure forgetting; empty for none.
         zero_shot: Contexts of each language model's zero-shot evaluation; 0 skips it.
         bert: Flags that differ for BERT.
+        anneal: Updates of a branch that leaves the adaptation at each checkpoint and takes its rate to 0, so that cells
+            compare annealed models; the adaptation holds its rate. 0 compares checkpoints of one decaying rate.
         format: Version of the file's format.
     """
 
@@ -96,6 +98,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     general: str = ""
     zero_shot: int = 0
     bert: FamilyFlags = FamilyFlags()
+    anneal: int = 0
     format: int = FORMAT
 
     @property
@@ -118,9 +121,13 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the tokens of a row: the study's length, or the model's positions if they are fewer."""
         return min(int(self.prepare["length"]), architecture_of(size).positions)
 
+    def updates(self, step: int) -> int:
+        """Return the updates behind the model of a step, its annealed branch included."""
+        return step + self.anneal if step else 0
+
     def tokens(self, size: str, step: int) -> int:
-        """Return the tokens that an adaptation has read by a step."""
-        return step * self.batch_size * self.length(size)
+        """Return the tokens that the model of a step has read."""
+        return self.updates(step) * self.batch_size * self.length(size)
 
 
 class Cell(NamedTuple):
@@ -209,6 +216,8 @@ def _faults(study: Study) -> Iterator[str]:
         ("base.adapt", study.base.adapt if study.base else {"steps": 1}, ("steps",)),
     ):
         yield from (f"{where} needs {name}: a whole number" for name in required if type(flags.get(name)) is not int)
+    if study.anneal < 0:
+        yield f"anneal is {study.anneal}; it needs a number of updates, or 0 for no branches"
     datasets = [study.task, *([study.general] if study.general else []), *(study.base.data if study.base else ())]
     datasets += [name for shares in study.corpora.values() for name in shares]
     yield from _unknown("datasets", datasets, study.datasets)
