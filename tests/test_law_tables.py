@@ -159,6 +159,20 @@ def test_an_unidentified_law_predicts_inside_the_measured_range_only() -> None:
     assert goodness_of_fit._unidentified(fitted)
 
 
+def test_the_most_narrowing_measurement_is_that_of_least_variance() -> None:
+    law = catalog.IN_TOKENS
+    data = truth(law).sample(0)
+    fit = fitting.fit(law, data, resamples=0)
+    x, candidates = np.array([2e7]), np.geomspace(1e5, 2e7, 6)[:, None]
+
+    def deviation(points: np.ndarray) -> float:
+        slopes, at_x = (law.log(fit.theta, p)[1] for p in (points, x[None]))
+        return float(np.sqrt((at_x @ np.linalg.inv(slopes.T @ slopes) @ at_x.T)[0, 0]))
+
+    expected = [1 - deviation(np.concatenate([data.x, one[None]])) / deviation(data.x) for one in candidates]
+    np.testing.assert_allclose(fit.narrowing(x, candidates), expected, rtol=1e-4)
+
+
 BAD: list[tuple[Mapping[str, Any], dict[str, Any], str]] = [
     (table(loss=[float("nan")] * 36), {}, "loss is nan in row 1 and in 35 other rows; a law needs positive numbers"),
     (table(loss=[1.0, 0.0] + [1.0] * 34), {}, "loss is 0 in row 2;"),

@@ -144,6 +144,8 @@ def test_advice_is_the_best_configuration_within_the_constraints(rows: list[Resu
     assert labels.dollars == pytest.approx(8_000, rel=0.01)
     assert labels.loss.value < 1
     assert len(best.leans_on) == 5
+    assert best.next_experiment.size in SIZES
+    assert 0 < best.next_experiment.narrowing < 1
     small = Adviser(rows, constraints(gpu_hours=1e-3)).advise()
     assert small.plan.gpu_hours <= 1e-3
     assert small.plan.expected["loss"].value >= best.plan.expected["loss"].value

@@ -75,6 +75,22 @@ class Doubling(NamedTuple):
     dollars: float | None
 
 
+class NextExperiment(NamedTuple):
+    """The cell that narrows the plan's predicted loss most, among measured sizes and twice the measured amounts.
+
+    Attributes:
+        size: Size of the model.
+        tokens: Tokens of its adaptation.
+        labels: Labels of its fine-tuning.
+        narrowing: Share by which it narrows the law's standard error.
+    """
+
+    size: str
+    tokens: float
+    labels: float
+    narrowing: float
+
+
 class Advice(NamedTuple):
     """The advice of a study.
 
@@ -85,6 +101,7 @@ class Advice(NamedTuple):
         verdict: Verdict on further adaptation.
         why: Reason for the verdict.
         leans_on: Cells with the most leverage on the predicted loss, with their shares.
+        next_experiment: Cell that would narrow the predicted loss most.
         warnings: Caveats.
     """
 
@@ -94,6 +111,7 @@ class Advice(NamedTuple):
     verdict: AdviceVerdict
     why: str
     leans_on: list[tuple[str, float]]
+    next_experiment: NextExperiment
     warnings: list[str]
 
 
@@ -110,6 +128,11 @@ def format_advice(advice: Advice) -> Iterator[str]:
     yield from (_format_doubling(doubling) for doubling in advice.doublings)
     for other in advice.others:
         yield f"Alternative: {other.size} on {other.tokens:,.0f} tokens: {_format_expected(other)}."
+    best = advice.next_experiment
+    yield (
+        f"One more cell narrows the interval of the loss most at {best.size}, {best.tokens:,.0f} tokens and "
+        f"{best.labels:,.0f} labels: by {best.narrowing:.0%}."
+    )
     cells = ", ".join(f"{cell} ({share:.0%})" for cell, share in advice.leans_on)
     yield f"The most influential cells are {cells}."
     yield from (f"Warning: {warning}." for warning in advice.warnings)

@@ -5,13 +5,14 @@ hours allow. Candidates are the measured sizes and those of configs/sizes/ withi
 with practically equal loss, the shortest wins.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jaxtempl.config import paths
 from jaxtempl.errors import UserError
-from jaxtempl.scaling.advice import Advice, AdviceVerdict, Constraints, Doubling, TrainingPlan
+from jaxtempl.scaling.advice import Advice, AdviceVerdict, Constraints, Doubling, NextExperiment, TrainingPlan
 from jaxtempl.scaling.columns import ResultRow
 from jaxtempl.scaling.laws import analysis, selection
 from jaxtempl.scaling.laws.forecast import Forecaster, Scenario
@@ -91,7 +92,18 @@ class Adviser:
         verdict, why = self._verdict(best, doublings)
         scenario = self._scenario(best.size, best.tokens, best.labels)
         cells = self.forecaster.influential_cells("loss", scenario)[:INFLUENTIAL_CELLS]
-        return Advice(best, plans[1:], doublings, verdict, why, cells, list(self._warnings(best)))
+        following = self._next_experiment(scenario)
+        return Advice(best, plans[1:], doublings, verdict, why, cells, following, list(self._warnings(best)))
+
+    def _next_experiment(self, scenario: Scenario) -> NextExperiment:
+        """Return the cell that narrows the predicted loss most: a measured size, at measured amounts or twice them."""
+        sizes = sorted({row["size"] for row in self._adapted})
+        tokens, labels = ({float(row[name]) for row in self._adapted} for name in ("tokens", "labels"))
+        cells = list(itertools.product(sizes, *(sorted(each | {2 * max(each)}) for each in (tokens, labels))))
+        shares = self.forecaster.narrowing("loss", scenario, [self._scenario(*cell) for cell in cells])
+        best = int(np.argmax(shares))
+        size, tokens_read, labelled = cells[best]
+        return NextExperiment(size, tokens_read, labelled, shares[best])
 
     def _plans(self) -> Iterator[TrainingPlan]:
         for size in self._sizes():

@@ -103,6 +103,18 @@ class Fit:
         slopes, at_x = (self.law.log(self.theta, points)[1] for points in (self.data.x, x[None]))
         return at_x[0] @ np.linalg.pinv(slopes, rcond=1e-8)
 
+    def narrowing(self, x: Float[np.ndarray, " K"], candidates: Float[np.ndarray, "M K"]) -> Float[np.ndarray, " M"]:
+        """Return the share by which one more measurement at each candidate narrows the standard error at x.
+
+        It is linearised at the optimum (Chaloner and Verdinelli, 1995, section 2: c-optimal design).
+        """
+        slopes, at_x, each = (self.law.log(self.theta, points)[1] for points in (self.data.x, x[None], candidates))
+        inverse = np.linalg.pinv(slopes, rcond=1e-8)
+        direction = inverse.T @ at_x[0]
+        added = each @ inverse
+        gain = (added @ direction) ** 2 / (1 + np.sum(added**2, axis=1))
+        return 1 - np.sqrt(np.maximum(1 - gain / max(direction @ direction, 1e-300), 0.0))
+
     def _interval(self, value: Any, resampled: Any, logarithm: bool) -> Interval:
         widening = bootstrap.widening(len(self.data.y), len(np.unique(self.data.group)), len(self.theta))
         return percentile_interval(value, resampled, widening, logarithm)

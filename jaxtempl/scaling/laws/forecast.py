@@ -90,6 +90,12 @@ class Forecaster:
         names = [kept[i]["cell"] for i in range(len(weights))]
         return sorted(zip(names, (weights / weights.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
 
+    def narrowing(self, quantity: str, scenario: Scenario, candidates: Sequence[Scenario]) -> list[float]:
+        """Return the share by which a cell at each candidate narrows the law's standard error at a scenario."""
+        law = self.laws[quantity]
+        points = np.stack([_variables(law, candidate) for candidate in candidates])
+        return law.fit.narrowing(_variables(law, scenario), points).tolist()
+
     def predict_quantity(self, quantity: str, scenario: Scenario) -> Interval:
         """Return the prediction interval of a loss or missed share for one more cell of any seed.
 
