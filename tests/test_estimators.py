@@ -1,12 +1,14 @@
-"""Estimates of experiments: published examples, statsmodels, brute-force matrices, and error rates under no effect."""
+"""Estimates of experiments: published examples, other libraries, matrix formulas, and error rates under no effect."""
 
 import importlib.util
 import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import statsmodels.api as sm
+import tea_tasting
 from scipy import linalg, stats
 
 from jaxtempl.errors import UserError
@@ -89,6 +91,26 @@ def test_many_clusters_give_the_clustered_error_of_statsmodels() -> None:
     fitted = sm.OLS(times, sm.add_constant(arms)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
     assert found.value == pytest.approx(fitted.params[1])
     assert found.se == pytest.approx(fitted.bse[1], rel=0.01)
+
+
+def test_many_advocates_give_the_ratio_and_cuped_of_tea_tasting() -> None:
+    random = np.random.default_rng(5)
+    clusters, speeds = np.repeat(np.arange(3000), random.poisson(6, 3000) + 1), random.lognormal(0, 0.4, 3000)
+    arms, earlier = random.permutation(np.arange(3000) % 2), 10 * speeds + random.normal(0, 2, 3000)
+    times = 10 * speeds[clusters] * random.lognormal(0, 0.5, clusters.size) - 0.5 * arms[clusters]
+    sums = estimators.sums_by_cluster(times, clusters, arms[clusters])
+    totals, weights = sums.totals.sum(1), sums.weights.sum(1)
+    columns = {"variant": arms, "time": totals, "count": weights, "earlier": weights * earlier, "before": weights + 0.0}
+    found = tea_tasting.Experiment(
+        plain=tea_tasting.RatioOfMeans("time", "count"),
+        cuped=tea_tasting.RatioOfMeans("time", "count", numer_covariate="earlier", denom_covariate="before"),
+    ).analyze(pa.table(columns))
+    adjusted = estimators.cuped(sums, earlier)
+    assert adjusted.variance_kept < 0.6
+    for ours, theirs in ((estimators.difference(sums), found["plain"]), (adjusted.estimate, found["cuped"])):
+        bounds = (theirs.effect_size_ci_lower, theirs.effect_size_ci_upper)
+        assert ours.value == pytest.approx(theirs.effect_size, abs=0.02)
+        assert (ours.low, ours.high) == pytest.approx(bounds, abs=0.02)
 
 
 @pytest.mark.parametrize("by_advocate", [False, True])

@@ -135,6 +135,14 @@ def test_an_estimate_lies_inside_its_interval(value: float, resampled: list[floa
     assert interval.low <= interval.value <= interval.high
 
 
+def test_held_out_points_are_predicted_with_the_options_of_the_fit() -> None:
+    data = truth(catalog.CHINCHILLA).sample(0)
+    free, held = (goodness_of_fit.assess(catalog.CHINCHILLA, data, fixed=fixed) for fixed in ({}, {"a": 0.01}))
+    assert free
+    assert held
+    assert held.heldout["parameters"].error > 2 * free.heldout["parameters"].error
+
+
 def test_two_values_are_refused_and_three_are_a_remark() -> None:
     columns = table()
     sizes = np.unique(columns["parameters"])

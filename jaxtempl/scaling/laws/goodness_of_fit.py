@@ -99,7 +99,12 @@ def _distinct(law: Law, data: Observations, variable: int) -> Float[np.ndarray, 
 
 
 def assess(
-    law: Law, data: Observations, seed: int = 0, held_out: Bool[np.ndarray, " N"] | None = None, **options: Any
+    law: Law,
+    data: Observations,
+    seed: int = 0,
+    held_out: Bool[np.ndarray, " N"] | None = None,
+    delta: float | None = None,
+    fixed: Mapping[str, float] | None = None,
 ) -> LawAssessment | None:
     """Fit a law and assess it; return None if there are too few points or values of a variable.
 
@@ -108,17 +113,19 @@ def assess(
         data: Points.
         seed: Seed of the fit.
         held_out: Points to predict from the others (default: the largest values of each variable).
-        options: `delta` and `fixed` of the fit.
+        delta: Threshold of the Huber loss of the fit; fits that predict held-out points choose their own.
+        fixed: Values of parameters that are not fitted.
     """
     if shortage(law, data):
         return None
-    fitted = fit(law, data, seed, **options)
+    fitted = fit(law, data, seed, delta=delta, fixed=fixed)
     if held_out is None:
         heldout = {
-            name: heldout_errors(law, data, _largest_values(law, data, i), seed) for i, name in enumerate(law.variables)
+            name: heldout_errors(law, data, _largest_values(law, data, i), seed, fixed=fixed)
+            for i, name in enumerate(law.variables)
         }
     else:
-        heldout = {"the chosen points": heldout_errors(law, data, held_out, seed)}
+        heldout = {"the chosen points": heldout_errors(law, data, held_out, seed, fixed=fixed)}
     misfit, noise = float(np.mean(np.abs(np.expm1(-fitted.residuals)))), repeated_scatter(data)
     rejection = rejection_reason(fitted, misfit, noise, heldout)
     unidentified = tuple(_unidentified(fitted))
@@ -245,13 +252,13 @@ def heldout_error(law: Law, data: Observations, variable: int, seed: int) -> flo
 
 
 def heldout_errors(
-    law: Law, data: Observations, held_out: Bool[np.ndarray, " N"], seed: int, start: Any = None
+    law: Law, data: Observations, held_out: Bool[np.ndarray, " N"], seed: int, **options: Any
 ) -> HeldOut:
-    """Return the errors on held-out points, fitted to the others; NaN if the others are too few."""
+    """Return the errors on held-out points, fitted to the others with options; NaN if the others are too few."""
     seen, unseen = data.select(~held_out), data.select(held_out)
     if not _suffice(law, seen) or not len(unseen.y):
         return HeldOut(float("nan"), float("nan"))
-    fitted = fit(law, seen, seed, resamples=0, start=start)
+    fitted = fit(law, seen, seed, resamples=0, **options)
     predicted = np.exp(law.log(fitted.theta, unseen.x)[0])
     return HeldOut(_mean_error(predicted, unseen.y), _mean_error(_nearest(seen, unseen.x), unseen.y))
 
@@ -264,7 +271,7 @@ def leave_out_error(fitted: Fit, variable: int, seed: int = 0) -> float:
     values = fitted.data.x[:, variable]
     folds = np.array_split(np.unique(values), min(len(np.unique(values)), MAX_FOLDS))
     errors = [
-        heldout_errors(fitted.law, fitted.data, np.isin(values, fold), seed, fitted.theta).error for fold in folds
+        heldout_errors(fitted.law, fitted.data, np.isin(values, fold), seed, start=fitted.theta).error for fold in folds
     ]
     return float("nan") if np.isnan(errors).all() else float(np.nanmean(errors))
 
