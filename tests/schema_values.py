@@ -74,6 +74,9 @@ class Values:
         return st.lists(self.of(items), min_size=least, max_size=most)
 
     def _object(self, rest: dict[str, Any]) -> SearchStrategy[dict[str, Any]]:
+        if "properties" not in rest:  # a dictionary
+            names, values = self._string(dict(rest.pop("propertyNames"))), self.of(rest.pop("additionalProperties"))
+            return st.dictionaries(names, values, max_size=3)
         properties, required = rest.pop("properties"), rest.pop("required")
         made = {name: self._property(name, schema) for name, schema in properties.items()}
         optional = {name: made.pop(name) for name in properties if name not in required}

@@ -228,7 +228,9 @@ OLD = {
 def test_old_and_new_config_keys_give_the_same_architecture() -> None:
     new = {key: value for key, value in OLD.items() if not key.startswith("rotary")}
     new["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 500.0}
-    expected = NeoXArchitecture(2, 16, 2, 20, 17, 64, 1e-4, 0.5, 500.0, False)
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "feed_forward": 20, "vocabulary": 17, "positions": 64}
+    rest: Any = {"norm_eps": 1e-4, "rotary_fraction": 0.5, "rotary_base": 500.0, "parallel_residual": False}
+    expected = NeoXArchitecture(**shape, **rest)
     assert config.architecture_from(OLD) == config.architecture_from(new) == expected
 
 

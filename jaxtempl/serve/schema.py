@@ -191,8 +191,8 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         # As str: msgspec does not check the encoding of text that it skips, and takes no byte order mark.
         return decoder.decode(body.decode("utf-8-sig"))
     except msgspec.ValidationError as error:
-        detail, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".")
+        detail, _, path = str(error).replace("`key` in ", "").partition(" - at `$")
+        field = path.rstrip("`").lstrip(".").partition("[...]")[0]  # msgspec does not name a dictionary's value
         missing = re.search(r"missing required field `(\w+)`", detail)
         field = f"{field}.{missing[1]}".lstrip(".") if missing else field
         raise FieldError(field, _without_values(detail)) from None
