@@ -61,7 +61,9 @@ def resample(
         resamples: Number of resamples.
     """
     groups = _usable(group)
-    drawn = np.random.default_rng(seed + 1).normal(size=(resamples, groups.max() + 1))  # bounded weights under-cover
+    random, shape = np.random.default_rng(seed + 1), (resamples, groups.max() + 1)
+    # Signs keep the tails of single points, to which the Huber loss is fitted; of a few groups they give few samples.
+    drawn = random.choice([-1.0, 1.0], shape) if shape[1] == len(group) else random.normal(size=shape)
     return fitted + drawn[:, groups] * _inflated(residuals, slopes, groups)
 
 
