@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import common, runs
+from jaxtempl.runs.run import Run
 from jaxtempl.specs.interval import Interval
 
 WORK = Path("runs/choosing")  # relative to the project root
@@ -92,8 +93,7 @@ def _finetune(weights: Path, setting: Setting, labels: int) -> Path:
 
 def _validation(out: Path) -> dict[str, float]:
     """Return the loss and accuracy on validation cases of the epoch with the least loss."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    measured = [line for line in lines if "validation_top1" in line]
+    measured = [line for line in Run(out).metrics() if "validation_top1" in line]
     best = min(measured, key=lambda line: line["validation_loss"])
     return {"top1": best["validation_top1"], "loss": best["validation_loss"]}
 
