@@ -55,7 +55,6 @@ class Channel:
         if self._closing:
             await self._discard(seconds)
             await self._send({"type": "http.response.body"})
-            self._closing = False
 
     async def _discard(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

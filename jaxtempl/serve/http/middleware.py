@@ -21,7 +21,7 @@ from jaxtempl.serve import logs
 from jaxtempl.serve.batcher import FailedError, FullError, LateError, RefusedError, SupersededError
 from jaxtempl.serve.events.store import StoreUnavailableError, UnknownSuggestionError
 from jaxtempl.serve.http.auth import Tokens
-from jaxtempl.serve.http.channel import Channel
+from jaxtempl.serve.http.channel import LINGER_SECONDS, Channel
 from jaxtempl.serve.metrics import Metrics
 from jaxtempl.serve.schema import ErrorAnswer, FieldError
 from jaxtempl.serve.service import BusyError, NotReadyError
@@ -67,7 +67,7 @@ class Boundary:
         scope["app"] = self  # otherwise the router answers unknown paths itself
         if scope["path"].startswith(f"{self._root_path}/"):
             scope["path"] = scope["path"].removeprefix(self._root_path)
-        started, channel = time.perf_counter(), Channel(scope, receive, send)
+        started, channel, linger = time.perf_counter(), Channel(scope, receive, send), LINGER_SECONDS
         try:
             self._admit(scope["path"], [value for name, value in scope["headers"] if name == b"authorization"])
             await self._app(scope, channel.receive, channel.send)
@@ -75,10 +75,9 @@ class Boundary:
             if channel.status:
                 raise
             await error_response(error, channel.request_id)(scope, channel.receive, channel.send)
-            if isinstance(error, asyncio.CancelledError):
-                await channel.finish(0)  # the server waits for nothing any more
+            linger = 0 if isinstance(error, asyncio.CancelledError) else linger  # a server that stops waits for nothing
         self._record(scope, channel.status, time.perf_counter() - started, channel.request_id)
-        await channel.finish()
+        await channel.finish(linger)
 
     def _admit(self, path: str, authorizations: Sequence[bytes]) -> None:
         for prefix, tokens in self._guards.items():
